@@ -1,0 +1,49 @@
+# make demo | test | check | docs | bench: each sets up what it needs; PIP_FLAGS passes through to pip.
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+RUN := runs/digits
+# Threads that wait asleep leave a shared machine's second core to whoever works.
+export OMP_WAIT_POLICY ?= passive
+# The pins hold for what builds the package, too.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check docs bench clean
+
+.venv/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --editable .
+	touch $@
+
+.venv/test: .venv/core
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --editable '.[test,dev]'
+	touch $@
+
+demo: .venv/core
+	@if [ -e $(RUN)/checkpoints ]; then $(BIN)/unfog train --resume $(RUN); else $(BIN)/unfog train digits --out $(RUN); fi
+	@$(BIN)/unfog sample $(RUN) -n 100
+	@$(BIN)/unfog film $(RUN) -n 10
+	@$(BIN)/unfog evaluate $(RUN) -n 1000
+
+test: .venv/test
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+check: .venv/test
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/mypy
+	rm -rf build && $(BIN)/python -m build --quiet --wheel --outdir build
+	$(BIN)/pip install --quiet --no-deps --target build/wheel build/*.whl
+	test -f build/wheel/unfog/py.typed
+	cd build && PYTHONPATH=wheel ../$(BIN)/python -c "import unfog, sys; sys.exit('build/wheel' not in unfog.__file__)"
+
+docs: .venv/test
+	$(BIN)/python -m pytest --quiet tests/test_docs.py
+
+bench: .venv/core
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/training.py --shape 1,8,8 --set width=32
+
+clean:
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache

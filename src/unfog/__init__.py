@@ -1,0 +1,87 @@
+"""unfog: a diffusion toolkit in PyTorch that one can read in an afternoon and then use for real work."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Rescheduled
+    from unfog.diffusion.guidance import ClassifierFree
+    from unfog.diffusion.objectives import denoising_loss
+    from unfog.diffusion.oracle import Mixture, MixtureDenoiser
+    from unfog.diffusion.sampling import sample, trajectory
+    from unfog.diffusion.schedules import Schedule
+    from unfog.diffusion.solvers import Solver, Step
+    from unfog.diffusion.targets import Prediction, Target
+    from unfog.errors import EnvironmentFailure, UserError
+    from unfog.recipe import Recipe, part, register
+    from unfog.recipes import recipe
+    from unfog.run import Run, load, resume, train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ClassifierFree": "diffusion.guidance",
+    "Clipped": "diffusion.denoiser",
+    "Conditioned": "diffusion.denoiser",
+    "Denoise": "diffusion.denoiser",
+    "Denoiser": "diffusion.denoiser",
+    "EnvironmentFailure": "errors",
+    "Mixture": "diffusion.oracle",
+    "MixtureDenoiser": "diffusion.oracle",
+    "Prediction": "diffusion.targets",
+    "Recipe": "recipe",
+    "Rescheduled": "diffusion.denoiser",
+    "Run": "run",
+    "Schedule": "diffusion.schedules",
+    "Solver": "diffusion.solvers",
+    "Step": "diffusion.solvers",
+    "Target": "diffusion.targets",
+    "UserError": "errors",
+    "denoising_loss": "diffusion.objectives",
+    "load": "run",
+    "part": "recipe",
+    "recipe": "recipes",
+    "register": "recipe",
+    "resume": "run",
+    "sample": "diffusion.sampling",
+    "train": "run",
+    "trajectory": "diffusion.sampling",
+}
+
+__all__ = [
+    "ClassifierFree",
+    "Clipped",
+    "Conditioned",
+    "Denoise",
+    "Denoiser",
+    "EnvironmentFailure",
+    "Mixture",
+    "MixtureDenoiser",
+    "Prediction",
+    "Recipe",
+    "Rescheduled",
+    "Run",
+    "Schedule",
+    "Solver",
+    "Step",
+    "Target",
+    "UserError",
+    "denoising_loss",
+    "load",
+    "part",
+    "recipe",
+    "register",
+    "resume",
+    "sample",
+    "train",
+    "trajectory",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `unfog --help` does not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unfog' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"unfog.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

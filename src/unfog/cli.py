@@ -1,0 +1,300 @@
+"""The command line: thin verbs over the library. What they need is imported when they are called."""
+
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from unfog import __version__
+from unfog.errors import EnvironmentFailure, Stopped, UserError
+
+Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")]
+Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
+
+
+def train(
+    recipe: tyro.conf.Positional[str] = "",
+    /,
+    *,
+    data: str | None = None,
+    size: int | None = None,
+    out: Path | None = None,
+    budget: str | None = None,
+    set: Settings = (),
+    resume: Path | None = None,
+    init_from: Path | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> None:
+    """Train a recipe into a run folder, or go on with a run that was stopped.
+
+    For example:
+
+      unfog train digits --out runs/digits
+      unfog train mnist --data my/mnist --budget 10m --out runs/mnist
+      unfog train folder --data my_pictures --size 32 --set network.width=96
+      unfog train digits --set schedule=cosine --set target=v --out runs/cosine-v
+      unfog train --resume runs/digits
+
+    Args:
+        recipe: Name of a recipe; `unfog recipes` lists them.
+        data: Path of the data, for recipes that read files.
+        size: Side of the pictures, for the recipe 'folder'.
+        out: Run folder; runs/RECIPE if left away.
+        budget: Time to use instead of the recipe's number of images, for instance 90s, 10m or 2h.
+        set: Change a part of the recipe; may be given again and again.
+        resume: Go on with this run folder.
+        init_from: Start from the weights of this run folder.
+        device: cpu, cuda, cuda:1, mps, or auto.
+        precision: Arithmetic of the network; auto chooses what is faster there.
+    """
+    from unfog import run
+    from unfog.evaluation.plots import draw_losses, draw_plane
+    from unfog.recipes import recipe as find
+
+    if resume is not None:
+        if recipe or data or size or out or budget or set or init_from or precision != "auto":
+            raise UserError("--resume goes on with a run as it is: give it alone, or start anew with --init-from")
+        folder = resume
+        begin: Callable[[], run.Run] = lambda: run.resume(folder, device=device)  # noqa: E731 - one of two starts
+    else:
+        if not recipe:
+            raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
+        seconds = None if budget is None else _seconds(budget)
+        chosen = find(recipe, data, size).set(*set)
+        if precision != "auto":
+            chosen = chosen.set(f"training.precision={precision}")
+        folder = out or Path("runs") / recipe
+        begin = lambda: run.train(chosen, folder, budget=seconds, init_from=init_from, device=device)  # noqa: E731
+    try:
+        finished = begin()
+    finally:
+        draw_losses(folder)
+    if finished.recipe.shape == (2,):
+        draw_plane(finished, folder / "plane.png")
+        print(f"field and trajectories: {folder / 'plane.png'}")
+    print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64`)")
+
+
+def sample(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    n: Count = 64,
+    label: int | None = None,
+    solver: str | None = None,
+    steps: int | None = None,
+    grid: str | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> None:
+    """Draw samples from a run folder: a sheet, and each picture as a PNG.
+
+    For example:
+
+      unfog sample runs/digits -n 64
+      unfog sample runs/digits -n 16 --label 3 --guidance 1.5 --seed 7 --out threes
+      unfog sample runs/digits --solver ddim --steps 50
+
+    Args:
+        run: Run folder.
+        n: Number of samples.
+        label: Class to draw; all classes in turn if left away.
+        solver: ancestral, ddim, euler, heun or dpmpp-2m; the recipe's if left away.
+        steps: Steps of the solver.
+        grid: uniform, log-snr or karras.
+        guidance: Scale of classifier-free guidance; 1 is off.
+        seed: Seed of the noise; sample i depends on the seed and on i alone.
+        out: Folder for the pictures; RUN/samples/seed-SEED if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+        precision: Arithmetic of the network.
+    """
+    from unfog.data.pictures import save_picture, sheet, tile
+    from unfog.run import load
+    from unfog.training.checkpoint import disk
+
+    loaded = load(run, device, precision)
+    samples = loaded.sample(n, label, solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
+    folder = out or run / "samples" / f"seed-{seed}"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another --out")
+    classes = len(loaded.recipe.classes)
+    columns = classes if label is None and 1 < classes <= 16 else max(1, round(n**0.5))
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_picture(sheet(samples, columns), folder / "sheet.png")
+        if samples.ndim == 2:
+            (folder / "points.csv").write_text("".join(f"{','.join(map(str, row))}\n" for row in samples.tolist()))
+        else:
+            for index, picture in enumerate(samples):
+                save_picture(tile(picture[None], 1, gap=0), folder / f"{index:05}.png")
+    print(f"{n} samples: {folder / 'sheet.png'}")
+
+
+def film(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    n: Count = 8,
+    label: int | None = None,
+    solver: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Show the denoising: a strip (PNG) and an animation (GIF), x_t above the predicted x0.
+
+    For example:
+
+      unfog film runs/digits
+      unfog film runs/digits --label 8 --steps 40 --out films
+
+    Args:
+        run: Run folder.
+        n: Samples in the animation; the strip shows the first.
+        label: Class to draw; all classes in turn if left away.
+        solver: ancestral, ddim, euler, heun or dpmpp-2m; the recipe's if left away.
+        steps: Steps of the solver, one frame for each.
+        guidance: Scale of classifier-free guidance; 1 is off.
+        seed: Seed of the noise.
+        out: Folder for strip.png and film.gif; RUN/film if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.data.pictures import save_film, save_picture
+    from unfog.run import film as shoot
+    from unfog.run import load
+    from unfog.training.checkpoint import disk
+
+    if n < 1:
+        raise UserError(f"the number of samples must be 1 or more, not {n}")
+    loaded = load(run, device)
+    strip, frames = shoot(loaded, loaded.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed), n, label)
+    folder = out or run / "film"
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_picture(strip, folder / "strip.png")
+        save_film(frames, folder / "film.gif", milliseconds=80)
+    print(f"strip: {folder / 'strip.png'}\nfilm:  {folder / 'film.gif'}")
+
+
+def evaluate(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    n: Count = 1000,
+    guidance: tuple[float, ...] = (),
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Measure class-conditional samples beside real held-out data, and write RUN/evaluation.json.
+
+    A support-vector classifier fitted on real training rows reads the samples; distances to the nearest
+    training row show copies, coverage shows what is missing.
+
+    For example:
+
+      unfog evaluate runs/digits
+      unfog evaluate runs/digits -n 1000 --guidance 1 1.5
+
+    Args:
+        run: Run folder.
+        n: Number of samples, at least as many as held-out rows.
+        guidance: Scales of classifier-free guidance to measure, 1 is off; 1 and the recipe's if left away.
+        steps: Steps of the solver.
+        seed: Seed of the noise.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.evaluation.report import Judge, table
+    from unfog.evaluation.report import evaluate as measure
+    from unfog.run import load
+    from unfog.training.checkpoint import write_whole
+
+    loaded = load(run, device)
+    judge = Judge(*loaded.recipe.build_data()[1])
+    scales = guidance or sorted({1.0, loaded.recipe.sampling.options["guidance"]})
+    found = [measure(loaded, judge, n, guidance=scale, steps=steps, seed=seed) for scale in scales]
+    write_whole(run / "evaluation.json", json.dumps([one.to_json() for one in found], indent=1).encode())
+    print(table(found))
+    print(f"written: {run / 'evaluation.json'}")
+
+
+def recipes() -> None:
+    """List the recipes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from unfog.recipes import RECIPES
+
+    rows = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, build in RECIPES.items():
+        rows.add_row(f"[bold]{name}[/]", (build.__doc__ or "").split("\n")[0])
+    Console().print(rows)
+
+
+def _seconds(text: str) -> float:
+    """Return the seconds of a text like 90s, 10m or 2h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not found or float(found[1]) == 0:
+        raise UserError(f"--budget takes a time like 90s, 10m or 2h, not {text!r}")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _warn(message: Warning | str, *rest: Any, **more: Any) -> None:
+    """Show a warning as one line."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "sample": sample,
+    "film": film,
+    "evaluate": evaluate,
+    "recipes": recipes,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process if None.
+
+    Returns: 0 done; 1 the environment failed; 2 the user's mistake; 128 + signal if stopped.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    if "--version" in arguments[:1]:
+        print(f"unfog {__version__}")
+        return 0
+    warnings.showwarning = _warn
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            VERBS,
+            prog="unfog",
+            args=arguments,
+            description="Train, sample and measure diffusion models.",
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except UserError as error:
+        print(f"unfog: {error}", file=sys.stderr)
+        return 2
+    except EnvironmentFailure as error:
+        print(f"unfog: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("unfog: stopped", file=sys.stderr)
+        return 130
+    except Stopped as error:
+        print(f"unfog: {error}", file=sys.stderr)
+        return error.code
+    return 0

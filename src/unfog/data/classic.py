@@ -1,0 +1,184 @@
+"""The classic sets in their original files: digits, MNIST, Fashion-MNIST and CIFAR-10."""
+
+import gzip
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unfog.data.download import cache_folder, fetch
+from unfog.data.source import Data, InMemory, split
+from unfog.errors import UserError
+
+_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+
+_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_MD5 = {
+    _MNIST: (
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "d53e105ee54ea40749a09fcbcd1e9432",
+        "9fb629c4189551a2d022fa330f9573f3",
+        "ec29112dd5afa0611ce80d1b7f02629c",
+    ),
+    _FASHION: (
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "25c81989df183df01b3e8a0aad5dffbe",
+        "bef4ecab320f06d8554ea6380940ec79",
+        "bb300cfdad3c16e7a12a480ee83cd310",
+    ),
+}
+_CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+_THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_NUMERALS = tuple("0123456789")
+
+
+def digits() -> Data:
+    """Return scikit-learn's 1,797 handwritten digits, 1×8×8, a fifth of them held out: no download.
+
+    Source: Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits (UCI).
+    """
+    from sklearn.datasets import load_digits  # here, since scikit-learn takes a second to import
+
+    pixels, labels = load_digits(return_X_y=True)
+    x = np.round(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return split(InMemory(torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64)), _NUMERALS), 0.2)
+
+
+def mnist(path: str | None = None) -> Data:
+    """Read MNIST, 1×28×28: 60,000 digits, and 10,000 held out.
+
+    Args:
+        path: Folder with the four idx files, packed (.gz) or not; downloaded into the cache if None.
+
+    Returns: The set with its official split.
+    Source: LeCun, Cortes & Burges, The MNIST database.
+    """
+    return _idx_set(_MNIST, "mnist", path, _NUMERALS)
+
+
+def fashion(path: str | None = None) -> Data:
+    """Read Fashion-MNIST, 1×28×28: 60,000 pictures of clothes, and 10,000 held out.
+
+    Args:
+        path: Folder with the four idx files, packed (.gz) or not; downloaded into the cache if None.
+
+    Returns: The set with its official split.
+    Source: Xiao, Rasul & Vollgraf 2017, Fashion-MNIST.
+    """
+    return _idx_set(_FASHION, "fashion", path, _CLOTHES)
+
+
+def cifar10(path: str | None = None) -> Data:
+    """Read CIFAR-10, 3×32×32: 50,000 pictures of ten things, and 10,000 held out.
+
+    Args:
+        path: Folder with (or above) `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`;
+            downloaded into the cache if None.
+
+    Returns: The set with its official split.
+    Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
+    """
+    folder = _cifar_folder() if path is None else existing(path)
+    if (folder / "cifar-10-batches-bin").is_dir():
+        folder = folder / "cifar-10-batches-bin"
+    names = sorted(file.name for file in folder.glob("data_batch_*.bin"))
+    if not names:
+        raise UserError(f"{folder} holds no data_batch_*.bin: give the folder of the binary version of CIFAR-10")
+    train = [_cifar_file(folder / name) for name in names]
+    pictures, labels = (torch.cat(part) for part in zip(*train, strict=True))
+    return Data(InMemory(pictures, labels, _THINGS), InMemory(*_cifar_file(folder / "test_batch.bin"), _THINGS))
+
+
+def existing(path: str) -> Path:
+    """Return `path` as a folder that exists.
+
+    Raises: UserError: If it does not, or is no folder.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise UserError(f"the data folder {folder} does not exist: check the path given with --data")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give the folder that holds the data with --data")
+    return folder
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Read an idx file of unsigned bytes: a magic number, the sizes, the bytes.
+
+    Args:
+        path: The file, packed if it ends in .gz.
+
+    Returns: The array that the file describes.
+    Raises: UserError: If the file is not what it says.
+    """
+    try:
+        raw = path.read_bytes()
+        data = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}): fetch it again") from error
+    axes = data[3] if len(data) > 3 else 0
+    if len(data) < 4 + 4 * axes or data[:3] != b"\x00\x00\x08":
+        raise UserError(f"{path} is no idx file of unsigned bytes: fetch it again")
+    sizes = tuple(int(size) for size in np.frombuffer(data, ">u4", count=axes, offset=4))
+    body = np.frombuffer(data, np.uint8, offset=4 + 4 * axes)
+    if len(body) != int(np.prod(sizes, dtype=object)):
+        raise UserError(f"{path} holds {len(body)} values where its head says {sizes}: fetch it again")
+    return body.reshape(sizes)
+
+
+def _idx_set(url: str, name: str, path: str | None, classes: tuple[str, ...]) -> Data:
+    """Read the four idx files of a set."""
+    if path is None:
+        files = [
+            fetch(f"{url}{file}.gz", cache_folder() / name / f"{file}.gz", md5)
+            for file, md5 in zip(_FILES, _MD5[url], strict=True)
+        ]
+    else:
+        folder = existing(path)
+        files = [_either(folder, file) for file in _FILES]
+    arrays = [read_idx(file) for file in files]
+    parts = []
+    for pictures, labels, file in ((arrays[0], arrays[1], files[1]), (arrays[2], arrays[3], files[3])):
+        if pictures.ndim != 3 or len(pictures) == 0 or labels.shape != pictures.shape[:1]:
+            raise UserError(f"{file} does not label the pictures beside it one by one: fetch both again")
+        if labels.max() >= len(classes):
+            raise UserError(f"{file} holds the label {labels.max()}, where there are {len(classes)} classes")
+        x, y = torch.from_numpy(pictures.copy()), torch.from_numpy(labels.astype(np.int64))
+        parts.append(InMemory(x.unsqueeze(1), y, classes))
+    return Data(*parts)
+
+
+def _either(folder: Path, name: str) -> Path:
+    """Return the packed or the unpacked form of a file."""
+    for file in (folder / f"{name}.gz", folder / name):
+        if file.is_file():
+            return file
+    raise UserError(f"{folder} holds neither {name}.gz nor {name}: give the folder of the original idx files")
+
+
+def _cifar_folder() -> Path:
+    """Download and unpack CIFAR-10 into the cache."""
+    cache = cache_folder()
+    if not (cache / "cifar-10-batches-bin").is_dir():
+        archive = fetch(_CIFAR, cache / "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
+        with tarfile.open(archive) as packed:
+            packed.extractall(cache, filter="data")
+    return cache
+
+
+def _cifar_file(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read records of one label and 3,072 pixels."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: unpack the binary version of CIFAR-10 again")
+    raw = np.fromfile(path, np.uint8)
+    if len(raw) == 0 or len(raw) % 3073 or raw.reshape(-1, 3073)[:, 0].max() > 9:
+        raise UserError(f"{path} is damaged (it is no list of labelled 3×32×32 pictures): unpack it again")
+    records = raw.reshape(-1, 3073)
+    return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy()), torch.from_numpy(
+        records[:, 0].astype(np.int64)
+    )

@@ -1,0 +1,49 @@
+"""Files that are fetched once, checked, and kept in a cache folder."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from unfog.errors import EnvironmentFailure
+
+
+def cache_folder() -> Path:
+    """Return the cache: `$UNFOG_CACHE`, else `unfog` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("UNFOG_CACHE") or Path(home) / "unfog")
+
+
+def fetch(url: str, path: Path, md5: str) -> Path:
+    """Download `url` to `path` unless it is there, and check it.
+
+    Args:
+        url: Where the file is.
+        path: Where it goes; written beside and renamed, so that it is whole or absent.
+        md5: Its checksum, as its publisher gives it.
+
+    Returns: `path`.
+    Raises: EnvironmentFailure: If there is no network, or the file is not the one that was published.
+    """
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response:
+                shutil.copyfileobj(response, part)
+            part.close()
+            if hashlib.md5(Path(part.name).read_bytes(), usedforsecurity=False).hexdigest() != md5:
+                raise EnvironmentFailure(f"{url} is not the file that was published (its MD5 differs): try again")
+            os.replace(part.name, path)
+        except (urllib.error.URLError, TimeoutError) as error:
+            raise EnvironmentFailure(
+                f"cannot download {url} ({getattr(error, 'reason', error)}): "
+                f"give a folder that holds {path.name} with --data, or connect to the network"
+            ) from error
+        finally:
+            Path(part.name).unlink(missing_ok=True)
+    return path

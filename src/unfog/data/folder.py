@@ -1,0 +1,239 @@
+"""A folder of pictures: class sub-folders, or `metadata.jsonl`, or neither."""
+
+import json
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unfog.data.classic import existing
+from unfog.data.pictures import SUFFIXES, Pixels, UnreadableError, describe_picture, read_picture
+from unfog.data.source import Batch, Data, Indices, InMemory, Source, split
+from unfog.errors import UserError
+
+IN_MEMORY = 1 << 30
+"""Sets of at most this many bytes are decoded once and kept; larger ones stream through processes."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder holds.
+
+    Attributes:
+        root: The folder.
+        files: Paths of the pictures below `root`, sorted.
+        labels: Class number of each file, or None where there are no classes.
+        classes: Names of the classes.
+        captions: A text for each file where `metadata.jsonl` gives them.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    labels: tuple[int, ...] | None
+    classes: tuple[str, ...]
+    captions: tuple[str, ...] | None = None
+
+
+def list_pictures(path: str) -> Listing:
+    """Find the pictures of a folder and their classes.
+
+    `metadata.jsonl` (lines with `file_name` and `label` or `text`) decides where there is one; else the
+    sub-folders are the classes; else there are none.
+
+    Args:
+        path: The folder.
+
+    Returns: The listing.
+    Raises: UserError: If the folder is missing or holds no picture, or its metadata is damaged.
+    """
+    root = existing(path)
+    if (root / "metadata.jsonl").is_file():
+        return _from_metadata(root)
+    files = sorted(
+        file.relative_to(root).as_posix()
+        for file in root.rglob("*")
+        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
+    )
+    if not files:
+        raise UserError(f"{root} holds no picture ({', '.join(sorted(SUFFIXES))}): check the path given with --data")
+    tops = [file.split("/")[0] if "/" in file else "" for file in files]
+    classes = tuple(sorted(set(tops)))
+    if "" in classes or len(classes) < 2:
+        return Listing(root, tuple(files), None, ())
+    return Listing(root, tuple(files), tuple(classes.index(top) for top in tops), classes)
+
+
+def _from_metadata(root: Path) -> Listing:
+    """Read `metadata.jsonl`."""
+    where = root / "metadata.jsonl"
+    entries: dict[str, dict[str, object]] = {}
+    for number, line in enumerate(where.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            name = entry["file_name"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{where}, line {number}: not a JSON object with 'file_name': mend the line") from None
+        if not isinstance(name, str) or not (root / name).resolve().is_relative_to(root.resolve()):
+            raise UserError(f"{where}, line {number}: {name!r} is no file below the folder: mend the line")
+        entries[name] = entry
+    if not entries:
+        raise UserError(f"{where} names no picture: add lines with 'file_name', or remove it")
+    files = tuple(sorted(entries))
+    given = [entries[file].get("label") for file in files]
+    texts = [entries[file].get("text") for file in files]
+    captions = tuple(str(text) for text in texts) if all(text is not None for text in texts) else None
+    if any(label is None for label in given):
+        return Listing(root, files, None, (), captions)
+    classes = tuple(sorted({str(label) for label in given}, key=lambda name: (len(name), name)))
+    return Listing(root, files, tuple(classes.index(str(label)) for label in given), classes, captions)
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Pictures that are decoded when they are asked for, by worker processes.
+
+    Attributes:
+        read: Reads one file to pixels, or returns the reason why it cannot.
+        files: The files.
+        labels: Class number of each file, or None.
+        classes: Names of the classes.
+        shape: `(channels, height, width)`.
+        workers: Number of processes.
+    """
+
+    read: "Callable[[str], Pixels | str]"
+    files: tuple[str, ...]
+    labels: tuple[int, ...] | None
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    workers: int
+    _pool: list[ProcessPoolExecutor] = field(default_factory=list, compare=False, repr=False)
+    _bad: set[int] = field(default_factory=set, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self.files)
+
+    def take(self, indices: Indices) -> Batch:
+        """Decode these files; one that is unreadable is named once, and the next readable one stands in."""
+        if not self._pool:  # spawned, since a fork would copy the threads of torch in an unknown state
+            self._pool.append(ProcessPoolExecutor(self.workers, mp_context=get_context("spawn")))
+        rows = [int(row) for row in indices]
+        pixels = list(self._pool[0].map(self.read, [self.files[row] for row in rows], chunksize=8))
+        for place, found in enumerate(pixels):
+            tried = 0
+            while isinstance(found, str):
+                if rows[place] not in self._bad:
+                    self._bad.add(rows[place])
+                    warnings.warn(f"skipped {self.files[rows[place]]}: {found}", stacklevel=2)
+                if (tried := tried + 1) > len(self.files):
+                    raise UserError("none of the pictures can be read: check the folder given with --data")
+                rows[place] = (rows[place] + 1) % len(self.files)
+                found = self.read(self.files[rows[place]])
+            pixels[place] = found
+        x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
+        return Batch(x, None if self.labels is None else torch.tensor([self.labels[row] for row in rows]))
+
+
+def _read_or_reason(root: Path, shape: tuple[int, int, int], file: str) -> "Pixels | str":
+    """Read one picture, or return why it cannot be read: exceptions are for the caller to word."""
+    try:
+        return read_picture(root / file, *shape)
+    except UnreadableError as error:
+        return str(error)
+
+
+def folder(
+    path: str = "",
+    size: int | list[int] | None = None,
+    channels: int | None = None,
+    heldout: float = 0.1,
+    workers: int = 2,
+) -> Data:
+    """Read a folder of pictures, each centre-cropped to the wanted shape and resized.
+
+    Args:
+        path: The folder: class sub-folders, `metadata.jsonl`, or just pictures.
+        size: Side, or [height, width]; None chooses as `look` does.
+        channels: 1 or 3 (or as many as the arrays have); None chooses as `look` does.
+        heldout: Share of the pictures that is held out, by the hash of their names.
+        workers: Processes that decode a set too large for memory.
+
+    Returns: The set; unreadable pictures are named in a warning, skipped and counted.
+    Raises: UserError: If there is no folder, or no picture in it can be read.
+    """
+    listing = list_pictures(path)
+    found = look(listing)
+    height, width = _sides(size) or (found[1], found[2])
+    shape = (channels or found[0], height, width)
+    if not 0 < heldout < 1:
+        raise UserError(f"data.heldout is a share between 0 and 1, not {heldout}")
+    read = partial(_read_or_reason, listing.root, shape)
+    if len(listing.files) * int(np.prod(shape)) > IN_MEMORY:
+        streamed = Streamed(read, listing.files, listing.labels, listing.classes, shape, workers)
+        return split(streamed, heldout, listing.files)
+    pixels = [read(file) for file in listing.files]
+    good = [row for row, found_row in enumerate(pixels) if not isinstance(found_row, str)]
+    _report(listing, pixels)
+    if len(good) < 2:
+        raise UserError(f"{listing.root} holds {len(good)} readable pictures: a set needs 2 or more")
+    x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
+    labels = None if listing.labels is None else torch.tensor([listing.labels[row] for row in good])
+    source: Source = InMemory(x, labels, listing.classes)
+    return split(source, heldout, [listing.files[row] for row in good])
+
+
+def _report(listing: Listing, pixels: "list[Pixels | str]") -> None:
+    """Warn of the unreadable files; raise if there is no other."""
+    bad = [(file, why) for file, why in zip(listing.files, pixels, strict=True) if isinstance(why, str)]
+    if not bad:
+        return
+    named = "; ".join(f"{file} ({why})" for file, why in bad[:3]) + ("; ..." if len(bad) > 3 else "")
+    if len(bad) == len(listing.files):
+        raise UserError(f"none of the {len(bad)} pictures in {listing.root} can be read: {named}")
+    warnings.warn(f"skipped {len(bad)} of {len(pixels)} pictures in {listing.root}: {named}", stacklevel=3)
+
+
+def look(listing: Listing, sample: int = 200) -> tuple[int, int, int]:
+    """Choose (channels, height, width) for a folder by looking at up to `sample` of its pictures.
+
+    Grey if all are grey, else colour. The side is the largest of 8, 16, 28, 32, 48, 64 that the median of
+    the shorter sides reaches: larger pictures are too slow in pixels on most machines.
+
+    Args:
+        listing: What the folder holds.
+        sample: How many files to look at, evenly spread.
+
+    Returns: Channels, height and width.
+    Raises: UserError: If none of them can be read.
+    """
+    picked = listing.files[:: max(1, len(listing.files) // sample)]
+    seen = []
+    for file in picked:
+        try:
+            seen.append(describe_picture(listing.root / file))
+        except UnreadableError:
+            continue
+    if not seen:
+        raise UserError(f"none of the pictures in {listing.root} can be read: check the path given with --data")
+    short = float(np.median([min(height, width) for _, height, width in seen]))
+    side = max([side for side in (8, 16, 28, 32, 48, 64) if side <= short], default=8)
+    return max(channels for channels, _, _ in seen), side, side
+
+
+def _sides(size: int | list[int] | None) -> tuple[int, int] | None:
+    """Return (height, width) of a size as the user gives it."""
+    if size is None:
+        return None
+    sides = [size, size] if isinstance(size, int) else size
+    if len(sides) != 2 or min(sides) < 1 or max(sides) > 4096:
+        raise UserError(f"data.size is a side or [height, width] between 1 and 4096, not {size}")
+    return sides[0], sides[1]

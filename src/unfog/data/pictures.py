@@ -1,0 +1,188 @@
+"""Pictures as arrays: read from files of any mode and size, cropped to a size; sheets and films written."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from unfog.errors import UserError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy"})
+"""Suffixes of the files that count as pictures, in lower case."""
+
+Pixels = NDArray[np.uint8]
+
+
+class UnreadableError(ValueError):
+    """A file that is no whole picture; says why."""
+
+
+def read_picture(path: Path, channels: int, height: int, width: int) -> Pixels:
+    """Read a picture, centre-crop it to the asked shape and resize it.
+
+    Transparent places become white, the EXIF rotation is applied, 16-bit pictures are scaled to 8 bits.
+
+    Args:
+        path: A picture, or a `.npy` array `(height, width)` or `(height, width, channels)`: uint8, uint16, or
+            floats in [0, 1].
+        channels: 1 for grey, 3 for colour; other numbers only for arrays that have as many.
+        height: Rows of the result.
+        width: Columns of the result.
+
+    Returns: Pixels, `(channels, height, width)`.
+    Raises: UnreadableError: If the file is no whole picture.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            planes = [Image.fromarray(plane) for plane in _array_planes(path, channels)]
+        else:
+            with Image.open(path) as opened:
+                planes = [_to_mode(opened, "L" if channels == 1 else "RGB")]
+        fitted = [ImageOps.fit(plane, (width, height), Image.Resampling.LANCZOS) for plane in planes]
+    except UnreadableError:
+        raise
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise UnreadableError(str(error) or type(error).__name__) from error
+    pixels = np.stack([np.asarray(plane) for plane in fitted], axis=-1).reshape(height, width, -1)
+    if pixels.shape[2] != channels:
+        raise UnreadableError(f"it has {pixels.shape[2]} channels where the set has {channels}")
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def describe_picture(path: Path) -> tuple[int, int, int]:
+    """Return (channels, height, width) of a picture: 1 channel for grey modes, 3 for all others.
+
+    Raises: UnreadableError: If the file is no picture.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if array.ndim not in (2, 3):
+                raise UnreadableError(f"an array of {array.ndim} axes is no picture")
+            return (1 if array.ndim == 2 else array.shape[2]), array.shape[0], array.shape[1]
+        with Image.open(path) as picture:
+            grey = picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;16")
+            return (1 if grey else 3), picture.height, picture.width
+    except UnreadableError:
+        raise
+    except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableError(str(error) or type(error).__name__) from error
+
+
+def _array_planes(path: Path, channels: int) -> list[Pixels]:
+    """Return the planes of an array file as bytes."""
+    array = np.load(path, allow_pickle=False)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise UnreadableError(f"an array of shape {array.shape} is no picture")
+    if array.dtype == np.uint16:
+        array = (array / 257).round().astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise UnreadableError("its values are not all between 0 and 1")
+        array = (array * 255).round().astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise UnreadableError(f"an array of {array.dtype} is no picture: use uint8, uint16, or floats in [0, 1]")
+    if channels == 1 and array.shape[2] == 3:
+        array = np.asarray(Image.fromarray(array).convert("L"))[..., None]
+    elif channels == 3 and array.shape[2] == 1:
+        array = array.repeat(3, axis=2)
+    return [np.ascontiguousarray(array[..., plane]) for plane in range(array.shape[2])]
+
+
+def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """Return the picture upright, on white, in 8-bit grey or colour."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture, dtype=np.float64)
+        top = 65535.0 if values.max() > 255 else 255.0
+        return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8)).convert(mode)
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        front = picture.convert("RGBA")
+        white = Image.new("RGBA", front.size, "white")
+        picture = Image.alpha_composite(white, front)
+    return picture.convert(mode)
+
+
+def tile(pictures: Tensor, columns: int, enlarge: int = 1, gap: int = 1) -> Image.Image:
+    """Lay pictures out in rows, from left to right.
+
+    Args:
+        pictures: uint8, `(count, channels, height, width)`; 1 or 3 channels are shown, of others the first.
+        columns: Pictures in a row.
+        enlarge: Whole factor by which each pixel grows.
+        gap: Pixels between pictures, before enlarging.
+
+    Returns: The sheet.
+    """
+    count, channels, height, width = pictures.shape
+    rows = -(-count // columns)
+    shown = pictures if channels == 3 else pictures[:, :1].expand(-1, 3, -1, -1)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 96, dtype=np.uint8)
+    for index, picture in enumerate(shown.permute(0, 2, 3, 1).numpy()):
+        top, left = (
+            gap + place * (side + gap) for place, side in zip(divmod(index, columns), (height, width), strict=True)
+        )
+        sheet[top : top + height, left : left + width] = picture
+    return Image.fromarray(sheet).resize((sheet.shape[1] * enlarge, sheet.shape[0] * enlarge), Image.Resampling.NEAREST)
+
+
+def enlargement(side: int, wanted: int = 64) -> int:
+    """Return the whole factor that brings a side near `wanted` pixels."""
+    return max(1, round(wanted / side))
+
+
+def scatter(points: Tensor, side: int = 480, limit: float = 3.0) -> Image.Image:
+    """Draw points of the plane as dots: the first two coordinates, within ±limit.
+
+    Args:
+        points: `(count, coordinates)`.
+        side: Side of the picture in pixels.
+        limit: Half the side of the window.
+
+    Returns: The picture.
+    """
+    canvas = np.full((side, side, 3), 255, dtype=np.uint8)
+    places = ((points[:, :2].float().numpy() / limit + 1) / 2 * (side - 1)).round().astype(int)
+    places = places[((places >= 1) & (places < side - 1)).all(axis=1)]
+    for right, down in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        canvas[side - 1 - places[:, 1] - down, places[:, 0] + right] = (31, 119, 180)
+    return Image.fromarray(canvas)
+
+
+def row_of(pictures: Sequence[Image.Image], down: bool = False) -> Image.Image:
+    """Put pictures of one size beside each other, or one below the other."""
+    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=0 if down else 1))
+
+
+def sheet(samples: Tensor, columns: int) -> Image.Image:
+    """Show samples of any kind: pictures tiled and enlarged, points as dots."""
+    if samples.ndim == 2:
+        return scatter(samples)
+    return tile(samples, columns, enlargement(min(samples.shape[-2:]), 48))
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG beside and rename it, so that it is whole or absent."""
+    part = path.with_name(f".{path.name}.part")
+    picture.save(part, format="PNG")
+    os.replace(part, path)
+
+
+def save_film(frames: Sequence[Image.Image], path: Path, milliseconds: int) -> None:
+    """Write an animated GIF whose last frame stays two seconds.
+
+    Raises: UserError: If there is no frame.
+    """
+    if not frames:
+        raise UserError("a film needs one frame or more")
+    palette = [frame.quantize(256) for frame in frames]
+    times = [milliseconds] * (len(frames) - 1) + [2000]
+    part = path.with_name(f".{path.name}.part")
+    palette[0].save(part, format="GIF", save_all=True, append_images=palette[1:], duration=times, loop=0)
+    os.replace(part, path)

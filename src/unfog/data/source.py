@@ -1,0 +1,185 @@
+"""What every data set is to the rest of the house: a shape, classes, and rows by their number."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from unfog.errors import UserError
+from unfog.randomness import stream
+
+Indices = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """Rows of a data set: `x`, `(batch, *shape)` as stored, and `labels`, `(batch,)`, or None."""
+
+    x: Tensor
+    labels: Tensor | None
+
+
+class Source(Protocol):
+    """Rows of data that are asked for by number, in any order."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row: `(channels, height, width)`, or `(coordinates,)` for points."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty where there are none."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def take(self, indices: Indices) -> Batch:
+        """Return the rows with these numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A set that fits in memory, as tensors.
+
+    Attributes:
+        x: All rows, `(rows, *shape)`: uint8 for pictures, float32 for points.
+        labels: Class numbers, `(rows,)`, or None.
+        classes: Names of the classes.
+    """
+
+    x: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return tuple(self.x.shape[1:])
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.x)
+
+    def take(self, indices: Indices) -> Batch:
+        """Return the rows with these numbers."""
+        rows = torch.from_numpy(indices)
+        return Batch(self.x[rows], None if self.labels is None else self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some rows of a source, renumbered."""
+
+    source: Source
+    rows: Indices
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return self.source.shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.source.classes
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    def take(self, indices: Indices) -> Batch:
+        """Return the rows with these numbers."""
+        return self.source.take(self.rows[indices])
+
+
+class Data(NamedTuple):
+    """A data set: what is trained on, and what is held out and never trained on."""
+
+    train: Source
+    heldout: Source
+
+
+def split(source: Source, share: float, names: Sequence[str] | None = None) -> Data:
+    """Hold out a fixed share of the rows: those whose names have the smallest hashes.
+
+    Args:
+        source: The whole set.
+        share: The share that is held out; at least one row of two or more.
+        names: A stable name for each row; its number where there is none.
+
+    Returns: The two parts, the same ones each time.
+    """
+    keys = names if names is not None else [str(row) for row in range(len(source))]
+    hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+    order = np.array(sorted(range(len(source)), key=lambda row: hashes[row]), dtype=np.int64)
+    count = min(max(1, round(share * len(source))), len(source) - 1)
+    return Data(Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count])))
+
+
+def shuffled(rows: int, seed: int, position: int, count: int) -> Indices:
+    """Return which rows stand at places `position`.. of an endless stream of shuffled epochs.
+
+    Each epoch is one permutation of all rows, a function of (seed, epoch) alone.
+
+    Args:
+        rows: Number of rows of the set.
+        seed: Seed of the run.
+        position: Rows that were seen before.
+        count: How many rows to return.
+
+    Returns: Row numbers, `(count,)`.
+    """
+    places = np.arange(position, position + count, dtype=np.int64)
+    epochs, offsets = places // rows, places % rows
+    order = {epoch: stream(seed, "order", int(epoch)).permutation(rows) for epoch in np.unique(epochs)}
+    return np.array([order[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random flips and shifts of pictures, a function of (seed, position in the stream of rows).
+
+    Attributes:
+        flip: Mirror left and right half of the time.
+        crop: Shift by up to this many pixels each way, the border repeated.
+    """
+
+    flip: bool = False
+    crop: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the shift."""
+        if self.crop < 0:
+            raise UserError(f"augment.crop is a number of pixels, 0 or more, not {self.crop}")
+
+    def __call__(self, x: Tensor, seed: int, position: int) -> Tensor:
+        """Return augmented pictures.
+
+        Args:
+            x: Pictures, `(batch, channels, height, width)`.
+            seed: Seed of the run.
+            position: Rows that were seen before this batch.
+
+        Returns: Pictures of the same shape and dtype.
+        """
+        if not (self.flip or self.crop):
+            return x
+        rows = []
+        for offset, row in enumerate(x):
+            draw = stream(seed, "augment", position + offset)
+            if self.flip and draw.random() < 0.5:
+                row = row.flip(-1)
+            for axis in (-2, -1) if self.crop else ():
+                shift = int(draw.integers(-self.crop, self.crop + 1))
+                places = (torch.arange(row.shape[axis]) + shift).clamp(0, row.shape[axis] - 1)
+                row = row.index_select(axis, places)
+            rows.append(row)
+        return torch.stack(rows)

@@ -1,0 +1,65 @@
+"""Data whose denoiser is known exactly: mixtures of Gaussians. The solvers are tested against it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unfog.diffusion.schedules import Schedule
+from unfog.diffusion.targets import Prediction
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """p(x0) = sum_k w_k·N(x0; mean_k, diag(variance_k)).
+
+    Attributes:
+        weights: w_k, `(components,)`, summing to 1.
+        means: `(components, dim)`.
+        variances: Variance along each axis, `(components, dim)`; 0 makes a component a point.
+    """
+
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw `count` points, `(count, dim)`."""
+        component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        z = torch.randn(count, self.means.shape[1], dtype=self.means.dtype, generator=generator)
+        return self.means[component] + self.variances[component].sqrt() * z
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) in nats, `(batch,)`, of points `(batch, dim)`."""
+        return self.noised(1.0, 0.0)._joint(x).logsumexp(1)
+
+    def noised(self, alpha: float, sigma: float) -> "Mixture":
+        """Return the mixture of alpha·x0 + sigma·eps."""
+        return Mixture(self.weights, alpha * self.means, alpha**2 * self.variances + sigma**2)
+
+    def _joint(self, x: Tensor) -> Tensor:
+        """Return log(w_k·N(x; mean_k, variance_k)), `(batch, components)`."""
+        z = (x[:, None] - self.means) ** 2 / self.variances
+        return self.weights.log() - 0.5 * (z + (2 * torch.pi * self.variances).log()).sum(-1)
+
+
+@dataclass(frozen=True)
+class MixtureDenoiser:
+    """The exact (E[x0 | x_t], E[eps | x_t]) of a mixture under a schedule.
+
+    Within component k, with S = alpha²·variance + sigma² and the residual r = (x_t - alpha·mean)/S:
+    x0 = mean + alpha·variance·r and eps = sigma·r; the components are weighted by their posterior.
+    Both are finite at alpha = 0 and, for components that are no points, at sigma = 0.
+    """
+
+    mixture: Mixture
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        """Predict (x0, eps) exactly, for `x` of shape `(batch, dim)` and `t` of shape `()`."""
+        alpha, sigma = float(self.schedule.alpha(t)), float(self.schedule.sigma(t))
+        noised = self.mixture.noised(alpha, sigma)
+        posterior = noised._joint(x).softmax(1)[..., None]
+        residual = (x[:, None] - noised.means) / noised.variances
+        x0 = (posterior * (self.mixture.means + alpha * self.mixture.variances * residual)).sum(1)
+        return Prediction(x0, sigma * (posterior * residual).sum(1))

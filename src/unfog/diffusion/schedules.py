@@ -1,0 +1,421 @@
+"""The first of the two equations, x_t = alpha(t)·x0 + sigma(t)·eps: every schedule is an alpha and a sigma.
+
+Time runs from t = 0 (clean) to t = t_max (noise). All values are computed in float64.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from unfog.errors import UserError
+
+QUIET = 14.0
+"""The log-SNR at which continuous schedules begin to be trained: sigma/alpha = e^-7 = 0.0009, a ninth of
+half a step of an 8-bit picture on [-1, 1]."""
+
+
+def expand(value: Tensor, like: Tensor) -> Tensor:
+    """Give a coefficient of shape `()` or `(batch,)` the rank, dtype and device of `like`.
+
+    Args:
+        value: One coefficient, or one for each sample.
+        like: A state, `(batch, *shape)`.
+
+    Returns: The coefficient as `()` or `(batch, 1, ...)`, ready to multiply `like`.
+    Raises: ValueError: If `value` has neither no axis nor the batch axis of `like`.
+    """
+    if value.ndim == 0:
+        return value  # a scalar tensor takes on the dtype and device of what it multiplies
+    if value.shape != like.shape[:1]:
+        raise ValueError(f"times of shape {tuple(value.shape)} do not match a batch of {like.shape[0]}")
+    return value.reshape(-1, *([1] * (like.ndim - 1))).to(like)
+
+
+def as_time(t: Tensor | float | Sequence[float]) -> Tensor:
+    """Return times as a float64 tensor."""
+    return torch.as_tensor(t, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """How much signal alpha and noise sigma a state holds at each time of a clock [0, t_max]."""
+
+    t_max: float = field(default=1.0, init=False)
+    """The time of pure noise."""
+    steps: int | None = field(default=None, init=False)
+    """Number of steps of a discrete schedule, None for continuous time."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Return the signal's coefficient at time `t`, in float64, shaped like `t`."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Return the noise's coefficient at time `t`, in float64, shaped like `t`."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        """Return the time at which the schedule has this log-SNR: the inverse of `log_snr`."""
+
+    @final
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        """Return log(alpha²/sigma²): +inf at clean data, -inf at pure noise.
+
+        Source: Kingma et al. 2021, Variational Diffusion Models, eq. 2.
+        """
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    @final
+    @cached_property
+    def t_first(self) -> float:
+        """The first trained time: 1/T on a table, else where the log-SNR is 14."""
+        return 1 / self.steps if self.steps else float(self.time(QUIET))
+
+    @final
+    def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return the derivatives alpha'(t) and sigma'(t).
+
+        Args:
+            t: Time, of any shape.
+
+        Returns: The two rates in float64, shaped like `t`.
+        Raises: UserError: On a table, which has kinks, and where a rate is infinite.
+        """
+        if self.steps:
+            raise UserError(
+                "a schedule of discrete steps has kinks and so no rates: use its continuous form (for instance "
+                "'linear-continuous'), or Rescheduled(EDM()) for a solver that integrates velocities"
+            )
+        t = as_time(t)
+        one = torch.ones_like(t)
+        alpha = torch.func.jvp(self.alpha, (t,), (one,))[1]
+        sigma = torch.func.jvp(self.sigma, (t,), (one,))[1]
+        if not (alpha.isfinite() & sigma.isfinite()).all():
+            raise UserError(f"the rates of {type(self).__name__} are infinite at t = {t[~sigma.isfinite()].tolist()}")
+        return alpha, sigma
+
+    @final
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor | float) -> Tensor:
+        """Noise clean data to time `t`: x_t = alpha(t)·x0 + sigma(t)·eps.
+
+        Args:
+            x0: Clean data, `(batch, *shape)`, about unit variance.
+            eps: Standard normal noise, shaped like `x0`.
+            t: Time on this schedule's clock, `()` or `(batch,)`, in `[0, t_max]`.
+
+        Returns: The noisy state, with the shape and dtype of `x0`.
+        Raises: ValueError: If `t` has neither no axis nor the batch axis of `x0`.
+        Source: Ho et al. 2020, eq. 4; Kingma et al. 2021, eq. 1.
+        """
+        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
+
+    @final
+    def transition(self, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return (beta, beta-tilde): the variances of q(x_t | x_s) and of q(x_s | x_t, x0), s < t.
+
+        beta = sigma_t² - (alpha_t/alpha_s)²·sigma_s² and beta-tilde = beta·sigma_s²/sigma_t².
+
+        Args:
+            t: The later time.
+            s: The earlier time.
+
+        Returns: The forward and the posterior variance, the large and the small one of DDPM.
+        Source: Ho et al. 2020, eq. 7, section 3.2.
+        """
+        forward = self.sigma(t) ** 2 - (self.alpha(t) / self.alpha(s)) ** 2 * self.sigma(s) ** 2
+        return forward, forward * self.sigma(s) ** 2 / self.sigma(t) ** 2
+
+    @final
+    def posterior(self, x_t: Tensor, x0: Tensor, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of q(x_s | x_t, x0) for s < t.
+
+        mean = (alpha_t/alpha_s)·(sigma_s²/sigma_t²)·x_t + alpha_s·(beta/sigma_t²)·x0.
+
+        Args:
+            x_t: State at the later time, `(batch, *shape)`.
+            x0: Clean data, shaped like `x_t`.
+            t: The later time, `()` or `(batch,)`.
+            s: The earlier time, shaped like `t`.
+
+        Returns: The mean, shaped like `x_t`, and the variance, shaped like `t`.
+        Source: Ho et al. 2020, eqs. 6 and 7.
+        """
+        forward, variance = self.transition(t, s)
+        from_state = self.alpha(t) / self.alpha(s) * self.sigma(s) ** 2 / self.sigma(t) ** 2
+        from_data = self.alpha(s) * forward / self.sigma(t) ** 2
+        return expand(from_state, x_t) * x_t + expand(from_data, x_t) * x0, variance
+
+
+@dataclass(frozen=True)
+class Table(Schedule):
+    """alpha² = alphas_cumprod[i] at t = (i+1)/T: the discrete schedules of DDPM, and any other.
+
+    Between two entries the log-SNR is linear in t; where an end of the interval has an infinite log-SNR
+    (t = 0 is clean data) alpha² is linear instead.
+    """
+
+    alphas_cumprod: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the entries fall from below 1 to above 0."""
+        values = (1.0, *self.alphas_cumprod, 0.0)
+        if len(values) < 3 or any(not a > b for a, b in zip(values, values[1:], strict=False)):
+            raise UserError("alphas_cumprod must fall strictly, from below 1 to above 0")
+        object.__setattr__(self, "steps", len(self.alphas_cumprod))
+
+    @classmethod
+    def from_betas(cls, betas: Tensor) -> "Table":
+        """Return the table of alphas_cumprod = prod(1 - beta_i), from `betas` of shape `(T,)`."""
+        return cls(tuple(torch.cumprod(1 - betas.double(), dim=0).tolist()))
+
+    @cached_property
+    def _knots(self) -> tuple[Tensor, Tensor]:
+        """The alphas_cumprod and the log-SNR at t = 0, 1/T, ..., 1."""
+        signal = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64)
+        return signal, torch.logit(signal)
+
+    def _signal(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return alpha² and sigma², each without cancellation."""
+        t = as_time(t)
+        signal, log_snr = (knot.to(t.device) for knot in self._knots)
+        place = t * len(self.alphas_cumprod)
+        left = place.floor().clamp(0, len(self.alphas_cumprod) - 1).long()
+        weight = place - left
+        inner = torch.lerp(log_snr[left.clamp(min=1)], log_snr[left + 1], weight)
+        noise = weight * (1 - signal[1])  # below the first entry
+        first = left == 0
+        return torch.where(first, 1 - noise, inner.sigmoid()), torch.where(first, noise, (-inner).sigmoid())
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Return sqrt(alphas_cumprod), interpolated."""
+        return self._signal(t)[0].sqrt()
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Return sqrt(1 - alphas_cumprod), interpolated."""
+        return self._signal(t)[1].sqrt()
+
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        """Return t by inverting the interpolation; log-SNRs beyond the ends give the ends."""
+        wanted = as_time(log_snr)
+        signal, knots = (knot.to(wanted.device) for knot in self._knots)
+        left = torch.searchsorted(-knots, -wanted).sub(1).clamp(0, len(self.alphas_cumprod) - 1)
+        inner = (knots[left.clamp(min=1)] - wanted) / (knots[left.clamp(min=1)] - knots[left + 1])
+        place = torch.where(left == 0, (-wanted).sigmoid() / (1 - signal[1]), left + inner)
+        return (place / len(self.alphas_cumprod)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class VariancePreserving(Schedule):
+    """alpha² = exp(-L(t)) and sigma² = 1 - alpha², where L(t) is the integral of a rate beta from 0 to t.
+
+    Source: Song et al. 2021, appendix C.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Check that the rates grow."""
+        if not 0 < self.beta_min < self.beta_max:
+            raise UserError("beta_min and beta_max must satisfy 0 < beta_min < beta_max")
+
+    @abstractmethod
+    def integral(self, t: Tensor) -> Tensor:
+        """Return L(t)."""
+
+    @abstractmethod
+    def inverse(self, integral: Tensor) -> Tensor:
+        """Return the t at which L has this value."""
+
+    @final
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Return exp(-L(t)/2)."""
+        return torch.exp(-self.integral(as_time(t)) / 2)
+
+    @final
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Return sqrt(1 - exp(-L(t)))."""
+        return torch.sqrt(-torch.expm1(-self.integral(as_time(t))))
+
+    @final
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        """Return the t with L(t) = log(1 + exp(-log_snr))."""
+        value = as_time(log_snr)
+        return self.inverse(torch.logaddexp(torch.zeros_like(value), -value))
+
+
+@dataclass(frozen=True)
+class LinearContinuous(VariancePreserving):
+    """beta(t) = beta_min + t·(beta_max - beta_min): the linear schedule in continuous time."""
+
+    def integral(self, t: Tensor) -> Tensor:
+        """Return L = beta_min·t + (beta_max - beta_min)·t²/2."""
+        return t * (self.beta_min + (self.beta_max - self.beta_min) * t / 2)
+
+    def inverse(self, integral: Tensor) -> Tensor:
+        """Solve the quadratic in the form without cancellation."""
+        slope = self.beta_max - self.beta_min
+        return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
+
+
+@dataclass(frozen=True)
+class QuadraticContinuous(VariancePreserving):
+    """sqrt(beta(t)) = b + t·d: linear in the square root of beta ('scaled linear' elsewhere)."""
+
+    @cached_property
+    def _root(self) -> tuple[float, float]:
+        start = math.sqrt(self.beta_min)
+        return start, math.sqrt(self.beta_max) - start
+
+    def integral(self, t: Tensor) -> Tensor:
+        """Return L = b²t + b·d·t² + d²t³/3."""
+        b, d = self._root
+        return t * (b * b + t * (b * d + t * d * d / 3))
+
+    def inverse(self, integral: Tensor) -> Tensor:
+        """Solve the cubic: c³ = b³ + 3dL and t = 3L / (c² + c·b + b²)."""
+        b, d = self._root
+        c = (b**3 + 3 * d * integral) ** (1 / 3)
+        return 3 * integral / (c * c + c * b + b * b)
+
+
+@dataclass(frozen=True)
+class CosineContinuous(Schedule):
+    """alpha = cos(a)/cos(b), a = (t+s)/(1+s)·pi/2, b = a(0), and sigma² = 1 - alpha².
+
+    alpha is 0 at t = 1. With s = 0 alpha and sigma are a cosine and a sine, whose rates are finite
+    everywhere; with s > 0 sigma' is infinite at t = 0.
+
+    Source: Nichol & Dhariwal 2021, eq. 17.
+    """
+
+    s: float = 0.008
+
+    @property
+    def _offset(self) -> float:
+        return self.s / (1 + self.s) * math.pi / 2
+
+    def _angle(self, t: Tensor) -> Tensor:
+        """Return a - b."""
+        return t * (math.pi / 2 / (1 + self.s))
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Return cos(a)/cos(b), as the sine of the angle that is left, so that it is 0 at t = 1."""
+        return torch.sin(self._angle(1 - as_time(t))) / math.cos(self._offset)
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Return sqrt(sin(a-b)·sin(a+b))/cos(b), which does not cancel at small t."""
+        angle = self._angle(as_time(t))
+        if self.s == 0:
+            return torch.sin(angle)
+        return torch.sqrt(torch.sin(angle) * torch.sin(angle + 2 * self._offset)) / math.cos(self._offset)
+
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        """Return t from sin²(a) = sin²(b) + cos²(b)·sigma², in a form that is exact at both ends."""
+        value = as_time(log_snr)
+        b = self._offset
+        noise = (-value).sigmoid() * math.cos(b) ** 2
+        a = torch.atan2(torch.sqrt(noise + math.sin(b) ** 2), math.cos(b) * value.sigmoid().sqrt())
+        small = torch.asin((noise / torch.sin(a + b).clamp(min=1e-300)).clamp(max=1))
+        return torch.where(a < math.pi / 4, small, a - b) / self._angle(torch.ones_like(a))
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Schedule):
+    """alpha = 1 - t, sigma = t: straight lines from data to noise.
+
+    Source: Liu et al. 2023, Flow Straight and Fast; Lipman et al. 2023 (with time reversed).
+    """
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Return 1 - t."""
+        return 1 - as_time(t)
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Return t."""
+        return as_time(t).clone()
+
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        """Return t = 1 / (1 + exp(log_snr/2))."""
+        return torch.sigmoid(-as_time(log_snr) / 2)
+
+
+@dataclass(frozen=True)
+class EDM(Schedule):
+    """alpha = 1, sigma = t: the clock is the noise level itself.
+
+    Source: Karras et al. 2022, Elucidating the Design Space of Diffusion-Based Generative Models.
+    """
+
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        """Let the clock end at sigma_max."""
+        if not self.sigma_max > 0:
+            raise UserError(f"sigma_max must be above 0, not {self.sigma_max}")
+        object.__setattr__(self, "t_max", float(self.sigma_max))
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(as_time(t))
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Return t."""
+        return as_time(t).clone()
+
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        """Return exp(-log_snr/2)."""
+        return torch.exp(-as_time(log_snr) / 2)
+
+
+def _checked_betas(betas: Tensor) -> Table:
+    """Return the table of `betas` after checking that each lies between 0 and 1."""
+    if not ((betas > 0) & (betas < 1)).all():
+        raise UserError("every beta must lie strictly between 0 and 1: mend beta_start, beta_end or max_beta")
+    return Table.from_betas(betas)
+
+
+def _count(steps: int) -> int:
+    """Return the number of steps after checking it."""
+    if steps < 2:
+        raise UserError(f"a table needs 2 steps or more, not {steps}")
+    return steps
+
+
+def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Table:
+    """beta_i linear from beta_start to beta_end.
+
+    Source: Ho et al. 2020, section 4.
+    """
+    return _checked_betas(torch.linspace(beta_start, beta_end, _count(steps), dtype=torch.float64))
+
+
+def quadratic(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Table:
+    """sqrt(beta_i) linear from sqrt(beta_start) to sqrt(beta_end).
+
+    Latent-diffusion code calls this one 'linear', diffusers 'scaled_linear'.
+    """
+    if min(beta_start, beta_end) <= 0:
+        raise UserError("beta_start and beta_end must be above 0")
+    roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), _count(steps), dtype=torch.float64)
+    return _checked_betas(roots**2)
+
+
+def cosine(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Table:
+    """beta_i = 1 - f(i+1)/f(i), f(i) = cos²((i/T + s)/(1 + s)·pi/2), at most max_beta.
+
+    Source: Nichol & Dhariwal 2021, eq. 17.
+    """
+    alpha = CosineContinuous(s).alpha(torch.linspace(0, 1, _count(steps) + 1, dtype=torch.float64))
+    return _checked_betas((1 - (alpha[1:] / alpha[:-1]) ** 2).clamp(max=max_beta))
+
+
+def table(alphas_cumprod: Sequence[float]) -> Table:
+    """alpha² = alphas_cumprod[i] at t = (i+1)/T, given entry by entry."""
+    return Table(tuple(float(value) for value in alphas_cumprod))

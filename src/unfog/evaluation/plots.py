@@ -1,0 +1,82 @@
+"""Pictures of a run: its losses, and for points its velocity field and trajectories."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from unfog.diffusion.denoiser import Denoise
+from unfog.errors import UserError
+from unfog.run import Run
+from unfog.training.checkpoint import disk
+from unfog.training.metrics import read_metrics
+
+
+def draw_losses(folder: Path) -> Path | None:
+    """Draw the losses of a run folder into `loss.png`; None if there are no metrics yet."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    if not lines:
+        return None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, style, label in (("loss", "-", "training"), ("held_out_loss", "o--", "held out")):
+        found = [(line["images"], line[key]) for line in lines if line.get(key) is not None]
+        axes.plot([x for x, _ in found], [y for _, y in found], style, label=label, linewidth=1, markersize=4)
+    axes.set(xlabel="images seen", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    with disk(folder / "loss.png"):
+        figure.savefig(folder / "loss.png", dpi=120)
+    return folder / "loss.png"
+
+
+def draw_plane(run: Run, path: Path, count: int = 400, moments: int = 5) -> None:
+    """Draw how points of the plane are denoised: the velocity field, the states, and their trajectories.
+
+    Args:
+        run: A run on points of two coordinates.
+        path: PNG to write.
+        count: Number of points.
+        moments: Panels with states and field; one more shows the trajectories.
+
+    Raises: UserError: If the run's data are no points of the plane.
+    """
+    if run.recipe.shape != (2,):
+        raise UserError(f"only points of the plane have a field to draw; the data of {run.path} are no such points")
+    sampler = run.sampler()
+    labels = sampler.labels(sampler.settings.batch)
+    steps = list(sampler.steps(0, labels))
+    denoise, _ = sampler.denoise(labels)
+    colours = "C0" if labels is None else [f"C{label}" for label in labels[:count].tolist()]
+    states = torch.stack([step.x[:count] for step in steps]).cpu().numpy()
+    figure = Figure(figsize=(3.2 * (moments + 1), 3.4), layout="constrained")
+    panels = figure.subplots(1, moments + 1)
+    for panel, index in zip(panels, np.linspace(0, len(steps) - 1, moments).round().astype(int), strict=False):
+        panel.set_title(f"t = {float(steps[index].s):.2f}")
+        _draw_field(panel, denoise, steps[index].t, len(states[0]))
+        panel.scatter(*states[index].T, s=5, c=colours)
+    panels[-1].set_title("trajectories")
+    for path_points in states[:, :60].transpose(1, 0, 2):
+        panels[-1].plot(*path_points.T, linewidth=0.5, color="0.5")
+    panels[-1].scatter(*states[-1].T, s=5, c=colours)
+    for panel in panels:
+        panel.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=[], yticks=[])
+    with disk(path):
+        figure.savefig(path, dpi=110)
+
+
+def _draw_field(panel: "matplotlib.axes.Axes", denoise: Denoise, t: torch.Tensor, count: int) -> None:
+    """Draw the direction from each place of a lattice towards the clean data that are predicted there."""
+    line = torch.linspace(-2.8, 2.8, 15)
+    places = torch.cartesian_prod(line, line)
+    batch = torch.zeros(1024, 2)
+    batch[: len(places)] = places
+    with torch.inference_mode():
+        prediction = denoise(batch[:1024], t)
+    arrows = (prediction.x0 - prediction.eps)[: len(places)].numpy()
+    panel.quiver(*places.numpy().T, *arrows.T, color="0.75", angles="xy", width=0.004)

@@ -1,0 +1,104 @@
+"""The fast default for small pictures: two resolutions, channel norm, adaptive scale and shift."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unfog.networks.conditioning import Cond
+from unfog.networks.layers import ChannelNorm, SelfAttention, TimeEmbedding, conv, gather, over_space, spread, zeroed
+
+
+class AdaptiveBlock(nn.Module):
+    """x + conv(SiLU(norm(conv(SiLU(norm(x))))·(1 + scale) + shift)), scale and shift from the embedding.
+
+    Source: Dhariwal & Nichol 2021, section 3.1 (adaptive group norm), with the norm over channels.
+    """
+
+    def __init__(self, dims: int, channels: int, embedding: int, dropout: float) -> None:
+        """Keep `channels` channels."""
+        super().__init__()
+        self.norm1 = ChannelNorm(channels)
+        self.conv1 = conv(dims, channels, channels)
+        self.norm2 = ChannelNorm(channels, affine=False)
+        self.modulation = zeroed(nn.Linear(embedding, 2 * channels))
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zeroed(conv(dims, channels, channels))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map `(batch, channels, *space)` to the same shape."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = over_space(self.modulation(F.silu(embedding)), h).chunk(2, dim=1)
+        h = self.norm2(h) * (1 + scale) + shift
+        return torch.add(x, self.conv2(self.dropout(F.silu(h))))
+
+
+class Compact(nn.Module):
+    """A small U-Net over patches: `blocks` blocks a level down, a middle with attention, `blocks` up."""
+
+    channels_last: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        dims: int = 2,
+        width: int = 32,
+        patch: int = 1,
+        blocks: int = 1,
+        middle: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            channels: Channels of the state and of the output.
+            dims: Space dimensions, 1, 2 or 3.
+            width: Channels at the finer of the two resolutions; the coarser has twice as many.
+            patch: Side of the patches that the state is cut into; 1 works on single pixels.
+            blocks: Blocks a level, in the encoder and again in the decoder.
+            middle: Blocks with attention at the coarser resolution.
+            dropout: Dropout inside the blocks.
+        """
+        super().__init__()
+        self.embedding_dim = 4 * width
+        self.multiple = 2 * patch
+        self.time_embedding = TimeEmbedding(width, self.embedding_dim)
+        wide = 2 * width
+
+        def run(count: int, channels: int) -> nn.ModuleList:
+            return nn.ModuleList(AdaptiveBlock(dims, channels, self.embedding_dim, dropout) for _ in range(count))
+
+        self.patch_in = conv(dims, channels, width) if patch == 1 else gather(dims, channels, width, patch)
+        self.encoder, self.encoder_coarse = run(blocks, width), run(blocks, wide)
+        self.down = gather(dims, width, wide, 2)
+        self.middle = run(middle, wide)
+        self.attention = nn.ModuleList(SelfAttention(ChannelNorm(wide), wide) for _ in range(middle))
+        self.merge_coarse = conv(dims, 2 * wide, wide, kernel=1)
+        self.decoder_coarse, self.decoder = run(blocks, wide), run(blocks, width)
+        self.up = spread(dims, wide, width, 2)
+        self.merge = conv(dims, 2 * width, width, kernel=1)
+        self.norm_out = ChannelNorm(width)
+        self.patch_out = zeroed(conv(dims, width, channels) if patch == 1 else spread(dims, width, channels, patch))
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """Map `(batch, channels, *space)` and times `(batch,)` to an output shaped like `x`."""
+        embedding = self.time_embedding(time, cond)
+        fine = h = self.patch_in(x)
+        for block in self.encoder:
+            fine = h = block(h, embedding)
+        h = self.down(h)
+        for block in self.encoder_coarse:
+            h = block(h, embedding)
+        coarse = h
+        for block, attention in zip(self.middle, self.attention, strict=True):
+            h = attention(block(h, embedding))
+        h = self.merge_coarse(torch.cat([h, coarse], dim=1))
+        for block in self.decoder_coarse:
+            h = block(h, embedding)
+        h = self.merge(torch.cat([self.up(h), fine], dim=1))
+        for block in self.decoder:
+            h = block(h, embedding)
+        output: Tensor = self.patch_out(F.silu(self.norm_out(h)))
+        return output

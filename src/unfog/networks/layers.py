@@ -1,0 +1,130 @@
+"""The layers that the networks share, each for one, two or three space dimensions."""
+
+import math
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unfog.networks.conditioning import Cond
+
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+class Network(Protocol):
+    """What every network of this floor offers to the denoiser."""
+
+    channels_last: ClassVar[bool]
+    """Whether two-dimensional states are fastest with the channels last in memory."""
+    embedding_dim: int
+    """Length of the time embedding, and so of `Cond.vector`."""
+    multiple: int
+    """Each side of the input must be a multiple of this."""
+
+    def __call__(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """Map a state `(batch, channels, *space)` and times `(batch,)` to an output shaped like `x`."""
+        ...
+
+
+def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+    """Return a convolution over `dims` space dimensions that keeps the size at stride 1."""
+    return _CONV[dims](inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+
+
+def gather(dims: int, inputs: int, outputs: int, side: int) -> nn.Module:
+    """Return the convolution that maps each patch of `side` to one place."""
+    return _CONV[dims](inputs, outputs, side, stride=side)
+
+
+def spread(dims: int, inputs: int, outputs: int, side: int) -> nn.Module:
+    """Return the transposed convolution that maps each place to one patch of `side`."""
+    return _CONV_TRANSPOSE[dims](inputs, outputs, side, stride=side)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """Set all parameters to zero, so that a residual branch starts as the identity, and return the module."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def over_space(vector: Tensor, like: Tensor) -> Tensor:
+    """View `(batch, channels)` as `(batch, channels, 1, ...)`, with the rank of `like`."""
+    return vector.reshape(*vector.shape, *([1] * (like.ndim - 2)))
+
+
+def sinusoidal(time: Tensor, dim: int, longest: float = 10_000.0) -> Tensor:
+    """Embed times as [cos(time·w_i), sin(time·w_i)] with w_i = longest^(-i / (dim/2)).
+
+    Args:
+        time: Times, `(batch,)`, on the scale of about a thousand.
+        dim: Even length of the embedding.
+        longest: Longest wavelength over 2 pi.
+
+    Returns: The embedding, `(batch, dim)`, float32.
+    Source: Vaswani et al. 2017, section 3.5; Ho et al. 2020, appendix B.
+    """
+    half = dim // 2
+    rates = torch.exp(torch.arange(half, device=time.device, dtype=torch.float32) * (-math.log(longest) / half))
+    angles = time.float()[:, None] * rates[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """linear(SiLU(linear(sinusoidal(time)))) + condition: what every block is told."""
+
+    def __init__(self, frequencies: int, dim: int) -> None:
+        """Embed times with `frequencies` sines and cosines and lift them to `dim` entries."""
+        super().__init__()
+        self.frequencies = frequencies
+        self.linear_1 = nn.Linear(frequencies, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """Return the embedding, `(batch, dim)`, of times `(batch,)` and a condition's vector."""
+        embedding: Tensor = self.linear_2(F.silu(self.linear_1(sinusoidal(time, self.frequencies))))
+        if cond is not None and cond.vector is not None:
+            embedding = embedding + cond.vector
+        return embedding
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels at each place: (x - mean) / std, learned scale and shift if `affine`.
+
+    In the channels-last layout this is one pass over contiguous memory, where group norm takes many.
+    """
+
+    def __init__(self, channels: int, affine: bool = True) -> None:
+        """Normalise `channels` channels."""
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, elementwise_affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `(batch, channels, *space)` over its second axis."""
+        normed: Tensor = self.norm(x.movedim(1, -1))
+        return normed.movedim(-1, 1)
+
+
+class SelfAttention(nn.Module):
+    """x + project(softmax(q·k / sqrt(d))·v) over all places of x.
+
+    Source: Vaswani et al. 2017, eq. 1; its place in a U-Net, Ho et al. 2020, appendix B.
+    """
+
+    def __init__(self, norm: nn.Module, channels: int, head: int = 64) -> None:
+        """Attend over `channels` channels in heads of `head` channels (one head if it does not divide them)."""
+        super().__init__()
+        self.heads = channels // head if channels % head == 0 else 1
+        self.norm = norm
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(batch, channels, *space)` to the same shape."""
+        batch, channels = x.shape[:2]
+        places = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(places).view(batch, -1, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
+        return torch.add(x, self.out(attended).transpose(1, 2).reshape(x.shape))

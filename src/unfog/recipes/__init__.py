@@ -1,0 +1,153 @@
+"""Floor 9, the recipes: plain functions that return a `Recipe`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from unfog.errors import UserError, unknown
+from unfog.recipe import Recipe, part
+
+
+def points(data: str | None = None, size: int | None = None) -> Recipe:
+    """Points in the plane (moons, spiral, checkerboard): ten seconds, and one can watch every trajectory."""
+    _no_path("points", data, size)
+    return Recipe(
+        "points",
+        data=part("data", "points"),
+        codec=part("codec", "identity"),
+        network=part("network", "mlp"),
+        times=part("times", "uniform"),
+        optimizer=part("optimizer", "adamw", warmup=10_000),
+        training=part("training", "images", images=500_000, batch=512, reports=2),
+        sampling=part("sampling", "batches", batch=1024),
+    )
+
+
+def digits(data: str | None = None, size: int | None = None) -> Recipe:
+    """1,797 real handwritten digits of 8×8 pixels, embedded: about 75 seconds on two cores, no download."""
+    _no_path("digits", data, size)
+    return Recipe(
+        "digits",
+        data=part("data", "digits"),
+        network=part("network", "compact"),
+        optimizer=part("optimizer", "adamw", lr=5e-3),
+        training=part("training", "images", images=75_000),
+        sampling=part("sampling", "batches", guidance=1.5),
+    )
+
+
+def mnist(data: str | None = None, size: int | None = None) -> Recipe:
+    """MNIST, 60,000 handwritten digits of 28×28 pixels: good after ten minutes on two cores."""
+    return _idx("mnist", data, size)
+
+
+def fashion(data: str | None = None, size: int | None = None) -> Recipe:
+    """Fashion-MNIST, 60,000 grey pictures of clothes of 28×28 pixels."""
+    return _idx("fashion", data, size)
+
+
+def _idx(name: str, data: str | None, size: int | None) -> Recipe:
+    _no_path(name, None, size)
+    return Recipe(
+        name,
+        data=part("data", name, path=data),
+        network=part("network", "compact", width=64, patch=2),
+        optimizer=part("optimizer", "adamw", lr=3e-3),
+        training=part("training", "images", images=300_000),
+        sampling=part("sampling", "batches", guidance=2.0),
+    )
+
+
+def cifar10(data: str | None = None, size: int | None = None) -> Recipe:
+    """CIFAR-10, 50,000 colour pictures of ten things, 32×32: meant for a GPU, shapes emerge on a CPU."""
+    _no_path("cifar10", None, size)
+    return Recipe(
+        "cifar10",
+        data=part("data", "cifar10", path=data),
+        augment=part("augment", "flip-crop", flip=True),
+        network=part("network", "compact", width=96, patch=2, blocks=2, dropout=0.1),
+        optimizer=part("optimizer", "adamw", lr=1e-3, warmup=20_000),
+        training=part("training", "images", images=5_000_000, batch=128, reports=20),
+    )
+
+
+def folder(data: str | None = None, size: int | None = None) -> Recipe:
+    """Your own pictures: looks at the folder and chooses channels, size, network and batch.
+
+    The rule: grey if all pictures are grey; the largest side of 8, 16, 28, 32, 48, 64 that the median
+    picture reaches; the compact network on patches of 1, 2, 4 pixels for sides up to 16, 32, 64 and more,
+    48 channels wide for grey and 64 for colour; batches of 64, of 32 from 64 pixels on, and never more than
+    the training set holds; half left-right mirrored where there are no classes; 30 passes, and no fewer than
+    200,000 pictures.
+    """
+    from unfog.data.folder import list_pictures, look
+
+    if data is None:
+        raise UserError("the recipe 'folder' needs a folder of pictures: give it with --data")
+    listing = list_pictures(data)
+    channels, height, width = look(listing)
+    side = size or max(height, width)
+    patch = 1 if side <= 16 else 2 if side <= 32 else 4
+    return Recipe(
+        "folder",
+        data=part("data", "folder", path=data, size=size or [height, width], channels=channels),
+        augment=part("augment", "flip-crop", flip=not listing.classes),
+        network=part("network", "compact", width=48 if channels == 1 else 64, patch=patch),
+        optimizer=part("optimizer", "adamw", lr=2e-3),
+        training=part(
+            "training",
+            "images",
+            images=max(200_000, 30 * len(listing.files)),
+            batch=min(64 if side < 64 else 32, max(1, len(listing.files))),
+        ),
+    )
+
+
+def tutorial(data: str | None = None, size: int | None = None) -> Recipe:
+    """DDPM as the tutorials teach it, on digits: linear schedule, eps, discrete times, the two-level U-Net."""
+    return replace(
+        digits(data, size),
+        name="tutorial",
+        network=part("network", "minimal"),
+        inputs=part("inputs", "scaled", network_time="index"),
+        schedule=part("schedule", "linear"),
+        target=part("target", "eps"),
+        times=part("times", "discrete"),
+        optimizer=part("optimizer", "adamw", lr=1e-3),
+        solver=part("solver", "ancestral"),
+        sampling=part("sampling", "batches", steps=1000),
+        training=part("training", "images", images=75_000, reports=2),
+    )
+
+
+RECIPES: dict[str, Callable[[str | None, int | None], Recipe]] = {
+    "points": points,
+    "digits": digits,
+    "mnist": mnist,
+    "fashion": fashion,
+    "cifar10": cifar10,
+    "folder": folder,
+    "tutorial": tutorial,
+}
+
+
+def recipe(name: str, data: str | None = None, size: int | None = None) -> Recipe:
+    """Return the recipe of a name.
+
+    Args:
+        name: One of `RECIPES`.
+        data: Path of the data, for the recipes that read files.
+        size: Side of the pictures, for the recipes that resize them.
+
+    Raises: UserError: For an unknown name, or an argument that the recipe does not take.
+    """
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name](data, size)
+
+
+def _no_path(name: str, data: str | None, size: int | None) -> None:
+    """Raise a UserError for arguments that a recipe does not take."""
+    if data is not None:
+        raise UserError(f"the recipe {name!r} brings its own data: leave --data away, or use the recipe 'folder'")
+    if size is not None:
+        raise UserError(f"the pictures of the recipe {name!r} have one size: leave --size away")

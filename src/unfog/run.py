@@ -1,0 +1,234 @@
+"""A run folder is a model: train one, load it, sample from it."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from unfog.data.pictures import enlargement, row_of, scatter, tile
+from unfog.diffusion.denoiser import Denoiser
+from unfog.errors import UserError
+from unfog.generation import Sampler
+from unfog.recipe import Recipe, part
+from unfog.settings import Precision
+from unfog.training.checkpoint import disk, load_into, read_tensors
+from unfog.training.loop import Budget, write_recipe
+from unfog.training.loop import train as run_loop
+from unfog.training.machine import arithmetic, choose_device, choose_precision, place
+from unfog.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model in its folder.
+
+    Attributes:
+        path: The run folder.
+        recipe: What it was made with.
+        denoiser: The averaged weights, ready to sample.
+        precision: Arithmetic of the network.
+    """
+
+    path: Path
+    recipe: Recipe
+    denoiser: Denoiser
+    precision: Precision
+
+    def sampler(
+        self,
+        *,
+        solver: str | None = None,
+        steps: int | None = None,
+        grid: str | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> Sampler:
+        """Return the sampler of the recipe with some settings changed.
+
+        Args:
+            solver: Name of a solver.
+            steps: Number of steps.
+            grid: Name of a grid.
+            guidance: Scale of classifier-free guidance; 1 is off.
+            seed: Seed of the noise.
+
+        Raises: UserError: For an unknown name or a value out of range.
+        """
+        changes = {"steps": steps, "guidance": None if guidance is None else float(guidance)}
+        given = {name: value for name, value in changes.items() if value is not None}
+        recipe = replace(
+            self.recipe,
+            solver=part("solver", solver) if solver else self.recipe.solver,
+            grid=part("grid", grid) if grid else self.recipe.grid,
+            sampling=part("sampling", self.recipe.sampling.kind, **{**self.recipe.sampling.options, **given}),
+        )
+        return Sampler.of(recipe, self.denoiser, seed)
+
+    def sample(
+        self,
+        count: int,
+        label: int | Sequence[int] | None = None,
+        *,
+        solver: str | None = None,
+        steps: int | None = None,
+        grid: str | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Draw samples; number i is the same in whatever request it comes.
+
+        Args:
+            count: Number of samples.
+            label: One class for all, one for each, or None for all classes in turn.
+            solver: Name of a solver, for instance `"ddim"`; the recipe's if None.
+            steps: Number of steps; the recipe's if None.
+            grid: Name of a grid; the recipe's if None.
+            guidance: Scale of classifier-free guidance, 1 is off; the recipe's if None.
+            seed: Seed of the noise.
+
+        Returns: uint8 pictures `(count, channels, height, width)`, or float32 points `(count, coordinates)`.
+        Raises: UserError: For an unknown name or a value out of range.
+        """
+        sampler = self.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
+        with self.arithmetic():
+            return sampler(count, label)
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Return the context in which the network computes."""
+        return arithmetic(self.precision, next(self.denoiser.parameters()).device)
+
+
+def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Run:
+    """Load a run folder.
+
+    Args:
+        path: The folder that a training wrote.
+        device: Where the network computes.
+        precision: "float32", "bfloat16", or "auto" for what is faster there.
+
+    Returns: The run, ready to sample.
+    Raises: UserError: If the folder is no run folder, its recipe is from a newer version, or its weights are
+        missing, truncated or of other shapes.
+    """
+    path = Path(path)
+    recipe = read_recipe(path)
+    place_at = choose_device(device)
+    denoiser = recipe.build_denoiser()
+    load_into(denoiser, read_tensors(path / "model.safetensors"), path / "model.safetensors")
+    place(denoiser, place_at)
+    assert recipe.shape is not None
+    return Run(path, recipe, denoiser.eval().requires_grad_(False), choose_precision(precision, place_at, recipe.shape))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read the recipe of a run folder.
+
+    Raises: UserError: If there is none, or it is damaged or from a newer version.
+    """
+    where = path / "recipe.json"
+    if not where.is_file():
+        raise UserError(f"{path} is no run folder (it has no recipe.json): give a folder that `unfog train` wrote")
+    try:
+        recipe = Recipe.from_json(where.read_text(encoding="utf-8", errors="replace"))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if recipe.shape is None:
+        raise UserError(f"{where}: the recipe names no shape, so the run never began: train it")
+    return recipe
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    budget: float | None = None,
+    init_from: str | Path | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Run:
+    """Train a recipe into a new run folder.
+
+    Args:
+        recipe: What to train.
+        out: The run folder; must not hold another run.
+        budget: Seconds to use instead of the recipe's number of images.
+        init_from: Run folder whose averaged weights are the start.
+        device: Where to compute.
+        console: Shows the progress; standard error if None.
+
+    Returns: The finished run.
+    Raises: UserError: If the recipe does not fit the data, or the folder is taken.
+        EnvironmentFailure: If disk or network fail.
+    """
+    out = Path(out)
+    if any((out / name).exists() for name in ("checkpoints", "model.safetensors")):
+        raise UserError(f"{out} holds another run: choose another --out, or go on with `unfog train --resume {out}`")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose another --out")
+    if budget is not None and not budget > 0:
+        raise UserError(f"the budget must be above 0 seconds, not {budget}")
+    started = Budget(budget) if budget else None
+    recipe, data = recipe.build_data()
+    trainer = Trainer(recipe, data, out, choose_device(device))
+    if init_from is not None:
+        where = Path(init_from) / "model.safetensors"
+        read_recipe(Path(init_from))
+        trainer.start_from(read_tensors(where), where)
+    with disk(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_recipe(trainer)
+    return _train(trainer, started, console)
+
+
+def resume(path: str | Path, *, device: str = "auto", console: Console | None = None) -> Run:
+    """Go on with a training from its newest whole checkpoint, to the bit as if it had never stopped.
+
+    Args:
+        path: The run folder.
+        device: Where to compute.
+        console: Shows the progress; standard error if None.
+
+    Returns: The finished run.
+    Raises: UserError: If the folder is no run folder, holds no checkpoint, or its data changed.
+    """
+    path = Path(path)
+    recipe = read_recipe(path)
+    found, data = recipe.build_data()
+    if (found.shape, found.classes) != (recipe.shape, recipe.classes):
+        raise UserError(f"the data of {path} changed since it was trained: shape or classes differ from its recipe")
+    trainer = Trainer(recipe, data, path, choose_device(device))
+    trainer.restore()
+    return _train(trainer, None, console)
+
+
+def _train(trainer: Trainer, budget: Budget | None, console: Console | None) -> Run:
+    """Run the loop and load what it wrote."""
+    run_loop(trainer, console or Console(stderr=True), budget)
+    return load(trainer.folder, str(trainer.device), trainer.precision)
+
+
+def film(run: Run, sampler: Sampler, count: int, label: int | None) -> tuple[Image.Image, list[Image.Image]]:
+    """Draw the denoising: x_t above the predicted x0, over time.
+
+    Args:
+        run: The run.
+        sampler: Draws the samples.
+        count: Number of samples in the animation; the strip shows the first three.
+        label: Their class, or None.
+
+    Returns: The strip, eight moments from left to right, and the frames of the animation.
+    """
+    with run.arithmetic():
+        moments = sampler.film(count, label)
+    picked = [moments[round(index * (len(moments) - 1) / 7)] for index in range(8)]
+    if len(sampler.shape) == 1:
+        frames = [row_of([scatter(x), scatter(x0)]) for x, x0 in moments]
+        return row_of([row_of([scatter(x, 160), scatter(x0, 160)], down=True) for x, x0 in picked]), frames
+    enlarge = enlargement(min(sampler.shape[1:]), 64)
+    rows = [moment[kind][sample] for sample in range(min(count, 3)) for kind in (0, 1) for moment in picked]
+    return tile(torch.stack(rows), 8, enlarge), [tile(torch.cat(moment), count, enlarge) for moment in moments]

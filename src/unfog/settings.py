@@ -1,0 +1,228 @@
+"""The plain settings of a run: optimizer, averaging, training and sampling, as values."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import nn
+
+from unfog.errors import UserError
+from unfog.networks.conditioning import ClassEmbedding
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def _positive(**values: float | None) -> None:
+    """Raise a UserError for a value that is given and not above 0."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise UserError(f"{name} must be above 0, not {value}")
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW with a warm-up and a linear decay that are counted in images.
+
+    Attributes:
+        lr: Peak learning rate.
+        beta1: Averaging of the gradient.
+        beta2: Averaging of its square.
+        weight_decay: Decay of the weights, multiplied by the learning rate.
+        warmup: Images over which the learning rate rises from 0.
+        decay: Share of the run, at its end, over which it falls to 0.
+        clip: Largest norm of the gradient.
+
+    Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization.
+    """
+
+    lr: float = 2e-3
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.01
+    warmup: int = 3000
+    decay: float = 0.5
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _positive(lr=self.lr, clip=self.clip)
+        if not 0 <= self.decay <= 1:
+            raise UserError(f"optimizer.decay is a share of the run between 0 and 1, not {self.decay}")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0 and self.warmup >= 0):
+            raise UserError("optimizer.beta1 and beta2 lie in [0, 1), weight_decay and warmup are not below 0")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer of these parameters."""
+        betas = (self.beta1, self.beta2)
+        return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
+
+    def rate(self, seen: int, total: int | None) -> float:
+        """Return the learning rate after `seen` of `total` images; without a total, before any decay."""
+        rise = min(1.0, seen / self.warmup) if self.warmup else 1.0
+        fall = min(1.0, (total - seen) / (self.decay * total)) if total and self.decay else 1.0
+        return self.lr * rise * max(0.0, fall)
+
+
+class Average(Protocol):
+    """How fast the averaged weights follow the trained ones."""
+
+    def share(self, step: int, batch: int) -> float:
+        """Return the share of the new weights in the average after optimizer step `step` (1, 2, ...)."""
+        ...
+
+
+@dataclass(frozen=True)
+class PowerAverage:
+    """Weights averaged over training with the profile t^gamma: share = 1 - (1 - 1/step)^(gamma + 1).
+
+    The average always spans the same share of the steps so far, so it needs no warm-up and no length.
+
+    Attributes:
+        gamma: Exponent; 6.94 is a relative width of 0.10, 16.97 one of 0.05.
+
+    Source: Karras et al. 2024, Analyzing and Improving the Training Dynamics of Diffusion Models, eq. 1.
+    """
+
+    gamma: float = 6.94
+
+    def __post_init__(self) -> None:
+        """Check the exponent."""
+        _positive(**{"ema.gamma": self.gamma})
+
+    def share(self, step: int, batch: int) -> float:
+        """Return the share of the new weights."""
+        return float(1 - (1 - 1 / step) ** (self.gamma + 1))
+
+
+@dataclass(frozen=True)
+class ExponentialAverage:
+    """Weights averaged with a half-life in images, or a tenth of the images seen where that is shorter.
+
+    Attributes:
+        half_life: Images after which a weight counts half.
+    """
+
+    half_life: float = 100_000.0
+
+    def __post_init__(self) -> None:
+        """Check the half-life."""
+        _positive(**{"ema.half_life": self.half_life})
+
+    def share(self, step: int, batch: int) -> float:
+        """Return the share of the new weights."""
+        return float(1 - 0.5 ** (batch / min(self.half_life, 0.1 * step * batch)))
+
+
+@dataclass(frozen=True)
+class ClassConditioning:
+    """The model is told the class, and learns to do without it.
+
+    Attributes:
+        dropout: Share of the labels that are forgotten in training; guidance needs some.
+    """
+
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0 <= self.dropout <= 1:
+            raise UserError(f"conditioning.dropout is a share between 0 and 1, not {self.dropout}")
+
+    def build(self, classes: int, dim: int) -> ClassEmbedding | None:
+        """Return the embedder, or None where the data have no classes."""
+        return ClassEmbedding(classes, dim) if classes else None
+
+
+@dataclass(frozen=True)
+class NoConditioning:
+    """The model is told nothing, whatever the data know."""
+
+    dropout: ClassVar[float] = 0.0
+
+    def build(self, classes: int, dim: int) -> None:
+        """Return no embedder."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and in which portions a run trains.
+
+    Attributes:
+        images: Images to see, repeats counted.
+        batch: Images in an optimizer step.
+        accumulate: Portions in which the batch goes through the network, to save memory.
+        stratified: Whether the times of a batch are spread evenly.
+        reports: How often in the run the held-out loss, a sample sheet and a checkpoint are written.
+        checkpoint_minutes: Longest time without a checkpoint.
+        precision: Of the network's arithmetic; "auto" follows `training.precision.choose`.
+    """
+
+    images: int = 100_000
+    batch: int = 64
+    accumulate: int = 1
+    stratified: bool = True
+    reports: int = 8
+    checkpoint_minutes: float = 5.0
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _positive(
+            **{
+                "training.images": self.images,
+                "training.batch": self.batch,
+                "training.accumulate": self.accumulate,
+                "training.reports": self.reports,
+                "training.checkpoint_minutes": self.checkpoint_minutes,
+            }
+        )
+        if self.batch % self.accumulate:
+            raise UserError(f"training.accumulate {self.accumulate} must divide training.batch {self.batch}")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the run."""
+        return -(-self.images // self.batch)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn unless the request says otherwise.
+
+    Attributes:
+        steps: Steps of the solver.
+        guidance: Scale of classifier-free guidance; 1 is off.
+        clip: Whether x0 is held to the range of the data.
+        batch: Samples that go through the network together; always as many, the last batch padded.
+    """
+
+    steps: int = 20
+    guidance: float = 1.0
+    clip: bool = True
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        _positive(**{"sampling.steps": self.steps, "sampling.batch": self.batch})
+        if not 0 <= self.guidance <= 1000:
+            raise UserError(f"guidance is a scale from 0 to 1000 where 1 is off, not {self.guidance}")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the network sees of state and time.
+
+    Attributes:
+        input_scale: "none" or "unit", see `Denoiser`.
+        network_time: "thousand", "index" or "log_snr", see `Denoiser`.
+        sigma_data: Standard deviation of the clean data, for "unit".
+    """
+
+    input_scale: Literal["none", "unit"] = "none"
+    network_time: Literal["index", "thousand", "log_snr"] = "thousand"
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the deviation."""
+        _positive(**{"inputs.sigma_data": self.sigma_data})

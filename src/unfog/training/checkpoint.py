@@ -1,0 +1,175 @@
+"""Checkpoints as safetensors and JSON: written beside, synced, checked, renamed; old ones pruned afterwards."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unfog.errors import EnvironmentFailure, UserError
+
+KEPT = 2
+"""Checkpoints that stay; older ones are pruned after a new one was verified."""
+
+
+@contextlib.contextmanager
+def disk(what: Path) -> Iterator[None]:
+    """Turn a failing disk into one sentence.
+
+    Raises: EnvironmentFailure: If the disk is full, read-only or not ours to write.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+        why = "the disk is full" if full else str(error)
+        raise EnvironmentFailure(f"cannot write {what}: {why}; what was written before is intact") from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside, sync and rename it, so that it is whole or absent."""
+    part = path.with_name(f".{path.name}.part")
+    with disk(path):
+        part.write_bytes(data)
+        sync(part)
+        os.replace(part, path)
+        sync(path.parent)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, beside and renamed, readable for whom the umask lets read."""
+    part = path.with_name(f".{path.name}.part")
+    with disk(path):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o666 & ~mask)  # safetensors writes 0600
+        sync(part)
+        os.replace(part, path)
+        sync(path.parent)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises: UserError: If it is missing, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the run holds no weights (yet)")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or truncated ({error}): restore it, or train again") from error
+
+
+def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Fill a module with tensors of its own names and shapes.
+
+    Raises: UserError: If names or shapes differ.
+    """
+    own = module.state_dict()
+    for name in own.keys() | tensors.keys():
+        if name not in tensors or name not in own:
+            raise UserError(f"{where} does not fit the recipe beside it: the weight {name} is only in one of them")
+        if own[name].shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)} where the recipe asks for {tuple(own[name].shape)}"
+            raise UserError(f"{where} does not fit the recipe beside it: the weight {name} has the shape {shapes}")
+    module.load_state_dict(dict(tensors))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """Return the optimizer's state as tensors named `parameter:entry`."""
+    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
+    return {f"{names[index]}:{entry}": value for index, one in state.items() for entry, value in one.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
+    """Fill an optimizer from tensors named `parameter:entry`."""
+    plain = optimizer.state_dict()
+    for name, value in tensors.items():
+        parameter, entry = name.rsplit(":", 1)
+        plain["state"].setdefault(names.index(parameter), {})[entry] = value
+    optimizer.load_state_dict(plain)
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Write the checkpoint of a step into `folder`/`step`, verify it, then prune older ones.
+
+    Args:
+        folder: The run's folder of checkpoints.
+        step: Optimizer steps done.
+        tensors: Everything that is a tensor.
+        state: Everything else, as plain JSON values.
+
+    Returns: The checkpoint's folder.
+    Raises: EnvironmentFailure: If the disk fails; the checkpoints before are intact.
+    """
+    final = folder / f"{step:09}"
+    part = folder / f".{final.name}.part"
+    with disk(final):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        write_tensors(part / "state.safetensors", tensors)
+        plain = {**state, "step": step, "sha256": _digest(part / "state.safetensors")}
+        write_whole(part / "state.json", json.dumps(plain, indent=1).encode())
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+        sync(folder)
+    if _verified(final) is None:
+        raise EnvironmentFailure(f"the checkpoint {final} does not read back as it was written: check the disk")
+    for old in _steps(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and state of the newest checkpoint that verifies; damaged ones are named in a warning.
+
+    Raises: UserError: If there is none.
+    """
+    for candidate in reversed(_steps(folder)):
+        state = _verified(candidate)
+        if state is not None:
+            return read_tensors(candidate / "state.safetensors"), state
+        warnings.warn(f"the checkpoint {candidate} is damaged: the one before it is used", stacklevel=2)
+    raise UserError(f"{folder} holds no whole checkpoint: start the training again without --resume")
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, the oldest first."""
+    return sorted(path for path in folder.glob("*") if path.name.isdigit())
+
+
+def _verified(checkpoint: Path) -> dict[str, Any] | None:
+    """Return the state of a checkpoint whose tensors have the checksum that it names, else None."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_bytes())
+        whole = isinstance(state, dict) and state.get("sha256") == _digest(checkpoint / "state.safetensors")
+    except (OSError, ValueError):
+        return None
+    return state if whole and isinstance(state.get("step"), int) else None
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

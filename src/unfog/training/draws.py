@@ -1,0 +1,105 @@
+"""What step number k of a run sees: rows, augmentation, labels, times and noise, all functions of (seed, k)."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from queue import Queue
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unfog.data.codecs import Codec
+from unfog.data.source import Augment, Source, shuffled
+from unfog.diffusion.times import stratify
+from unfog.randomness import normal, stream, uniform
+
+
+class Draw(NamedTuple):
+    """Everything random in one batch.
+
+    Attributes:
+        x0: Encoded rows, `(batch, *shape)`.
+        labels: Class numbers, `(batch,)`, or None.
+        drop: Which labels are forgotten, `(batch,)` of bool.
+        u: Uniform numbers that become times, `(batch,)`.
+        noise: Standard normal noise, shaped like `x0`.
+    """
+
+    x0: Tensor
+    labels: Tensor | None
+    drop: Tensor
+    u: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The batches of a run, by number.
+
+    Attributes:
+        source: The rows.
+        codec: Encodes them.
+        augment: Changes them at random before.
+        batch: Rows in a batch.
+        seed: Seed of the run.
+        dropout: Share of labels that are forgotten.
+        stratified: Whether the times are spread evenly over the batch.
+    """
+
+    source: Source
+    codec: Codec
+    augment: Augment
+    batch: int
+    seed: int
+    dropout: float
+    stratified: bool
+
+    def __call__(self, step: int) -> Draw:
+        """Return the batch of a step."""
+        position = step * self.batch
+        x, labels = self.source.take(shuffled(len(self.source), self.seed, position, self.batch))
+        x0 = self.codec.encode(self.augment(x, self.seed, position))
+        u = uniform(self.seed, "times", step, range(self.batch))
+        drop = torch.from_numpy(stream(self.seed, "labels", step).random(self.batch) < self.dropout)
+        noise = normal(self.seed, "noise", step, range(self.batch), tuple(x0.shape[1:]))
+        return Draw(x0, labels, drop, stratify(u) if self.stratified else u, noise)
+
+
+def ahead(draw: Callable[[int], Draw], first: int, depth: int = 2) -> Iterator[Draw]:
+    """Yield draw(first), draw(first + 1), ... without end, made ahead in a thread while the caller computes.
+
+    Args:
+        draw: Makes a batch from its number.
+        first: First number.
+        depth: How many batches wait at most.
+
+    Yields: The batches in order. An error in the thread is raised here.
+    """
+    queue: Queue[Draw | BaseException] = Queue(depth)
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            for step in count(first):
+                queue.put(draw(step))
+                if stop.is_set():
+                    return
+        except BaseException as error:  # raised again in the caller's thread
+            queue.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            made = queue.get()
+            if isinstance(made, BaseException):
+                raise made
+            yield made
+    finally:
+        stop.set()
+        while thread.is_alive():
+            while not queue.empty():
+                queue.get_nowait()
+            thread.join(0.05)

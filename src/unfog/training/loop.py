@@ -1,0 +1,146 @@
+"""The training loop: steps, reports, checkpoints, a budget, and an orderly stop."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+import torch
+from rich.console import Console
+
+from unfog.errors import Stopped
+from unfog.training.checkpoint import write_whole
+from unfog.training.draws import ahead
+from unfog.training.metrics import Display, Metrics
+from unfog.training.trainer import Trainer
+
+
+@dataclass
+class Budget:
+    """Finds out how many images fit into some seconds, by timing the first steps.
+
+    Attributes:
+        seconds: The budget, from the start of the training to its last report.
+    """
+
+    seconds: float
+    started: float = field(default_factory=time.monotonic)
+    warm: tuple[int, float] | None = None
+
+    def images(self, trainer: Trainer) -> int | None:
+        """Return the number of images, or None while too few steps were timed.
+
+        The first three steps are left out, since kernels are chosen in them; then 20 steps and 3 % of the
+        budget are timed, and one report, whose time is set aside for each report to come.
+        """
+        now = time.monotonic()
+        if self.warm is None:
+            self.warm = (trainer.step, now) if trainer.step >= 3 else None
+            return None
+        steps, seconds = trainer.step - self.warm[0], now - self.warm[1]
+        if steps < 20 or seconds < 0.03 * self.seconds:
+            return None
+        trainer.held_out_loss()
+        trainer.preview()
+        reports = (time.monotonic() - now) * trainer.settings.reports
+        left = 0.97 * self.seconds - (time.monotonic() - self.started) - reports
+        return trainer.seen + trainer.settings.batch * max(1, int(left * steps / seconds))
+
+
+def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> None:
+    """Train to the end of the recipe, with reports on the way, or until a signal.
+
+    Args:
+        trainer: Takes the steps.
+        console: Shows the progress.
+        budget: Seconds to use, instead of the recipe's number of images.
+
+    Raises: Stopped: After Ctrl-C or SIGTERM, with the state saved.
+        UserError: If the loss stays non-finite.
+        EnvironmentFailure: If the disk fails.
+    """
+    if trainer.finished:
+        return
+    if budget:
+        trainer.images = None
+    metrics = Metrics(trainer.folder / "metrics.jsonl", trainer.settings.batch, trainer.step)
+    saved = time.monotonic()
+    with Display(console) as display, _signals() as caught, torch.random.fork_rng():
+        for draw in ahead(trainer.draws, trainer.step):
+            loss = trainer.descend(draw)
+            metrics.add(trainer.step, loss, trainer.optimizer.param_groups[0]["lr"])
+            display.advance(trainer.seen, trainer.images, metrics)
+            if budget and trainer.images is None and (images := budget.images(trainer)):
+                _fix(trainer, images)
+                display.say(f"the budget of {budget.seconds:.0f} s holds {images:,} images")
+            if caught or trainer.finished:
+                break
+            if _due(trainer):
+                display.say(_report(trainer, metrics))
+                saved = time.monotonic()
+            elif time.monotonic() - saved > 60 * trainer.settings.checkpoint_minutes:
+                trainer.save()
+                saved = time.monotonic()
+        if trainer.finished:
+            display.say(_report(trainer, metrics))
+            return
+    if trainer.images is None:
+        raise Stopped("stopped before the budget was measured; nothing was saved", caught[0])
+    trainer.save()
+    raise Stopped(f"stopped and saved: go on with `unfog train --resume {trainer.folder}`", caught[0])
+
+
+def _fix(trainer: Trainer, images: int) -> None:
+    """Write a measured number of images into the recipe."""
+    trainer.images = images
+    trainer.recipe = trainer.recipe.set(f"training.images={images}")
+    write_recipe(trainer)
+
+
+def write_recipe(trainer: Trainer) -> None:
+    """Write the recipe into the run folder."""
+    write_whole(trainer.folder / "recipe.json", trainer.recipe.to_json().encode())
+
+
+def _due(trainer: Trainer) -> bool:
+    """Return whether one of the evenly spaced reports falls on this step."""
+    if trainer.images is None:
+        return False
+    reports, batch = trainer.settings.reports, trainer.settings.batch
+    return trainer.seen * reports // trainer.images > (trainer.seen - batch) * reports // trainer.images
+
+
+def _report(trainer: Trainer, metrics: Metrics) -> str:
+    """Save, measure the held-out loss, write a sheet of samples, and say so in a line."""
+    trainer.save()
+    held_out = trainer.held_out_loss()
+    metrics.held_out(trainer.step, held_out)
+    trainer.preview()
+    skipped = f"   {trainer.skipped} steps skipped" if trainer.skipped else ""
+    return f"{trainer.seen:>9,} images   loss {metrics.smooth:.4f}   held-out loss {held_out:.4f}{skipped}"
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of being interrupted; a second one interrupts at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def take(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+    for number in before:
+        signal.signal(number, take)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

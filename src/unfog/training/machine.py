@@ -1,0 +1,65 @@
+"""Where a network computes and in what arithmetic, by a short rule."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from unfog.diffusion.denoiser import Denoiser
+from unfog.errors import UserError
+from unfog.settings import Precision
+
+SMALL = 12
+"""Pictures of at most this side are faster in float32 on a CPU: bf16's conversions outweigh its products."""
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return a device: CUDA, else Apple's MPS, else the CPU, unless one is named.
+
+    Raises: UserError: If the named device does not exist here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"the device {name!r} does not exist here: leave --device away, or use cpu") from None
+    return device
+
+
+def choose_precision(wanted: Precision, device: torch.device, shape: tuple[int, ...]) -> Precision:
+    """Return the arithmetic of the network.
+
+    "auto" is bfloat16 on CUDA, and on CPUs with bf16 instructions for pictures with sides above 12; float32
+    elsewhere. Measured on two cores with AMX: 8×8 pictures 0.93 times as fast in bf16, 28×28 ones above 1.
+
+    Args:
+        wanted: What the recipe asks for.
+        device: Where the network computes.
+        shape: Shape of one sample.
+
+    Returns: "float32" or "bfloat16".
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bfloat16"
+    able = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
+    large = len(shape) > 2 and min(shape[1:]) > SMALL
+    return "bfloat16" if device.type == "cpu" and able and large else "float32"
+
+
+def place(denoiser: Denoiser, device: torch.device) -> None:
+    """Move a denoiser to its device, and its weights to channels-last where its network is faster so."""
+    denoiser.to(device)
+    if denoiser.network.channels_last and all(parameter.ndim in (0, 1, 2, 4) for parameter in denoiser.parameters()):
+        for parameter in denoiser.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which the network runs: autocast for bfloat16, nothing for float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

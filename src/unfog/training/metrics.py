@@ -1,0 +1,110 @@
+"""What a training tells while it runs: lines in `metrics.jsonl` and a progress bar."""
+
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from unfog.training.checkpoint import disk
+
+EVERY = 20
+"""Steps that one line of `metrics.jsonl` sums up."""
+
+
+class Metrics:
+    """Appends to `metrics.jsonl`: a line for every 20 steps, and one for each held-out loss."""
+
+    def __init__(self, path: Path, batch: int, step: int) -> None:
+        """Go on at `step`: later lines, of steps that are about to be taken again, are dropped."""
+        self.path, self.batch = path, batch
+        self.losses: list[float] = []
+        self.smooth = math.nan
+        self.speed = math.nan
+        self.since = time.monotonic()
+        with disk(path):
+            kept = [line for line in read_metrics(path) if line["step"] <= step]
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def add(self, step: int, loss: float, rate: float) -> None:
+        """Take in the loss of a step."""
+        self.losses.append(loss)
+        if math.isfinite(loss):
+            self.smooth = loss if math.isnan(self.smooth) else 0.98 * self.smooth + 0.02 * loss
+        if step % EVERY == 0:
+            self._write(step, rate)
+
+    def held_out(self, step: int, loss: float) -> None:
+        """Write the loss on held-out data."""
+        self._append({"step": step, "images": step * self.batch, "held_out_loss": loss})
+
+    def _write(self, step: int, rate: float) -> None:
+        now = time.monotonic()
+        self.speed = len(self.losses) * self.batch / (now - self.since)
+        finite = [loss for loss in self.losses if math.isfinite(loss)]
+        line: dict[str, float | None] = {
+            "step": step,
+            "images": step * self.batch,
+            "loss": sum(finite) / len(finite) if finite else None,
+            "lr": rate,
+            "images_per_second": round(self.speed, 1),
+        }
+        if len(finite) < len(self.losses):
+            line["skipped"] = len(self.losses) - len(finite)
+        self._append(line)
+        self.losses, self.since = [], now
+
+    def _append(self, line: dict[str, float | None]) -> None:
+        with disk(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Return the lines of a `metrics.jsonl`; a last line that was cut short by a crash is left out."""
+    lines: list[dict[str, float]] = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+class Display:
+    """A progress bar with loss, images per second and time left; on a pipe, only the reports."""
+
+    def __init__(self, console: Console) -> None:
+        """Show on `console`."""
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("training", total=None, figures="")
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the bar as it stands."""
+        self.progress.stop()
+
+    def advance(self, images: int, total: int | None, metrics: Metrics) -> None:
+        """Move the bar."""
+        speed = "" if math.isnan(metrics.speed) else f"  {metrics.speed:.0f} images/s"
+        self.progress.update(self.task, completed=images, total=total, figures=f"loss {metrics.smooth:.4f}{speed}")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.progress.console.print(text, highlight=False)

@@ -1,0 +1,213 @@
+"""A training in its run folder: the parts that a recipe names, and the state that a checkpoint holds."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfog.data.pictures import save_picture, sheet
+from unfog.data.source import Data
+from unfog.diffusion.denoiser import Denoiser
+from unfog.diffusion.objectives import denoising_loss
+from unfog.errors import UserError
+from unfog.generation import Sampler
+from unfog.randomness import normal, uniform
+from unfog.recipe import Recipe
+from unfog.settings import AdamW, Training
+from unfog.training import checkpoint
+from unfog.training.draws import Draw, Draws
+from unfog.training.ema import Averaged
+from unfog.training.machine import arithmetic, choose_precision, place
+
+PATIENCE = 10
+"""Non-finite losses in a row after which a run stops."""
+HELD_OUT = 512
+"""Held-out rows, at most, on which the loss is measured, always with the same times and noise."""
+
+
+class Trainer:
+    """Takes optimizer steps, one after the other, and saves and restores everything they change."""
+
+    def __init__(self, recipe: Recipe, data: Data, folder: Path, device: torch.device) -> None:
+        """Build the parts.
+
+        Args:
+            recipe: Names the parts; its shape and classes are those of `data`.
+            data: What to train on, and what is held out.
+            folder: The run folder.
+            device: Where the network computes.
+
+        Raises: UserError: If the parts do not fit together.
+        """
+        assert recipe.shape is not None
+        self.recipe, self.data, self.folder, self.device = recipe, data, folder, device
+        self.settings: Training = recipe.training.build()
+        self.optimization: AdamW = recipe.optimizer.build()
+        self.times, self.weighting = recipe.times.build(), recipe.weighting.build()
+        self.denoiser = recipe.build_denoiser()
+        sampler = Sampler.of(recipe, self.denoiser)
+        sampler.denoise(sampler.labels(1))  # a mistake in how to sample shows now and not at the first preview
+        self.channels_last = self.denoiser.network.channels_last and len(recipe.shape) == 3
+        place(self.denoiser, device)
+        self.precision = choose_precision(self.settings.precision, device, recipe.shape)
+        self.optimizer = self.optimization.build(self.denoiser.parameters())
+        self.averaged = Averaged(self.denoiser, recipe.ema.build())
+        self.draws = Draws(
+            data.train,
+            recipe.build_codec(),
+            recipe.augment.build(),
+            self.settings.batch,
+            recipe.seed,
+            recipe.conditioning.build().dropout,
+            self.settings.stratified,
+        )
+        self.images: int | None = self.settings.images
+        self.step = self.skipped = self.bad_in_row = 0
+
+    @property
+    def seen(self) -> int:
+        """Images seen so far."""
+        return self.step * self.settings.batch
+
+    @property
+    def finished(self) -> bool:
+        """Whether all images were seen."""
+        return self.images is not None and self.seen >= self.images
+
+    def loss(self, draw: Draw, denoiser: Denoiser) -> Tensor:
+        """Return the loss of each row of a batch, `(batch,)`."""
+        x0 = draw.x0.to(self.device, non_blocking=True)
+        if self.channels_last:
+            x0 = x0.to(memory_format=torch.channels_last)
+        noise, u = draw.noise.to(self.device, non_blocking=True), draw.u.to(self.device, non_blocking=True)
+        cond = None
+        if denoiser.embedder is not None and draw.labels is not None:
+            cond = denoiser.embedder(draw.labels.to(self.device), draw.drop.to(self.device))
+        with arithmetic(self.precision, self.device):
+            return denoising_loss(denoiser, x0, cond, times=self.times, weighting=self.weighting, u=u, noise=noise)
+
+    def descend(self, draw: Draw) -> float:
+        """Take one optimizer step; where the loss is not finite, the weights stay as they are.
+
+        Args:
+            draw: The batch.
+
+        Returns: The mean loss, or NaN for a step that was skipped.
+        Raises: UserError: After ten skipped steps in a row; the last finite checkpoint is intact.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optimization.rate(self.seen, self.images)
+        self.optimizer.zero_grad()
+        mean = torch.zeros(())
+        torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) % 2**63)  # what dropout draws from
+        for portion in _portions(draw, self.settings.accumulate):
+            loss = self.loss(portion, self.denoiser).mean() / self.settings.accumulate
+            torch.autograd.backward(loss)
+            mean = mean + loss.detach().cpu()
+        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.optimization.clip)
+        self.step += 1
+        if bool(mean.isfinite()) and bool(norm.isfinite()):
+            self.optimizer.step()
+            self.averaged.update(self.denoiser, self.step, self.settings.batch)
+            self.bad_in_row = 0
+            return float(mean)
+        self.skipped, self.bad_in_row = self.skipped + 1, self.bad_in_row + 1
+        if self.bad_in_row >= PATIENCE:
+            raise UserError(
+                f"the loss was not finite {PATIENCE} times in a row, at step {self.step}: lower optimizer.lr or use "
+                f"--precision float32; the last finite checkpoint is intact in {self.folder / 'checkpoints'}"
+            )
+        return math.nan
+
+    def held_out_loss(self) -> float:
+        """Return the averaged weights' loss on held-out rows, with times and noise that never change."""
+        source, batch, seed = self.data.heldout, self.settings.batch, self.recipe.seed
+        rows = np.linspace(0, len(source) - 1, min(len(source), HELD_OUT)).astype(np.int64)
+        losses = []
+        with torch.inference_mode():
+            for first in range(0, len(rows), batch):
+                part = rows[first : first + batch]
+                x, labels = source.take(part)
+                x0 = self.draws.codec.encode(x)
+                u = uniform(seed, "held-out times", 0, part.tolist())
+                noise = normal(seed, "held-out noise", 0, part.tolist(), tuple(x0.shape[1:]))
+                draw = Draw(x0, labels, torch.zeros(len(part), dtype=torch.bool), u, noise)
+                losses.append(self.loss(draw, self.averaged.denoiser))
+        return float(torch.cat(losses).mean())
+
+    def preview(self) -> None:
+        """Write a sheet of samples of the averaged weights."""
+        sampler = Sampler.of(self.recipe, self.averaged.denoiser)
+        points = len(sampler.shape) == 1
+        columns = sampler.classes if 1 < sampler.classes <= 16 else 8
+        count = 1024 if points else columns * max(1, sampler.settings.batch // columns)
+        with arithmetic(self.precision, self.device):
+            samples = sampler(count)
+        folder = self.folder / "samples"
+        with checkpoint.disk(folder):
+            folder.mkdir(exist_ok=True)
+            save_picture(sheet(samples, columns), folder / f"{self.step:09}.png")
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for name, _ in self.denoiser.named_parameters()]
+
+    def save(self) -> None:
+        """Write a checkpoint, and the averaged weights as the run's model; a non-finite model is not written.
+
+        Raises: EnvironmentFailure: If the disk fails; what was written before is intact.
+        """
+        average, weights = self.averaged.denoiser.state_dict(), self.denoiser.state_dict()
+        if not all(tensor.isfinite().all() for tensor in (*weights.values(), *average.values())):
+            return
+        moments = checkpoint.optimizer_tensors(self.optimizer, self._names)
+        parts = {"weights": weights, "average": average, "optimizer": moments}
+        tensors = {f"{kind}/{name}": tensor for kind, part in parts.items() for name, tensor in part.items()}
+        state = {"skipped": self.skipped, "threads": torch.get_num_threads(), "precision": self.precision}
+        checkpoint.save(self.folder / "checkpoints", self.step, tensors, state)
+        checkpoint.write_tensors(self.folder / "model.safetensors", average)
+
+    def restore(self) -> None:
+        """Go back to the newest whole checkpoint, and to its thread count, on which sums depend.
+
+        Raises: UserError: If there is none, or it does not fit the recipe.
+        """
+        where = self.folder / "checkpoints"
+        tensors, state = checkpoint.latest(where)
+        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            parts[kind][rest] = tensor
+        checkpoint.load_into(self.denoiser, parts["weights"], where)
+        checkpoint.load_into(self.averaged.denoiser, parts["average"], where)
+        checkpoint.restore_optimizer(self.optimizer, self._names, parts["optimizer"])
+        self.step, self.skipped, self.precision = state["step"], state["skipped"], state["precision"]
+        torch.set_num_threads(state["threads"])
+
+    def start_from(self, tensors: dict[str, Tensor], where: Path) -> None:
+        """Begin with another run's weights; the class embedding starts afresh where the classes differ in number.
+
+        Args:
+            tensors: The other run's averaged weights.
+            where: Their file, for the error's sentence.
+
+        Raises: UserError: If the networks differ.
+        """
+        own = self.denoiser.state_dict()
+        table = "embedder.table.weight"
+        given = {name: tensor for name, tensor in tensors.items() if name != table or name in own}
+        if table in own and (table not in given or given[table].shape != own[table].shape):
+            given[table] = own[table]
+        checkpoint.load_into(self.denoiser, given, where)
+        checkpoint.load_into(self.averaged.denoiser, given, where)
+
+
+def _portions(draw: Draw, count: int) -> Iterator[Draw]:
+    """Cut a batch into equal portions."""
+    size = len(draw.x0) // count
+    for first in range(0, len(draw.x0), size):
+        rows = slice(first, first + size)
+        yield Draw(*(None if part is None else part[rows] for part in draw))  # type: ignore[arg-type]  # None is labels
