@@ -28,7 +28,6 @@ def one(recipe: Recipe, precision: str, channels_last: bool, batch: int, seconds
     optimizer = AdamW().build(denoiser.parameters())
     times, weighting = recipe.times.build(), recipe.weighting.build()
     u, noise = torch.rand(batch, device=device).double(), torch.randn_like(x0)
-    cond = denoiser.embedder.null(batch) if denoiser.embedder else None
 
     def step() -> None:
         cond = denoiser.embedder.null(batch) if denoiser.embedder else None

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -92,10 +93,10 @@ class Schedule(ABC):
                 "a schedule of discrete steps has kinks and so no rates: use its continuous form (for instance "
                 "'linear-continuous'), or Rescheduled(EDM()) for a solver that integrates velocities"
             )
-        t = as_time(t)
-        one = torch.ones_like(t)
-        alpha = torch.func.jvp(self.alpha, (t,), (one,))[1]
-        sigma = torch.func.jvp(self.sigma, (t,), (one,))[1]
+        with torch.inference_mode(False), torch.enable_grad():
+            t = as_time(t).clone().requires_grad_()
+            (alpha,) = torch.autograd.grad((self.alpha(t) + 0 * t).sum(), t)  # + 0·t, for a constant alpha
+            (sigma,) = torch.autograd.grad((self.sigma(t) + 0 * t).sum(), t)
         if not (alpha.isfinite() & sigma.isfinite()).all():
             raise UserError(f"the rates of {type(self).__name__} are infinite at t = {t[~sigma.isfinite()].tolist()}")
         return alpha, sigma
@@ -165,7 +166,7 @@ class Table(Schedule):
     def __post_init__(self) -> None:
         """Check that the entries fall from below 1 to above 0."""
         values = (1.0, *self.alphas_cumprod, 0.0)
-        if len(values) < 3 or any(not a > b for a, b in zip(values, values[1:], strict=False)):
+        if len(values) < 3 or any(not a > b for a, b in pairwise(values)):
             raise UserError("alphas_cumprod must fall strictly, from below 1 to above 0")
         object.__setattr__(self, "steps", len(self.alphas_cumprod))
 
@@ -245,9 +246,9 @@ class VariancePreserving(Schedule):
 
     @final
     def time(self, log_snr: Tensor | float) -> Tensor:
-        """Return the t with L(t) = log(1 + exp(-log_snr))."""
+        """Return the t with L(t) = log(1 + exp(-log_snr)); below the end's log-SNR, the end."""
         value = as_time(log_snr)
-        return self.inverse(torch.logaddexp(torch.zeros_like(value), -value))
+        return self.inverse(torch.logaddexp(torch.zeros_like(value), -value)).clamp(max=self.t_max)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,152 @@
+"""The house itself: imports point downward, modules stay short, public names are sorted and documented."""
+
+import ast
+import io
+import re
+import subprocess
+import tokenize
+from pathlib import Path
+
+import pytest
+
+import unfog
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "unfog"
+FLOORS = [
+    ["errors", "randomness"],
+    ["networks"],
+    ["diffusion"],
+    ["data"],
+    ["settings", "recipe"],
+    ["generation"],
+    ["training"],
+    ["run"],
+    ["evaluation"],
+    ["interop"],
+    ["recipes"],
+    ["app"],
+    ["cli", "__main__"],
+    ["__init__"],
+]
+"""Lowest first: a file imports its own floor and lower ones."""
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+
+def _room(path: Path) -> str:
+    """The floor's name of a file: its top folder, or its own name."""
+    return path.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def _imports(source: str) -> set[str]:
+    """The unfog modules that a source imports, wherever in it, type-checking blocks left out."""
+    found = set()
+    tree = ast.parse(source)
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "unfog":
+            names = [alias.name for alias in node.names] if node.module == "unfog" else [""]
+            found |= {f"{node.module}.{name}".rstrip(".") for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "unfog"}
+        assert not (isinstance(node, ast.ImportFrom) and node.level), "imports are absolute"
+    return found
+
+
+def _upward(room: str, source: str) -> list[str]:
+    """The imports of a source that point to a higher floor."""
+    targets = [(name, name.split(".")[1]) for name in _imports(source) if "." in name]
+    return [name for name, target in targets if target in LEVEL and LEVEL[target] > LEVEL[room]]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_downward(path: Path) -> None:
+    assert _room(path) in LEVEL, "a new room needs its floor in FLOORS"
+    assert _upward(_room(path), path.read_text()) == []
+
+
+def test_an_upward_import_is_seen() -> None:
+    """The house test can fail."""
+    assert _upward("networks", "from unfog.diffusion.schedules import EDM") == ["unfog.diffusion.schedules"]
+    assert _upward("data", "def f():\n    import unfog.training.loop") == ["unfog.training.loop"]
+    assert _upward("training", "from unfog.data.source import split") == []
+
+
+def test_only_the_denoiser_knows_networks_and_mathematics() -> None:
+    """`diffusion` takes from `networks` in one file (the loss only names the type of a condition)."""
+    users = {
+        path.name
+        for path in (SOURCE / "diffusion").glob("*.py")
+        if any("networks" in n for n in _imports(path.read_text()))
+    }
+    assert users <= {"denoiser.py", "objectives.py"}
+
+
+def code_lines(source: str) -> int:
+    """Lines with code: no blanks, comments or docstrings."""
+    plain = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in plain:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines.difference_update(range(node.lineno, (node.end_lineno or 0) + 1))
+    return len(lines)
+
+
+def test_modules_stay_short() -> None:
+    """At most 350 lines a module and 8,000 in all."""
+    counts = {str(path.relative_to(SOURCE)): code_lines(path.read_text()) for path in MODULES}
+    assert {name: count for name, count in counts.items() if count > 350} == {}
+    assert sum(counts.values()) <= 8000
+    assert code_lines('"""Doc."""\n\n# why\nx = 1\n') == 1
+
+
+def test_public_names_are_sorted_and_importable() -> None:
+    assert unfog.__all__ == sorted(unfog.__all__)
+    assert set(unfog.__all__) == set(unfog._HOMES)
+    for name in unfog.__all__:
+        assert getattr(unfog, name).__doc__, name
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = unfog.nonsense
+
+
+def test_public_names_match_the_type_checker() -> None:
+    """What TYPE_CHECKING imports is what `__getattr__` serves."""
+    block = next(node for node in ast.parse((SOURCE / "__init__.py").read_text()).body if isinstance(node, ast.If))
+    served = {
+        alias.name: str(node.module).removeprefix("unfog.")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert served == unfog._HOMES
+
+
+def test_nothing_is_pickled_or_evaluated() -> None:
+    banned = re.compile(r"\b(pickle|torch\.load|torch\.save|eval\(|exec\(|allow_pickle=True)")
+    found = [
+        f"{path.name}: {line}" for path in MODULES for line in path.read_text().splitlines() if banned.search(line)
+    ]
+    assert [line for line in found if ".eval()" not in line] == []
+
+
+def test_no_machine_paths_are_committed() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split(
+        "\n"
+    )
+    home = re.compile(r"/(home|Users|root|work)/\w+")
+    texts = [
+        ROOT / name for name in listed if name and (ROOT / name).suffix in {".py", ".md", ".toml", ".txt", ".json"}
+    ]
+    found = [str(path) for path in texts if path.is_file() and home.search(path.read_text(encoding="utf-8"))]
+    assert found == []

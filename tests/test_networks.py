@@ -1,0 +1,122 @@
+"""Networks: shapes in one, two and three dimensions, what conditions reach, and layers against literal formulas."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from unfog.networks.compact import Compact
+from unfog.networks.conditioning import ClassEmbedding, Cond
+from unfog.networks.layers import ChannelNorm, SelfAttention, sinusoidal
+from unfog.networks.minimal import Minimal
+from unfog.networks.mlp import MLP
+from unfog.networks.unet import UNet
+
+SPACE = {
+    "unet": lambda dims: UNet(3, dims=dims, widths=(16, 32), attention=(False, True), blocks=1),
+    "compact": lambda dims: Compact(3, dims=dims, width=16, patch=2),
+    "minimal": lambda dims: Minimal(3, dims=dims, width=16),
+}
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("name", SPACE)
+def test_shapes_in_every_dimension(name: str, dims: int) -> None:
+    network = SPACE[name](dims)
+    x = torch.randn(2, 3, *[8, 12, 4][:dims])
+    assert network(x, torch.tensor([3.0, 700.0])).shape == x.shape
+    assert all(side % network.multiple == 0 for side in x.shape[2:])
+
+
+def test_points() -> None:
+    assert MLP(2, width=16)(torch.randn(5, 2), torch.rand(5)).shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    "network", [UNet(1), Compact(1), Minimal(1, width=16), MLP(4, width=16)], ids=lambda network: type(network).__name__
+)
+def test_every_part_takes_part(network: nn.Module) -> None:
+    """Time and condition change the output, and every parameter gets a gradient."""
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)  # the zeroed layers would hide what stands before them
+    x = torch.randn(2, 4) if isinstance(network, MLP) else torch.randn(2, 1, 8, 8)
+    time, cond = torch.tensor([10.0, 500.0]), Cond(torch.randn(2, network.embedding_dim))  # type: ignore[arg-type]
+    plain = network(x, time)
+    assert not torch.allclose(plain, network(x, time + 50))
+    assert not torch.allclose(plain, network(x, time, cond))
+    network(x, time, cond).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+
+
+def test_samples_do_not_mix() -> None:
+    for build in SPACE.values():
+        network = build(2).eval()
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        x, time = torch.randn(3, 3, 8, 8), torch.tensor([1.0, 300.0, 900.0])
+        torch.testing.assert_close(network(x, time)[1:2], network(x[1:2], time[1:2]), rtol=1e-4, atol=1e-4)
+
+
+def test_residual_networks_start_at_zero() -> None:
+    x, time = torch.randn(2, 1, 8, 8), torch.rand(2)
+    assert Compact(1)(x, time).abs().max() == 0
+    assert MLP(2, width=8)(torch.randn(2, 2), time).abs().max() == 0
+
+
+def test_unet_counts_of_the_course_network() -> None:
+    """The topology is the ecosystem's: UNet2DModel of the course, (32, 64, 64) with two blocks, has 1,707,009."""
+    network = UNet(1, widths=(32, 64, 64), blocks=2, attention=(False, True, True), head=8)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 1_707_009
+
+
+def test_unet_cifar_size() -> None:
+    """DDPM's CIFAR-10 network has 35.7 million parameters (Ho et al. 2020, appendix B)."""
+    network = UNet(3, widths=(128, 256, 256, 256), blocks=2, attention=(False, True, False, False), head=256)
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(35.7, abs=0.1)
+
+
+def test_unet_levels_must_match() -> None:
+    with pytest.raises(ValueError, match="attention names 1 levels"):
+        UNet(1, widths=(16, 32), attention=(True,))
+
+
+def test_sinusoidal_formula() -> None:
+    time, dim = 7.0, 8
+    rates = [10_000 ** (-i / 4) for i in range(4)]
+    expected = [math.cos(time * rate) for rate in rates] + [math.sin(time * rate) for rate in rates]
+    torch.testing.assert_close(sinusoidal(torch.tensor([time]), dim)[0], torch.tensor(expected))
+
+
+def test_channel_norm_formula() -> None:
+    x = torch.randn(2, 6, 3, 5)
+    expected = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(ChannelNorm(6, affine=False)(x), expected)
+
+
+def test_attention_formula() -> None:
+    """softmax(q·k/sqrt(d))·v with two heads, written out."""
+    layer = SelfAttention(nn.Identity(), 8, head=4)
+    x = torch.randn(2, 8, 3, 3)
+    places = x.flatten(2).transpose(1, 2)
+    q, k, v = layer.qkv(places).chunk(3, dim=-1)
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        weights = (q[..., head] @ k[..., head].transpose(1, 2) / 2).softmax(-1)
+        heads.append(weights @ v[..., head])
+    expected = x + layer.out(torch.cat(heads, -1)).transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_null_class() -> None:
+    """A dropped label is the null class, and the null class is no class."""
+    embedder = ClassEmbedding(3, 4)
+    labels = torch.tensor([0, 1, 2])
+    dropped = embedder(labels, torch.tensor([True, False, True])).vector
+    assert dropped is not None
+    null = embedder.null(1).vector
+    assert null is not None
+    assert torch.equal(dropped[0], null[0])
+    assert torch.equal(dropped[2], null[0])
+    assert torch.equal(dropped[1], embedder(labels).vector[1])
+    assert not torch.equal(embedder(labels).vector[0], null[0])
