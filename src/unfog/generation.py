@@ -97,8 +97,7 @@ class Sampler:
 
     def start(self, first: int, schedule: Schedule, t: Tensor) -> Tensor:
         """Return sigma(t)·z for samples `first` to `first + batch - 1`: what every solver begins with."""
-        rows = range(first, first + self.settings.batch)
-        start = normal(self.seed, "start", 0, rows, self.shape)
+        start = normal(self.seed, "start", 0, first, self.settings.batch, self.shape)
         return (schedule.sigma(t) * start).to(next(self.denoiser.parameters()).device)
 
     def steps(self, first: int, labels: Tensor | None) -> Iterator[Step]:
@@ -110,10 +109,9 @@ class Sampler:
 
         Yields: The steps, in the space of the diffusion.
         """
-        rows = range(first, first + self.settings.batch)
 
         def noise(step: int, like: Tensor) -> Tensor:
-            return normal(self.seed, "step", step, rows, self.shape).to(like.device)
+            return normal(self.seed, "step", step, first, self.settings.batch, self.shape).to(like.device)
 
         with torch.inference_mode():
             denoise, times = self.denoise(labels)

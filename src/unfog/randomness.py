@@ -5,16 +5,17 @@ run draws what the uninterrupted one would have drawn.
 """
 
 import hashlib
-from collections.abc import Iterable
+import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _WORD = (1 << 64) - 1
 
 
-def stream(seed: int, purpose: str, step: int = 0, index: int = 0) -> np.random.Generator:
+def stream(seed: int, purpose: str, step: int = 0, index: int = 0, skip: int = 0) -> np.random.Generator:
     """Return the generator of (seed, purpose, step, index), independent of every other one.
 
     Args:
@@ -22,41 +23,49 @@ def stream(seed: int, purpose: str, step: int = 0, index: int = 0) -> np.random.
         purpose: What the draws are for, for instance `"noise"`; other words give other streams.
         step: Training or sampling step.
         index: Sample within the step or within the whole request.
+        skip: Blocks of four 64-bit words to leave out at the beginning.
 
-    Returns: A numpy generator with 2^128 draws of its own.
+    Returns: A numpy generator with 2^66 words of its own.
     Source: Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3.
     """
     word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
     key = np.array([seed & _WORD, word], dtype=np.uint64)
-    counter = np.array([0, 0, step & _WORD, index & _WORD], dtype=np.uint64)  # the low words count the draws
+    counter = np.array([skip, 0, step & _WORD, index & _WORD], dtype=np.uint64)  # the low words count the draws
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def normal(seed: int, purpose: str, step: int, indices: Iterable[int], shape: tuple[int, ...]) -> Tensor:
-    """Draw z ~ N(0, I) for each sample index, whatever stands beside it in the batch.
+def uniform(seed: int, purpose: str, step: int, first: int, count: int, each: int = 1) -> NDArray[np.float64]:
+    """Draw u ~ U[0, 1) for samples `first` to `first + count - 1`, whatever stands beside them in the batch.
 
-    Args:
-        seed: Seed of the run or request.
-        purpose: What the noise is for.
-        step: Training or sampling step.
-        indices: One sample index for each row of the result.
-        shape: Shape of one sample.
-
-    Returns: Standard normal noise, `(len(indices), *shape)`, float32.
-    """
-    rows = [stream(seed, purpose, step, index).standard_normal(shape, dtype=np.float32) for index in indices]
-    return torch.from_numpy(np.stack(rows))
-
-
-def uniform(seed: int, purpose: str, step: int, indices: Iterable[int]) -> Tensor:
-    """Draw u ~ U[0, 1) for each sample index.
+    Sample i has words i·each to (i + 1)·each - 1 of one stream: a number takes exactly one word.
 
     Args:
         seed: Seed of the run or request.
         purpose: What the numbers are for.
         step: Training or sampling step.
-        indices: One sample index for each entry of the result.
+        first: Number of the first sample.
+        count: Number of samples.
+        each: Numbers for each sample.
 
-    Returns: Uniform numbers, `(len(indices),)`, float64.
+    Returns: Uniform numbers, `(count, each)`.
     """
-    return torch.tensor([stream(seed, purpose, step, index).random() for index in indices], dtype=torch.float64)
+    block, rest = divmod(first * each, 4)
+    return stream(seed, purpose, step, skip=block).random(rest + count * each)[rest:].reshape(count, each)
+
+
+def normal(seed: int, purpose: str, step: int, first: int, count: int, shape: tuple[int, ...]) -> Tensor:
+    """Draw z ~ N(0, I) for samples `first` to `first + count - 1`: the inverse distribution function of `uniform`.
+
+    Args:
+        seed: Seed of the run or request.
+        purpose: What the noise is for.
+        step: Training or sampling step.
+        first: Number of the first sample.
+        count: Number of samples.
+        shape: Shape of one sample.
+
+    Returns: Standard normal noise, `(count, *shape)`, float32.
+    """
+    u = uniform(seed, purpose, step, first, count, math.prod(shape))
+    np.maximum(u, 2.0**-54, out=u)  # so that 0 gives -8.3 and not -infinity
+    return torch.special.ndtri(torch.from_numpy(u)).float().reshape(count, *shape)

@@ -16,8 +16,8 @@ def points(data: str | None = None, size: int | None = None) -> Recipe:
         codec=part("codec", "identity"),
         network=part("network", "mlp"),
         times=part("times", "uniform"),
-        optimizer=part("optimizer", "adamw", warmup=10_000),
-        training=part("training", "images", images=500_000, batch=512, reports=2),
+        optimizer=part("optimizer", "adamw", lr=3e-3),
+        training=part("training", "images", images=160_000, batch=256, reports=2),
         sampling=part("sampling", "batches", batch=1024),
     )
 

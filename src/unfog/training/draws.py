@@ -13,7 +13,7 @@ from torch import Tensor
 from unfog.data.codecs import Codec
 from unfog.data.source import Augment, Source, shuffled
 from unfog.diffusion.times import stratify
-from unfog.randomness import normal, stream, uniform
+from unfog.randomness import normal, uniform
 
 
 class Draw(NamedTuple):
@@ -61,9 +61,9 @@ class Draws:
         position = step * self.batch
         x, labels = self.source.take(shuffled(len(self.source), self.seed, position, self.batch))
         x0 = self.codec.encode(self.augment(x, self.seed, position))
-        u = uniform(self.seed, "times", step, range(self.batch))
-        drop = torch.from_numpy(stream(self.seed, "labels", step).random(self.batch) < self.dropout)
-        noise = normal(self.seed, "noise", step, range(self.batch), tuple(x0.shape[1:]))
+        u = torch.from_numpy(uniform(self.seed, "times", step, 0, self.batch)[:, 0])
+        drop = torch.from_numpy(uniform(self.seed, "labels", step, 0, self.batch)[:, 0] < self.dropout)
+        noise = normal(self.seed, "noise", step, 0, self.batch, tuple(x0.shape[1:]))
         return Draw(x0, labels, drop, stratify(u) if self.stratified else u, noise)
 
 

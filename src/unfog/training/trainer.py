@@ -132,8 +132,8 @@ class Trainer:
                 part = rows[first : first + batch]
                 x, labels = source.take(part)
                 x0 = self.draws.codec.encode(x)
-                u = uniform(seed, "held-out times", 0, part.tolist())
-                noise = normal(seed, "held-out noise", 0, part.tolist(), tuple(x0.shape[1:]))
+                u = torch.from_numpy(uniform(seed, "held-out times", 0, first, len(part))[:, 0])
+                noise = normal(seed, "held-out noise", 0, first, len(part), tuple(x0.shape[1:]))
                 draw = Draw(x0, labels, torch.zeros(len(part), dtype=torch.bool), u, noise)
                 losses.append(self.loss(draw, self.averaged.denoiser))
         return float(torch.cat(losses).mean())
