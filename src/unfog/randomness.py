@@ -68,4 +68,5 @@ def normal(seed: int, purpose: str, step: int, first: int, count: int, shape: tu
     """
     u = uniform(seed, purpose, step, first, count, math.prod(shape))
     np.maximum(u, 2.0**-54, out=u)  # so that 0 gives -8.3 and not -infinity
-    return torch.special.ndtri(torch.from_numpy(u)).float().reshape(count, *shape)
+    z: Tensor = torch.special.ndtri(torch.from_numpy(u))
+    return z.float().reshape(count, *shape)

@@ -93,8 +93,8 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     "sampling": {"batches": Sampling},
 }
 
-GIVEN = frozenset({"channels", "dims"})
-"""Parameters of kinds that the data decide, and that are therefore no options."""
+GIVEN = {"network": frozenset({"channels", "dims"})}
+"""Parameters of a field's kinds that the data decide, and that are therefore no options."""
 
 
 def register(field: str, kind: str, build: Callable[..., Any]) -> None:
@@ -123,11 +123,11 @@ def build_kind(field: str, kind: str) -> Callable[..., Any]:
 
 
 @cache
-def _parameters(build: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Return annotation and default of each option of a kind."""
+def _parameters(build: Callable[..., Any], given: frozenset[str]) -> dict[str, tuple[Any, Any]]:
+    """Return annotation and default of each option of a kind: its parameters but those that are `given`."""
     hints = get_type_hints(build if inspect.isfunction(build) else build.__init__)
     found = inspect.signature(build).parameters
-    return {name: (hints.get(name, Any), one.default) for name, one in found.items() if name not in GIVEN}
+    return {name: (hints.get(name, Any), one.default) for name, one in found.items() if name not in given}
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Fill in the defaults and check names and types."""
-        known = _parameters(build_kind(self.field, self.kind))
+        known = _parameters(build_kind(self.field, self.kind), GIVEN.get(self.field, frozenset()))
         for name, value in self.options.items():
             if name not in known:
                 raise unknown(f"option of {self.field} {self.kind!r}", name, known)

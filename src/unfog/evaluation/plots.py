@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from unfog.diffusion.denoiser import Denoise
+from unfog.diffusion.denoiser import Conditioned, Denoiser
 from unfog.errors import UserError
 from unfog.run import Run
 from unfog.training.checkpoint import disk
@@ -51,14 +51,13 @@ def draw_plane(run: Run, path: Path, count: int = 400, moments: int = 5) -> None
     sampler = run.sampler()
     labels = sampler.labels(sampler.settings.batch)
     steps = list(sampler.steps(0, labels))
-    denoise, _ = sampler.denoise(labels)
     colours = "C0" if labels is None else [f"C{label}" for label in labels[:count].tolist()]
     states = torch.stack([step.x[:count] for step in steps]).cpu().numpy()
     figure = Figure(figsize=(3.2 * (moments + 1), 3.4), layout="constrained")
     panels = figure.subplots(1, moments + 1)
     for panel, index in zip(panels, np.linspace(0, len(steps) - 1, moments).round().astype(int), strict=False):
         panel.set_title(f"t = {float(steps[index].s):.2f}")
-        _draw_field(panel, denoise, steps[index].t, len(states[0]))
+        _draw_field(panel, run.denoiser, steps[index].t)
         panel.scatter(*states[index].T, s=5, c=colours)
     panels[-1].set_title("trajectories")
     for path_points in states[:, :60].transpose(1, 0, 2):
@@ -67,16 +66,14 @@ def draw_plane(run: Run, path: Path, count: int = 400, moments: int = 5) -> None
     for panel in panels:
         panel.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=[], yticks=[])
     with disk(path):
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
-def _draw_field(panel: "matplotlib.axes.Axes", denoise: Denoise, t: torch.Tensor, count: int) -> None:
-    """Draw the direction from each place of a lattice towards the clean data that are predicted there."""
+def _draw_field(panel: "matplotlib.axes.Axes", denoiser: Denoiser, t: torch.Tensor) -> None:
+    """Draw (x0 - x_t)/t, the velocity with which the unconditional model sends each place of a lattice to the data."""
     line = torch.linspace(-2.8, 2.8, 15)
-    places = torch.cartesian_prod(line, line)
-    batch = torch.zeros(1024, 2)
-    batch[: len(places)] = places
+    places = torch.cartesian_prod(line, line).to(next(denoiser.parameters()).device)
+    null = denoiser.embedder.null(len(places)) if denoiser.embedder else None
     with torch.inference_mode():
-        prediction = denoise(batch[:1024], t)
-    arrows = (prediction.x0 - prediction.eps)[: len(places)].numpy()
-    panel.quiver(*places.numpy().T, *arrows.T, color="0.75", angles="xy", width=0.004)
+        arrows = (Conditioned(denoiser, null)(places, t).x0 - places) / float(t)
+    panel.quiver(*places.cpu().numpy().T, *arrows.cpu().numpy().T, color="0.75", angles="xy", width=0.004, scale=60)

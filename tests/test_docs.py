@@ -1,0 +1,90 @@
+"""What README and docs say is true: snippets run, links lead somewhere, tables name what exists."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unfog.cli import VERBS, main
+from unfog.recipe import KINDS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHORT = ["network.width=8", "training.images=256", "training.reports=1"]
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def home(tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as a reader has it after `make demo`, and some pictures of their own."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(digits_run)
+    (tmp_path / "my_pictures").mkdir()
+    for index in range(12):
+        Image.new("RGB", (20, 24), (20 * index, 99, 7)).save(tmp_path / "my_pictures" / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_snippets_run(page: Path, home: Path) -> None:
+    for block in _blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shell_lines_run(page: Path, home: Path) -> None:
+    """Each `unfog` line exits with 0; trainings are cut short, those on data that must be fetched only parsed."""
+    for line in "".join(_blocks(page, "sh")).splitlines():
+        words = shlex.split(line)
+        assert words[0] == ".venv/bin/unfog", line
+        verb, *arguments = words[1:]
+        assert verb in VERBS
+        if verb == "train" and arguments[0] in ("mnist", "fashion", "cifar10"):
+            arguments += ["--data", "nowhere"]
+            assert main([verb, *arguments]) == 2
+            continue
+        if verb == "train":
+            if "--budget" in arguments:
+                arguments[arguments.index("--budget") + 1] = "3s"
+            arguments += [word for setting in SHORT for word in ("--set", setting)]
+        if any("runs/mnist" in word for word in arguments):
+            continue
+        assert main([verb, *arguments]) == 0, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_table_of_settings_is_complete() -> None:
+    """README names every kind of the fields that it lists."""
+    rows = re.findall(r"^\| (\w+) \| (`.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    fields = {name: set(re.findall(r"`([\w-]+)`", kinds)) for name, kinds in rows if name in KINDS}
+    assert set(fields) >= {"schedule", "target", "solver", "grid", "network", "times", "weighting"}
+    for name, kinds in fields.items():
+        assert kinds == set(KINDS[name]), name
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+    assert block
+    reasons = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name in re.findall(r'"([\w-]+)', block[1]):
+        assert f"| {name}" in reasons, name
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_run(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out
