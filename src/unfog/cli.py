@@ -54,7 +54,7 @@ def train(
         precision: Arithmetic of the network; auto chooses what is faster there.
     """
     from unfog import run
-    from unfog.evaluation.plots import draw_losses, draw_plane
+    from unfog.evaluation.plots import draw_plane
     from unfog.recipes import recipe as find
 
     if resume is not None:
@@ -71,10 +71,7 @@ def train(
             chosen = chosen.set(f"training.precision={precision}")
         folder = out or Path("runs") / recipe
         begin = lambda: run.train(chosen, folder, budget=seconds, init_from=init_from, device=device)  # noqa: E731
-    try:
-        finished = begin()
-    finally:
-        draw_losses(folder)
+    finished = begin()
     if finished.recipe.shape == (2,):
         draw_plane(finished, folder / "plane.png")
         print(f"field and trajectories: {folder / 'plane.png'}")
@@ -128,8 +125,21 @@ def sample(
         raise UserError(f"{folder} is a file: choose another --out")
     classes = len(loaded.recipe.classes)
     columns = classes if label is None and 1 < classes <= 16 else max(1, round(n**0.5))
+    settings = {
+        "n": n,
+        "label": label,
+        "solver": solver,
+        "steps": steps,
+        "grid": grid,
+        "guidance": guidance,
+        "seed": seed,
+    }
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "sampling.json").exists():  # an earlier request's pictures must not stand among these
+            for old in folder.glob("[0-9]" * 5 + ".png"):
+                old.unlink()
+        (folder / "sampling.json").write_text(json.dumps({"run": str(run), **settings}, indent=1) + "\n")
         save_picture(sheet(samples, columns), folder / "sheet.png")
         if samples.ndim == 2:
             (folder / "points.csv").write_text("".join(f"{','.join(map(str, row))}\n" for row in samples.tolist()))

@@ -85,7 +85,9 @@ class Sampler:
                 Conditioned(self.denoiser, self.denoiser.embedder(labels)), free, self.settings.guidance
             )
         elif self.settings.guidance != 1:
-            raise UserError("guidance needs a model that was trained with classes: set it to 1 (sampling.guidance=1 in a recipe)")
+            raise UserError(
+                "guidance needs a model that was trained with classes: set it to 1 (sampling.guidance=1 in a recipe)"
+            )
         if self.settings.clip and self.codec.bounds is not None:
             denoise = Clipped(denoise, *self.codec.bounds)
         schedule = self.denoiser.schedule

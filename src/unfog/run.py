@@ -20,6 +20,7 @@ from unfog.training.checkpoint import disk, load_into, read_tensors
 from unfog.training.loop import Budget, write_recipe
 from unfog.training.loop import train as run_loop
 from unfog.training.machine import arithmetic, choose_device, choose_precision, place
+from unfog.training.metrics import draw_losses
 from unfog.training.trainer import Trainer
 
 
@@ -208,7 +209,10 @@ def resume(path: str | Path, *, device: str = "auto", console: Console | None = 
 
 def _train(trainer: Trainer, budget: Budget | None, console: Console | None) -> Run:
     """Run the loop and load what it wrote."""
-    run_loop(trainer, console or Console(stderr=True), budget)
+    try:
+        run_loop(trainer, console or Console(stderr=True), budget)
+    finally:
+        draw_losses(trainer.folder)
     return load(trainer.folder, str(trainer.device), trainer.precision)
 
 

@@ -181,7 +181,7 @@ def save_film(frames: Sequence[Image.Image], path: Path, milliseconds: int) -> N
     """
     if not frames:
         raise UserError("a film needs one frame or more")
-    palette = [frame.quantize(256) for frame in frames]
+    palette = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
     times = [milliseconds] * (len(frames) - 1) + [2000]
     part = path.with_name(f".{path.name}.part")
     palette[0].save(part, format="GIF", save_all=True, append_images=palette[1:], duration=times, loop=0)

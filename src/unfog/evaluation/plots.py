@@ -1,4 +1,4 @@
-"""Pictures of a run: its losses, and for points its velocity field and trajectories."""
+"""Pictures of what a run has learnt: for points, the velocity field and the trajectories."""
 
 from pathlib import Path
 
@@ -14,25 +14,6 @@ from unfog.diffusion.denoiser import Conditioned, Denoiser
 from unfog.errors import UserError
 from unfog.run import Run
 from unfog.training.checkpoint import disk
-from unfog.training.metrics import read_metrics
-
-
-def draw_losses(folder: Path) -> Path | None:
-    """Draw the losses of a run folder into `loss.png`; None if there are no metrics yet."""
-    lines = read_metrics(folder / "metrics.jsonl")
-    if not lines:
-        return None
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for key, style, label in (("loss", "-", "training"), ("held_out_loss", "o--", "held out")):
-        found = [(line["images"], line[key]) for line in lines if line.get(key) is not None]
-        axes.plot([x for x, _ in found], [y for _, y in found], style, label=label, linewidth=1, markersize=4)
-    axes.set(xlabel="images seen", ylabel="loss", yscale="log")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    with disk(folder / "loss.png"):
-        figure.savefig(folder / "loss.png", dpi=120)
-    return folder / "loss.png"
 
 
 def draw_plane(run: Run, path: Path, count: int = 400, moments: int = 5) -> None:

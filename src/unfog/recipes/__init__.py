@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from unfog.errors import UserError, unknown
 from unfog.recipe import Recipe, part
@@ -49,7 +50,7 @@ def _idx(name: str, data: str | None, size: int | None) -> Recipe:
     _no_path(name, None, size)
     return Recipe(
         name,
-        data=part("data", name, path=data),
+        data=part("data", name, path=_absolute(data)),
         network=part("network", "compact", width=64, patch=2),
         optimizer=part("optimizer", "adamw", lr=3e-3),
         training=part("training", "images", images=300_000),
@@ -62,7 +63,7 @@ def cifar10(data: str | None = None, size: int | None = None) -> Recipe:
     _no_path("cifar10", None, size)
     return Recipe(
         "cifar10",
-        data=part("data", "cifar10", path=data),
+        data=part("data", "cifar10", path=_absolute(data)),
         augment=part("augment", "flip-crop", flip=True),
         network=part("network", "compact", width=96, patch=2, blocks=2, dropout=0.1),
         optimizer=part("optimizer", "adamw", lr=1e-3, warmup=20_000),
@@ -89,7 +90,7 @@ def folder(data: str | None = None, size: int | None = None) -> Recipe:
     patch = 1 if side <= 16 else 2 if side <= 32 else 4
     return Recipe(
         "folder",
-        data=part("data", "folder", path=data, size=size or [height, width], channels=channels),
+        data=part("data", "folder", path=_absolute(data), size=size or [height, width], channels=channels),
         augment=part("augment", "flip-crop", flip=not listing.classes),
         network=part("network", "compact", width=48 if channels == 1 else 64, patch=patch),
         optimizer=part("optimizer", "adamw", lr=2e-3),
@@ -143,6 +144,11 @@ def recipe(name: str, data: str | None = None, size: int | None = None) -> Recip
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return RECIPES[name](data, size)
+
+
+def _absolute(path: str | None) -> str | None:
+    """Return a path that holds wherever the run folder is used from."""
+    return None if path is None else str(Path(path).expanduser().resolve())
 
 
 def _no_path(name: str, data: str | None, size: int | None) -> None:

@@ -69,6 +69,7 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> N
     metrics = Metrics(trainer.folder / "metrics.jsonl", trainer.settings.batch, trainer.step)
     saved = time.monotonic()
     with Display(console) as display, _signals() as caught, torch.random.fork_rng():
+        display.say(_headline(trainer))
         for draw in ahead(trainer.draws, trainer.step):
             loss = trainer.descend(draw)
             metrics.add(trainer.step, loss, trainer.optimizer.param_groups[0]["lr"])
@@ -91,6 +92,14 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> N
         raise Stopped("stopped before the budget was measured; nothing was saved", caught[0])
     trainer.save()
     raise Stopped(f"stopped and saved: go on with `unfog train --resume {trainer.folder}`", caught[0])
+
+
+def _headline(trainer: Trainer) -> str:
+    """Say what is about to be trained, on what, and how."""
+    parameters = sum(parameter.numel() for parameter in trainer.denoiser.parameters())
+    shape = "×".join(str(side) for side in trainer.recipe.shape or ())
+    rows = f"{len(trainer.data.train):,} rows of {shape}, {len(trainer.data.heldout):,} held out"
+    return f"{rows}; {parameters:,} parameters; {trainer.device}, {trainer.precision}"
 
 
 def _fix(trainer: Trainer, images: int) -> None:

@@ -1,4 +1,4 @@
-"""What a training tells while it runs: lines in `metrics.jsonl` and a progress bar."""
+"""What a training tells: lines in `metrics.jsonl`, a progress bar, and `loss.png` in the end."""
 
 import json
 import math
@@ -72,6 +72,25 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         except ValueError:
             continue
     return lines
+
+
+def draw_losses(folder: Path) -> None:
+    """Draw the losses in a run folder's `metrics.jsonl`, if there are any, into its `loss.png`."""
+    from matplotlib.figure import Figure  # here, since matplotlib takes half a second to import
+
+    lines = read_metrics(folder / "metrics.jsonl")
+    if not lines:
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, style, label in (("loss", "-", "training"), ("held_out_loss", "o--", "held out")):
+        found = [(line["images"], line[key]) for line in lines if line.get(key) is not None]
+        axes.plot([x for x, _ in found], [y for _, y in found], style, label=label, linewidth=1, markersize=4)
+    axes.set(xlabel="images seen", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    with disk(folder / "loss.png"):
+        figure.savefig(folder / "loss.png", dpi=120)
 
 
 class Display:
