@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+
 from unfog.randomness import normal, stream, uniform
 
 
