@@ -30,11 +30,11 @@ class Budget:
     started: float = field(default_factory=time.monotonic)
     warm: tuple[int, float] | None = None
 
-    def images(self, trainer: Trainer) -> int | None:
-        """Return the number of images, or None while too few steps were timed.
+    def plan(self, trainer: Trainer) -> tuple[int, int] | None:
+        """Return how many images and how many reports fit, or None while too few steps were timed.
 
         The first three steps are left out, since kernels are chosen in them; then 20 steps and 3 % of the
-        budget are timed, and one report, whose time is set aside for each report to come.
+        budget are timed, and one report. The reports get at most a tenth of the budget, the steps the rest.
         """
         now = time.monotonic()
         if self.warm is None:
@@ -45,9 +45,10 @@ class Budget:
             return None
         trainer.held_out_loss()
         trainer.preview()
-        reports = (time.monotonic() - now) * trainer.settings.reports
-        left = 0.97 * self.seconds - (time.monotonic() - self.started) - reports
-        return trainer.seen + trainer.settings.batch * max(1, int(left * steps / seconds))
+        report = time.monotonic() - now
+        reports = min(trainer.settings.reports, max(1, int(0.1 * self.seconds / report)))
+        left = 0.97 * self.seconds - (time.monotonic() - self.started) - reports * report
+        return trainer.seen + trainer.settings.batch * max(1, int(left * steps / seconds)), reports
 
 
 def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> None:
@@ -74,9 +75,9 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> N
             loss = trainer.descend(draw)
             metrics.add(trainer.step, loss, trainer.optimizer.param_groups[0]["lr"])
             display.advance(trainer.seen, trainer.images, metrics)
-            if budget and trainer.images is None and (images := budget.images(trainer)):
-                _fix(trainer, images)
-                display.say(f"the budget of {budget.seconds:.0f} s holds {images:,} images")
+            if budget and trainer.images is None and (plan := budget.plan(trainer)):
+                _fix(trainer, *plan)
+                display.say(f"the budget of {budget.seconds:.0f} s holds {plan[0]:,} images")
             if caught or trainer.finished:
                 break
             if _due(trainer):
@@ -102,10 +103,11 @@ def _headline(trainer: Trainer) -> str:
     return f"{rows}; {parameters:,} parameters; {trainer.device}, {trainer.precision}"
 
 
-def _fix(trainer: Trainer, images: int) -> None:
-    """Write a measured number of images into the recipe."""
+def _fix(trainer: Trainer, images: int, reports: int) -> None:
+    """Write what a budget holds into the recipe."""
+    trainer.recipe = trainer.recipe.set(f"training.images={images}", f"training.reports={reports}")
+    trainer.settings = trainer.recipe.training.build()
     trainer.images = images
-    trainer.recipe = trainer.recipe.set(f"training.images={images}")
     write_recipe(trainer)
 
 
