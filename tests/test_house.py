@@ -14,7 +14,7 @@ import unfog
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "unfog"
 FLOORS = [
-    ["errors", "randomness"],
+    ["errors", "files", "randomness"],
     ["networks"],
     ["diffusion"],
     ["data"],

@@ -115,8 +115,8 @@ def sample(
         precision: Arithmetic of the network.
     """
     from unfog.data.pictures import save_picture, sheet, tile
+    from unfog.files import disk
     from unfog.run import load
-    from unfog.training.checkpoint import disk
 
     loaded = load(run, device, precision)
     samples = loaded.sample(n, label, solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
@@ -181,9 +181,9 @@ def film(
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     from unfog.data.pictures import save_film, save_picture
+    from unfog.files import disk
     from unfog.run import film as shoot
     from unfog.run import load
-    from unfog.training.checkpoint import disk
 
     if n < 1:
         raise UserError(f"the number of samples must be 1 or more, not {n}")
@@ -227,8 +227,8 @@ def evaluate(
     """
     from unfog.evaluation.report import Judge, table
     from unfog.evaluation.report import evaluate as measure
+    from unfog.files import write_whole
     from unfog.run import load
-    from unfog.training.checkpoint import write_whole
 
     loaded = load(run, device)
     judge = Judge(*loaded.recipe.build_data()[1])

@@ -13,10 +13,11 @@ from torch import Tensor
 from unfog.data.pictures import enlargement, row_of, scatter, tile
 from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import UserError
+from unfog.files import disk
 from unfog.generation import Sampler
 from unfog.recipe import Recipe, part
 from unfog.settings import Precision
-from unfog.training.checkpoint import disk, load_into, read_tensors
+from unfog.training.checkpoint import load_into, read_tensors
 from unfog.training.loop import Budget, write_recipe
 from unfog.training.loop import train as run_loop
 from unfog.training.machine import arithmetic, choose_device, choose_precision, place

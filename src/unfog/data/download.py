@@ -1,14 +1,15 @@
 """Files that are fetched once, checked, and kept in a cache folder."""
 
 import hashlib
+import http.client
 import os
 import shutil
-import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from unfog.errors import EnvironmentFailure
+from unfog.files import disk, whole
 
 
 def cache_folder() -> Path:
@@ -30,20 +31,18 @@ def fetch(url: str, path: Path, md5: str) -> Path:
     """
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+    with disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as part:
         try:
-            with urllib.request.urlopen(url, timeout=30) as response:
-                shutil.copyfileobj(response, part)
-            part.close()
-            if hashlib.md5(Path(part.name).read_bytes(), usedforsecurity=False).hexdigest() != md5:
-                raise EnvironmentFailure(f"{url} is not the file that was published (its MD5 differs): try again")
-            os.replace(part.name, path)
-        except (urllib.error.URLError, TimeoutError) as error:
+            with urllib.request.urlopen(url, timeout=30) as response, part.open("wb") as file:
+                shutil.copyfileobj(response, file)
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             raise EnvironmentFailure(
                 f"cannot download {url} ({getattr(error, 'reason', error)}): "
                 f"give a folder that holds {path.name} with --data, or connect to the network"
             ) from error
-        finally:
-            Path(part.name).unlink(missing_ok=True)
+        with part.open("rb") as file:
+            if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() != md5:
+                raise EnvironmentFailure(f"{url} is not the file that was published (its MD5 differs): try again")
     return path

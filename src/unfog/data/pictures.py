@@ -1,6 +1,5 @@
 """Pictures as arrays: read from files of any mode and size, cropped to a size; sheets and films written."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from unfog.errors import UserError
+from unfog.files import whole
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy"})
 """Suffixes of the files that count as pictures, in lower case."""
@@ -168,21 +168,23 @@ def sheet(samples: Tensor, columns: int) -> Image.Image:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG beside and rename it, so that it is whole or absent."""
-    part = path.with_name(f".{path.name}.part")
-    picture.save(part, format="PNG")
-    os.replace(part, path)
+    """Write a PNG so that it is whole or absent.
+
+    Raises: EnvironmentFailure: If the disk fails.
+    """
+    with whole(path) as part:
+        picture.save(part, format="PNG")
 
 
 def save_film(frames: Sequence[Image.Image], path: Path, milliseconds: int) -> None:
     """Write an animated GIF whose last frame stays two seconds.
 
     Raises: UserError: If there is no frame.
+        EnvironmentFailure: If the disk fails.
     """
     if not frames:
         raise UserError("a film needs one frame or more")
     palette = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
     times = [milliseconds] * (len(frames) - 1) + [2000]
-    part = path.with_name(f".{path.name}.part")
-    palette[0].save(part, format="GIF", save_all=True, append_images=palette[1:], duration=times, loop=0)
-    os.replace(part, path)
+    with whole(path) as part:
+        palette[0].save(part, format="GIF", save_all=True, append_images=palette[1:], duration=times, loop=0)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from unfog.diffusion.denoiser import Conditioned, Denoiser
 from unfog.errors import UserError
+from unfog.files import disk
 from unfog.run import Run
-from unfog.training.checkpoint import disk
 
 
 def draw_plane(run: Run, path: Path, count: int = 400, moments: int = 5) -> None:

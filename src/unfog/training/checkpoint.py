@@ -1,13 +1,11 @@
 """Checkpoints as safetensors and JSON: written beside, synced, checked, renamed; old ones pruned afterwards."""
 
-import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +15,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unfog.errors import EnvironmentFailure, UserError
+from unfog.files import disk, sync, whole, write_whole
 
 KEPT = 2
 """Checkpoints that stay; older ones are pruned after a new one was verified."""
 
 
-@contextlib.contextmanager
-def disk(what: Path) -> Iterator[None]:
-    """Turn a failing disk into one sentence.
-
-    Raises: EnvironmentFailure: If the disk is full, read-only or not ours to write.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-        why = "the disk is full" if full else str(error)
-        raise EnvironmentFailure(f"cannot write {what}: {why}; what was written before is intact") from error
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside, sync and rename it, so that it is whole or absent."""
-    part = path.with_name(f".{path.name}.part")
-    with disk(path):
-        part.write_bytes(data)
-        sync(part)
-        os.replace(part, path)
-        sync(path.parent)
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, beside and renamed, readable for whom the umask lets read."""
-    part = path.with_name(f".{path.name}.part")
-    with disk(path):
+    with whole(path) as part:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
         mask = os.umask(0)
         os.umask(mask)
         part.chmod(0o666 & ~mask)  # safetensors writes 0600
-        sync(part)
-        os.replace(part, path)
-        sync(path.parent)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from unfog.errors import Stopped
-from unfog.training.checkpoint import write_whole
+from unfog.files import write_whole
 from unfog.training.draws import ahead
 from unfog.training.metrics import Display, Metrics
 from unfog.training.trainer import Trainer

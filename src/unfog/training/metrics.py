@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unfog.training.checkpoint import disk
+from unfog.files import disk
 
 EVERY = 20
 """Steps that one line of `metrics.jsonl` sums up."""

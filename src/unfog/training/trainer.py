@@ -13,6 +13,7 @@ from unfog.data.source import Data
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.objectives import denoising_loss
 from unfog.errors import UserError
+from unfog.files import disk
 from unfog.generation import Sampler
 from unfog.randomness import normal, uniform
 from unfog.recipe import Recipe
@@ -147,7 +148,7 @@ class Trainer:
         with arithmetic(self.precision, self.device):
             samples = sampler(count)
         folder = self.folder / "samples"
-        with checkpoint.disk(folder):
+        with disk(folder):
             folder.mkdir(exist_ok=True)
             save_picture(sheet(samples, columns), folder / f"{self.step:09}.png")
 
