@@ -118,11 +118,9 @@ def sample(
     from unfog.files import disk
     from unfog.run import load
 
+    folder = _folder(out or run / "samples" / f"seed-{seed}")
     loaded = load(run, device, precision)
     samples = loaded.sample(n, label, solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
-    folder = out or run / "samples" / f"seed-{seed}"
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose another --out")
     classes = len(loaded.recipe.classes)
     columns = classes if label is None and 1 < classes <= 16 else max(1, round(n**0.5))
     settings = {
@@ -185,11 +183,9 @@ def film(
     from unfog.run import film as shoot
     from unfog.run import load
 
-    if n < 1:
-        raise UserError(f"the number of samples must be 1 or more, not {n}")
+    folder = _folder(out or run / "film")
     loaded = load(run, device)
     strip, frames = shoot(loaded, loaded.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed), n, label)
-    folder = out or run / "film"
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_picture(strip, folder / "strip.png")
@@ -252,6 +248,13 @@ def recipes() -> None:
     Console().print(rows)
 
 
+def _folder(path: Path) -> Path:
+    """Return a path that is a folder or can become one."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: choose another --out")
+    return path
+
+
 def _seconds(text: str) -> float:
     """Return the seconds of a text like 90s, 10m or 2h."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
@@ -286,15 +289,16 @@ def main(argv: list[str] | None = None) -> int:
     if "--version" in arguments[:1]:
         print(f"unfog {__version__}")
         return 0
-    warnings.showwarning = _warn
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            VERBS,
-            prog="unfog",
-            args=arguments,
-            description="Train, sample and measure diffusion models.",
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            tyro.extras.subcommand_cli_from_dict(
+                VERBS,
+                prog="unfog",
+                args=arguments,
+                description="Train, sample and measure diffusion models.",
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
     except UserError as error:
         print(f"unfog: {error}", file=sys.stderr)
         return 2

@@ -102,6 +102,7 @@ class Sampler:
         start = normal(self.seed, "start", 0, first, self.settings.batch, self.shape)
         return (schedule.sigma(t) * start).to(next(self.denoiser.parameters()).device)
 
+    @torch.inference_mode()  # as a decorator it is off while the caller holds a step
     def steps(self, first: int, labels: Tensor | None) -> Iterator[Step]:
         """Yield the steps of one full batch: samples `first` to `first + batch - 1`.
 
@@ -115,10 +116,9 @@ class Sampler:
         def noise(step: int, like: Tensor) -> Tensor:
             return normal(self.seed, "step", step, first, self.settings.batch, self.shape).to(like.device)
 
-        with torch.inference_mode():
-            denoise, times = self.denoise(labels)
-            x = self.start(first, denoise.schedule, times[0])
-            yield from trajectory(denoise, x, times, self.solver, noise=noise)
+        denoise, times = self.denoise(labels)
+        x = self.start(first, denoise.schedule, times[0])
+        yield from trajectory(denoise, x, times, self.solver, noise=noise)
 
     def batches(self, count: int, label: int | Sequence[int] | None = None) -> Iterator[Tensor]:
         """Yield samples 0 to `count` - 1 in batches, decoded, on the CPU."""

@@ -21,7 +21,7 @@ from unfog.data.codecs import Codec
 from unfog.data.source import Augment, Data
 from unfog.diffusion import grids, schedules, solvers, targets, times, weightings
 from unfog.diffusion.denoiser import Denoiser
-from unfog.errors import UserError, unknown
+from unfog.errors import EnvironmentFailure, UserError, unknown
 from unfog.networks.compact import Compact
 from unfog.networks.minimal import Minimal
 from unfog.networks.mlp import MLP
@@ -167,7 +167,7 @@ class Config:
         taken = inspect.signature(build).parameters
         try:
             return build(**{name: value for name, value in given.items() if name in taken}, **self.options)
-        except UserError:
+        except (UserError, EnvironmentFailure):
             raise
         except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
             raise UserError(
@@ -194,6 +194,8 @@ def _check_value(where: str, value: object, annotation: Any) -> None:
         fits = finite and not (isinstance(value, bool) and annotation in (int, float))
     except TypeCheckError:
         fits = False
+    if not finite:
+        raise UserError(f"{where} must be a finite number, not {value!r}")
     if not fits:
         name = getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
         raise UserError(f"{where} must be {name.replace('typing.', '')}, not {value!r}")
@@ -311,6 +313,8 @@ class Recipe:
         _check_value("classes", classes, list[str])
         _check_value("seed", values.get("seed", 0), int)
         _check_value("name", values.get("name"), str)
+        if shape is not None and (not shape or min(shape) < 1):
+            raise UserError(f"the recipe's shape {shape} is that of no data")
         values.update(shape=None if shape is None else tuple(shape), classes=tuple(classes))
         for name in ("data", "network"):
             if name not in values:

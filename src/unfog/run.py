@@ -1,7 +1,7 @@
 """A run folder is a model: train one, load it, sample from it."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unfog.data.pictures import enlargement, row_of, scatter, tile
 from unfog.diffusion.denoiser import Denoiser
-from unfog.errors import UserError
+from unfog.errors import EnvironmentFailure, UserError
 from unfog.files import disk
 from unfog.generation import Sampler
 from unfog.recipe import Recipe, part
@@ -213,7 +213,8 @@ def _train(trainer: Trainer, budget: Budget | None, console: Console | None) -> 
     try:
         run_loop(trainer, console or Console(stderr=True), budget)
     finally:
-        draw_losses(trainer.folder)
+        with suppress(EnvironmentFailure):  # a picture is no reason to hide how the training ended
+            draw_losses(trainer.folder)
     return load(trainer.folder, str(trainer.device), trainer.precision)
 
 

@@ -98,7 +98,8 @@ def evaluate(
         raise UserError(f"the evaluation compares with {judge.block} held-out rows: ask for -n {judge.block} or more")
     sampler = run.sampler(guidance=guidance, steps=steps, seed=seed)
     labels = sampler.labels(count)
-    assert labels is not None
+    if labels is None:
+        raise UserError("this evaluation reads classes, and the run's model was trained without them")
     with run.arithmetic():
         samples = sampler(count)
     evaluations = sampler.settings.steps * (1 if guidance == 1 else 2)

@@ -7,7 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfog.networks.conditioning import Cond
-from unfog.networks.layers import ChannelNorm, SelfAttention, TimeEmbedding, conv, gather, over_space, spread, zeroed
+from unfog.networks.layers import (
+    ChannelNorm,
+    SelfAttention,
+    TimeEmbedding,
+    at_least,
+    conv,
+    gather,
+    over_space,
+    spread,
+    zeroed,
+)
 
 
 class AdaptiveBlock(nn.Module):
@@ -60,8 +70,12 @@ class Compact(nn.Module):
             blocks: Blocks a level, in the encoder and again in the decoder.
             middle: Blocks with attention at the coarser resolution.
             dropout: Dropout inside the blocks.
+
+        Raises: ValueError: If a number is too small, or the width odd.
         """
         super().__init__()
+        at_least(1, patch=patch)
+        at_least(0, blocks=blocks, middle=middle)
         self.embedding_dim = 4 * width
         self.multiple = 2 * patch
         self.time_embedding = TimeEmbedding(width, self.embedding_dim)

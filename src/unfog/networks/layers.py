@@ -28,6 +28,13 @@ class Network(Protocol):
         ...
 
 
+def at_least(minimum: int, **values: int) -> None:
+    """Raise a ValueError for a value below `minimum`."""
+    for name, value in values.items():
+        if value < minimum:
+            raise ValueError(f"{name} must be {minimum} or more")
+
+
 def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
     """Return a convolution over `dims` space dimensions that keeps the size at stride 1."""
     return _CONV[dims](inputs, outputs, kernel, stride=stride, padding=kernel // 2)
@@ -78,6 +85,8 @@ class TimeEmbedding(nn.Module):
     def __init__(self, frequencies: int, dim: int) -> None:
         """Embed times with `frequencies` sines and cosines and lift them to `dim` entries."""
         super().__init__()
+        if frequencies < 2 or frequencies % 2:
+            raise ValueError("the width must be even, 2 or more, since times become pairs of a sine and a cosine")
         self.frequencies = frequencies
         self.linear_1 = nn.Linear(frequencies, dim)
         self.linear_2 = nn.Linear(dim, dim)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfog.networks.conditioning import Cond
-from unfog.networks.layers import TimeEmbedding, zeroed
+from unfog.networks.layers import TimeEmbedding, at_least, zeroed
 
 
 class Layer(nn.Module):
@@ -41,6 +41,7 @@ class MLP(nn.Module):
             depth: Number of residual layers.
         """
         super().__init__()
+        at_least(0, depth=depth)
         self.embedding_dim = width
         self.multiple = 1
         self.time_embedding = TimeEmbedding(width, width)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfog.networks.conditioning import Cond
-from unfog.networks.layers import SelfAttention, TimeEmbedding, conv, over_space
+from unfog.networks.layers import SelfAttention, TimeEmbedding, at_least, conv, over_space
 
 
 def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
@@ -84,11 +84,12 @@ class UNet(nn.Module):
             head: Channels of one attention head.
             dropout: Dropout inside the residual blocks.
 
-        Raises: ValueError: If `attention` does not name every level.
+        Raises: ValueError: If `attention` does not name every level, or a number is too small.
         """
         super().__init__()
         if len(attention) != len(widths):
             raise ValueError(f"attention names {len(attention)} levels where widths has {len(widths)}")
+        at_least(1, levels=len(widths), blocks=blocks, head=head, **{f"width {width}": width for width in widths})
         self.embedding_dim = 4 * widths[0]
         self.multiple = 2 ** (len(widths) - 1)
         self.time_embedding = TimeEmbedding(widths[0], self.embedding_dim)

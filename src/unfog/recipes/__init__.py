@@ -86,11 +86,12 @@ def folder(data: str | None = None, size: int | None = None) -> Recipe:
         raise UserError("the recipe 'folder' needs a folder of pictures: give it with --data")
     listing = list_pictures(data)
     channels, height, width = look(listing)
-    side = size or max(height, width)
+    sides = [height, width] if size is None else size
+    side = max(height, width) if size is None else size
     patch = 1 if side <= 16 else 2 if side <= 32 else 4
     return Recipe(
         "folder",
-        data=part("data", "folder", path=_absolute(data), size=size or [height, width], channels=channels),
+        data=part("data", "folder", path=_absolute(data), size=sides, channels=channels),
         augment=part("augment", "flip-crop", flip=not listing.classes),
         network=part("network", "compact", width=48 if channels == 1 else 64, patch=patch),
         optimizer=part("optimizer", "adamw", lr=2e-3),

@@ -65,11 +65,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
-    """Fill an optimizer from tensors named `parameter:entry`."""
+    """Fill an optimizer from tensors named `parameter:entry`.
+
+    A fused optimizer walks through memory, so a moment takes on the memory format of its weight.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     plain = optimizer.state_dict()
     for name, value in tensors.items():
         parameter, entry = name.rsplit(":", 1)
-        plain["state"].setdefault(names.index(parameter), {})[entry] = value
+        index = names.index(parameter)
+        like = parameters[index]
+        fitted = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+        plain["state"].setdefault(index, {})[entry] = fitted
     optimizer.load_state_dict(plain)
 
 
@@ -89,12 +96,15 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     part = folder / f".{final.name}.part"
     with disk(final):
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        write_tensors(part / "state.safetensors", tensors)
-        plain = {**state, "step": step, "sha256": _digest(part / "state.safetensors")}
-        write_whole(part / "state.json", json.dumps(plain, indent=1).encode())
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
+        try:
+            part.mkdir(parents=True)
+            write_tensors(part / "state.safetensors", tensors)
+            plain = {**state, "step": step, "sha256": _digest(part / "state.safetensors")}
+            write_whole(part / "state.json", json.dumps(plain, indent=1).encode())
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(part, final)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
         sync(folder)
     if _verified(final) is None:
         raise EnvironmentFailure(f"the checkpoint {final} does not read back as it was written: check the disk")

@@ -78,17 +78,16 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> N
             if budget and trainer.images is None and (plan := budget.plan(trainer)):
                 _fix(trainer, *plan)
                 display.say(f"the budget of {budget.seconds:.0f} s holds {plan[0]:,} images")
-            if caught or trainer.finished:
-                break
-            if _due(trainer):
+            if trainer.finished or _due(trainer):
                 display.say(_report(trainer, metrics))
                 saved = time.monotonic()
             elif time.monotonic() - saved > 60 * trainer.settings.checkpoint_minutes:
                 trainer.save()
                 saved = time.monotonic()
-        if trainer.finished:
-            display.say(_report(trainer, metrics))
-            return
+            if caught or trainer.finished:
+                break
+    if trainer.finished:
+        return
     if trainer.images is None:
         raise Stopped("stopped before the budget was measured; nothing was saved", caught[0])
     trainer.save()
@@ -125,11 +124,11 @@ def _due(trainer: Trainer) -> bool:
 
 
 def _report(trainer: Trainer, metrics: Metrics) -> str:
-    """Save, measure the held-out loss, write a sheet of samples, and say so in a line."""
-    trainer.save()
+    """Measure the held-out loss, write a sheet of samples and a checkpoint, and say so in a line."""
     held_out = trainer.held_out_loss()
     metrics.held_out(trainer.step, held_out)
     trainer.preview()
+    trainer.save()  # last, so that a checkpoint has its report
     skipped = f"   {trainer.skipped} steps skipped" if trainer.skipped else ""
     return f"{trainer.seen:>9,} images   loss {metrics.smooth:.4f}   held-out loss {held_out:.4f}{skipped}"
 

@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unfog.files import disk
+from unfog.files import disk, write_whole
 
 EVERY = 20
 """Steps that one line of `metrics.jsonl` sums up."""
@@ -26,9 +26,8 @@ class Metrics:
         self.smooth = math.nan
         self.speed = math.nan
         self.since = time.monotonic()
-        with disk(path):
-            kept = [line for line in read_metrics(path) if line["step"] <= step]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add(self, step: int, loss: float, rate: float) -> None:
         """Take in the loss of a step."""
@@ -66,7 +65,7 @@ class Metrics:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Return the lines of a `metrics.jsonl`; a last line that was cut short by a crash is left out."""
     lines: list[dict[str, float]] = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             lines.append(json.loads(text))
         except ValueError:

@@ -1,0 +1,75 @@
+"""Small trained runs for read-only use, and a disk that is quickly full."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from unfog.recipe import Recipe
+from unfog.recipes import recipe
+from unfog.run import train
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> MakeRecipe:
+    """Make a recipe of digits that trains in a second, with further settings."""
+
+    def make(*settings: str) -> Recipe:
+        small = ("network.width=8", "training.images=512", "training.batch=32", "training.reports=1")
+        return recipe("digits").set(*small, "optimizer.warmup=128", "sampling.steps=4", *settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train_into(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe, str], Path]:
+    """Train a recipe into a new run folder, silently."""
+
+    def begin(chosen: Recipe, name: str) -> Path:
+        return train(chosen, tmp_path_factory.mktemp("runs") / name, device="cpu", console=Console(quiet=True)).path
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def digits_run(tiny: MakeRecipe, train_into: Callable[[Recipe, str], Path]) -> Path:
+    """A flow run on labelled digits."""
+    return train_into(tiny(), "digits")
+
+
+@pytest.fixture(scope="session")
+def table_run(tiny: MakeRecipe, train_into: Callable[[Recipe, str], Path]) -> Path:
+    """A run on a discrete schedule, sampled by the ancestral rule."""
+    return train_into(tiny("schedule=linear", "target=eps", "times=discrete", "solver=ancestral"), "table")
+
+
+@pytest.fixture(scope="session")
+def unconditional_run(tiny: MakeRecipe, train_into: Callable[[Recipe, str], Path]) -> Path:
+    """A run on digits whose model is told no class."""
+    return train_into(tiny("conditioning=none", "sampling.guidance=1"), "unconditional")
+
+
+@pytest.fixture(scope="session")
+def points_run(train_into: Callable[[Recipe, str], Path]) -> Path:
+    """A run on points of the plane."""
+    small = ("network.width=16", "training.images=2048", "training.batch=128", "training.reports=1")
+    return train_into(recipe("points").set(*small, "sampling.steps=4"), "points")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    where = tmp_path / "small_disk"
+    where.mkdir()
+    try:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(where)], capture_output=True)
+    except OSError as error:
+        pytest.skip(f"no mount command to make a small disk with: {error}")
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield where
+    subprocess.run(["umount", "-l", str(where)], check=True)

@@ -1,0 +1,372 @@
+"""A run folder is a model: samples that do not depend on the request, and folders that are refused in a sentence."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import unfog
+from unfog.errors import UserError
+from unfog.recipe import KINDS
+from unfog.run import Run, film, load
+from unfog.settings import Precision
+
+SOLVERS = sorted(KINDS["solver"])
+GRIDS = sorted(set(KINDS["grid"]) - {"times"})  # that one is a list of times and no rule
+
+
+@pytest.fixture(scope="module")
+def flow(digits_run: Path) -> Run:
+    return load(digits_run, "cpu")
+
+
+@pytest.fixture(scope="module")
+def table(table_run: Path) -> Run:
+    return load(table_run, "cpu")
+
+
+@pytest.fixture
+def broken(digits_run: Path, tmp_path: Path) -> Path:
+    """A run folder for a test to break."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("recipe.json", "model.safetensors"):
+        shutil.copy(digits_run / name, folder / name)
+    return folder
+
+
+# The same picture in every request
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_picture_is_the_same_in_every_request(digits_run: Path, precision: Precision, guidance: float) -> None:
+    run = load(digits_run, "cpu", precision)
+    assert run.precision == precision
+    labels = [index % 10 for index in range(70)]
+    whole = run.sample(70, labels, guidance=guidance)  # two batches
+    assert whole.shape == (70, 1, 8, 8)
+    assert whole.dtype == torch.uint8
+    for count in (1, 7, 64):
+        assert torch.equal(run.sample(count, labels[:count], guidance=guidance), whole[:count])
+    assert not torch.equal(whole[0], whole[10])  # of one class, and yet another picture
+    assert not torch.equal(whole[:6], whole[64:])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_stochastic_solver_draws_for_each_picture(table_run: Path, precision: Precision) -> None:
+    run = load(table_run, "cpu", precision)
+    whole = run.sample(70, 3, solver="ancestral")
+    for count in (1, 7, 64):
+        assert torch.equal(run.sample(count, 3, solver="ancestral"), whole[:count])
+    assert not torch.equal(whole, run.sample(70, 3, solver="ddim"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_state_is_the_same_to_the_last_bit(table_run: Path, precision: Precision) -> None:
+    # pixels are rounded, so the states before them say more
+    run = load(table_run, "cpu", precision)
+    sampler = run.sampler(guidance=1.5)
+    alike, mixed = torch.full((64,), 5), torch.arange(5, 69) % 10
+    with run.arithmetic():
+        first, second = (list(sampler.steps(0, labels)) for labels in (alike, mixed))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.x[::10], other.x[::10])
+    assert not torch.equal(first[-1].x[1], second[-1].x[1])
+
+
+def test_steps_taken_one_by_one_leave_the_callers_gradients_on(flow: Run) -> None:
+    sampler = flow.sampler()
+    steps = sampler.steps(0, sampler.labels(64))
+    next(steps)
+    between = torch.is_inference_mode_enabled()
+    steps.close()  # type: ignore[attr-defined]
+    assert not between
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_the_precision_is_that_of_the_network(table_run: Path) -> None:
+    states = []
+    for precision in ("float32", "bfloat16"):
+        run = load(table_run, "cpu", precision)
+        with run.arithmetic():
+            states.append(list(run.sampler().steps(0, torch.zeros(64, dtype=torch.long)))[-1].x)
+    assert states[0].dtype == states[1].dtype == torch.float32
+    assert not torch.equal(states[0], states[1])
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0.2)
+
+
+def test_the_batch_of_a_recipe_is_what_goes_through_the_network(flow: Run) -> None:
+    seen: list[int] = []
+    hook = flow.denoiser.network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))  # type: ignore[attr-defined]
+    try:
+        flow.sample(70, steps=1, guidance=1)
+        flow.sample(1, steps=1, guidance=1)
+    finally:
+        hook.remove()
+    assert seen == [64, 64, 64]
+
+
+def test_seeds_differ_and_repeat(flow: Run) -> None:
+    first = flow.sample(4, seed=1)
+    assert torch.equal(first, flow.sample(4, seed=1))
+    for seed in (0, 2, -1, 1 + 2**40):  # more than 32 bits count
+        assert not torch.equal(first, flow.sample(4, seed=seed))
+
+
+def test_guidance_of_one_is_off_and_others_change_the_samples(flow: Run) -> None:
+    assert torch.equal(flow.sample(4), flow.sample(4, guidance=1.5))  # the recipe's own
+    assert not torch.equal(flow.sample(4, guidance=1), flow.sample(4, guidance=3))
+
+
+# Labels
+
+
+def test_labels_are_one_for_all_or_one_for_each_or_in_turn(flow: Run) -> None:
+    turn = flow.sample(12)
+    assert torch.equal(turn, flow.sample(12, [index % 10 for index in range(12)]))
+    threes = flow.sample(12, 3)
+    assert torch.equal(threes, flow.sample(12, [3] * 12))
+    assert torch.equal(threes[3], turn[3])
+    assert not torch.equal(threes[4], turn[4])
+
+
+@pytest.mark.parametrize(
+    ("label", "sentence"),
+    [
+        (10, "label 10 is out of range.*0 to 9"),
+        (-1, "label -1 is out of range"),
+        ([0, 99], "label 99 is out of range"),
+        ([0, 1, 2], "3 labels do not fit 2 samples"),
+        ([], "0 labels do not fit 2 samples"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(flow: Run, label: int | list[int], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        flow.sample(2, label)
+
+
+def test_an_unconditional_run_takes_neither_label_nor_guidance(unconditional_run: Path) -> None:
+    run = load(unconditional_run, "cpu")
+    assert run.sample(3).shape == (3, 1, 8, 8)
+    with pytest.raises(UserError, match="trained without classes: leave the label away"):
+        run.sample(3, 0)
+    with pytest.raises(UserError, match="guidance needs a model that was trained with classes"):
+        run.sample(3, guidance=2)
+
+
+# Every solver and every grid
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("kind", ["flow", "table"])
+def test_every_solver_runs_on_every_grid(kind: str, solver: str, grid: str, request: pytest.FixtureRequest) -> None:
+    run: Run = request.getfixturevalue(kind)
+    sampler = run.sampler(solver=solver, grid=grid, steps=5)
+    steps = list(sampler.steps(0, sampler.labels(64)))
+    assert len(steps) == 5
+    assert all(step.x.isfinite().all() for step in steps)
+    assert all(step.s < step.t for step in steps)
+    assert float(steps[-1].s) == 0
+    assert steps[-1].x.abs().max() <= 1.5  # x0 is clipped, so the end lies near the data
+    assert torch.equal(run.sample(3, solver=solver, grid=grid, steps=5), sampler.codec.decode(steps[-1].x[:3]))
+
+
+def test_a_velocity_solver_on_a_table_walks_the_edm_clock(table: Run) -> None:
+    # there Euler is DDIM at the same noise levels
+    euler, ddim = table.sampler(solver="euler", steps=10), table.sampler(solver="ddim", steps=10)
+    labels = euler.labels(64)
+    last = [list(sampler.steps(0, labels))[-1].x for sampler in (euler, ddim)]
+    torch.testing.assert_close(last[0], last[1], rtol=0, atol=2e-3)
+    schedule = table.denoiser.schedule
+    first = next(iter(euler.steps(0, labels)))
+    assert float(first.t) == pytest.approx(float(schedule.sigma(1.0) / schedule.alpha(1.0)))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"solver": "dimm"}, "unknown solver 'dimm': did you mean 'ddim'"),
+        ({"grid": "karas"}, "unknown grid 'karas': did you mean 'karras'"),
+        ({"steps": 0}, r"sampling\.steps must be above 0, not 0"),
+        ({"guidance": float("nan")}, "guidance.*nan"),
+        ({"guidance": -0.5}, "guidance.*-0.5"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(flow: Run, change: dict[str, str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        flow.sample(1, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_count_below_one_is_refused(flow: Run, count: int) -> None:
+    with pytest.raises(UserError, match="must be 1 or more"):
+        flow.sample(count)
+
+
+def test_points_come_as_coordinates(points_run: Path) -> None:
+    run = load(points_run, "cpu")
+    points = run.sample(1030)  # two batches
+    assert points.shape == (1030, 2)
+    assert points.dtype == torch.float32
+    assert torch.equal(run.sample(5), points[:5])
+    assert points.isfinite().all()
+
+
+# Films
+
+
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "ancestral", "heun"])
+@pytest.mark.parametrize("kind", ["flow", "table"])
+def test_a_film_ends_at_the_sample(kind: str, solver: str, request: pytest.FixtureRequest) -> None:
+    run: Run = request.getfixturevalue(kind)
+    moments = run.sampler(solver=solver, steps=6, seed=4).film(3, 7)
+    assert len(moments) == 7
+    assert all(x.shape == x0.shape == (3, 1, 8, 8) for x, x0 in moments)
+    last, last_x0 = moments[-1]
+    assert torch.equal(last, last_x0)
+    assert torch.equal(last, run.sample(3, 7, solver=solver, steps=6, seed=4))
+    assert not torch.equal(moments[0][0], last)
+
+
+@pytest.mark.parametrize("count", [0, 65])
+def test_a_film_of_too_many_or_no_samples_is_refused(flow: Run, count: int) -> None:
+    with pytest.raises(UserError, match="a film shows 1 to 64 samples"):
+        flow.sampler().film(count)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 12])
+def test_a_film_has_a_frame_for_each_time_and_a_strip_of_eight(flow: Run, steps: int) -> None:
+    strip, frames = film(flow, flow.sampler(steps=steps), 2, None)
+    assert len(frames) == steps + 1
+    assert len({frame.size for frame in frames}) == 1
+    assert strip.size[0] == 8 * (9 * 8) + 8  # eight pictures of 8 pixels and their gaps, eightfold
+
+
+def test_a_film_of_points(points_run: Path) -> None:
+    run = load(points_run, "cpu")
+    strip, frames = film(run, run.sampler(), 100, None)
+    assert len(frames) == 5
+    assert strip.size == (8 * 160, 2 * 160)
+
+
+# Folders that are no run
+
+
+def test_load_returns_the_averaged_weights_ready_to_sample(digits_run: Path) -> None:
+    run = unfog.load(str(digits_run), "cpu")
+    weights = load_file(digits_run / "model.safetensors")
+    assert run.denoiser.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in run.denoiser.state_dict().items())
+    assert not run.denoiser.training
+    assert run.recipe.shape == (1, 8, 8)
+    assert run.recipe.classes == tuple("0123456789")
+
+
+def no_recipe(run: Path) -> None:
+    (run / "recipe.json").unlink()
+
+
+def newer(run: Path) -> None:
+    _change(run, version=999)
+
+
+def damaged(run: Path) -> None:
+    (run / "recipe.json").write_text((run / "recipe.json").read_text()[:-20])
+
+
+def not_text(run: Path) -> None:
+    (run / "recipe.json").write_bytes(b"\xff\xfe\x00\x01")
+
+
+def a_list(run: Path) -> None:
+    (run / "recipe.json").write_text("[1, 2]")
+
+
+def no_shape(run: Path) -> None:
+    _change(run, shape=None)
+
+
+def empty_shape(run: Path) -> None:
+    _change(run, shape=[])
+
+
+def unknown_kind(run: Path) -> None:
+    _change(run, schedule={"kind": "lineer"})
+
+
+def unknown_option(run: Path) -> None:
+    _change(run, network={"kind": "compact", "widht": 8})
+
+
+def no_weights(run: Path) -> None:
+    (run / "model.safetensors").unlink()
+
+
+def truncated_weights(run: Path) -> None:
+    (run / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-1000])
+
+
+def empty_weights(run: Path) -> None:
+    (run / "model.safetensors").write_bytes(b"")
+
+
+def other_shapes(run: Path) -> None:
+    plain = json.loads((run / "recipe.json").read_text())
+    _change(run, network={**plain["network"], "width": 16})
+
+
+def other_names(run: Path) -> None:
+    weights = load_file(run / "model.safetensors")
+    weights["stranger"] = weights.pop("network.patch_out.bias")
+    save_file(weights, run / "model.safetensors")
+
+
+def fewer_classes(run: Path) -> None:
+    _change(run, classes=["a", "b"])
+
+
+def _change(run: Path, **changes: object) -> None:
+    plain = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps({**plain, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (no_recipe, r"is no run folder \(it has no recipe\.json\)"),
+        (newer, r"recipe\.json: .*newer version.*update unfog"),
+        (damaged, r"recipe\.json: the recipe is no JSON"),
+        (not_text, r"recipe\.json: the recipe is no JSON"),
+        (a_list, r"recipe\.json: the recipe has no version"),
+        (no_shape, r"recipe\.json: the recipe names no shape"),
+        (empty_shape, r"recipe\.json: .*shape"),
+        (unknown_kind, r"recipe\.json: unknown schedule 'lineer': did you mean 'linear'"),
+        (unknown_option, r"recipe\.json: unknown option .*'widht': did you mean 'width'"),
+        (no_weights, r"model\.safetensors is missing"),
+        (truncated_weights, r"model\.safetensors is damaged or truncated"),
+        (empty_weights, r"model\.safetensors is damaged or truncated"),
+        (other_shapes, r"model\.safetensors does not fit the recipe.*the weight .* has the shape"),
+        (other_names, r"model\.safetensors does not fit the recipe.*the weight .* is only in one of them"),
+        (fewer_classes, r"model\.safetensors does not fit the recipe.*embedder\.table\.weight"),
+    ],
+)
+def test_a_broken_run_folder_is_refused_in_one_sentence(
+    broken: Path, damage: Callable[[Path], None], sentence: str
+) -> None:
+    assert load(broken, "cpu").path == broken
+    damage(broken)
+    with pytest.raises(UserError, match=sentence) as refused:
+        load(broken, "cpu")
+    assert str(broken) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_that_does_not_exist_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no run folder"):
+        load(tmp_path / "nowhere", "cpu")
