@@ -6,15 +6,15 @@ options; their annotations are what a recipe's values are checked against.
 
 import inspect
 import json
-import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from dataclasses import field as dataclass_field
 from functools import cache
-from typing import Any, Self, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import torch
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from unfog.data import classic, codecs, folder, points
 from unfog.data.codecs import Codec
@@ -148,7 +148,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Fill in the defaults and check names and types."""
-        known = _parameters(build_kind(self.field, self.kind), GIVEN.get(self.field, frozenset()))
+        known = self.known
         for name, value in self.options.items():
             if name not in known:
                 raise unknown(f"option of {self.field} {self.kind!r}", name, known)
@@ -157,6 +157,11 @@ class Config:
         filled = {**defaults, **self.options}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in filled.items()}
         object.__setattr__(self, "options", plain)
+
+    @property
+    def known(self) -> dict[str, tuple[Any, Any]]:
+        """Annotation and default of each option that the kind takes."""
+        return _parameters(build_kind(self.field, self.kind), GIVEN.get(self.field, frozenset()))
 
     def build(self, **given: Any) -> Any:
         """Make the part; of `given`, what the kind takes is passed on.
@@ -169,7 +174,7 @@ class Config:
             return build(**{name: value for name, value in given.items() if name in taken}, **self.options)
         except (UserError, EnvironmentFailure):
             raise
-        except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
+        except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
             raise UserError(
                 f"the {self.field} {self.kind!r} cannot be made of {dict(self.options)}: {error}"
             ) from error
@@ -186,19 +191,30 @@ class Config:
         return cls(field, value["kind"], {name: option for name, option in value.items() if name != "kind"})
 
 
+def _fits(value: object, annotation: Any) -> bool:
+    """Return whether a plain value is what an annotation allows; numbers must be finite, and no truth values."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is Literal:
+        return any(value == one and type(value) is type(one) for one in arguments)
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, list | tuple) and all(_fits(one, arguments[0]) for one in value)
+    if annotation in (int, float):
+        kinds = int if annotation is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return value is None if annotation in (None, NoneType) else isinstance(value, annotation)
+
+
 def _check_value(where: str, value: object, annotation: Any) -> None:
     """Raise a UserError for a value that its annotation does not allow."""
-    finite = not isinstance(value, float) or math.isfinite(value)
-    try:
-        check_type(value, annotation, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-        fits = finite and not (isinstance(value, bool) and annotation in (int, float))
-    except TypeCheckError:
-        fits = False
-    if not finite:
-        raise UserError(f"{where} must be a finite number, not {value!r}")
-    if not fits:
-        name = getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
-        raise UserError(f"{where} must be {name.replace('typing.', '')}, not {value!r}")
+    if not _fits(value, annotation):
+        name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+        for long in ("typing.", "collections.abc."):
+            name = name.replace(long, "")
+        raise UserError(f"{where} must be {name}, not {value!r}")
 
 
 def part(field: str, kind: str, **options: Any) -> Config:
@@ -259,7 +275,7 @@ class Recipe:
         if path in ("seed", "name"):
             _check_value(path, value, {"seed": int, "name": str}[path])
             return self._with(path, value)
-        if name not in KINDS or (dot and option not in self._config(name).options):
+        if name not in KINDS or (dot and option not in self._config(name).known):
             raise unknown("setting", path, self._paths())
         config = self._config(name)
         if dot:
@@ -277,7 +293,7 @@ class Recipe:
 
     def _paths(self) -> list[str]:
         """Return every path that `set` takes."""
-        options = [f"{name}.{option}" for name in KINDS for option in self._config(name).options]
+        options = [f"{name}.{option}" for name in KINDS for option in self._config(name).known]
         return ["seed", "name", *KINDS, *options]
 
     def to_json(self) -> str:
@@ -298,7 +314,7 @@ class Recipe:
             plain = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"the recipe is no JSON ({error})") from None
-        if not isinstance(plain, dict) or not isinstance(plain.get("version"), int):
+        if not isinstance(plain, dict) or not _fits(plain.get("version"), int) or plain["version"] < 1:
             raise UserError("the recipe has no version: it is no recipe of unfog")
         if plain.pop("version") > VERSION:
             raise UserError(f"the recipe is of a newer version than {VERSION}: update unfog")
@@ -339,7 +355,7 @@ class Recipe:
         assert self.shape is not None, "build_data comes first"
         inputs: Inputs = self.inputs.build()
         with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+            torch.manual_seed(self.seed & (2**64 - 1))
             network = self.network.build(channels=self.shape[0], dims=len(self.shape) - 1)
             self._check_sides(network.multiple)
             embedder = self.conditioning.build().build(len(self.classes), network.embedding_dim)

@@ -1,7 +1,9 @@
 """The classic sets in their original files: digits, MNIST, Fashion-MNIST and CIFAR-10."""
 
 import gzip
+import os
 import tarfile
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from unfog.data.download import cache_folder, fetch
 from unfog.data.source import Data, InMemory, split
 from unfog.errors import UserError
+from unfog.files import disk
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -99,8 +102,15 @@ def existing(path: str) -> Path:
 
     Raises: UserError: If it does not, or is no folder.
     """
-    folder = Path(path).expanduser()
-    if not folder.exists():
+    if not path:
+        raise UserError("no data folder is named: give it with --data")
+    folder = Path(path)
+    try:
+        folder = folder.expanduser()
+        exists = folder.exists()
+    except (RuntimeError, OSError, ValueError):  # no such user's home, a name too long, a zero byte
+        exists = False
+    if not exists:
         raise UserError(f"the data folder {folder} does not exist: check the path given with --data")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give the folder that holds the data with --data")
@@ -162,12 +172,18 @@ def _either(folder: Path, name: str) -> Path:
 
 
 def _cifar_folder() -> Path:
-    """Download and unpack CIFAR-10 into the cache."""
-    cache = cache_folder()
-    if not (cache / "cifar-10-batches-bin").is_dir():
-        archive = fetch(_CIFAR, cache / "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
-        with tarfile.open(archive) as packed:
-            packed.extractall(cache, filter="data")
+    """Download and unpack CIFAR-10 into the cache, beside and renamed, so that it is whole or absent."""
+    cache, name = cache_folder(), "cifar-10-batches-bin"
+    if (cache / name).is_dir():
+        return cache
+    archive = fetch(_CIFAR, cache / "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
+    with disk(cache), tempfile.TemporaryDirectory(dir=cache) as part:
+        try:
+            with tarfile.open(archive) as packed:
+                packed.extractall(part, filter="data")
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{archive} is damaged ({error}): remove it, so that it is fetched again") from error
+        os.replace(Path(part) / name, cache / name)
     return cache
 
 

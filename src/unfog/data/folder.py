@@ -14,7 +14,7 @@ import torch
 
 from unfog.data.classic import existing
 from unfog.data.pictures import SUFFIXES, Pixels, UnreadableError, describe_picture, read_picture
-from unfog.data.source import Batch, Data, Indices, InMemory, Source, split
+from unfog.data.source import Batch, Data, Indices, InMemory, Source, split, split_rows
 from unfog.errors import UserError
 
 IN_MEMORY = 1 << 30
@@ -55,11 +55,8 @@ def list_pictures(path: str) -> Listing:
     root = existing(path)
     if (root / "metadata.jsonl").is_file():
         return _from_metadata(root)
-    files = sorted(
-        file.relative_to(root).as_posix()
-        for file in root.rglob("*")
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
-    )
+    found = (file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = sorted(file.as_posix() for file in found if not any(part.startswith(".") for part in file.parts))
     if not files:
         raise UserError(f"{root} holds no picture ({', '.join(sorted(SUFFIXES))}): check the path given with --data")
     tops = [file.split("/")[0] if "/" in file else "" for file in files]
@@ -73,15 +70,15 @@ def _from_metadata(root: Path) -> Listing:
     """Read `metadata.jsonl`."""
     where = root / "metadata.jsonl"
     entries: dict[str, dict[str, object]] = {}
-    for number, line in enumerate(where.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(where.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
             name = entry["file_name"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{where}, line {number}: not a JSON object with 'file_name': mend the line") from None
-        if not isinstance(name, str) or not (root / name).resolve().is_relative_to(root.resolve()):
+        if not isinstance(name, str) or "\0" in name or not (root / name).resolve().is_relative_to(root.resolve()):
             raise UserError(f"{where}, line {number}: {name!r} is no file below the folder: mend the line")
         entries[name] = entry
     if not entries:
@@ -173,13 +170,17 @@ def folder(
     listing = list_pictures(path)
     found = look(listing)
     height, width = _sides(size) or (found[1], found[2])
-    shape = (channels or found[0], height, width)
+    shape = (found[0] if channels is None else channels, height, width)
     if not 0 < heldout < 1:
         raise UserError(f"data.heldout is a share between 0 and 1, not {heldout}")
+    if shape[0] < 1 or workers < 1:
+        raise UserError(f"data.channels and data.workers must be 1 or more, not {shape[0]} and {workers}")
+    if len(listing.files) < 2:
+        raise UserError(f"{listing.root} holds one picture: a set needs 2 or more")
     read = partial(_read_or_reason, listing.root, shape)
     if len(listing.files) * int(np.prod(shape)) > IN_MEMORY:
-        streamed = Streamed(read, listing.files, listing.labels, listing.classes, shape, workers)
-        return split(streamed, heldout, listing.files)
+        parts = [_streamed(listing, rows, read, shape, workers) for rows in split_rows(listing.files, heldout)]
+        return Data(*parts)
     pixels = [read(file) for file in listing.files]
     good = [row for row, found_row in enumerate(pixels) if not isinstance(found_row, str)]
     _report(listing, pixels)
@@ -189,6 +190,14 @@ def folder(
     labels = None if listing.labels is None else torch.tensor([listing.labels[row] for row in good])
     source: Source = InMemory(x, labels, listing.classes)
     return split(source, heldout, [listing.files[row] for row in good])
+
+
+def _streamed(
+    listing: Listing, rows: Indices, read: "Callable[[str], Pixels | str]", shape: tuple[int, ...], workers: int
+) -> Streamed:
+    """Return some files of a listing as a source of its own, so that stand-ins come from the same side."""
+    labels = None if listing.labels is None else tuple(listing.labels[row] for row in rows)
+    return Streamed(read, tuple(listing.files[row] for row in rows), labels, listing.classes, shape, workers)
 
 
 def _report(listing: Listing, pixels: "list[Pixels | str]") -> None:
@@ -215,7 +224,7 @@ def look(listing: Listing, sample: int = 200) -> tuple[int, int, int]:
     Returns: Channels, height and width.
     Raises: UserError: If none of them can be read.
     """
-    picked = listing.files[:: max(1, len(listing.files) // sample)]
+    picked = listing.files[:: -(-len(listing.files) // sample)]
     seen = []
     for file in picked:
         try:

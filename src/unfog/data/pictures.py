@@ -40,12 +40,12 @@ def read_picture(path: Path, channels: int, height: int, width: int) -> Pixels:
         if path.suffix.lower() == ".npy":
             planes = [Image.fromarray(plane) for plane in _array_planes(path, channels)]
         else:
-            with Image.open(path) as opened:
+            with path.open("rb") as file, Image.open(file) as opened:
                 planes = [_to_mode(opened, "L" if channels == 1 else "RGB")]
         fitted = [ImageOps.fit(plane, (width, height), Image.Resampling.LANCZOS) for plane in planes]
     except UnreadableError:
         raise
-    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file may lead its decoder into any error
         raise UnreadableError(str(error) or type(error).__name__) from error
     pixels = np.stack([np.asarray(plane) for plane in fitted], axis=-1).reshape(height, width, -1)
     if pixels.shape[2] != channels:
@@ -60,27 +60,28 @@ def describe_picture(path: Path) -> tuple[int, int, int]:
     """
     try:
         if path.suffix.lower() == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.lib.format.open_memmap(path, mode="r")
             if array.ndim not in (2, 3):
                 raise UnreadableError(f"an array of {array.ndim} axes is no picture")
             return (1 if array.ndim == 2 else array.shape[2]), array.shape[0], array.shape[1]
-        with Image.open(path) as picture:
+        with path.open("rb") as file, Image.open(file) as picture:
             grey = picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;16")
             return (1 if grey else 3), picture.height, picture.width
     except UnreadableError:
         raise
-    except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file may lead its decoder into any error
         raise UnreadableError(str(error) or type(error).__name__) from error
 
 
 def _array_planes(path: Path, channels: int) -> list[Pixels]:
     """Return the planes of an array file as bytes."""
-    array = np.load(path, allow_pickle=False)
+    with path.open("rb") as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or 0 in array.shape:
         raise UnreadableError(f"an array of shape {array.shape} is no picture")
-    if array.dtype == np.uint16:
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         array = (array / 257).round().astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
@@ -97,10 +98,12 @@ def _array_planes(path: Path, channels: int) -> list[Pixels]:
 
 def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
     """Return the picture upright, on white, in 8-bit grey or colour."""
+    sixteen_bits = picture.mode.startswith("I;16")
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float64)
-        top = 65535.0 if values.max() > 255 else 255.0
+        ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)  # the smallest that holds them
+        top = 65535.0 if sixteen_bits else next((one for one in ranges if values.max() <= one), ranges[-1])
         return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8)).convert(mode)
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         front = picture.convert("RGBA")

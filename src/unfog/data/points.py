@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from unfog.data.source import Data, InMemory, split
+from unfog.errors import UserError
 from unfog.randomness import stream
 
 Shape = Literal["moons", "spiral", "checkerboard"]
@@ -23,12 +24,16 @@ def points(shape: Shape = "moons", count: int = 10_000, noise: float = 0.05) -> 
         noise: Standard deviation of the blur, before scaling.
 
     Returns: The set, a tenth of it held out.
+    Raises: UserError: If there are fewer than ten.
     """
+    if count < 10:
+        raise UserError(f"data.count must be 10 or more, not {count}")
     draw = stream(0, f"points/{shape}")
     labels = np.arange(count) % 2
     x = _SHAPES[shape](draw, labels)
     x = x + noise * draw.standard_normal(x.shape)
-    x = (x - x.mean(0)) / x.std()
+    x = x - x.mean(0)
+    x = x / x.std()
     names = {"moons": ("upper", "lower"), "spiral": ("first arm", "second arm"), "checkerboard": ("even", "odd")}
     return split(InMemory(torch.from_numpy(x).float(), torch.from_numpy(labels), names[shape]), 0.1)
 

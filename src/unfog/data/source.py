@@ -117,11 +117,16 @@ def split(source: Source, share: float, names: Sequence[str] | None = None) -> D
 
     Returns: The two parts, the same ones each time.
     """
-    keys = names if names is not None else [str(row) for row in range(len(source))]
-    hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
-    order = np.array(sorted(range(len(source)), key=lambda row: hashes[row]), dtype=np.int64)
-    count = min(max(1, round(share * len(source))), len(source) - 1)
-    return Data(Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count])))
+    train, heldout = split_rows(names if names is not None else [str(row) for row in range(len(source))], share)
+    return Data(Subset(source, train), Subset(source, heldout))
+
+
+def split_rows(names: Sequence[str], share: float) -> tuple[Indices, Indices]:
+    """Return the rows to train on and those to hold out, each rising, by the hashes of their names."""
+    hashes = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
+    order = np.array(sorted(range(len(names)), key=lambda row: hashes[row]), dtype=np.int64)
+    count = min(max(1, round(share * len(names))), len(names) - 1)
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 def shuffled(rows: int, seed: int, position: int, count: int) -> Indices:
@@ -172,6 +177,8 @@ class Augment:
         """
         if not (self.flip or self.crop):
             return x
+        if x.ndim != 4:
+            raise UserError("augment.flip and augment.crop are for pictures: leave them off for points")
         rows = []
         for offset, row in enumerate(x):
             draw = stream(seed, "augment", position + offset)

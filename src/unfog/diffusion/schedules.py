@@ -98,7 +98,9 @@ class Schedule(ABC):
             (alpha,) = torch.autograd.grad((self.alpha(t) + 0 * t).sum(), t)  # + 0·t, for a constant alpha
             (sigma,) = torch.autograd.grad((self.sigma(t) + 0 * t).sum(), t)
         if not (alpha.isfinite() & sigma.isfinite()).all():
-            raise UserError(f"the rates of {type(self).__name__} are infinite at t = {t[~sigma.isfinite()].tolist()}")
+            where = t.detach()[~(alpha.isfinite() & sigma.isfinite())].tolist()
+            name = type(self).__name__
+            raise UserError(f"the rates of {name} are infinite at t = {where}: use the target v or x0")
         return alpha, sigma
 
     @final
@@ -297,6 +299,11 @@ class CosineContinuous(Schedule):
     """
 
     s: float = 0.008
+
+    def __post_init__(self) -> None:
+        """Check the offset."""
+        if not self.s >= 0:
+            raise UserError(f"the offset s of a cosine schedule is 0 or more, not {self.s}")
 
     @property
     def _offset(self) -> float:

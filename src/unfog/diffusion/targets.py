@@ -144,6 +144,11 @@ class EDMTarget(Target):
 
     sigma_data: float = 0.5
 
+    def __post_init__(self) -> None:
+        """Check the deviation."""
+        if not self.sigma_data > 0:
+            raise UserError(f"sigma_data must be above 0, not {self.sigma_data}")
+
     def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return (sigma/(sigma_data·r), -sigma_data·alpha/r)."""
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)

@@ -44,10 +44,10 @@ class Evaluation:
     protocol: str
 
     @property
-    def ratios(self) -> dict[str, float]:
-        """Return each score of the samples over that of the held-out rows."""
+    def ratios(self) -> dict[str, float | None]:
+        """Return each score of the samples over that of the held-out rows; None where that is 0."""
         mine, real = asdict(self.samples), asdict(self.held_out)
-        return {name: mine[name] / real[name] for name in mine}
+        return {name: mine[name] / real[name] if real[name] else None for name in mine}
 
     def to_json(self) -> dict[str, object]:
         """Return everything as plain values."""
@@ -60,11 +60,13 @@ class Judge:
     def __init__(self, train: Source, heldout: Source) -> None:
         """Fit on up to 10,000 rows.
 
-        Raises: UserError: If the rows have no classes.
+        Raises: UserError: If the rows have no classes, or one.
         """
         if not train.classes:
             raise UserError("this evaluation reads classes, and the run's data have none")
         self.rows, self.labels = _rows(_first(train))
+        if len(np.unique(self.labels)) < 2:
+            raise UserError("this evaluation tells classes apart, and the run's data have only one")
         self.reader = fit_reader(self.rows, self.labels)
         real, labels = _rows(_first(heldout))
         self.block = len(real)
@@ -137,11 +139,14 @@ def table(found: list[Evaluation]) -> str:
     return "\n".join([*lines, f"({found[0].protocol}; in brackets: share of the held-out rows' score)"])
 
 
-def _line(name: str, scores: Scores, ratios: dict[str, float] | None) -> str:
+def _line(name: str, scores: Scores, ratios: dict[str, float | None] | None) -> str:
     """Return one line of the table."""
 
     def cell(key: str, text: str) -> str:
-        return f"{text} ({ratios[key]:.2f})" if ratios else text
+        if ratios is None:
+            return text
+        ratio = ratios[key]
+        return f"{text} (-)" if ratio is None else f"{text} ({ratio:.2f})"
 
     cells = (
         cell("distance_median", f"{scores.distance_median:.0f}"),

@@ -37,11 +37,13 @@ def at_least(minimum: int, **values: int) -> None:
 
 def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
     """Return a convolution over `dims` space dimensions that keeps the size at stride 1."""
+    at_least(1, **{"space dimensions of this network": dims})
     return _CONV[dims](inputs, outputs, kernel, stride=stride, padding=kernel // 2)
 
 
 def gather(dims: int, inputs: int, outputs: int, side: int) -> nn.Module:
     """Return the convolution that maps each patch of `side` to one place."""
+    at_least(1, **{"space dimensions of this network": dims})
     return _CONV[dims](inputs, outputs, side, stride=side)
 
 

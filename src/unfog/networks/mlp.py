@@ -32,15 +32,20 @@ class MLP(nn.Module):
 
     channels_last: ClassVar[bool] = False
 
-    def __init__(self, channels: int, *, width: int = 128, depth: int = 4) -> None:
+    def __init__(self, channels: int, *, dims: int = 0, width: int = 128, depth: int = 4) -> None:
         """Build the network.
 
         Args:
             channels: Coordinates of a point.
+            dims: Space dimensions: a point has none.
             width: Features of each layer, and length of the time embedding.
             depth: Number of residual layers.
+
+        Raises: ValueError: If the data have space dimensions, or a number is too small.
         """
         super().__init__()
+        if dims:
+            raise ValueError("it works on points; pictures need another network")
         at_least(0, depth=depth)
         self.embedding_dim = width
         self.multiple = 1

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
+from unfog.data.classic import existing
 from unfog.errors import UserError, unknown
 from unfog.recipe import Recipe, part
 
@@ -99,7 +99,7 @@ def folder(data: str | None = None, size: int | None = None) -> Recipe:
             "training",
             "images",
             images=max(200_000, 30 * len(listing.files)),
-            batch=min(64 if side < 64 else 32, max(1, len(listing.files))),
+            batch=min(64 if side < 64 else 32, max(1, len(listing.files) - max(1, round(0.1 * len(listing.files))))),
         ),
     )
 
@@ -149,7 +149,7 @@ def recipe(name: str, data: str | None = None, size: int | None = None) -> Recip
 
 def _absolute(path: str | None) -> str | None:
     """Return a path that holds wherever the run folder is used from."""
-    return None if path is None else str(Path(path).expanduser().resolve())
+    return None if path is None else str(existing(path).resolve())
 
 
 def _no_path(name: str, data: str | None, size: int | None) -> None:

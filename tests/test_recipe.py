@@ -1,0 +1,730 @@
+"""Recipes: JSON and back, settings with their sentences, registered parts, and refusals before any training."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from unfog.data.source import Data, InMemory
+from unfog.diffusion.schedules import RectifiedFlow, Schedule, Table, linear
+from unfog.errors import UserError
+from unfog.recipe import GIVEN, KINDS, VERSION, Config, Recipe, part, register
+from unfog.recipes import RECIPES, recipe
+
+NAMES = sorted(RECIPES)
+TABLES = ("linear", "quadratic", "cosine")
+
+
+def write_pictures(root: Path, names: list[str], side: int = 8, mode: str = "L") -> str:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (side, side)).save(path)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny folder with two classes."""
+    return write_pictures(tmp_path_factory.mktemp("pictures"), ["a/1.png", "a/2.png", "b/3.png"])
+
+
+def made(name: str, pictures: str) -> Recipe:
+    return recipe(name, pictures if name == "folder" else None)
+
+
+def looked_at(chosen: Recipe, *shape: int) -> Recipe:
+    """Return a recipe as it is after its data were looked at."""
+    return replace(chosen, shape=shape or (1, 8, 8), classes=tuple("0123456789"))
+
+
+def plain(chosen: Recipe) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(chosen.to_json())
+    return value
+
+
+# ------------------------------------------------------------------------------------------------- JSON
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_json_round_trip(name: str, pictures: str) -> None:
+    one = made(name, pictures)
+    for chosen in (one, replace(one, shape=(1, 8, 8), classes=("ü", "b"), seed=2**63)):
+        again = Recipe.from_json(chosen.to_json())
+        assert again == chosen
+        assert again.to_json() == chosen.to_json()
+        assert (again.shape, again.classes, again.seed) == (chosen.shape, chosen.classes, chosen.seed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_json_names_every_option(name: str, pictures: str) -> None:
+    """A later change of a default must not change a run that is on disk."""
+    value = plain(made(name, pictures))
+    assert value["version"] == VERSION
+    assert set(value) == {"version", *(one.name for one in fields(Recipe))}
+    assert value["training"]["batch"] == made(name, pictures).training.options["batch"]
+    assert "width" in value["network"]
+    assert not set(GIVEN) & set(value["network"])
+
+
+@pytest.mark.parametrize("field", sorted(KINDS))
+def test_every_kind_survives_json(field: str) -> None:
+    for kind in KINDS[field]:
+        config = Config(field, kind)
+        assert Config.from_json(field, json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_missing_fields_get_their_defaults() -> None:
+    chosen = Recipe.from_json(
+        '{"version": 1, "name": "x", "data": {"kind": "digits"}, "network": {"kind": "compact", "width": 16}}'
+    )
+    assert chosen == Recipe("x", data=part("data", "digits"), network=part("network", "compact", width=16))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "no JSON"),
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("9" * 5000, "no JSON"),
+        ("null", "no version"),
+        ("[]", "no version"),
+        ("{}", "no version"),
+        ('{"version": "1"}', "no version"),
+        ('{"version": true}', "no version"),
+        ('{"version": 2}', "newer version than 1: update unfog"),
+        ('{"version": 99, "unheard-of": 1}', "newer version"),
+    ],
+    ids=["empty", "cut", "deep", "long number", "null", "list", "object", "text", "bool", "next", "later"],
+)
+def test_what_is_no_recipe(text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Recipe.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"network": "absent"}, "names no network"),
+        ({"data": "absent"}, "names no data"),
+        ({"name": "absent"}, "name must be str"),
+        ({"networc": {}}, "unknown recipe field 'networc': did you mean 'network'"),
+        ({"network": None}, "network is no object with a 'kind'"),
+        ({"network": "compact"}, "network is no object with a 'kind'"),
+        ({"network": {"width": 3}}, "network is no object with a 'kind'"),
+        ({"network": {"kind": 3}}, "network is no object with a 'kind'"),
+        ({"network": {"kind": "compct"}}, "unknown network 'compct': did you mean 'compact'"),
+        ({"network": {"kind": "compact", "widht": 3}}, "unknown option of network 'compact' 'widht': .*'width'"),
+        ({"network": {"kind": "compact", "channels": 3}}, "unknown option"),
+        ({"network": {"kind": "compact", "width": True}}, "network.width must be int, not True"),
+        ({"schedule": {"kind": "os.system"}}, "unknown schedule"),
+        ({"seed": 1.5}, "seed must be int"),
+        ({"seed": True}, "seed must be int"),
+        ({"seed": None}, "seed must be int"),
+        ({"name": 3}, "name must be str"),
+        ({"shape": "8"}, "shape must be"),
+        ({"shape": [1, 8.5]}, "shape must be"),
+        ({"shape": [True, 8, 8]}, "shape must be"),
+        ({"shape": []}, "shape"),
+        ({"shape": [0, 8, 8]}, "shape"),
+        ({"shape": [1, -8, 8]}, "shape"),
+        ({"classes": "ab"}, "classes must be"),
+        ({"classes": [1]}, "classes must be"),
+        ({"classes": None}, "classes must be"),
+        ({"grid": {"kind": "times", "shares": [1, float("nan"), 0]}}, "grid.shares must be"),
+        ({"grid": {"kind": "times", "shares": [1, float("inf"), 0]}}, "grid.shares must be"),
+        ({"optimizer": {"kind": "adamw", "lr": float("nan")}}, "optimizer.lr must be"),
+    ],
+)
+def test_a_damaged_field_is_named(changes: dict[str, Any], sentence: str) -> None:
+    value = {**plain(looked_at(recipe("digits"))), **changes}
+    text = json.dumps({name: one for name, one in value.items() if one != "absent"})
+    with pytest.raises(UserError, match=sentence):
+        Recipe.from_json(text)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def parses_or_says_why(text: str) -> None:
+    try:
+        chosen = Recipe.from_json(text)
+    except UserError as error:
+        sentence = str(error)
+        assert len(sentence) > 10
+        return
+    assert Recipe.from_json(chosen.to_json()).to_json() == chosen.to_json()
+
+
+@given(anything)
+@settings(deadline=None)
+def test_any_json_is_a_recipe_or_a_user_error(value: Any) -> None:
+    parses_or_says_why(json.dumps(value))
+
+
+@given(st.text(max_size=50))
+@settings(deadline=None)
+def test_any_text_is_a_user_error(text: str) -> None:
+    with pytest.raises(UserError):
+        Recipe.from_json(text)
+
+
+FIELDS = ["version", *(one.name for one in fields(Recipe))]
+
+
+@given(name=st.sampled_from(FIELDS), value=anything, kind=st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_mutated_recipe_is_a_recipe_or_a_user_error(name: str, value: Any, kind: st.DataObject) -> None:
+    """Any field, or any option of any kind, replaced by anything."""
+    whole = plain(looked_at(recipe("digits")))
+    if name in KINDS and kind.draw(st.booleans()):
+        config = Config(name, kind.draw(st.sampled_from(sorted(KINDS[name]))))
+        options = [*config.options, "kind", "other"]
+        whole[name] = {**config.to_json(), kind.draw(st.sampled_from(options)): value}
+    else:
+        whole[name] = value
+    parses_or_says_why(json.dumps(whole))
+
+
+@given(cut=st.integers(0, 3000), place=st.integers(0, 3000), sign=st.characters(codec="utf-8"))
+@settings(deadline=None)
+def test_a_damaged_recipe_is_a_recipe_or_a_user_error(cut: int, place: int, sign: str) -> None:
+    text = recipe("digits").to_json()
+    place %= len(text)
+    parses_or_says_why(text[:place] + sign + text[place + 1 :])
+    with pytest.raises(UserError):
+        Recipe.from_json(text[: cut % (len(text) - 2)])
+
+
+# ------------------------------------------------------------------------------------------------- set
+
+
+@pytest.mark.parametrize(
+    ("setting", "field", "option", "value"),
+    [
+        ("network.width=48", "network", "width", 48),
+        (" network.width = 48", "network", "width", 48),
+        ("optimizer.lr=1e-3", "optimizer", "lr", 1e-3),
+        ("optimizer.lr=1", "optimizer", "lr", 1),
+        ("augment.flip=true", "augment", "flip", True),
+        ("training.precision=float32", "training", "precision", "float32"),
+        ('training.precision="float32"', "training", "precision", "float32"),
+        ("inputs.network_time=log_snr", "inputs", "network_time", "log_snr"),
+        ("sampling.guidance=2", "sampling", "guidance", 2),
+    ],
+)
+def test_set_an_option(setting: str, field: str, option: str, value: object) -> None:
+    before = recipe("digits")
+    after = before.set(setting)
+    config: Config = getattr(after, field)
+    assert config.options[option] == value
+    assert replace(after, **{field: getattr(before, field)}) == before  # nothing else changes
+    assert {**config.options, option: 0} == {**getattr(before, field).options, option: 0}
+
+
+def test_set_a_kind_takes_its_defaults() -> None:
+    chosen = recipe("digits").set("optimizer.lr=1", "schedule=cosine", "optimizer=adamw", 'solver="ddim"')
+    assert chosen.schedule == part("schedule", "cosine")
+    assert chosen.optimizer == part("optimizer", "adamw")
+    assert chosen.solver.kind == "ddim"
+
+
+def test_set_is_applied_in_turn() -> None:
+    chosen = recipe("digits").set("schedule=cosine", "schedule.steps=500", "schedule.steps=400", "seed=3", "name=mine")
+    assert (chosen.schedule.options["steps"], chosen.seed, chosen.name) == (400, 3, "mine")
+    assert recipe("digits").set() == recipe("digits")
+
+
+def test_set_lists_texts_and_null(pictures: str) -> None:
+    chosen = recipe("folder", pictures).set(
+        "data.size=[16, 8]", "data.path=a=b", "network=unet", "network.widths=[8,16]", "data.channels=null"
+    )
+    assert chosen.data.options["size"] == [16, 8]
+    assert chosen.data.options["path"] == "a=b"  # only the first sign of equality parts path and value
+    assert chosen.network.options["widths"] == [8, 16]
+    assert chosen.data.options["channels"] is None
+    assert Recipe.from_json(chosen.to_json()) == chosen
+
+
+def test_set_an_option_without_a_default() -> None:
+    """A kind may need an option; it must then be possible to give it."""
+    chosen = recipe("digits").set("schedule=table", "schedule.alphas_cumprod=[0.9, 0.5, 0.1]", "target=v")
+    schedule = chosen.schedule.build()
+    assert isinstance(schedule, Table)
+    assert schedule.alphas_cumprod == (0.9, 0.5, 0.1)
+
+
+def test_an_option_that_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match="alphas_cumprod"):
+        recipe("digits").set("schedule=table").schedule.build()
+
+
+@pytest.mark.parametrize("field", sorted(KINDS))
+def test_set_every_kind(field: str) -> None:
+    for kind in KINDS[field]:
+        assert getattr(recipe("digits").set(f"{field}={kind}"), field) == Config(field, kind)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("network.width", r"--set takes path=value, for instance network\.width=48, not 'network\.width'"),
+        ("", "--set takes path=value"),
+        ("=3", "unknown setting ''"),
+        ("netwrk.width=3", r"unknown setting 'netwrk\.width': did you mean 'network\.width'"),
+        ("network.widht=3", r"did you mean 'network\.width'"),
+        ("network.=3", r"unknown setting 'network\.': did you mean 'network"),
+        ("width=3", r"unknown setting 'width'"),
+        ("shedule=cosine", "did you mean 'schedule'"),
+        ("sed=3", "did you mean 'seed'"),
+        ("seed.x=3", r"unknown setting 'seed\.x'"),
+        ("shape=[1,8,8]", "unknown setting 'shape'"),
+        ("version=2", "unknown setting 'version'"),
+        ("schedule.steps=3", r"unknown setting 'schedule\.steps'"),  # the flow schedule has no steps
+        ("schedule=cosin", "unknown schedule 'cosin': did you mean 'cosine'"),
+        ("network=", "unknown network ''"),
+        ("network=3", "network takes one of compact, .*, not 3"),
+        ("network=null", "network takes one of compact"),
+        ('network={"kind": "unet"}', "network takes one of compact"),
+        ("solver=qqqqq", "unknown solver 'qqqqq': choose one of ancestral, "),
+    ],
+)
+def test_set_names_what_is_unknown(setting: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        recipe("digits").set(setting)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "network.width=true",
+        "network.width=3.5",
+        "network.width=null",
+        "network.width=wide",
+        'network.width="48"',
+        "network.width=[48]",
+        "network.width=NaN",
+        "optimizer.lr=true",
+        "optimizer.lr=NaN",
+        "optimizer.lr=Infinity",
+        "optimizer.lr=-Infinity",
+        "optimizer.lr=1e999",
+        "optimizer.lr=fast",
+        "optimizer.lr=null",
+        "optimizer.lr={}",
+        "augment.flip=1",
+        "augment.flip=yes",
+        "training.precision=float16",
+        "training.precision=1",
+        "inputs.network_time=thousands",
+        "seed=true",
+        "seed=1.5",
+        "seed=null",
+        "name=5",
+    ],
+)
+def test_set_refuses_wrong_types(setting: str) -> None:
+    path = setting.split("=")[0].replace(".", r"\.")
+    with pytest.raises(UserError, match=f"^{path} must be .*, not "):
+        recipe("digits").set(setting)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ("network=unet", "network.widths=[32, 64.5]"),
+        ("network=unet", "network.widths=[true, 64, 64]"),
+        ("network=unet", "network.widths=32"),
+        ("network=unet", "network.widths="),
+        ("network=unet", "network.attention=[0, 1, 1]"),
+        ("data=folder", "data.size=true"),
+        ("data=folder", "data.size=[8, true]"),
+        ("data=folder", "data.size=big"),
+        ("data=folder", "data.channels=true"),
+        ("data=folder", "data.path=null"),
+        ("data=mnist", "data.path=3"),
+        ("grid=times", "grid.shares=[1, 1e999, 0]"),
+        ("grid=times", "grid.shares=[1, true, 0]"),
+        ("data=points", "data.shape=hexagon"),
+    ],
+)
+def test_set_refuses_wrong_types_within(kind: str, setting: str) -> None:
+    with pytest.raises(UserError, match="must be .*, not "):
+        recipe("digits").set(kind, setting)
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("optimizer", {"lr": 0}),
+        ("optimizer", {"lr": -1.0}),
+        ("optimizer", {"lr": 10**400}),
+        ("optimizer", {"clip": 0}),
+        ("optimizer", {"decay": 1.5}),
+        ("optimizer", {"beta1": 1.0}),
+        ("optimizer", {"beta2": -0.1}),
+        ("optimizer", {"weight_decay": -1}),
+        ("optimizer", {"warmup": -1}),
+        ("training", {"images": 0}),
+        ("training", {"batch": 0}),
+        ("training", {"batch": -64}),
+        ("training", {"accumulate": 0}),
+        ("training", {"accumulate": 5}),
+        ("training", {"reports": 0}),
+        ("training", {"checkpoint_minutes": 0}),
+        ("sampling", {"steps": 0}),
+        ("sampling", {"batch": 0}),
+        ("sampling", {"guidance": -1}),
+        ("sampling", {"guidance": 1001}),
+        ("inputs", {"sigma_data": 0}),
+        ("conditioning", {"dropout": 1.1}),
+        ("augment", {"crop": -1}),
+        ("ema", {"gamma": 0}),
+        ("schedule:edm", {"sigma_max": 0}),
+        ("schedule:edm", {"sigma_max": 10**400}),
+        ("schedule:linear", {"steps": 1}),
+        ("schedule:linear", {"beta_end": 1.0}),
+        ("schedule:linear-continuous", {"beta_min": 0}),
+        ("schedule:cosine", {"max_beta": 2.0}),
+        ("schedule:cosine", {"s": -1}),
+        ("schedule:cosine-continuous", {"s": -1}),
+        ("schedule:cosine-continuous", {"s": -0.5}),
+        ("schedule:table", {"alphas_cumprod": [0.5, 0.9]}),
+        ("schedule:table", {"alphas_cumprod": []}),
+        ("target:edm", {"sigma_data": 0}),
+        ("target:edm", {"sigma_data": -1}),
+        ("times:discrete", {"steps": 0}),
+        ("times", {"std": 0}),
+        ("weighting:min-snr", {"gamma": 0}),
+        ("solver:ddim", {"eta": 1.5}),
+        ("grid:karras", {"rho": 0}),
+        ("ema:exponential", {"half_life": 0}),
+        ("data:folder", {"path": "/no/such/folder"}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_values_out_of_range(field: str, options: dict[str, Any]) -> None:
+    """By the time of building at the latest: nothing is trained with such a value."""
+    name, _, kind = field.partition(":")
+    with pytest.raises(UserError):
+        Config(name, kind or getattr(recipe("digits"), name).kind, options).build()
+
+
+# ------------------------------------------------------------------------------------------------ build
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("folder", "mnist", "fashion", "cifar10")])
+def test_own_data_build(name: str) -> None:
+    chosen, data = recipe(name).build_data()
+    assert chosen.shape == data.train.shape
+    assert chosen.classes == data.train.classes
+    denoiser = chosen.build_denoiser()
+    again = chosen.build_denoiser()
+    for one, other in zip(denoiser.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    x = torch.zeros(2, *data.train.shape)
+    assert denoiser(x, torch.full((2,), 0.5)).x0.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("mnist", (1, 28, 28)), ("fashion", (1, 28, 28)), ("cifar10", (3, 32, 32))]
+)
+def test_recipes_of_downloaded_data_build(name: str, shape: tuple[int, ...]) -> None:
+    denoiser = looked_at(recipe(name), *shape).build_denoiser()
+    x = torch.zeros(1, *shape)
+    assert denoiser(x, torch.full((1,), 0.5)).x0.shape == x.shape
+
+
+def test_the_folder_recipe_builds(pictures: str) -> None:
+    chosen, data = recipe("folder", pictures).build_data()
+    assert (chosen.shape, chosen.classes, len(data.train), len(data.heldout)) == ((1, 8, 8), ("a", "b"), 2, 1)
+    assert chosen.build_denoiser().embedder is not None
+    bare = chosen.set("conditioning=none").build_denoiser()
+    assert bare.embedder is None
+
+
+def test_building_leaves_the_generator_alone() -> None:
+    chosen = looked_at(recipe("digits"))
+    torch.manual_seed(5)
+    first = torch.rand(3)
+    torch.manual_seed(5)
+    chosen.build_denoiser()
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_seeds_give_other_weights() -> None:
+    chosen = looked_at(recipe("digits"))
+    one, other = (next(made.build_denoiser().parameters()) for made in (chosen, chosen.set("seed=1")))
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1, 2**64, 2**70, -(2**64)])
+def test_any_whole_number_is_a_seed(seed: int) -> None:
+    looked_at(recipe("digits").set(f"seed={seed}")).build_denoiser()
+
+
+@pytest.mark.parametrize(
+    ("settings", "side", "near"),
+    [
+        (("network=compact",), 7, "multiples of 2, not 7: use 6 or 8"),
+        (("network=compact", "network.patch=2"), 30, "multiples of 4, not 30: use 28 or 32"),
+        (("network=compact", "network.patch=4"), 3, "multiples of 8, not 3: use 8 "),
+        (("network=unet",), 30, "multiples of 4, not 30: use 28 or 32"),
+        (("network=minimal",), 9, "multiples of 2, not 9: use 8 or 10"),
+    ],
+)
+def test_sides_that_do_not_fit_get_near_ones(settings: tuple[str, ...], side: int, near: str) -> None:
+    chosen = recipe("digits").set(*settings)
+    with pytest.raises(UserError, match=near):
+        looked_at(chosen, 1, 64, side).build_denoiser()
+    with pytest.raises(UserError, match=near):
+        looked_at(chosen, 1, side, 64).build_denoiser()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "target"),
+    [
+        ("cosine-continuous", "eps"),
+        ("flow", "eps"),
+        ("linear-continuous", "flow"),
+        ("quadratic-continuous", "flow"),
+        ("cosine-continuous", "flow"),
+        *((table, "flow") for table in TABLES),
+    ],
+)
+def test_pairs_that_do_not_fit_say_so(schedule: str, target: str) -> None:
+    chosen = looked_at(recipe("digits").set(f"schedule={schedule}", f"target={target}"))
+    name = type(chosen.schedule.build()).__name__
+    words = f"target {'Eps' if target == 'eps' else 'Flow'} .*schedule {name}.*: .*(use|choose)"
+    with pytest.raises(UserError, match=words):  # both names, and what to do
+        chosen.build_denoiser()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "target"),
+    [
+        *((schedule, target) for schedule in ("linear-continuous", *TABLES) for target in ("eps", "x0", "v", "edm")),
+        *(("cosine-continuous", target) for target in ("x0", "v")),
+        *(("flow", target) for target in ("flow", "x0", "v")),
+        *(("edm", target) for target in ("edm", "eps", "v", "flow")),
+    ],
+)
+def test_pairs_that_fit(schedule: str, target: str) -> None:
+    denoiser = looked_at(recipe("digits").set(f"schedule={schedule}", f"target={target}")).build_denoiser()
+    assert denoiser(torch.ones(1, 1, 8, 8), torch.full((1,), 0.5)).x0.isfinite().all()
+
+
+@pytest.mark.parametrize("schedule", ["flow", "linear-continuous", "cosine-continuous", "edm"])
+def test_an_index_needs_a_table(schedule: str) -> None:
+    chosen = looked_at(recipe("digits").set(f"schedule={schedule}", "target=v", "inputs.network_time=index"))
+    with pytest.raises(UserError, match="network_time 'index' needs a schedule of discrete steps: use 'thousand'"):
+        chosen.build_denoiser()
+    looked_at(recipe("digits").set("schedule=linear", "target=v", "inputs.network_time=index")).build_denoiser()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("network=unet", "network.widths=[]", "network.attention=[]"),
+        ("network=unet", "network.attention=[true]"),
+        ("network=unet", "network.blocks=0"),
+        ("network=unet", "network.head=0"),
+        ("network=unet", "network.widths=[33, 64, 64]"),
+        ("network.width=0",),
+        ("network.width=-8",),
+        ("network.width=1",),
+        ("network.width=33",),
+        ("network.patch=0",),
+        ("network.blocks=-1",),
+        ("network.dropout=1.5",),
+        (f"network.width={10**30}",),
+        ("network=minimal", "network.width=0"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_networks_that_cannot_be(settings: tuple[str, ...]) -> None:
+    """Refused when the network is made, and not by the first batch."""
+    with pytest.raises(UserError):
+        looked_at(recipe("digits").set(*settings)).build_denoiser()
+
+
+@pytest.mark.parametrize("network", ["compact", "unet", "minimal"])
+def test_points_need_the_network_for_points(network: str) -> None:
+    with pytest.raises(UserError):
+        replace(recipe("points").set(f"network={network}"), shape=(2,)).build_denoiser()
+
+
+def test_pictures_need_a_network_for_pictures() -> None:
+    with pytest.raises(UserError):
+        looked_at(recipe("digits").set("network=mlp")).build_denoiser()
+
+
+# --------------------------------------------------------------------------------------------- register
+
+
+@pytest.fixture
+def kinds() -> Iterator[None]:
+    """Forget the kinds that a test registers."""
+    before = {field: dict(known) for field, known in KINDS.items()}
+    yield
+    for field, known in before.items():
+        KINDS[field].clear()
+        KINDS[field].update(known)
+
+
+@dataclass(frozen=True)
+class Slow(RectifiedFlow):
+    """A straight line with an option."""
+
+    factor: float = 2.0
+
+
+@pytest.mark.usefixtures("kinds")
+def test_registered_parts_are_parts() -> None:
+    register("schedule", "slow", Slow)
+    chosen = looked_at(recipe("digits").set("schedule=slow", "schedule.factor=3"))
+    assert chosen.schedule.options == {"factor": 3}
+    assert Recipe.from_json(chosen.to_json()) == chosen
+    assert chosen.build_denoiser().schedule == Slow(3)
+    with pytest.raises(UserError, match=r"schedule\.factor must be float, not 'x'"):
+        chosen.set("schedule.factor=x")
+
+
+@pytest.mark.usefixtures("kinds")
+def test_registered_functions_are_parts() -> None:
+    def short(steps: int = 10) -> Schedule:
+        return linear(steps)
+
+    def stripes(count: int = 20) -> Data:
+        rows = InMemory(torch.zeros(count, 1, 8, 8, dtype=torch.uint8))
+        return Data(rows, rows)
+
+    register("schedule", "short", short)
+    register("schedule", "shorter", partial(linear, steps=5))
+    register("data", "stripes", stripes)
+    chosen, data = recipe("digits").set("schedule=short", "target=v", "data=stripes", "data.count=7").build_data()
+    assert (len(data.train), chosen.shape, chosen.classes) == (7, (1, 8, 8), ())
+    assert chosen.build_denoiser().schedule.steps == 10
+    assert chosen.set("schedule=shorter").build_denoiser().schedule.steps == 5
+
+
+@pytest.mark.usefixtures("kinds")
+def test_what_cannot_be_registered() -> None:
+    with pytest.raises(UserError, match="'cosine' is registered already: choose another name"):
+        register("schedule", "cosine", Slow)
+    with pytest.raises(UserError, match="unknown recipe field 'shedule': did you mean 'schedule'"):
+        register("shedule", "slow", Slow)
+    register("schedule", "slow", Slow)
+    with pytest.raises(UserError, match="registered already"):
+        register("schedule", "slow", Slow)
+
+
+def test_a_strangers_recipe_cannot_name_what_is_not_registered() -> None:
+    value = plain(recipe("digits"))
+    value["schedule"] = {"kind": "slow", "factor": 2.0}
+    with pytest.raises(UserError, match="unknown schedule 'slow'"):
+        Recipe.from_json(json.dumps(value))
+
+
+# ------------------------------------------------------------------------------------- the recipes' rules
+
+
+@pytest.mark.parametrize("name", ["points", "digits", "tutorial"])
+def test_recipes_with_own_data_take_no_path(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name if name != 'tutorial' else 'digits'}.*brings its own data"):
+        recipe(name, "somewhere")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "folder"])
+def test_only_folders_are_resized(name: str) -> None:
+    with pytest.raises(UserError, match="have one size: leave --size away"):
+        recipe(name, None, 16)
+
+
+def test_unknown_recipes_get_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown recipe 'digit': did you mean 'digits'"):
+        recipe("digit")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion", "cifar10"])
+def test_a_path_reaches_the_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "somewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = Path(recipe(name, "somewhere").data.options["path"])
+    assert path == tmp_path / "somewhere"  # a run is gone on with from any folder
+    assert recipe(name).data.options["path"] is None
+
+
+@pytest.mark.parametrize(
+    ("side", "mode", "size", "width", "patch", "batch"),
+    [
+        (8, "L", 8, 48, 1, 64),
+        (16, "L", 16, 48, 1, 64),
+        (28, "L", 28, 48, 2, 64),
+        (32, "RGB", 32, 64, 2, 64),
+        (48, "RGB", 48, 64, 4, 64),
+        (200, "RGB", 64, 64, 4, 32),
+    ],
+)
+def test_the_rule_of_the_folder_recipe(
+    tmp_path: Path, side: int, mode: str, size: int, width: int, patch: int, batch: int
+) -> None:
+    path = write_pictures(tmp_path, [f"{number}.png" for number in range(90)], side, mode)
+    chosen = recipe("folder", path)
+    assert chosen.data.options["path"] == path
+    assert (chosen.data.options["size"], chosen.data.options["channels"]) == ([size, size], 1 if mode == "L" else 3)
+    assert (chosen.network.kind, chosen.network.options["width"]) == ("compact", width)
+    assert (chosen.network.options["patch"], chosen.training.options["batch"]) == (patch, batch)
+    assert chosen.training.options["images"] == 200_000
+    assert chosen.augment.options == {"flip": True, "crop": 0}
+
+
+def test_the_folder_recipe_with_a_size(pictures: str) -> None:
+    chosen = recipe("folder", pictures, 64)
+    assert (chosen.data.options["size"], chosen.network.options["patch"]) == (64, 4)
+    assert chosen.augment.options["flip"] is False  # there are classes, and some letters have a mirror image
+
+
+@pytest.mark.parametrize("size", [0, -8, 5000])
+def test_the_folder_recipe_with_a_size_that_cannot_be(pictures: str, size: int) -> None:
+    with pytest.raises(UserError, match="size"):
+        recipe("folder", pictures, size).build_data()
+
+
+@pytest.mark.parametrize("count", [2, 20, 40, 71, 72])
+def test_a_batch_is_never_more_than_the_training_set(tmp_path: Path, count: int) -> None:
+    path = write_pictures(tmp_path, [f"{number}.png" for number in range(count)])
+    chosen = recipe("folder", path)
+    _, data = chosen.build_data()
+    assert 1 <= chosen.training.options["batch"] <= min(64, len(data.train))
+
+
+def test_thirty_passes_over_many_pictures(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.zeros((8, 8), np.uint8))
+    for number in range(1, 7000):  # links cost nothing, and only few are looked at
+        (tmp_path / f"{number}.npy").hardlink_to(tmp_path / "0.npy")
+    assert recipe("folder", str(tmp_path)).training.options["images"] == 210_000
+
+
+def test_the_folder_recipe_needs_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs a folder of pictures: give it with --data"):
+        recipe("folder")
+    with pytest.raises(UserError, match="does not exist"):
+        recipe("folder", str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="holds no picture"):
+        recipe("folder", str(tmp_path))
