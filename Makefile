@@ -3,8 +3,6 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 BIN := .venv/bin
 RUN := runs/digits
-# Threads that wait asleep leave a shared machine's second core to whoever works.
-export OMP_WAIT_POLICY ?= passive
 # The pins hold for what builds the package, too.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

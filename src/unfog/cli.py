@@ -61,7 +61,7 @@ def train(
         if recipe or data or size or out or budget or set or init_from or precision != "auto":
             raise UserError("--resume goes on with a run as it is: give it alone, or start anew with --init-from")
         folder = resume
-        begin: Callable[[], run.Run] = lambda: run.resume(folder, device=device)  # noqa: E731 - one of two starts
+        finished = run.resume(folder, device=device)
     else:
         if not recipe:
             raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
@@ -70,8 +70,7 @@ def train(
         if precision != "auto":
             chosen = chosen.set(f"training.precision={precision}")
         folder = out or Path("runs") / recipe
-        begin = lambda: run.train(chosen, folder, budget=seconds, init_from=init_from, device=device)  # noqa: E731
-    finished = begin()
+        finished = run.train(chosen, folder, budget=seconds, init_from=init_from, device=device)
     if finished.recipe.shape == (2,):
         draw_plane(finished, folder / "plane.png")
         print(f"field and trajectories: {folder / 'plane.png'}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -112,6 +113,7 @@ class Streamed:
     classes: tuple[str, ...]
     shape: tuple[int, ...]
     workers: int
+    slow: ClassVar[bool] = True
     _pool: list[ProcessPoolExecutor] = field(default_factory=list, compare=False, repr=False)
     _bad: set[int] = field(default_factory=set, compare=False, repr=False)
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,11 @@ class Source(Protocol):
         """Names of the classes; empty where there are none."""
         ...
 
+    @property
+    def slow(self) -> bool:
+        """Whether rows take so long to fetch that they are worth fetching ahead."""
+        ...
+
     def __len__(self) -> int:
         """Return the number of rows."""
         ...
@@ -58,6 +63,7 @@ class InMemory:
     x: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
+    slow: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,6 +96,11 @@ class Subset:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
         return self.source.classes
+
+    @property
+    def slow(self) -> bool:
+        """Whether the source is slow."""
+        return self.source.slow
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -67,8 +67,16 @@ class Draws:
         return Draw(x0, labels, drop, stratify(u) if self.stratified else u, noise)
 
 
+def in_turn(draw: Callable[[int], Draw], first: int) -> Iterator[Draw]:
+    """Yield draw(first), draw(first + 1), ... without end, each made when it is asked for."""
+    return (draw(step) for step in count(first))
+
+
 def ahead(draw: Callable[[int], Draw], first: int, depth: int = 2) -> Iterator[Draw]:
-    """Yield draw(first), draw(first + 1), ... without end, made ahead in a thread while the caller computes.
+    """Yield what `in_turn` does, made ahead in a thread while the caller computes.
+
+    Worth it for rows from slow disks and for devices that compute beside the processor; on a CPU the
+    thread takes more from the network than it gives (MNIST: 200 ms a step instead of 140).
 
     Args:
         draw: Makes a batch from its number.

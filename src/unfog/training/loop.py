@@ -13,7 +13,7 @@ from rich.console import Console
 
 from unfog.errors import Stopped
 from unfog.files import write_whole
-from unfog.training.draws import ahead
+from unfog.training.draws import ahead, in_turn
 from unfog.training.metrics import Display, Metrics
 from unfog.training.trainer import Trainer
 
@@ -71,7 +71,8 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> N
     saved = time.monotonic()
     with Display(console) as display, _signals() as caught, torch.random.fork_rng():
         display.say(_headline(trainer))
-        for draw in ahead(trainer.draws, trainer.step):
+        order = ahead if trainer.data.train.slow or trainer.device.type != "cpu" else in_turn
+        for draw in order(trainer.draws, trainer.step):
             loss = trainer.descend(draw)
             metrics.add(trainer.step, loss, trainer.optimizer.param_groups[0]["lr"])
             display.advance(trainer.seen, trainer.images, metrics)
@@ -81,7 +82,7 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> N
             if trainer.finished or _due(trainer):
                 display.say(_report(trainer, metrics))
                 saved = time.monotonic()
-            elif time.monotonic() - saved > 60 * trainer.settings.checkpoint_minutes:
+            elif trainer.images and time.monotonic() - saved > 60 * trainer.settings.checkpoint_minutes:
                 trainer.save()
                 saved = time.monotonic()
             if caught or trainer.finished:
@@ -130,7 +131,9 @@ def _report(trainer: Trainer, metrics: Metrics) -> str:
     trainer.preview()
     trainer.save()  # last, so that a checkpoint has its report
     skipped = f"   {trainer.skipped} steps skipped" if trainer.skipped else ""
-    return f"{trainer.seen:>9,} images   loss {metrics.smooth:.4f}   held-out loss {held_out:.4f}{skipped}"
+    seconds = time.monotonic() - metrics.started
+    losses = f"loss {metrics.smooth:.4f}   held-out loss {held_out:.4f}"
+    return f"{trainer.seen:>9,} images   {seconds:5.0f} s   {losses}{skipped}"
 
 
 @contextmanager

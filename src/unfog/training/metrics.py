@@ -25,7 +25,7 @@ class Metrics:
         self.losses: list[float] = []
         self.smooth = math.nan
         self.speed = math.nan
-        self.since = time.monotonic()
+        self.started = self.since = time.monotonic()
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
