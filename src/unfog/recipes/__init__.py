@@ -24,7 +24,7 @@ def points(data: str | None = None, size: int | None = None) -> Recipe:
 
 
 def digits(data: str | None = None, size: int | None = None) -> Recipe:
-    """1,797 real handwritten digits of 8×8 pixels, embedded: about 75 seconds on two cores, no download."""
+    """1,797 real handwritten digits of 8×8 pixels, embedded: a minute on two cores, no download."""
     _no_path("digits", data, size)
     return Recipe(
         "digits",

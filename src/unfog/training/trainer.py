@@ -83,12 +83,12 @@ class Trainer:
         x0 = draw.x0.to(self.device, non_blocking=True)
         if self.channels_last:
             x0 = x0.to(memory_format=torch.channels_last)
-        noise, u = draw.noise.to(self.device, non_blocking=True), draw.u.to(self.device, non_blocking=True)
+        noise = draw.noise.to(self.device, non_blocking=True)
         cond = None
         if denoiser.embedder is not None and draw.labels is not None:
             cond = denoiser.embedder(draw.labels.to(self.device), draw.drop.to(self.device))
         with arithmetic(self.precision, self.device):
-            return denoising_loss(denoiser, x0, cond, times=self.times, weighting=self.weighting, u=u, noise=noise)
+            return denoising_loss(denoiser, x0, cond, times=self.times, weighting=self.weighting, u=draw.u, noise=noise)
 
     def descend(self, draw: Draw) -> float:
         """Take one optimizer step; where the loss is not finite, the weights stay as they are.
