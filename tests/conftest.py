@@ -1,5 +1,6 @@
 """Small trained runs for read-only use, and a disk that is quickly full."""
 
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +59,16 @@ def points_run(train_into: Callable[[Recipe, str], Path]) -> Path:
     """A run on points of the plane."""
     small = ("network.width=16", "training.images=2048", "training.batch=128", "training.reports=1")
     return train_into(recipe("points").set(*small, "sampling.steps=4"), "points")
+
+
+@pytest.fixture
+def broken(digits_run: Path, tmp_path: Path) -> Path:
+    """A run folder for a test to break."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("recipe.json", "model.safetensors"):
+        shutil.copy(digits_run / name, folder / name)
+    return folder
 
 
 @pytest.fixture

@@ -64,16 +64,6 @@ def refused(call: Call) -> Call:
     return begin
 
 
-@pytest.fixture
-def broken(digits_run: Path, tmp_path: Path) -> Path:
-    """A run folder for a test to break."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("recipe.json", "model.safetensors"):
-        shutil.copy(digits_run / name, folder / name)
-    return folder
-
-
 def write_pictures(folder: Path, count: int = 12, side: int = 8) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):

@@ -1,7 +1,6 @@
 """A run folder is a model: samples that do not depend on the request, and folders that are refused in a sentence."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,16 +26,6 @@ def flow(digits_run: Path) -> Run:
 @pytest.fixture(scope="module")
 def table(table_run: Path) -> Run:
     return load(table_run, "cpu")
-
-
-@pytest.fixture
-def broken(digits_run: Path, tmp_path: Path) -> Path:
-    """A run folder for a test to break."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("recipe.json", "model.safetensors"):
-        shutil.copy(digits_run / name, folder / name)
-    return folder
 
 
 # The same picture in every request
