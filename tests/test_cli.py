@@ -398,6 +398,7 @@ def test_a_broken_run_folder(
         (["sample", "--guidance", "-1"], r"guidance is a scale from 0 to 1000 where 1 is off, not -1\.0"),
         (["sample", "--label", "10"], "the label 10 is out of range: this model knows 0 to 9"),
         (["sample", "--label", "-1"], "the label -1 is out of range"),
+        (["sample", "--label", "three"], "unknown label 'three'"),
         (["sample", "--solver", "dimm"], "unknown solver 'dimm': did you mean 'ddim'"),
         (["sample", "--grid", "karas"], "unknown grid 'karas': did you mean 'karras'"),
         (["sample", "--device", "gpu0"], "the device 'gpu0' does not exist here"),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -359,3 +360,21 @@ def test_a_broken_run_folder_is_refused_in_one_sentence(
 def test_a_folder_that_does_not_exist_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run folder"):
         load(tmp_path / "nowhere", "cpu")
+
+
+# Requests in other forms
+
+
+def test_labels_of_numpy_are_labels(digits_run: Path) -> None:
+    run = load(digits_run, "cpu")
+    assert torch.equal(run.sample(2, np.int64(3)), run.sample(2, [3, 3]))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="labels are whole numbers"):
+        run.sample(1, [3.9])  # type: ignore[list-item]
+
+
+def test_naming_the_recipes_own_solver_keeps_its_options(digits_run: Path, broken: Path) -> None:
+    recipe = load(digits_run, "cpu").recipe.set("solver=ddim", "solver.eta=0.5")
+    (broken / "recipe.json").write_text(recipe.to_json())
+    run = load(broken, "cpu")
+    assert run.sampler(solver="ddim").solver == run.sampler().solver
+    assert run.sampler(solver="euler").solver != run.sampler().solver

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from unfog import __version__
-from unfog.errors import EnvironmentFailure, Stopped, UserError
+from unfog.errors import EnvironmentFailure, Stopped, UserError, unknown
 
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")]
 Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
@@ -82,7 +82,7 @@ def sample(
     /,
     *,
     n: Count = 64,
-    label: int | None = None,
+    label: str | None = None,
     solver: str | None = None,
     steps: int | None = None,
     grid: str | None = None,
@@ -103,7 +103,7 @@ def sample(
     Args:
         run: Run folder.
         n: Number of samples.
-        label: Class to draw; all classes in turn if left away.
+        label: Class to draw, by its name or its number; all classes in turn if left away.
         solver: ancestral, ddim, euler, heun or dpmpp-2m; the recipe's if left away.
         steps: Steps of the solver.
         grid: uniform, log-snr or karras.
@@ -119,12 +119,15 @@ def sample(
 
     folder = _folder(out or run / "samples" / f"seed-{seed}")
     loaded = load(run, device, precision)
-    samples = loaded.sample(n, label, solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
+    chosen = _label(label, loaded.recipe.classes)
+    samples = loaded.sample(n, chosen, solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
     classes = len(loaded.recipe.classes)
-    columns = classes if label is None and 1 < classes <= 16 else max(1, round(n**0.5))
+    columns = max(1, round(n**0.5))
+    if label is None and 1 < classes <= 16:  # so that each column is one class
+        columns = classes * max(1, round(columns / classes))
     settings = {
         "n": n,
-        "label": label,
+        "label": chosen,
         "solver": solver,
         "steps": steps,
         "grid": grid,
@@ -151,7 +154,7 @@ def film(
     /,
     *,
     n: Count = 8,
-    label: int | None = None,
+    label: str | None = None,
     solver: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -168,10 +171,10 @@ def film(
 
     Args:
         run: Run folder.
-        n: Samples in the animation; the strip shows the first.
-        label: Class to draw; all classes in turn if left away.
+        n: Samples in the animation; the strip shows the first three.
+        label: Class to draw, by its name or its number; all classes in turn if left away.
         solver: ancestral, ddim, euler, heun or dpmpp-2m; the recipe's if left away.
-        steps: Steps of the solver, one frame for each.
+        steps: Steps of the solver, one frame for each and one for the start.
         guidance: Scale of classifier-free guidance; 1 is off.
         seed: Seed of the noise.
         out: Folder for strip.png and film.gif; RUN/film if left away.
@@ -184,7 +187,8 @@ def film(
 
     folder = _folder(out or run / "film")
     loaded = load(run, device)
-    strip, frames = shoot(loaded, loaded.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed), n, label)
+    sampler = loaded.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed)
+    strip, frames = shoot(loaded, sampler, n, _label(label, loaded.recipe.classes))
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_picture(strip, folder / "strip.png")
@@ -254,12 +258,22 @@ def _folder(path: Path) -> Path:
     return path
 
 
+def _label(text: str | None, classes: tuple[str, ...]) -> int | None:
+    """Return the number of a class that is given by its name or its number."""
+    if text is None or text in classes:
+        return None if text is None else classes.index(text)
+    try:
+        return int(text)
+    except ValueError:
+        raise unknown("label", text, classes) from None
+
+
 def _seconds(text: str) -> float:
     """Return the seconds of a text like 90s, 10m or 2h."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|)", text.strip())
     if not found or float(found[1]) == 0:
         raise UserError(f"--budget takes a time like 90s, 10m or 2h, not {text!r}")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
 
 
 def _warn(message: Warning | str, *rest: Any, **more: Any) -> None:

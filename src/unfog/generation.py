@@ -1,7 +1,8 @@
 """From a denoiser to samples: fixed batches, one stream of noise for each sample, labels and guidance."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
@@ -63,8 +64,12 @@ class Sampler:
             if label is not None:
                 raise UserError("this model was trained without classes: leave the label away")
             return None
-        wanted = [index % self.classes for index in range(count)] if label is None else label
-        chosen = torch.tensor([wanted] * count if isinstance(wanted, int) else list(wanted), dtype=torch.long)
+        wanted = [place % self.classes for place in range(count)] if label is None else label
+        try:
+            given = [index(one) for one in wanted] if isinstance(wanted, Iterable) else [index(wanted)] * count
+        except TypeError:
+            raise UserError(f"labels are whole numbers, not {label!r}") from None
+        chosen = torch.tensor(given, dtype=torch.long)
         if len(chosen) != count:
             raise UserError(f"{len(chosen)} labels do not fit {count} samples")
         for value in chosen.tolist():

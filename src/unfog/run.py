@@ -65,8 +65,8 @@ class Run:
         given = {name: value for name, value in changes.items() if value is not None}
         recipe = replace(
             self.recipe,
-            solver=part("solver", solver) if solver else self.recipe.solver,
-            grid=part("grid", grid) if grid else self.recipe.grid,
+            solver=self.recipe.solver if solver in (None, self.recipe.solver.kind) else part("solver", solver),
+            grid=self.recipe.grid if grid in (None, self.recipe.grid.kind) else part("grid", grid),
             sampling=part("sampling", self.recipe.sampling.kind, **{**self.recipe.sampling.options, **given}),
         )
         return Sampler.of(recipe, self.denoiser, seed)

@@ -100,5 +100,6 @@ class TimesGrid(Grid):
     def inner(self, schedule: Schedule, steps: int) -> Tensor:
         """Return the given times above 0."""
         if len(self.shares) != steps + 1 or self.shares[0] != 1 or self.shares[-1] != 0:
-            raise UserError(f"a grid of {steps} steps is given by {steps + 1} shares of the clock, from 1 to 0")
+            wanted = f"{steps + 1} shares of the clock, from 1 to 0"
+            raise UserError(f"a grid of {steps} steps is given by {wanted}: set grid.shares in the recipe")
         return schedule.t_max * as_time(list(self.shares[:-1]))

@@ -165,9 +165,9 @@ class Heun(Solver):
 
 @dataclass(frozen=True)
 class DPMSolverPP2M(Solver):
-    """x_s = alpha_s·x0 + sigma_s·eps + (alpha_s - alpha_t·sigma_s/sigma_t)·(h/2h')·(x0 - x0').
+    """x_s = alpha_s·x0 + sigma_s·eps + (alpha_s - alpha_t·sigma_s/sigma_t)·h/(2h')·(x0 - x0').
 
-    h is this step in half the log-SNR, h' and x0' the step before and its prediction. The first step,
+    h is this step in half the log-SNR; h' and x0' are the step before and what was predicted in it. The first step,
     and the last one onto clean data, are DDIM steps.
 
     Source: Lu et al. 2022, DPM-Solver++, algorithm 2.

@@ -78,7 +78,7 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> N
             display.advance(trainer.seen, trainer.images, metrics)
             if budget and trainer.images is None and (plan := budget.plan(trainer)):
                 _fix(trainer, *plan)
-                display.say(f"the budget of {budget.seconds:.0f} s holds {plan[0]:,} images")
+                display.say(f"the budget of {budget.seconds:g} s holds {plan[0]:,} images")
             if trainer.finished or _due(trainer):
                 display.say(_report(trainer, metrics))
                 saved = time.monotonic()
@@ -90,9 +90,11 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> N
     if trainer.finished:
         return
     if trainer.images is None:
-        raise Stopped("stopped before the budget was measured; nothing was saved", caught[0])
-    trainer.save()
-    raise Stopped(f"stopped and saved: go on with `unfog train --resume {trainer.folder}`", caught[0])
+        raise Stopped(
+            "stopped before the budget was measured, with nothing to save: start again without --resume", caught[0]
+        )
+    saved_now = "saved" if trainer.save() else "not saved, since a weight is not finite"
+    raise Stopped(f"stopped and {saved_now}: go on with `unfog train --resume {trainer.folder}`", caught[0])
 
 
 def _headline(trainer: Trainer) -> str:

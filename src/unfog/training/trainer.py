@@ -156,20 +156,22 @@ class Trainer:
     def _names(self) -> list[str]:
         return [name for name, _ in self.denoiser.named_parameters()]
 
-    def save(self) -> None:
+    def save(self) -> bool:
         """Write a checkpoint, and the averaged weights as the run's model; a non-finite model is not written.
 
+        Returns: Whether the model is finite and was written.
         Raises: EnvironmentFailure: If the disk fails; what was written before is intact.
         """
         average, weights = self.averaged.denoiser.state_dict(), self.denoiser.state_dict()
         if not all(tensor.isfinite().all() for tensor in (*weights.values(), *average.values())):
-            return
+            return False
         moments = checkpoint.optimizer_tensors(self.optimizer, self._names)
         parts = {"weights": weights, "average": average, "optimizer": moments}
         tensors = {f"{kind}/{name}": tensor for kind, part in parts.items() for name, tensor in part.items()}
         state = {"skipped": self.skipped, "threads": torch.get_num_threads(), "precision": self.precision}
         checkpoint.save(self.folder / "checkpoints", self.step, tensors, state)
         checkpoint.write_tensors(self.folder / "model.safetensors", average)
+        return True
 
     def restore(self) -> None:
         """Go back to the newest whole checkpoint, and to its thread count, on which sums depend.
