@@ -451,11 +451,19 @@ def test_cifar_is_unpacked_from_the_cache(packed_cifar: Path) -> None:
     assert len(cifar10().train) == 8  # from the unpacked files
 
 
-def test_an_interrupted_unpacking_is_done_again(packed_cifar: Path) -> None:
-    """Half of the files lie beside the place where the whole folder goes, as a crash leaves them."""
-    half = packed_cifar / "tmp12345" / "cifar-10-batches-bin"
-    half.mkdir(parents=True)
-    (half / "data_batch_1.bin").write_bytes(bytes(100))
+def test_an_interrupted_unpacking_is_done_again(packed_cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped behind the first file, it leaves nothing that could pass for the whole set."""
+
+    def stop_halfway(archive: tarfile.TarFile, path: str, **_: object) -> None:
+        half = Path(path) / "cifar-10-batches-bin"
+        half.mkdir()
+        (half / "data_batch_1.bin").write_bytes(bytes(100))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tarfile.TarFile, "extractall", stop_halfway)
+        with pytest.raises(KeyboardInterrupt):
+            cifar10()
     assert len(cifar10().train) == 8
 
 

@@ -114,7 +114,7 @@ def sample(
         precision: Arithmetic of the network.
     """
     from unfog.data.pictures import save_picture, sheet, tile
-    from unfog.files import disk
+    from unfog.files import disk, write_whole
     from unfog.run import load
 
     folder = _folder(out or run / "samples" / f"seed-{seed}")
@@ -139,7 +139,7 @@ def sample(
         if (folder / "sampling.json").exists():  # an earlier request's pictures must not stand among these
             for old in folder.glob("[0-9]" * 5 + ".png"):
                 old.unlink()
-        (folder / "sampling.json").write_text(json.dumps({"run": str(run), **settings}, indent=1) + "\n")
+        write_whole(folder / "sampling.json", json.dumps({"run": str(run), **settings}, indent=1).encode())
         save_picture(sheet(samples, columns), folder / "sheet.png")
         if samples.ndim == 2:
             (folder / "points.csv").write_text("".join(f"{','.join(map(str, row))}\n" for row in samples.tolist()))

@@ -25,7 +25,7 @@ def stream(seed: int, purpose: str, step: int = 0, index: int = 0, skip: int = 0
         index: Sample within the step or within the whole request.
         skip: Blocks of four 64-bit words to leave out at the beginning.
 
-    Returns: A numpy generator with 2^66 words of its own.
+    Returns: A numpy generator with 2^130 words of its own.
     Source: Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3.
     """
     word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
