@@ -13,7 +13,7 @@ import time
 import torch
 
 from unfog.diffusion.objectives import denoising_loss
-from unfog.recipe import Recipe, part
+from unfog.registry import Recipe, part
 from unfog.settings import AdamW
 from unfog.training.machine import arithmetic, choose_device
 

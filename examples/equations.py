@@ -7,8 +7,8 @@ from unfog.diffusion.grids import UniformGrid
 from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.sampling import sample
-from unfog.diffusion.schedules import linear
 from unfog.diffusion.solvers import DDIM, Ancestral
+from unfog.diffusion.tables import linear
 from unfog.diffusion.targets import Eps
 from unfog.diffusion.times import Uniform
 from unfog.diffusion.weightings import Unit

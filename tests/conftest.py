@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from unfog.recipe import Recipe
 from unfog.recipes import recipe
+from unfog.registry import Recipe
 from unfog.run import train
 
 MakeRecipe = Callable[..., Recipe]

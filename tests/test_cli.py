@@ -1,6 +1,7 @@
 """The command line: what each verb writes, and one sentence for every mistake and every failure."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -572,6 +573,69 @@ def test_evaluate_writes_its_scores(call: Call, broken: Path) -> None:
 def test_evaluate_chooses_the_guidance_of_the_recipe(call: Call, broken: Path) -> None:
     assert call("evaluate", broken, "-n", 359, "--steps", 1, "--device", "cpu").code == 0
     assert [one["guidance"] for one in json.loads((broken / "evaluation.json").read_text())] == [1, 1.5]
+
+
+def test_evaluate_counts_evaluations(call: Call, broken: Path) -> None:
+    """Heun in 3 steps looks 5 times, twice as often with guidance."""
+    path = broken / "recipe.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "solver": {"kind": "heun"}}))
+    assert call("evaluate", broken, "-n", 359, "--steps", 3, "--guidance", 1, 2, "--device", "cpu").code == 0
+    assert [one["nfe_per_sample"] for one in json.loads((broken / "evaluation.json").read_text())] == [5, 10]
+
+
+@pytest.mark.parametrize("run", ["digits_run", "table_run", "points_run"])
+def test_evaluate_measures_the_likelihood(call: Call, tmp_path: Path, run: str, request: pytest.FixtureRequest) -> None:
+    """Of pictures and of points, on flow and on a table; the same rows give the same figures."""
+    shutil.copytree(request.getfixturevalue(run), tmp_path / "run")
+    outcome = call("evaluate", tmp_path / "run", "--likelihood", 6, "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    written = (tmp_path / "run" / "likelihood.json").read_text()
+    found = json.loads(written)
+    for split in ("train", "held_out"):
+        for value in found[split].values():
+            assert math.isfinite(value)
+    if run != "points_run":  # 8 bits a pixel is what knowing nothing costs
+        assert 2 < found["held_out"]["flow"] < 12
+        assert 2 < found["held_out"]["bound"] < 14
+    assert "held out" in outcome.out
+    assert call("evaluate", tmp_path / "run", "--likelihood", 6, "--device", "cpu").code == 0
+    assert (tmp_path / "run" / "likelihood.json").read_text() == written
+    assert call("evaluate", tmp_path / "run", "--likelihood", 0, "--device", "cpu").code == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["target=eps", "schedule=flow"], "Eps cannot be solved at t = 1"),
+        (["target=eps", "schedule=zero-terminal-snr"], "Eps cannot be solved at t = 1"),
+        (["schedule=shifted", "schedule.shift=-1"], "the shift of a schedule must be above 0, not -1"),
+        (["schedule=shifted", "schedule.base=lineer"], "unknown schedule 'lineer': did you mean 'linear'"),
+        (['schedule.kind="linear"'], "unknown setting 'schedule.kind'"),
+        (["schedule=edm", "target=edm", "solver=adams-bashforth", "solver.order=2.5"], "solver.order must be int"),
+        (["solver=adams-bashforth", "solver.order=7"], "whole number from 1 to 4, not 7"),
+        (["solver=unipc", "solver.p=1"], "whole number from 2 to 3, not 1"),
+        (["grid=times", "grid.shares=[1, 0.2, 0.5, 0.1, 0]"], "do not fall"),
+        (["grid=times", "grid.shares=[1.5, 0.2, 0.15, 0.1, 0]"], "shares of the clock"),
+        (["grid=leading", "grid.offset=900"], "leaves the clock"),
+        (["sampling.guidance_interval=[0.2, 1.5]"], r"interval from 0.2 to 1.5 does not lie on the clock"),
+        (["sampling.guidance_interval=[0.6, 0.2]"], "does not lie on the clock"),
+        (["sampling.guidance_interval=[0.6]"], "guidance_interval is two times"),
+        (["sampling.guidance_kind=cfg++"], "cfg\\+\\+ works only with first-order rules"),
+        (["schedule=table", "schedule.alphas_cumprod=[0.5, 0.6]"], "alphas_cumprod must fall strictly"),
+        (["schedule=zero-terminal-snr", "schedule.base=flow"], "only a table of 2 steps or more"),
+        (["times=importance", "times.bins=0"], "bins and window of 1 or more"),
+        (["solver=euler", "schedule=zero-terminal-snr", "target=v"], "ends at pure noise"),
+    ],
+)
+def test_impossible_mathematics_gets_a_sentence(call: Call, tmp_path: Path, settings: list[str], sentence: str) -> None:
+    """Exit code 2, one line, and nothing written."""
+    out = tmp_path / "run"
+    words = [word for setting in ("sampling.steps=4", *settings) for word in ("--set", setting)]
+    outcome = call("train", "digits", "--out", out, *words)
+    assert outcome.code == 2
+    assert re.search(sentence, outcome.err), outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert not out.exists()
 
 
 def test_recipes_are_listed(call: Call) -> None:

@@ -10,7 +10,8 @@ from unfog.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, TimesGrid, Unifo
 from unfog.diffusion.guidance import ClassifierFree
 from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
-from unfog.diffusion.schedules import EDM, CosineContinuous, LinearContinuous, RectifiedFlow, Schedule, linear
+from unfog.diffusion.schedules import EDM, CosineContinuous, LinearContinuous, RectifiedFlow, Schedule
+from unfog.diffusion.tables import linear
 from unfog.diffusion.targets import X0, EDMTarget, Eps, Flow, Target, V
 from unfog.diffusion.times import Uniform
 from unfog.diffusion.weightings import MinSNR, Unit

@@ -18,7 +18,7 @@ FLOORS = [
     ["networks"],
     ["diffusion"],
     ["data"],
-    ["settings", "recipe"],
+    ["settings", "registry"],
     ["generation"],
     ["training"],
     ["run"],
@@ -118,6 +118,11 @@ def test_public_names_are_sorted_and_importable() -> None:
         assert getattr(unfog, name).__doc__, name
     with pytest.raises(AttributeError, match="nonsense"):
         _ = unfog.nonsense
+
+
+def test_no_public_name_is_a_module() -> None:
+    """A module imported under the name of a function would stand in its place from then on."""
+    assert not set(unfog.__all__) & {_room(path) for path in MODULES}
 
 
 def test_public_names_match_the_type_checker() -> None:

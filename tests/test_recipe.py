@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unfog.data.source import Data, InMemory
-from unfog.diffusion.schedules import RectifiedFlow, Schedule, Table, linear
+from unfog.diffusion.schedules import RectifiedFlow, Schedule
+from unfog.diffusion.tables import Table, linear
 from unfog.errors import UserError
-from unfog.recipe import GIVEN, KINDS, VERSION, Config, Recipe, part, register
 from unfog.recipes import RECIPES, recipe
+from unfog.registry import GIVEN, KINDS, VERSION, Config, Recipe, part, register
 
 NAMES = sorted(RECIPES)
 TABLES = ("linear", "quadratic", "cosine")
@@ -300,7 +301,7 @@ def test_set_every_kind(field: str) -> None:
         ("network=3", "network takes one of compact, .*, not 3"),
         ("network=null", "network takes one of compact"),
         ('network={"kind": "unet"}', "network takes one of compact"),
-        ("solver=qqqqq", "unknown solver 'qqqqq': choose one of ancestral, "),
+        ("solver=qqqqq", "unknown solver 'qqqqq': choose one of adams-bashforth, "),
     ],
 )
 def test_set_names_what_is_unknown(setting: str, sentence: str) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import unfog
 from unfog.errors import UserError
-from unfog.recipe import KINDS
+from unfog.registry import KINDS
 from unfog.run import Run, film, load
 from unfog.settings import Precision
 

@@ -10,10 +10,25 @@ from torch import Tensor
 from unfog.diffusion.denoiser import Clipped, Denoise, Rescheduled, edm_clock
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.sampling import sample, trajectory
-from unfog.diffusion.schedules import EDM, CosineContinuous, LinearContinuous, RectifiedFlow, Schedule, linear
-from unfog.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, Euler, Heun, Solver
+from unfog.diffusion.schedules import EDM, LinearContinuous, RectifiedFlow, Schedule, as_time
+from unfog.diffusion.solvers import (
+    DDIM,
+    AdamsBashforth,
+    Ancestral,
+    DPMSolverPP2M,
+    DPMSolverPP3M,
+    DPMSolverPPSDE2M,
+    Euler,
+    EulerAncestral,
+    Heun,
+    RungeKutta45,
+    Solver,
+    UniPC,
+)
+from unfog.diffusion.tables import linear
 from unfog.diffusion.targets import Prediction
 from unfog.errors import UserError
+from unfog.registry import KINDS
 
 MIXTURE = Mixture(
     weights=torch.tensor([0.3, 0.45, 0.25]).double(),
@@ -23,95 +38,17 @@ MIXTURE = Mixture(
 
 
 class Counting:
-    """Counts the evaluations of a denoiser."""
+    """Notes the times at which a denoiser is asked."""
 
     def __init__(self, denoise: Denoise) -> None:
-        self.denoise, self.schedule, self.count = denoise, denoise.schedule, 0
+        self.denoise, self.schedule, self.times = denoise, denoise.schedule, list[float]()
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
-        self.count += 1
+        self.times.append(float(t))
         return self.denoise(x, t)
 
 
-def _interior(schedule: Schedule, edge: float = 6.0) -> tuple[float, float]:
-    """The times between which |log_snr| is at most 6."""
-    return float(schedule.time(max(-edge, float(schedule.log_snr(schedule.t_max))))), float(schedule.time(edge))
-
-
-def _grid(schedule: Schedule, steps: int, warp: Callable[[Tensor], Tensor]) -> Tensor:
-    """Steps through the interior, even or warped, in the clock of the order tests: half the log-SNR."""
-    start, end = (float(schedule.log_snr(t)) for t in _interior(schedule))
-    u = warp(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
-    return schedule.time(start + (end - start) * u)
-
-
-WARPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "uniform": lambda u: u,
-    "non-uniform": lambda u: u + 0.12 * torch.sin(2 * math.pi * u),
-}
-SCHEDULES: dict[str, Schedule] = {
-    "linear": LinearContinuous(),
-    "cosine": CosineContinuous(),
-    "flow": RectifiedFlow(),
-    "edm": EDM(),
-}
-
-
-def _noised(schedule: Schedule, t: float, count: int = 200) -> Tensor:
-    """Exact draws of x_t."""
-    generator = torch.Generator().manual_seed(3)
-    x0 = MIXTURE.sample(count, generator)
-    return schedule.add_noise(x0, torch.randn(x0.shape, dtype=torch.float64, generator=generator), t)
-
-
-@pytest.mark.parametrize("warp", WARPS.values(), ids=WARPS)
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_orders_of_convergence(schedule: Schedule, warp: Callable[[Tensor], Tensor]) -> None:
-    """Euler 1, DDIM 1, Heun 2, DPM++(2M) 2, each within 0.1, fitted over 80 to 320 steps in the interior."""
-    denoise = MixtureDenoiser(MIXTURE, schedule)
-    x = _noised(schedule, float(_grid(schedule, 1, warp)[0]))
-    exact = sample(denoise, x, _grid(schedule, 3000, warp), Heun())
-    counts = [80, 160, 320]
-    for solver in (Euler(), DDIM(), Heun(), DPMSolverPP2M()):
-        errors = [
-            (sample(denoise, x, _grid(schedule, steps, warp), solver) - exact).square().mean().sqrt()
-            for steps in counts
-        ]
-        logs = [(math.log(steps), math.log(float(error))) for steps, error in zip(counts, errors, strict=True)]
-        order = -_slope(logs)
-        assert order == pytest.approx(solver.order, abs=0.1), (type(solver).__name__, order, errors)
-
-
-def _slope(points: list[tuple[float, float]]) -> float:
-    """Least squares."""
-    x_mean, y_mean = (sum(axis) / len(points) for axis in zip(*points, strict=True))
-    return sum((x - x_mean) * (y - y_mean) for x, y in points) / sum((x - x_mean) ** 2 for x, _ in points)
-
-
-def test_wrong_step_sizes_in_2m_lose_the_order() -> None:
-    """The order test can fail: the last step where this one belongs is seen on non-uniform grids, and only there."""
-
-    class Swapped(DPMSolverPP2M):
-        def step(self, denoise, x, t, s, past, noise):  # type: ignore[no-untyped-def]
-            right = super().step(denoise, x, t, s, past, noise)
-            if not past:
-                return right
-            before, now, then = (float(denoise.schedule.log_snr(u)) / 2 for u in (past[-1].t, t, s))
-            x0, slope = right.prediction.x0, (then - now) / (2 * (now - before))
-            data = x0 + slope * (x0 - past[-1].prediction.x0)
-            swap = math.expm1(now - then) - math.expm1(before - now)
-            return right._replace(x=right.x + float(denoise.schedule.alpha(s)) * swap * data)
-
-    schedule = RectifiedFlow()
-    denoise = MixtureDenoiser(MIXTURE, schedule)
-    orders = {}
-    for name, warp in WARPS.items():
-        x = _noised(schedule, float(_grid(schedule, 1, warp)[0]))
-        exact = sample(denoise, x, _grid(schedule, 3000, warp), Heun())
-        errors = [float((sample(denoise, x, _grid(schedule, n, warp), Swapped()) - exact).norm()) for n in (80, 320)]
-        orders[name] = math.log(errors[0] / errors[1]) / math.log(4)
-    assert orders["uniform"] == pytest.approx(2, abs=0.1)
-    assert orders["non-uniform"] < 1.5
+SCHEDULES: dict[str, Schedule] = {"linear": LinearContinuous(), "flow": RectifiedFlow(), "edm": EDM()}
 
 
 @pytest.mark.parametrize("name", ["linear", "flow"])
@@ -223,30 +160,125 @@ def test_euler_on_the_edm_clock_is_ddim_on_every_schedule() -> None:
     torch.testing.assert_close(moved, sample(denoise, x, times, DDIM()), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize(("solver", "evaluations"), [(Euler(), 10), (DDIM(), 10), (Heun(), 19), (DPMSolverPP2M(), 10)])
-def test_evaluations(solver: Solver, evaluations: int) -> None:
-    """Heun with n steps costs 2n - 1."""
-    counting = Counting(MixtureDenoiser(MIXTURE, RectifiedFlow()))
-    times = torch.linspace(1, 0, 11, dtype=torch.float64)
-    sample(counting, torch.randn(4, 2).double(), times, solver)
-    assert counting.count == evaluations
+DRAWING = [Ancestral(), DDIM(0.5), DPMSolverPPSDE2M(), EulerAncestral(), Heun(churn=0.1)]
 
 
-@pytest.mark.parametrize("solver", [DDIM(), Heun(), DPMSolverPP2M()])
-def test_inversion_returns(solver: Solver) -> None:
-    """An ascending grid undoes a descending one, up to the solver's error."""
-    schedule = RectifiedFlow()
-    denoise = MixtureDenoiser(MIXTURE, schedule)
-    times = torch.linspace(0.95, 0.05, 401, dtype=torch.float64)
-    x = torch.randn(20, 2).double()
-    back = sample(denoise, sample(denoise, x, times, solver), times.flip(0), solver)
-    assert float((back - x).abs().max()) < (0.1 if solver.order == 1 else 2e-3)
-
-
-@pytest.mark.parametrize("solver", [Ancestral(), DDIM(0.5)])
+@pytest.mark.parametrize("solver", DRAWING, ids=lambda solver: type(solver).__name__)
 def test_stochastic_solvers_refuse_to_climb(solver: Solver) -> None:
     with pytest.raises(UserError, match="must fall"):
-        sample(MixtureDenoiser(MIXTURE, linear()), torch.randn(2, 2).double(), torch.tensor([0.2, 0.3]), solver)
+        sample(MixtureDenoiser(MIXTURE, RectifiedFlow()), torch.randn(2, 2).double(), torch.tensor([0.2, 0.3]), solver)
+
+
+@pytest.mark.parametrize("solver", DRAWING, ids=lambda solver: type(solver).__name__)
+def test_stochastic_solvers_say_so(solver: Solver) -> None:
+    assert solver.stochastic
+    assert not type(solver)().stochastic or type(solver) not in (DDIM, Heun)
+
+
+@pytest.mark.parametrize("build", KINDS["solver"].values(), ids=KINDS["solver"])
+def test_every_solver_goes_from_pure_noise_to_data(build: Callable[..., Solver]) -> None:
+    """Where the log-SNR is infinite, at both ends of the flow, every rule falls back and stays finite and right."""
+    flow, count = RectifiedFlow(), 4000
+    x = torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    times = torch.linspace(1, 0, 41, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(step: int, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, dtype=like.dtype, generator=generator)
+
+    found = sample(MixtureDenoiser(MIXTURE, flow), x, times, build(), noise=noise)
+    mean = (MIXTURE.weights[:, None] * MIXTURE.means).sum(0)
+    spread = (MIXTURE.weights[:, None] * (MIXTURE.variances + MIXTURE.means**2)).sum(0) - mean**2
+    torch.testing.assert_close(found.mean(0), mean, rtol=0, atol=0.06)
+    torch.testing.assert_close(found.var(0), spread, rtol=0.12, atol=0)
+
+
+def test_churn_raises_the_noise_first() -> None:
+    """The prediction is made at sigma/alpha·(1 + churn), within churn_min and churn_max only."""
+    edm = EDM()
+    counting = Counting(MixtureDenoiser(MIXTURE, edm))
+    x = torch.zeros(3, 2).double()
+    for solver, wanted in (
+        (Heun(churn=0.3), 2.6),
+        (Heun(churn=0.3, churn_min=3.0), 2.0),
+        (Heun(churn=0.3, churn_max=1.0), 2.0),
+    ):
+        counting.times.clear()
+        solver.step(counting, x, as_time(2.0), as_time(1.0), (), torch.ones_like)
+        assert counting.times == pytest.approx([wanted, 1.0])
+
+
+def test_learned_variance_lies_between_the_small_and_the_large() -> None:
+    """Fraction 0 is beta-tilde, 1 is beta; a model without one is refused."""
+    table, x, t, s = linear(), torch.zeros(4, 2).double(), as_time(0.5), as_time(0.4)
+    denoise = MixtureDenoiser(MIXTURE, table)
+
+    class Told:
+        schedule = table
+
+        def __init__(self, fraction: float) -> None:
+            self.fraction = fraction
+
+        def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+            return denoise(x, t)._replace(variance_fraction=torch.full_like(x, self.fraction))
+
+    for fraction, variance in ((0.0, "small"), (1.0, "large")):
+        told = Ancestral("learned").step(Told(fraction), x, t, s, (), torch.ones_like).x
+        torch.testing.assert_close(told, Ancestral(variance).step(denoise, x, t, s, (), torch.ones_like).x)
+    with pytest.raises(UserError, match="learned no variance"):
+        Ancestral("learned").step(denoise, x, t, s, (), torch.ones_like)
+
+
+def test_unipc_moves_eps_and_keeps_x0() -> None:
+    """The step's pair adds up to the corrected state, and its x0 is what the network said."""
+    flow = RectifiedFlow()
+    denoise = MixtureDenoiser(MIXTURE, flow)
+    x = torch.randn(4, 2).double()
+    first, second = list(trajectory(denoise, x, torch.tensor([0.9, 0.7, 0.5]).double(), UniPC()))
+    torch.testing.assert_close(second.prediction.x0, denoise(first.x, first.s).x0)
+    state = 0.3 * second.prediction.x0 + 0.7 * second.prediction.eps
+    assert 1e-4 < float((state - first.x).abs().max()) < 0.1
+
+
+def test_past_steps_go_on() -> None:
+    """A trajectory cut in two, with its past handed over, is the trajectory."""
+    denoise, x = MixtureDenoiser(MIXTURE, RectifiedFlow()), torch.randn(4, 2).double()
+    times = torch.linspace(0.9, 0.1, 9, dtype=torch.float64)
+    for solver in (DPMSolverPP3M(), UniPC(3), AdamsBashforth(4)):
+        whole = list(trajectory(denoise, x, times, solver))
+        rest = list(trajectory(denoise, whole[3].x, times[4:], solver, past=whole[4 - solver.memory : 4]))
+        assert torch.equal(rest[-1].x, whole[-1].x)
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: AdamsBashforth(2.5), "order of adams-bashforth is a whole number from 1 to 4, not 2.5"),  # type: ignore[arg-type]
+        (lambda: AdamsBashforth(5), "from 1 to 4, not 5"),
+        (lambda: UniPC(1), "whole number from 2 to 3, not 1"),
+        (lambda: Heun(churn=0.5), "churn must lie between"),
+        (lambda: EulerAncestral(0.0), "without noise the rule is euler"),
+        (lambda: RungeKutta45(atol=0.0), "atol above 0"),
+    ],
+)
+def test_impossible_solvers_are_refused(build: Callable[[], Solver], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("times", "sentence"),
+    [
+        ([1.2, 0.5, 0.0], r"leave the clock of RectifiedFlow, \[0, 1\]"),
+        ([0.9, math.nan, 0.0], "leave the clock"),
+        ([0.9, 0.3, 0.5], "must fall at every step"),
+        ([0.9, 0.5, 0.5], "must fall at every step"),
+        ([0.9], "a row of two or more"),
+    ],
+)
+def test_impossible_times_are_refused(times: list[float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        sample(MixtureDenoiser(MIXTURE, RectifiedFlow()), torch.randn(2, 2).double(), torch.tensor(times), DDIM())
 
 
 def test_velocity_solvers_refuse_tables() -> None:
@@ -270,7 +302,7 @@ def test_trajectory_yields_every_step() -> None:
 
 def test_float32_states_stay_float32() -> None:
     mixture = Mixture(*(part.float() for part in (MIXTURE.weights, MIXTURE.means, MIXTURE.variances)))
-    for solver in (Euler(), Heun(), DDIM(0.3), Ancestral(), DPMSolverPP2M()):
+    for solver in (build() for build in KINDS["solver"].values()):
         found = sample(MixtureDenoiser(mixture, RectifiedFlow()), torch.randn(4, 2), torch.linspace(0.9, 0, 5), solver)
         assert found.dtype == torch.float32
         assert found.isfinite().all()

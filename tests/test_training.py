@@ -23,7 +23,8 @@ from conftest import MakeRecipe
 from unfog.data.source import Data, InMemory
 from unfog.errors import EnvironmentFailure, Stopped, UserError
 from unfog.generation import Sampler
-from unfog.recipe import Recipe
+from unfog.recipes import recipe
+from unfog.registry import Recipe
 from unfog.run import load, resume, train
 from unfog.settings import AdamW, ExponentialAverage, PowerAverage
 from unfog.training import checkpoint, loop
@@ -885,3 +886,69 @@ def test_a_pair_that_cannot_work_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match="target"):
         train(tiny(f"schedule={schedule}", f"target={target}"), out, device="cpu", console=QUIET)
     assert not out.exists()
+
+
+# Importance-sampled times and learned variance
+
+
+IMPORTANT = ("times=importance", "times.bins=4", "times.base=logit-normal", "training.batch=64")
+
+
+def test_importance_follows_the_losses_and_is_restored_to_the_bit(tiny: MakeRecipe, tmp_path: Path) -> None:
+    """After ten losses in each bin the draws change; the statistics are part of the checkpoint."""
+    trainer = trainer_of(tiny(*IMPORTANT), tmp_path)
+    trainer.descend(trainer.draws(0))
+    assert trainer.losses[1].tolist() == [16, 16, 16, 16]  # stratified, and not yet spread
+    for step in range(1, 5):
+        trainer.descend(trainer.draws(step))
+    assert trainer.importance is not None
+    spread, weight = trainer.importance.spread(trainer.draws(5).u, trainer.losses)
+    assert weight.std() > 0.01
+    assert not torch.equal(spread, trainer.draws(5).u)
+    trainer.save()
+    again = trainer_of(tiny(*IMPORTANT), tmp_path)
+    again.restore()
+    assert torch.equal(again.losses, trainer.losses)
+    for step in (5, 6, 7):
+        assert again.descend(again.draws(step)) == trainer.descend(trainer.draws(step))
+    assert torch.equal(again.losses, trainer.losses)
+    assert trainer.losses[1].sum() == 8 * 64
+    assert_same(again.denoiser.state_dict(), trainer.denoiser.state_dict())
+
+
+def test_importance_is_the_same_in_portions(tiny: MakeRecipe, tmp_path: Path) -> None:
+    whole, parts = (trainer_of(tiny(*IMPORTANT, f"training.accumulate={count}"), tmp_path) for count in (1, 4))
+    for step in range(6):
+        assert parts.descend(parts.draws(step)) == pytest.approx(whole.descend(whole.draws(step)), rel=1e-4)
+    torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-3, atol=1e-6)
+
+
+def test_a_skipped_step_teaches_the_statistics_nothing(tiny: MakeRecipe, tmp_path: Path) -> None:
+    trainer = trainer_of(tiny(*IMPORTANT), tmp_path)
+    draw = trainer.draws(0)
+    trainer.descend(draw._replace(x0=draw.x0 * math.nan))
+    assert trainer.losses.sum() == 0
+
+
+@pytest.mark.parametrize("network", ["compact", "unet", "minimal"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine-continuous"])
+def test_a_learned_variance_trains_and_samples(tmp_path: Path, network: str, schedule: str) -> None:
+    settings = [f"schedule={schedule}", "target=v", "variance=learned", "variance.bound=0.01", f"network={network}"]
+    settings += ["solver=ancestral", "solver.variance=learned", "training.images=960"]
+    settings += {"unet": ["network.widths=[8, 8]", "network.attention=[false, true]"]}.get(network, ["network.width=8"])
+    trainer = trainer_of(recipe("digits").set(*settings, "sampling.steps=4"), tmp_path)
+    losses = [trainer.descend(trainer.draws(step)) for step in range(12)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert trainer.skipped == 0
+    sampler = Sampler.of(trainer.recipe, trainer.averaged.denoiser)
+    steps = list(sampler.steps(0, sampler.labels(sampler.settings.batch)))
+    for step in steps:
+        assert step.x.isfinite().all()
+        assert step.prediction.variance_fraction is not None
+        assert step.prediction.variance_fraction.shape == step.x.shape
+
+
+def test_a_learned_variance_must_have_been_learned(tiny: MakeRecipe, tmp_path: Path) -> None:
+    settings = ("schedule=linear", "target=v", "solver=ancestral", "solver.variance=learned")
+    with pytest.raises(UserError, match="trained with variance=learned"):
+        trainer_of(tiny(*settings), tmp_path)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Rescheduled
-    from unfog.diffusion.guidance import ClassifierFree
+    from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, ClassifierGuided, autoguidance
+    from unfog.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
     from unfog.diffusion.objectives import denoising_loss
     from unfog.diffusion.oracle import Mixture, MixtureDenoiser
     from unfog.diffusion.sampling import sample, trajectory
@@ -13,14 +14,16 @@ if TYPE_CHECKING:
     from unfog.diffusion.solvers import Solver, Step
     from unfog.diffusion.targets import Prediction, Target
     from unfog.errors import EnvironmentFailure, UserError
-    from unfog.recipe import Recipe, part, register
     from unfog.recipes import recipe
+    from unfog.registry import Recipe, part, register
     from unfog.run import Run, load, resume, train
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CFGPlusPlus": "diffusion.guidance",
     "ClassifierFree": "diffusion.guidance",
+    "ClassifierGuided": "diffusion.guidance",
     "Clipped": "diffusion.denoiser",
     "Conditioned": "diffusion.denoiser",
     "Denoise": "diffusion.denoiser",
@@ -29,7 +32,7 @@ _HOMES = {
     "Mixture": "diffusion.oracle",
     "MixtureDenoiser": "diffusion.oracle",
     "Prediction": "diffusion.targets",
-    "Recipe": "recipe",
+    "Recipe": "registry",
     "Rescheduled": "diffusion.denoiser",
     "Run": "run",
     "Schedule": "diffusion.schedules",
@@ -37,19 +40,25 @@ _HOMES = {
     "Step": "diffusion.solvers",
     "Target": "diffusion.targets",
     "UserError": "errors",
+    "autoguidance": "diffusion.guidance",
+    "bits_per_dim": "diffusion.likelihood",
     "denoising_loss": "diffusion.objectives",
     "load": "run",
-    "part": "recipe",
+    "log_likelihood": "diffusion.likelihood",
+    "part": "registry",
     "recipe": "recipes",
-    "register": "recipe",
+    "register": "registry",
     "resume": "run",
     "sample": "diffusion.sampling",
     "train": "run",
     "trajectory": "diffusion.sampling",
+    "variational_bound": "diffusion.likelihood",
 }
 
 __all__ = [
+    "CFGPlusPlus",
     "ClassifierFree",
+    "ClassifierGuided",
     "Clipped",
     "Conditioned",
     "Denoise",
@@ -66,8 +75,11 @@ __all__ = [
     "Step",
     "Target",
     "UserError",
+    "autoguidance",
+    "bits_per_dim",
     "denoising_loss",
     "load",
+    "log_likelihood",
     "part",
     "recipe",
     "register",
@@ -75,6 +87,7 @@ __all__ = [
     "sample",
     "train",
     "trajectory",
+    "variational_bound",
 ]
 
 

@@ -104,9 +104,9 @@ def sample(
         run: Run folder.
         n: Number of samples.
         label: Class to draw, by its name or its number; all classes in turn if left away.
-        solver: ancestral, ddim, euler, heun or dpmpp-2m; the recipe's if left away.
+        solver: ddim, dpmpp-2m, unipc or any other (see the README); the recipe's if left away.
         steps: Steps of the solver.
-        grid: uniform, log-snr or karras.
+        grid: uniform, karras, trailing or any other; the recipe's if left away.
         guidance: Scale of classifier-free guidance; 1 is off.
         seed: Seed of the noise; sample i depends on the seed and on i alone.
         out: Folder for the pictures; RUN/samples/seed-SEED if left away.
@@ -173,7 +173,7 @@ def film(
         run: Run folder.
         n: Samples in the animation; the strip shows the first three.
         label: Class to draw, by its name or its number; all classes in turn if left away.
-        solver: ancestral, ddim, euler, heun or dpmpp-2m; the recipe's if left away.
+        solver: ddim, dpmpp-2m, unipc or any other (see the README); the recipe's if left away.
         steps: Steps of the solver, one frame for each and one for the start.
         guidance: Scale of classifier-free guidance; 1 is off.
         seed: Seed of the noise.
@@ -203,39 +203,91 @@ def evaluate(
     n: Count = 1000,
     guidance: tuple[float, ...] = (),
     steps: int | None = None,
+    likelihood: int | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
     """Measure class-conditional samples beside real held-out data, and write RUN/evaluation.json.
 
     A support-vector classifier fitted on real training rows reads the samples; distances to the nearest
-    training row show copies, coverage shows what is missing.
+    training row show copies, coverage shows what is missing. With --likelihood the bits per dimension of real rows
+    are measured instead, and written to RUN/likelihood.json.
 
     For example:
 
       unfog evaluate runs/digits
       unfog evaluate runs/digits -n 1000 --guidance 1 1.5
+      unfog evaluate runs/digits --likelihood 64
 
     Args:
         run: Run folder.
         n: Number of samples, at least as many as held-out rows.
         guidance: Scales of classifier-free guidance to measure, 1 is off; 1 and the recipe's if left away.
         steps: Steps of the solver.
+        likelihood: Rows of each split whose likelihood is measured, instead of samples.
         seed: Seed of the noise.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
+    from unfog.evaluation.density import density
     from unfog.evaluation.report import Judge, table
     from unfog.evaluation.report import evaluate as measure
     from unfog.files import write_whole
     from unfog.run import load
 
     loaded = load(run, device)
-    judge = Judge(*loaded.recipe.build_data()[1])
+    data = loaded.recipe.build_data()[1]
+    if likelihood is not None:
+        bits = density(loaded, data, likelihood, seed)
+        write_whole(run / "likelihood.json", json.dumps(bits.to_json(), indent=1).encode())
+        print(bits.table())
+        print(f"written: {run / 'likelihood.json'}")
+        return
+    judge = Judge(*data)
     scales = guidance or sorted({1.0, loaded.recipe.sampling.options["guidance"]})
     found = [measure(loaded, judge, n, guidance=scale, steps=steps, seed=seed) for scale in scales]
     write_whole(run / "evaluation.json", json.dumps([one.to_json() for one in found], indent=1).encode())
     print(table(found))
     print(f"written: {run / 'evaluation.json'}")
+
+
+def verify(*, json: Path | None = None, peers: bool = False) -> None:
+    """Prove that the solvers are right, on this machine: orders of convergence and answers in closed form.
+
+    Takes one to three minutes, and exits with 1 if anything fails. `--peers` puts the schedulers of an installed
+    diffusers (and the samplers of k-diffusion) through the same measurement instead; it needs the extra 'bench'.
+
+    For example:
+
+      unfog verify
+      unfog verify --json verify.json
+      unfog verify --peers
+
+    Args:
+        json: Also write every measurement to this file.
+        peers: Measure other toolkits instead.
+    """
+    from rich.console import Console
+
+    from unfog.evaluation.peers import report
+    from unfog.evaluation.verify import Report
+    from unfog.evaluation.verify import verify as proof
+    from unfog.files import disk, write_whole
+
+    console = Console()
+    if json is not None:  # what cannot be written shows before the minutes are spent
+        if json.is_dir():
+            raise UserError(f"{json} is a folder: give --json the name of a file")
+        with disk(json):
+            json.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(json, b"")
+    found: Report = report(console) if peers else proof(console)
+    console.print(found.table())
+    if json is not None:
+        with disk(json):
+            write_whole(json, found.to_json().encode())
+        print(f"measurements: {json}")
+    if not found.passed:
+        raise EnvironmentFailure("verification failed: see the rows marked FAIL, and report them with this table")
 
 
 def recipes() -> None:
@@ -286,6 +338,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "film": film,
     "evaluate": evaluate,
+    "verify": verify,
     "recipes": recipes,
 }
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from unfog.data.codecs import Codec
 from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Rescheduled, edm_clock
 from unfog.diffusion.grids import Grid
-from unfog.diffusion.guidance import ClassifierFree
+from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, Interval
 from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import Schedule
-from unfog.diffusion.solvers import Solver, Step
+from unfog.diffusion.solvers import Ancestral, Solver, Step
 from unfog.errors import UserError
 from unfog.randomness import normal
-from unfog.recipe import Recipe
+from unfog.registry import Recipe
 from unfog.settings import Sampling
 
 
@@ -86,21 +86,33 @@ class Sampler:
         labels = None if labels is None else labels.to(next(self.denoiser.parameters()).device)
         if self.denoiser.embedder is not None and labels is not None:
             free = Conditioned(self.denoiser, self.denoiser.embedder.null(len(labels)))
-            denoise = ClassifierFree(
-                Conditioned(self.denoiser, self.denoiser.embedder(labels)), free, self.settings.guidance
-            )
+            denoise = self._guided(Conditioned(self.denoiser, self.denoiser.embedder(labels)), free)
         elif self.settings.guidance != 1:
             raise UserError(
                 "guidance needs a model that was trained with classes: set it to 1 (sampling.guidance=1 in a recipe)"
             )
         if self.settings.clip and self.codec.bounds is not None:
             denoise = Clipped(denoise, *self.codec.bounds)
+        learned = isinstance(self.solver, Ancestral) and self.solver.variance == "learned"
+        if learned and not self.denoiser.learned_variance:
+            raise UserError("solver.variance 'learned' needs a model that was trained with variance=learned")
         schedule = self.denoiser.schedule
         times = self.grid(schedule, self.settings.steps)
         if self.solver.velocity and schedule.steps:
             clock = edm_clock(schedule)
-            return Rescheduled(denoise, clock), clock.time(schedule.log_snr(times))
+            # rounding may lead a last digit past the end of the clock
+            return Rescheduled(denoise, clock), clock.time(schedule.log_snr(times)).clamp(max=clock.t_max)
         return denoise, times
+
+    def _guided(self, conditional: Denoise, free: Denoise) -> Denoise:
+        """Return the guided denoiser that the settings describe."""
+        settings = self.settings
+        if settings.guidance_kind == "cfg++":
+            if not self.solver.pairwise:
+                raise UserError("cfg++ works only with first-order rules of the pair: solver ddim or ancestral")
+            return CFGPlusPlus(conditional, free, settings.guidance)
+        interval = None if settings.guidance_interval is None else Interval(*settings.guidance_interval)
+        return ClassifierFree(conditional, free, settings.guidance, interval, settings.guidance_rescale)
 
     def start(self, first: int, schedule: Schedule, t: Tensor) -> Tensor:
         """Return sigma(t)·z for samples `first` to `first + batch - 1`: what every solver begins with."""

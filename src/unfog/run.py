@@ -15,7 +15,7 @@ from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import EnvironmentFailure, UserError
 from unfog.files import disk
 from unfog.generation import Sampler
-from unfog.recipe import Recipe, part
+from unfog.registry import Recipe, part
 from unfog.settings import Precision
 from unfog.training.checkpoint import load_into, read_tensors
 from unfog.training.loop import Budget, write_recipe

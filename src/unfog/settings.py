@@ -1,6 +1,6 @@
 """The plain settings of a run: optimizer, averaging, training and sampling, as values."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -145,6 +145,32 @@ class NoConditioning:
 
 
 @dataclass(frozen=True)
+class FixedVariance:
+    """The variance of a step backward is beta or beta-tilde, as the solver says; the model learns none."""
+
+    bound: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True)
+class LearnedVariance:
+    """The model gives a second half of channels, which interpolates between log beta-tilde and log beta.
+
+    It is sampled with solver=ancestral and solver.variance=learned.
+
+    Attributes:
+        bound: How much the variational bound, in bits per dimension, counts beside the loss.
+
+    Source: Nichol & Dhariwal 2021, Improved DDPM, section 3.1.
+    """
+
+    bound: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        _positive(**{"variance.bound": self.bound})
+
+
+@dataclass(frozen=True)
 class Training:
     """How long and in which portions a run trains.
 
@@ -193,12 +219,18 @@ class Sampling:
     Attributes:
         steps: Steps of the solver.
         guidance: Scale of classifier-free guidance; 1 is off.
+        guidance_kind: "classifier-free", or "cfg++" with a scale of its own kind, see `CFGPlusPlus`.
+        guidance_interval: The two times between which guidance is on; None is always.
+        guidance_rescale: Share by which the guided x0 gets back its standard deviation, against over-exposure.
         clip: Whether x0 is held to the range of the data.
         batch: Samples that go through the network together; always as many, the last batch padded.
     """
 
     steps: int = 20
     guidance: float = 1.0
+    guidance_kind: Literal["classifier-free", "cfg++"] = "classifier-free"
+    guidance_interval: Sequence[float] | None = None
+    guidance_rescale: float = 0.0
     clip: bool = True
     batch: int = 64
 
@@ -207,6 +239,10 @@ class Sampling:
         _positive(**{"sampling.steps": self.steps, "sampling.batch": self.batch})
         if not 0 <= self.guidance <= 1000:
             raise UserError(f"guidance is a scale from 0 to 1000 where 1 is off, not {self.guidance}")
+        if self.guidance_interval is not None and len(self.guidance_interval) != 2:
+            raise UserError(f"sampling.guidance_interval is two times, not {list(self.guidance_interval)}")
+        if self.guidance_kind == "cfg++" and (self.guidance_interval is not None or self.guidance_rescale):
+            raise UserError("cfg++ takes neither an interval nor a rescaling: use guidance_kind classifier-free")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,11 @@ class Codec(Protocol):
         """The range of encoded data, where it has one: what clipping holds x0 to."""
         ...
 
+    @property
+    def bin_width(self) -> float | None:
+        """The distance of neighbouring values of encoded data, None where they are continuous."""
+        ...
+
     def encode(self, x: Tensor) -> Tensor:
         """Map stored data to float32 of about unit range."""
         ...
@@ -29,6 +34,7 @@ class Pixels:
     """uint8 pixels v to x0 = v/127.5 - 1 in [-1, 1], and back by rounding."""
 
     bounds: tuple[float, float] | None = field(default=(-1.0, 1.0), init=False)
+    bin_width: float | None = field(default=2 / 255, init=False)
 
     def encode(self, x: Tensor) -> Tensor:
         """Map 0..255 to [-1, 1]."""
@@ -44,6 +50,7 @@ class Identity:
     """Data that already has about unit variance, left as it is."""
 
     bounds: tuple[float, float] | None = field(default=None, init=False)
+    bin_width: float | None = field(default=None, init=False)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the data as float32."""

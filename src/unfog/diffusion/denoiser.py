@@ -42,6 +42,7 @@ class Denoiser(nn.Module):
         input_scale: InputScale = "none",
         network_time: NetworkTime = "thousand",
         sigma_data: float = 0.5,
+        learned_variance: bool = False,
     ) -> None:
         """Join the parts.
 
@@ -55,16 +56,20 @@ class Denoiser(nn.Module):
             network_time: What the network is told: `"index"` is T·t - 1 (tables only), `"thousand"`
                 1000·t/t_max, `"log_snr"` -log_snr/8 = ln(sigma/alpha)/4.
             sigma_data: Standard deviation of the clean data, for `"unit"`.
+            learned_variance: Whether the network gives twice the channels, the second half of them v, with
+                (v + 1)/2 the variance fraction.
 
-        Raises: UserError: If target or network time do not fit the schedule.
+        Raises: UserError: If the schedule is none, or target or network time do not fit it.
         """
         super().__init__()
+        schedule.check()
         target.check(schedule)
         if network_time == "index" and not schedule.steps:
             raise UserError("network_time 'index' needs a schedule of discrete steps: use 'thousand' or 'log_snr'")
         self.network, self.embedder = network, embedder
         self.schedule, self.target = schedule, target
         self.input_scale, self.network_time, self.sigma_data = input_scale, network_time, sigma_data
+        self.learned_variance = learned_variance
 
     def time_input(self, t: Tensor) -> Tensor:
         """Return what the network is told of time `t`, in float64 and in the shape of `t`."""
@@ -75,15 +80,17 @@ class Denoiser(nn.Module):
             return 1000 * t / self.schedule.t_max
         return -self.schedule.log_snr(t) / 8
 
-    def output(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """Return what the network says of `x` at time `t`, in the target's space.
+    def output(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return what the network says of `x` at time `t`, in the target's space, and its variance fraction.
 
         Args:
             x: Noisy state, `(batch, *shape)`.
             t: Time, `()` or `(batch,)`, at or above the first trained one.
             cond: The condition, or None.
 
-        Returns: The output, with the shape and dtype of `x`.
+        Returns: The output, with the shape and dtype of `x`, and as much of the fraction, or None.
+        Raises: UserError: If the network gives another number of channels.
+        Source: Nichol & Dhariwal 2021, Improved DDPM, eq. 15, for the fraction.
         """
         if self.input_scale == "unit":
             variance = self.schedule.alpha(t) ** 2 * self.sigma_data**2 + self.schedule.sigma(t) ** 2
@@ -91,12 +98,24 @@ class Denoiser(nn.Module):
         else:
             scaled = x
         time = self.time_input(t).to(x.device, torch.float32).expand(len(x))
-        return self.network(scaled, time, cond).to(x.dtype)
+        output = self.network(scaled, time, cond).to(x.dtype)
+        wanted = (1 + self.learned_variance) * x.shape[1]
+        if output.shape[1] != wanted:
+            kind = "with" if self.learned_variance else "without"
+            raise UserError(
+                f"the network gives {output.shape[1]} channels, where a state of {x.shape[1]} {kind} a learned "
+                f"variance needs {wanted}"
+            )
+        if not self.learned_variance:
+            return output, None
+        output, v = output.chunk(2, dim=1)
+        return output, (v + 1) / 2
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         """Predict (x0, eps) by solving schedule and target, at `t` or the first trained time if that is later."""
         t = as_time(t).clamp(min=self.schedule.t_first)
-        return self.target.solve(self.output(x, t, cond), x, t, self.schedule)
+        output, fraction = self.output(x, t, cond)
+        return self.target.solve(output, x, t, self.schedule)._replace(variance_fraction=fraction)
 
 
 @dataclass(frozen=True)
@@ -141,7 +160,7 @@ class Clipped:
         sigma = self.schedule.sigma(t)
         if self.keep_eps or not (sigma > 0).all():
             return prediction._replace(x0=x0)
-        return Prediction(x0, (x - expand(self.schedule.alpha(t), x) * x0) / expand(sigma, x))
+        return prediction._replace(x0=x0, eps=(x - expand(self.schedule.alpha(t), x) * x0) / expand(sigma, x))
 
 
 @dataclass(frozen=True)

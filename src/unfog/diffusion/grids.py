@@ -1,10 +1,11 @@
-"""At which times a solver stops: a grid maps (schedule, steps) to steps + 1 falling times from t_max to 0."""
+"""At which times a solver stops: a grid maps (schedule, steps) to steps + 1 falling times."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,10 @@ from unfog.errors import UserError
 
 LOUD = 10.0
 """Grids in the log-SNR begin at -10, that is sigma/alpha = 148, on schedules that begin below it."""
+Snap = Callable[[Tensor], Tensor]
+"""Rounds indices to whole ones, or leaves them."""
+End = Literal["data", "first"]
+"""Where the last step leads: to clean data at t = 0, or to the first trained time."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,8 @@ class Grid(ABC):
     """A rule that places the steps."""
 
     @abstractmethod
-    def inner(self, schedule: Schedule, steps: int) -> Tensor:
-        """Return `steps` falling times; the first becomes t_max, and 0 is put behind the last."""
+    def place(self, schedule: Schedule, steps: int) -> Tensor:
+        """Return the times, `(steps + 1,)`."""
 
     @final
     def __call__(self, schedule: Schedule, steps: int) -> Tensor:
@@ -31,15 +36,55 @@ class Grid(ABC):
             schedule: The schedule whose clock the times are on.
             steps: Number of steps, 1 or more.
 
-        Returns: Times, `(steps + 1,)`, float64 on the CPU, from t_max to 0.
-        Raises: UserError: If there is no step, or the times do not fall.
+        Returns: Falling times, `(steps + 1,)`, float64 on the CPU.
+        Raises: UserError: If there is no step, or the times leave the clock or do not fall.
         """
         if steps < 1:
             raise UserError(f"a grid needs 1 step or more, not {steps}")
-        times = torch.cat([as_time([schedule.t_max]), self.inner(schedule, steps)[1:], as_time([0.0])])
+        name, times = type(self).__name__, self.place(schedule, steps)
+        if len(times) != steps + 1:
+            raise UserError(f"the grid {name} gives {len(times)} times where {steps} steps need {steps + 1}")
         if not (times.diff() < 0).all():
-            raise UserError(f"the grid {type(self).__name__} gives times that do not fall in {steps} steps: take fewer")
+            raise UserError(f"the grid {name} gives times that do not fall in {steps} steps: take fewer")
+        if not (times[0] <= schedule.t_max and times[-1] >= 0):
+            raise UserError(
+                f"the grid {name} leaves the clock [0, {schedule.t_max:g}]: its times lie between {times[-1]:g} and "
+                f"{times[0]:g}"
+            )
         return times
+
+
+def _pinned(schedule: Schedule, times: Tensor) -> Tensor:
+    """Return `times` with the first one moved to t_max, and 0 put behind the last."""
+    return torch.cat([as_time([schedule.t_max]), times[1:], as_time([0.0])])
+
+
+@dataclass(frozen=True)
+class PolynomialGrid(Grid):
+    """t_i = t_max·(1 - i/steps)^power: with power 2, small steps near the data.
+
+    Source: Song et al. 2021, Denoising Diffusion Implicit Models, appendix D.2 (linear and quadratic).
+    """
+
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Check the exponent."""
+        if not self.power > 0:
+            raise UserError(f"the power of a grid must be above 0, not {self.power}")
+
+    def place(self, schedule: Schedule, steps: int) -> Tensor:
+        """Return the times."""
+        return schedule.t_max * (torch.arange(steps, -1, -1, dtype=torch.float64) / steps) ** self.power
+
+
+@dataclass(frozen=True)
+class UniformGrid(Grid):
+    """t_i = t_max·(1 - i/steps): equal steps of the clock; with T steps on a table, every one of its steps."""
+
+    def place(self, schedule: Schedule, steps: int) -> Tensor:
+        """Return the times."""
+        return schedule.t_max * torch.arange(steps, -1, -1, dtype=torch.float64) / steps
 
 
 def _log_snr_ends(schedule: Schedule) -> tuple[float, float]:
@@ -49,57 +94,140 @@ def _log_snr_ends(schedule: Schedule) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class UniformGrid(Grid):
-    """t_i = t_max·(1 - i/steps): equal steps of the clock; with T steps on a table, every one of its steps."""
-
-    def inner(self, schedule: Schedule, steps: int) -> Tensor:
-        """Return the times above 0."""
-        return schedule.t_max * torch.arange(steps, 0, -1, dtype=torch.float64) / steps
-
-
-@dataclass(frozen=True)
 class LogSNRGrid(Grid):
-    """Equal steps of the log-SNR, from the schedule's end or -10 to its first trained time or +10.
+    """Equal steps of the log-SNR, from the schedule's end or -10 to its first trained time or +10; then to 0.
 
     Source: Lu et al. 2022, DPM-Solver, section 3.3.
     """
 
-    def inner(self, schedule: Schedule, steps: int) -> Tensor:
-        """Return the times above 0."""
+    def place(self, schedule: Schedule, steps: int) -> Tensor:
+        """Return the times."""
         loud, quiet = _log_snr_ends(schedule)
-        return schedule.time(torch.linspace(loud, quiet, steps, dtype=torch.float64))
+        return _pinned(schedule, schedule.time(torch.linspace(loud, quiet, steps, dtype=torch.float64)))
 
 
 @dataclass(frozen=True)
 class KarrasGrid(Grid):
-    """(sigma/alpha)^(1/rho) falls in equal steps.
+    """(sigma/alpha)^(1/rho) falls in equal steps, from sigma_max to sigma_min; then to 0.
+
+    Attributes:
+        rho: Exponent; larger ones make smaller steps near the data.
+        sigma_max: Highest sigma/alpha; t_max, or the log-SNR -10 if left away.
+        sigma_min: Lowest one above 0; that of the first trained time, or the log-SNR 10 if left away.
 
     Source: Karras et al. 2022, eq. 5.
     """
 
     rho: float = 7.0
+    sigma_max: float | None = None
+    sigma_min: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the exponent."""
+        """Check the exponent and the ends."""
         if not self.rho > 0:
             raise UserError(f"rho must be above 0, not {self.rho}")
+        if any(end is not None and not end > 0 for end in (self.sigma_max, self.sigma_min)):
+            raise UserError("sigma_max and sigma_min must be above 0")
 
-    def inner(self, schedule: Schedule, steps: int) -> Tensor:
-        """Return the times above 0."""
-        loud, quiet = (torch.exp(as_time(-end / 2 / self.rho)) for end in _log_snr_ends(schedule))
+    def place(self, schedule: Schedule, steps: int) -> Tensor:
+        """Return the times."""
+        ends = [torch.exp(as_time(-end / 2)) for end in _log_snr_ends(schedule)]
+        given = (self.sigma_max, self.sigma_min)
+        loud, quiet = (
+            (end if level is None else as_time(level)) ** (1 / self.rho) for end, level in zip(ends, given, strict=True)
+        )
         ratio = torch.lerp(loud, quiet, torch.linspace(0, 1, steps, dtype=torch.float64)) ** self.rho
-        return schedule.time(-2 * ratio.log())
+        times = schedule.time(-2 * ratio.log())
+        return _pinned(schedule, times) if self.sigma_max is None else torch.cat([times, as_time([0.0])])
+
+
+@dataclass(frozen=True)
+class Indexed(Grid):
+    """A grid that is counted in the T indices of a table, i at t = (i + 1)/T; T is 1,000 on a continuous schedule.
+
+    The indices are computed as numpy computes them, so that those of imported models agree in every tie.
+
+    Attributes:
+        end: Where the last step leads.
+        drop_last: Whether one more point is placed, at the index nearest the data, and left out.
+    """
+
+    end: End = "data"
+    drop_last: bool = False
+
+    @abstractmethod
+    def indices(self, count: int, points: int, snap: Snap) -> Tensor:
+        """Return `points` falling indices out of 0 ... `count` - 1, made whole by `snap`."""
+
+    @final
+    def place(self, schedule: Schedule, steps: int) -> Tensor:
+        """Return the times of the indices, whole ones on a table, and the end."""
+        count = schedule.steps or 1000
+        snap: Snap = torch.round if schedule.steps else lambda index: index
+        indices = self.indices(count, steps + self.drop_last, snap)[:steps]
+        end = 0.0 if self.end == "data" else schedule.t_max / count
+        return torch.cat([(indices + 1) / count * schedule.t_max, as_time([end])])
+
+
+@dataclass(frozen=True)
+class LeadingGrid(Indexed):
+    """Indices offset + i·(T // points), counted from the clean end: it does not begin at pure noise.
+
+    diffusers' 'leading' of DDPM, DDIM, PNDM and Euler; with `drop_last` that of its multistep solvers. `offset` is
+    its `steps_offset`, and `end="first"` its `set_alpha_to_one=False`.
+
+    Source: Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps are Flawed, table 2.
+    """
+
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the offset."""
+        if self.offset < 0:
+            raise UserError(f"the offset of a grid must be 0 or more, not {self.offset}")
+
+    def indices(self, count: int, points: int, snap: Snap) -> Tensor:
+        """Return the indices."""
+        return torch.arange(points - 1, -1, -1, dtype=torch.float64) * (count // points) + self.offset
+
+
+@dataclass(frozen=True)
+class TrailingGrid(Indexed):
+    """Indices T - 1 - i·T/points: it begins at the last index, and leaves the first ones out.
+
+    Source: Lin et al. 2024, table 2.
+    """
+
+    def indices(self, count: int, points: int, snap: Snap) -> Tensor:
+        """Return the indices."""
+        return snap(torch.from_numpy(np.arange(count, 0, -count / points)[:points])) - 1
+
+
+@dataclass(frozen=True)
+class LinspaceGrid(Indexed):
+    """Equally spaced indices from T - 1 to 0, both included; with `drop_last` without the 0.
+
+    Source: Lin et al. 2024, table 2.
+    """
+
+    def indices(self, count: int, points: int, snap: Snap) -> Tensor:
+        """Return the indices."""
+        return (
+            snap(torch.from_numpy(np.linspace(0, count - 1, points)[::-1].copy()))
+            if points > 1
+            else as_time([count - 1])
+        )
 
 
 @dataclass(frozen=True)
 class TimesGrid(Grid):
-    """Given times, as shares of t_max that fall from 1 to 0 (both included): for grids found elsewhere."""
+    """Given times, as falling shares of t_max in [0, 1]: for grids found elsewhere."""
 
     shares: Sequence[float] = (1.0, 0.5, 0.0)
 
-    def inner(self, schedule: Schedule, steps: int) -> Tensor:
-        """Return the given times above 0."""
-        if len(self.shares) != steps + 1 or self.shares[0] != 1 or self.shares[-1] != 0:
-            wanted = f"{steps + 1} shares of the clock, from 1 to 0"
+    def place(self, schedule: Schedule, steps: int) -> Tensor:
+        """Return the given times."""
+        if len(self.shares) != steps + 1 or not all(0 <= share <= 1 for share in self.shares):
+            wanted = f"{steps + 1} shares of the clock, from 1 down to 0"
             raise UserError(f"a grid of {steps} steps is given by {wanted}: set grid.shares in the recipe")
-        return schedule.t_max * as_time(list(self.shares[:-1]))
+        return schedule.t_max * as_time(list(self.shares))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unfog.diffusion.schedules import Schedule
+from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
 
 
@@ -31,13 +31,13 @@ class Mixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) in nats, `(batch,)`, of points `(batch, dim)`."""
-        return self.noised(1.0, 0.0)._joint(x).logsumexp(1)
+        return self.log_joint(x).logsumexp(1)
 
-    def noised(self, alpha: float, sigma: float) -> "Mixture":
-        """Return the mixture of alpha·x0 + sigma·eps."""
+    def noised(self, alpha: Tensor, sigma: Tensor) -> "Mixture":
+        """Return the mixture of alpha·x0 + sigma·eps, alpha and sigma of shape `()` or `(batch, 1, 1)`."""
         return Mixture(self.weights, alpha * self.means, alpha**2 * self.variances + sigma**2)
 
-    def _joint(self, x: Tensor) -> Tensor:
+    def log_joint(self, x: Tensor) -> Tensor:
         """Return log(w_k·N(x; mean_k, variance_k)), `(batch, components)`."""
         z = (x[:, None] - self.means) ** 2 / self.variances
         return self.weights.log() - 0.5 * (z + (2 * torch.pi * self.variances).log()).sum(-1)
@@ -56,10 +56,17 @@ class MixtureDenoiser:
     schedule: Schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
-        """Predict (x0, eps) exactly, for `x` of shape `(batch, dim)` and `t` of shape `()`."""
-        alpha, sigma = float(self.schedule.alpha(t)), float(self.schedule.sigma(t))
+        """Predict (x0, eps) exactly, for `x` of shape `(batch, dim)` and `t` of shape `()` or `(batch,)`."""
+        alpha, sigma = (
+            expand(value, x[:, None]).to(x.dtype) for value in (self.schedule.alpha(t), self.schedule.sigma(t))
+        )
         noised = self.mixture.noised(alpha, sigma)
-        posterior = noised._joint(x).softmax(1)[..., None]
+        posterior = noised.log_joint(x).softmax(1)[..., None]
         residual = (x[:, None] - noised.means) / noised.variances
         x0 = (posterior * (self.mixture.means + alpha * self.mixture.variances * residual)).sum(1)
-        return Prediction(x0, sigma * (posterior * residual).sum(1))
+        return Prediction(x0, (sigma * posterior * residual).sum(1))
+
+    def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return log p(x_t) in nats, `(batch,)`: what the score is the gradient of."""
+        alpha, sigma = (float(value) for value in (self.schedule.alpha(t), self.schedule.sigma(t)))
+        return self.mixture.noised(as_time(alpha), as_time(sigma)).log_joint(x).logsumexp(1)

@@ -1,6 +1,6 @@
 """The one loop that samples: a solver's rule applied along a grid of times."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.denoiser import Denoise
+from unfog.diffusion.schedules import Schedule
 from unfog.diffusion.solvers import Solver, Step
+from unfog.errors import UserError
 
 Draw = Callable[[int, Tensor], Tensor]
 """(step, state) -> standard normal noise shaped like the state."""
@@ -19,19 +21,43 @@ def gaussian(step: int, like: Tensor) -> Tensor:
     return torch.randn_like(like)
 
 
-def trajectory(denoise: Denoise, x: Tensor, times: Tensor, solver: Solver, *, noise: Draw = gaussian) -> Iterator[Step]:
+def check_times(times: Tensor, schedule: Schedule) -> None:
+    """Raise a UserError unless the times lie on the clock and fall, or rise, all the way."""
+    name = type(schedule).__name__
+    if times.ndim != 1 or len(times) < 2:
+        raise UserError(f"times are a row of two or more, not of shape {tuple(times.shape)}")
+    if not ((times >= 0) & (times <= schedule.t_max)).all():
+        raise UserError(
+            f"times from {times.min():g} to {times.max():g} leave the clock of {name}, [0, {schedule.t_max:g}]"
+        )
+    steps = times.diff()
+    if not ((steps < 0).all() or (steps > 0).all()):
+        raise UserError("times must fall at every step to sample, or rise at every step to invert: sort them")
+
+
+def trajectory(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    solver: Solver,
+    *,
+    noise: Draw = gaussian,
+    past: Sequence[Step] = (),
+) -> Iterator[Step]:
     """Yield the steps of x(times[0]) -> x(times[1]) -> ...
 
     Args:
         denoise: Predicts (x0, eps).
         x: State at `times[0]`, `(batch, *shape)`.
-        times: Times, `(steps + 1,)`, float64, falling for sampling.
+        times: Times on the schedule's clock, `(steps + 1,)`, falling for sampling, rising for inversion.
         solver: The rule of one step.
         noise: The noise of step i for a state; only stochastic solvers ask for it.
+        past: Steps that led to `x`, the latest last, for a multistep solver that goes on; it begins without any.
 
     Yields: Each step, with the state it reached and the prediction it used.
+    Raises: UserError: If times leave the clock, or neither fall nor rise.
     """
-    past: tuple[Step, ...] = ()
+    check_times(times, denoise.schedule)
     for index, (t, s) in enumerate(pairwise(times.double().cpu().unbind())):
         step = solver.step(denoise, x, t, s, past, partial(noise, index))
         yield step

@@ -8,8 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
-from typing import final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -51,6 +50,8 @@ class Schedule(ABC):
     """The time of pure noise."""
     steps: int | None = field(default=None, init=False)
     """Number of steps of a discrete schedule, None for continuous time."""
+    keeps: ClassVar[Literal["variance", "sum", "signal"]] = "variance"
+    """What is 1 at all times: alpha² + sigma², alpha + sigma, or alpha; a shift keeps it."""
 
     @abstractmethod
     def alpha(self, t: Tensor | float) -> Tensor:
@@ -71,6 +72,20 @@ class Schedule(ABC):
         Source: Kingma et al. 2021, Variational Diffusion Models, eq. 2.
         """
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    @final
+    def check(self) -> None:
+        """Raise a UserError unless t = 0 is clean data and the log-SNR falls on a thousand parts of the clock."""
+        t = torch.linspace(0, self.t_max, 1001, dtype=torch.float64)
+        fall, name = self.log_snr(t).diff() < 0, type(self).__name__
+        if not fall.all():
+            at = int((~fall).nonzero()[0])
+            raise UserError(
+                f"the log-SNR of the schedule {name} does not fall between t = {t[at]:g} and t = {t[at + 1]:g}: "
+                "alpha/sigma must become smaller all the way to t_max"
+            )
+        if float(self.sigma(0.0)) != 0:
+            raise UserError(f"the schedule {name} has noise at t = 0, which stands for clean data: let sigma(0) be 0")
 
     @final
     @cached_property
@@ -94,11 +109,12 @@ class Schedule(ABC):
                 "'linear-continuous'), or Rescheduled(EDM()) for a solver that integrates velocities"
             )
         with torch.inference_mode(False), torch.enable_grad():
-            t = as_time(t).clone().requires_grad_()
-            (alpha,) = torch.autograd.grad((self.alpha(t) + 0 * t).sum(), t)  # + 0·t, for a constant alpha
-            (sigma,) = torch.autograd.grad((self.sigma(t) + 0 * t).sum(), t)
+            t = as_time(t).clone()
+            both = torch.stack([t, t]).requires_grad_()  # one for each function, so that one pass gives both rates
+            values = self.alpha(both[0]) + self.sigma(both[1]) + 0 * both.sum(0)  # + 0·t, for a constant alpha
+            alpha, sigma = torch.autograd.grad(values.sum(), both)[0].unbind()
         if not (alpha.isfinite() & sigma.isfinite()).all():
-            where = t.detach()[~(alpha.isfinite() & sigma.isfinite())].tolist()
+            where = t[~(alpha.isfinite() & sigma.isfinite())].tolist()
             name = type(self).__name__
             raise UserError(f"the rates of {name} are infinite at t = {where}: use the target v or x0")
         return alpha, sigma
@@ -153,64 +169,6 @@ class Schedule(ABC):
         from_state = self.alpha(t) / self.alpha(s) * self.sigma(s) ** 2 / self.sigma(t) ** 2
         from_data = self.alpha(s) * forward / self.sigma(t) ** 2
         return expand(from_state, x_t) * x_t + expand(from_data, x_t) * x0, variance
-
-
-@dataclass(frozen=True)
-class Table(Schedule):
-    """alpha² = alphas_cumprod[i] at t = (i+1)/T: the discrete schedules of DDPM, and any other.
-
-    Between two entries the log-SNR is linear in t; where an end of the interval has an infinite log-SNR
-    (t = 0 is clean data) alpha² is linear instead.
-    """
-
-    alphas_cumprod: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        """Check that the entries fall from below 1 to above 0."""
-        values = (1.0, *self.alphas_cumprod, 0.0)
-        if len(values) < 3 or any(not a > b for a, b in pairwise(values)):
-            raise UserError("alphas_cumprod must fall strictly, from below 1 to above 0")
-        object.__setattr__(self, "steps", len(self.alphas_cumprod))
-
-    @classmethod
-    def from_betas(cls, betas: Tensor) -> "Table":
-        """Return the table of alphas_cumprod = prod(1 - beta_i), from `betas` of shape `(T,)`."""
-        return cls(tuple(torch.cumprod(1 - betas.double(), dim=0).tolist()))
-
-    @cached_property
-    def _knots(self) -> tuple[Tensor, Tensor]:
-        """The alphas_cumprod and the log-SNR at t = 0, 1/T, ..., 1."""
-        signal = torch.tensor((1.0, *self.alphas_cumprod), dtype=torch.float64)
-        return signal, torch.logit(signal)
-
-    def _signal(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return alpha² and sigma², each without cancellation."""
-        t = as_time(t)
-        signal, log_snr = (knot.to(t.device) for knot in self._knots)
-        place = t * len(self.alphas_cumprod)
-        left = place.floor().clamp(0, len(self.alphas_cumprod) - 1).long()
-        weight = place - left
-        inner = torch.lerp(log_snr[left.clamp(min=1)], log_snr[left + 1], weight)
-        noise = weight * (1 - signal[1])  # below the first entry
-        first = left == 0
-        return torch.where(first, 1 - noise, inner.sigmoid()), torch.where(first, noise, (-inner).sigmoid())
-
-    def alpha(self, t: Tensor | float) -> Tensor:
-        """Return sqrt(alphas_cumprod), interpolated."""
-        return self._signal(t)[0].sqrt()
-
-    def sigma(self, t: Tensor | float) -> Tensor:
-        """Return sqrt(1 - alphas_cumprod), interpolated."""
-        return self._signal(t)[1].sqrt()
-
-    def time(self, log_snr: Tensor | float) -> Tensor:
-        """Return t by inverting the interpolation; log-SNRs beyond the ends give the ends."""
-        wanted = as_time(log_snr)
-        signal, knots = (knot.to(wanted.device) for knot in self._knots)
-        left = torch.searchsorted(-knots, -wanted).sub(1).clamp(0, len(self.alphas_cumprod) - 1)
-        inner = (knots[left.clamp(min=1)] - wanted) / (knots[left.clamp(min=1)] - knots[left + 1])
-        place = torch.where(left == 0, (-wanted).sigmoid() / (1 - signal[1]), left + inner)
-        return (place / len(self.alphas_cumprod)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -341,6 +299,8 @@ class RectifiedFlow(Schedule):
     Source: Liu et al. 2023, Flow Straight and Fast; Lipman et al. 2023 (with time reversed).
     """
 
+    keeps: ClassVar[Literal["variance", "sum", "signal"]] = "sum"
+
     def alpha(self, t: Tensor | float) -> Tensor:
         """Return 1 - t."""
         return 1 - as_time(t)
@@ -362,6 +322,7 @@ class EDM(Schedule):
     """
 
     sigma_max: float = 80.0
+    keeps: ClassVar[Literal["variance", "sum", "signal"]] = "signal"
 
     def __post_init__(self) -> None:
         """Let the clock end at sigma_max."""
@@ -382,48 +343,133 @@ class EDM(Schedule):
         return torch.exp(-as_time(log_snr) / 2)
 
 
-def _checked_betas(betas: Tensor) -> Table:
-    """Return the table of `betas` after checking that each lies between 0 and 1."""
-    if not ((betas > 0) & (betas < 1)).all():
-        raise UserError("every beta must lie strictly between 0 and 1: mend beta_start, beta_end or max_beta")
-    return Table.from_betas(betas)
+@dataclass(frozen=True)
+class Sigmoid(Schedule):
+    """alpha² = floor + (1 - floor)·(S(e) - S(x))/(S(e) - S(b)), x from b = start/tau to e = end/tau, S = sigmoid.
 
+    At t = 1 the signal is sqrt(floor): below that, the rounding of t itself would show in the log-SNR.
 
-def _count(steps: int) -> int:
-    """Return the number of steps after checking it."""
-    if steps < 2:
-        raise UserError(f"a table needs 2 steps or more, not {steps}")
-    return steps
-
-
-def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Table:
-    """beta_i linear from beta_start to beta_end.
-
-    Source: Ho et al. 2020, section 4.
+    Source: Jabri et al. 2023, Scalable Adaptive Computation for Iterative Generation; Chen 2023, On the Importance
+    of Noise Scheduling for Diffusion Models, algorithm 1.
     """
-    return _checked_betas(torch.linspace(beta_start, beta_end, _count(steps), dtype=torch.float64))
+
+    start: float = -3.0
+    end: float = 3.0
+    tau: float = 1.0
+    floor: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not (self.start < self.end and self.tau > 0 and 0 <= self.floor < 1):
+            raise UserError("a sigmoid schedule needs start < end, tau above 0 and a floor in [0, 1)")
+
+    @property
+    def _width(self) -> float:
+        return (self.end - self.start) / self.tau
+
+    def _share(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return S(right) - S(left) over the whole, without cancellation: sinh of the half width over two cosh."""
+        low, high = self.start / self.tau, self.end / self.tau
+        whole = math.sinh(self._width / 2) / (math.cosh(low / 2) * math.cosh(high / 2))
+        ends = torch.cosh((low + left * self._width) / 2) * torch.cosh((low + right * self._width) / 2)
+        return torch.sinh((right - left) * self._width / 2) / ends / whole
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Return the square root of floor + (1 - floor)·share above t."""
+        t = as_time(t)
+        return torch.sqrt(self.floor + (1 - self.floor) * self._share(t, torch.ones_like(t)))
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Return the square root of (1 - floor)·share below t."""
+        t = as_time(t)
+        return torch.sqrt((1 - self.floor) * self._share(torch.zeros_like(t), t))
+
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        """Invert S from the nearer end, by the difference of two logits in the form of log1p."""
+        value = as_time(log_snr)
+        low, high = (float(torch.sigmoid(as_time(end / self.tau))) for end in (self.start, self.end))
+        below = (-value).sigmoid() / (1 - self.floor) * (high - low)
+        above = ((value.sigmoid() - self.floor) / (1 - self.floor)).clamp(min=0) * (high - low)
+        from_start = torch.log1p(below / low) - torch.log1p(-below.clamp(max=high - low) / (1 - low))
+        from_end = torch.log1p(above / (1 - high)) - torch.log1p(-above.clamp(max=high - low) / high)
+        return torch.where(below < above, from_start / self._width, 1 - from_end / self._width)
 
 
-def quadratic(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Table:
-    """sqrt(beta_i) linear from sqrt(beta_start) to sqrt(beta_end).
+@dataclass(frozen=True)
+class Laplace(Schedule):
+    """log_snr = mu - b·log(2t) up to t = 1/2, then mu + b·log(tail + (1 - tail)·2·(1 - t)); alpha² + sigma² = 1.
 
-    Latent-diffusion code calls this one 'linear', diffusers 'scaled_linear'.
+    Uniform times then give log-SNRs of a Laplace distribution, whose lower tail is cut so that the end is finite; at
+    t = 1/2 the rates jump by a share `tail`.
+
+    Source: Hang & Gu 2024, Improved Noise Schedule for Diffusion Training, table 1.
     """
-    if min(beta_start, beta_end) <= 0:
-        raise UserError("beta_start and beta_end must be above 0")
-    roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), _count(steps), dtype=torch.float64)
-    return _checked_betas(roots**2)
+
+    mu: float = 0.0
+    b: float = 0.5
+    tail: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not (self.b > 0 and 0 < self.tail < 1):
+            raise UserError("a Laplace schedule needs b above 0 and a tail in (0, 1)")
+
+    def _log_snr(self, t: Tensor | float) -> Tensor:
+        t = as_time(t)
+        tail = torch.log(self.tail + (1 - self.tail) * 2 * (1 - t))
+        return self.mu + self.b * torch.where(t > 0.5, tail, -torch.log(2 * t))
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Return sqrt(SNR/(1 + SNR))."""
+        return self._log_snr(t).sigmoid().sqrt()
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Return sqrt(1/(1 + SNR))."""
+        return (-self._log_snr(t)).sigmoid().sqrt()
+
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        """Return the share of the distribution above this log-SNR; below the end's, the end."""
+        depth = (as_time(log_snr) - self.mu) / self.b
+        left = ((torch.exp(depth.clamp(max=0)) - self.tail) / (1 - self.tail)).clamp(min=0) / 2
+        return torch.where(depth > 0, torch.exp(-depth) / 2, 1 - left)
 
 
-def cosine(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Table:
-    """beta_i = 1 - f(i+1)/f(i), f(i) = cos²((i/T + s)/(1 + s)·pi/2), at most max_beta.
+@dataclass(frozen=True)
+class Shifted(Schedule):
+    """log_snr(t) of `base` less 2·log(shift): sigma/alpha grows by `shift`, as larger pictures need.
 
-    Source: Nichol & Dhariwal 2021, eq. 17.
+    What is 1 on the base stays 1. On the flow schedule this is t -> shift·t/(1 + (shift - 1)·t).
+
+    Source: Hoogeboom et al. 2023, Simple Diffusion, eq. 3; Esser et al. 2024, section 5.3.2.
     """
-    alpha = CosineContinuous(s).alpha(torch.linspace(0, 1, _count(steps) + 1, dtype=torch.float64))
-    return _checked_betas((1 - (alpha[1:] / alpha[:-1]) ** 2).clamp(max=max_beta))
 
+    base: Schedule
+    shift: float = 3.0
 
-def table(alphas_cumprod: Sequence[float]) -> Table:
-    """alpha² = alphas_cumprod[i] at t = (i+1)/T, given entry by entry."""
-    return Table(tuple(float(value) for value in alphas_cumprod))
+    def __post_init__(self) -> None:
+        """Take over the base's clock."""
+        if not self.shift > 0:
+            raise UserError(f"the shift of a schedule must be above 0, not {self.shift}")
+        object.__setattr__(self, "t_max", self.base.t_max)
+        object.__setattr__(self, "steps", self.base.steps)
+        object.__setattr__(self, "keeps", self.base.keeps)
+
+    def _size(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return alpha, shift·sigma, and what must be divided out of both."""
+        alpha, sigma = self.base.alpha(t), self.shift * self.base.sigma(t)
+        sizes = {"variance": torch.hypot(alpha, sigma), "sum": alpha + sigma, "signal": alpha}
+        return alpha, sigma, sizes[self.base.keeps]
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Return the base's alpha over the new size."""
+        alpha, _, size = self._size(t)
+        return alpha / size
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Return shift times the base's sigma over the new size."""
+        _, sigma, size = self._size(t)
+        return sigma / size
+
+    def time(self, log_snr: Tensor | float) -> Tensor:
+        """Return the base's time at log_snr + 2·log(shift)."""
+        return self.base.time(as_time(log_snr) + 2 * math.log(self.shift))

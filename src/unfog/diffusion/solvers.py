@@ -2,23 +2,40 @@
 
 A solver keeps no state: what a multistep rule needs of earlier steps it gets as `past`. The times are
 float64 scalars on the CPU and the coefficients plain floats; a state keeps its own dtype.
+
+Two clocks are used. Velocity solvers integrate alpha'·x0 + sigma'·eps in the schedule's own time. Exponential
+solvers take l = log(alpha/sigma), half the log-SNR, in which the exact solution from l to l + h is
+
+    x_s = alpha_s·x0 + sigma_s·eps + (alpha_s - alpha_t·sigma_s/sigma_t)·correction,
+
+where the correction is the mean of x0(l + u) - x0(l) under the weight exp(u), 0 < u < h. Both fall back to the
+first-order rule where l is infinite: in the first step off pure noise and the last one onto clean data.
+
+The orders hold in the interior of the clock with exact starting values. A multistep rule that starts by itself has
+first steps of lower order, which cost one order where three or more past values are read; and the last step, onto
+clean data, is of first order in every rule: `unfog verify` shows both beside the order.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from unfog.diffusion.denoiser import Denoise
-from unfog.diffusion.schedules import Schedule
+from unfog.diffusion.integration import integrate
+from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
 from unfog.errors import UserError
 
 Noise = Callable[[Tensor], Tensor]
 """Returns standard normal noise shaped like its argument: the draw of the current step."""
+Variance = Literal["small", "large", "learned"]
+"""Of a step backward: beta-tilde, beta, or what the model says between the two."""
 
 
 class Step(NamedTuple):
@@ -33,12 +50,17 @@ class Step(NamedTuple):
 class Solver(ABC):
     """A rule for one step."""
 
-    order: ClassVar[int]
-    """Order of convergence to the exact solution; 1 for stochastic rules."""
-    memory: ClassVar[int] = 0
+    order: int
+    """Order of convergence to the exact solution; of stochastic rules, to the exact distribution."""
+    memory: int = 0
     """How many past steps the rule reads."""
-    velocity: ClassVar[bool] = False
+    velocity: bool = False
     """Whether the rule integrates the schedule's rates, which a table does not have."""
+    stochastic: bool = False
+    """Whether the rule draws noise, and so only goes from noise to data."""
+    pairwise: bool = False
+    """Whether x0 and eps of one prediction alone make the step, so that a pair which disagrees with x_t (CFG++)
+    means what its author meant."""
 
     @abstractmethod
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
@@ -61,6 +83,17 @@ def _ends(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[float, float, float
     return float(schedule.alpha(t)), float(schedule.sigma(t)), float(schedule.alpha(s)), float(schedule.sigma(s))
 
 
+def _level(schedule: Schedule, t: Tensor) -> float:
+    """Return l, half the log-SNR."""
+    return float(schedule.log_snr(t)) / 2
+
+
+def _whole(name: str, value: int, low: int, high: int) -> None:
+    """Raise a UserError for an order that is no whole number from `low` to `high`."""
+    if not (isinstance(value, int) and low <= value <= high):
+        raise UserError(f"the order of {name} is a whole number from {low} to {high}, not {value}")
+
+
 def _variances(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[float, float]:
     """Return the forward and the posterior variance of a step backward in time."""
     if s >= t:
@@ -69,27 +102,60 @@ def _variances(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[float, float]:
     return float(forward), float(posterior)
 
 
+def step_log_variance(
+    schedule: Schedule, prediction: Prediction, x: Tensor, t: Tensor, s: Tensor, variance: Variance
+) -> Tensor:
+    """Return log beta-tilde ("small"), log beta ("large"), or what the model says between the two ("learned").
+
+    In the last step, where beta-tilde is 0, that of the step before it stands in.
+
+    Args:
+        schedule: Gives both variances.
+        prediction: What the model says; its variance fraction is read for "learned".
+        x: A state, `(batch, *shape)`.
+        t: The later time, `()` or `(batch,)`.
+        s: The earlier time, shaped like `t`.
+        variance: "small", "large" or "learned".
+
+    Returns: Logarithms that broadcast to the shape of `x`.
+    Raises: UserError: If a learned variance is asked of a model that has none.
+    Source: Nichol & Dhariwal 2021, eq. 15.
+    """
+    large, small = schedule.transition(t, s)
+    before = torch.minimum(2 * as_time(t) - as_time(s), as_time(schedule.t_max))
+    floor = torch.where(before > t, schedule.transition(before, t)[1], large)
+    low, high = (expand(value.log(), x) for value in (torch.where(small > 0, small, floor), large))
+    if variance != "learned":
+        return low if variance == "small" else high
+    if prediction.variance_fraction is None:
+        raise UserError("this model has learned no variance: use 'small' or 'large', or train with variance=learned")
+    return low + (high - low) * prediction.variance_fraction
+
+
 @dataclass(frozen=True)
 class Ancestral(Solver):
     """x_s ~ q(x_s | x_t, x0): DDPM's sampler, without noise in the last step.
 
-    Mean alpha_s·x0 + sqrt(sigma_s² - beta-tilde)·eps; variance beta-tilde ("small") or beta ("large").
+    Mean alpha_s·x0 + sqrt(sigma_s² - beta-tilde)·eps; variance beta-tilde ("small"), beta ("large"), or learned.
 
-    Source: Ho et al. 2020, algorithm 2.
+    Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021, eq. 15.
     """
 
-    variance: Literal["small", "large"] = "small"
-    order: ClassVar[int] = 1
+    variance: Variance = "small"
+    order = 1
+    stochastic = True
+    pairwise = True
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one ancestral step."""
         prediction = denoise(x, t)
         _, _, alpha_s, sigma_s = _ends(denoise.schedule, t, s)
-        large, small = _variances(denoise.schedule, t, s)
+        _, small = _variances(denoise.schedule, t, s)
         mean = alpha_s * prediction.x0 + math.sqrt(sigma_s**2 - small) * prediction.eps
         if sigma_s == 0:
             return Step(t, s, mean, prediction)
-        return Step(t, s, mean + math.sqrt(large if self.variance == "large" else small) * noise(x), prediction)
+        deviation = torch.exp(step_log_variance(denoise.schedule, prediction, x, t, s, self.variance) / 2)
+        return Step(t, s, mean + deviation * noise(x), prediction)
 
 
 @dataclass(frozen=True)
@@ -102,12 +168,14 @@ class DDIM(Solver):
     """
 
     eta: float = 0.0
-    order: ClassVar[int] = 1
+    order = 1
+    pairwise = True
 
     def __post_init__(self) -> None:
         """Check the share of noise."""
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta must lie between 0 and 1, not {self.eta}")
+        object.__setattr__(self, "stochastic", self.eta > 0)
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step with the noise that `eta` asks for."""
@@ -131,8 +199,8 @@ class Euler(Solver):
     Equal to DDIM where alpha and sigma are affine (flow, EDM).
     """
 
-    order: ClassVar[int] = 1
-    velocity: ClassVar[bool] = True
+    order = 1
+    velocity = True
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step along the velocity at `t`."""
@@ -141,26 +209,164 @@ class Euler(Solver):
 
 
 @dataclass(frozen=True)
+class EulerAncestral(Solver):
+    """An Euler step to a time s' below s, from which fresh noise leads back up to s.
+
+    s' is where sigma/alpha = sqrt(sigma_s² - eta²·beta-tilde)/alpha_s; then x_s = (alpha_s/alpha_s')·x_s' +
+    eta·sqrt(beta-tilde)·z. Behind `Rescheduled(EDM())`, where other toolkits run it, it is DDIM with this eta.
+
+    Source: Karras et al. 2022, section 4; the ancestral Euler sampler of k-diffusion.
+    """
+
+    eta: float = 1.0
+    order = 1
+    velocity = True
+    stochastic = True
+
+    def __post_init__(self) -> None:
+        """Check the share of noise."""
+        if not 0 < self.eta <= 1:
+            raise UserError(f"eta must lie above 0 and up to 1, not {self.eta}: without noise the rule is euler")
+
+    def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
+        """Go down past `s`, and back up to it by noise."""
+        schedule, prediction = denoise.schedule, denoise(x, t)
+        _, _, alpha_s, sigma_s = _ends(schedule, t, s)
+        fresh = self.eta**2 * _variances(schedule, t, s)[1]
+        rest = as_time(sigma_s**2 - fresh).clamp(min=0)
+        below = schedule.time(2 * math.log(alpha_s) - rest.log())
+        state = x + float(below - t) * _velocity(schedule, t, prediction)
+        state = alpha_s / float(schedule.alpha(below)) * state
+        return Step(t, s, state + math.sqrt(fresh) * noise(x) if fresh else state, prediction)
+
+
+@dataclass(frozen=True)
 class Heun(Solver):
     """x_s = x_t + (s - t)·(v(t) + v(s))/2, the velocity at `s` taken behind an Euler step.
 
-    The last step, onto clean data, stays an Euler step: n steps cost 2n - 1 evaluations.
+    The last step, onto clean data, stays an Euler step: n steps cost 2n - 1 evaluations. With churn, each step first
+    raises sigma/alpha by the share `churn` with fresh noise, where it lies between `churn_min` and `churn_max`.
 
-    Source: Karras et al. 2022, algorithm 1.
+    Attributes:
+        churn: From 0 to sqrt(2) - 1; the S_churn of EDM over the number of steps.
+        churn_min: Lowest sigma/alpha that is churned, S_tmin.
+        churn_max: Highest one, S_tmax; None is any.
+        churn_noise: Standard deviation of the fresh noise, S_noise.
+
+    Source: Karras et al. 2022, algorithms 1 and 2.
     """
 
-    order: ClassVar[int] = 2
-    velocity: ClassVar[bool] = True
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float | None = None
+    churn_noise: float = 1.0
+    order = 2
+    velocity = True
+
+    def __post_init__(self) -> None:
+        """Check the share of noise."""
+        if not 0 <= self.churn <= math.sqrt(2) - 1:
+            raise UserError(f"churn must lie between 0 and sqrt(2) - 1, not {self.churn}")
+        object.__setattr__(self, "stochastic", self.churn > 0)
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step along the mean of the velocities at both ends."""
-        prediction = denoise(x, t)
-        velocity = _velocity(denoise.schedule, t, prediction)
-        euler = x + float(s - t) * velocity
-        if float(denoise.schedule.sigma(s)) == 0:
+        schedule, start = denoise.schedule, t
+        ratio = float(schedule.sigma(t) / schedule.alpha(t))
+        if self.churn and self.churn_min <= ratio < math.inf and ratio <= (self.churn_max or ratio):
+            _variances(schedule, t, s)  # refuses to climb
+            start = schedule.time(schedule.log_snr(t) - 2 * math.log1p(self.churn))
+            added = max(0.0, float(schedule.transition(start, t)[0]))
+            x = float(schedule.alpha(start) / schedule.alpha(t)) * x + self.churn_noise * math.sqrt(added) * noise(x)
+        prediction = denoise(x, start)
+        velocity = _velocity(schedule, start, prediction)
+        euler = x + float(s - start) * velocity
+        if float(schedule.sigma(s)) == 0:
             return Step(t, s, euler, prediction)
-        corrected = (velocity + _velocity(denoise.schedule, s, denoise(euler, s))) / 2
-        return Step(t, s, x + float(s - t) * corrected, prediction)
+        corrected = (velocity + _velocity(schedule, s, denoise(euler, s))) / 2
+        return Step(t, s, x + float(s - start) * corrected, prediction)
+
+
+@dataclass(frozen=True)
+class DPMSolver2(Solver):
+    """x_s = alpha_s·x0 + sigma_s·eps - sigma_s·(exp(h) - 1)·(eps' - eps), eps' in the middle of the log-SNR.
+
+    A single-step rule with two evaluations a step, one in the first and last where the log-SNR is infinite.
+
+    Source: Lu et al. 2022, DPM-Solver, algorithm 1.
+    """
+
+    order = 2
+
+    def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
+        """Look half a step ahead, then step with the noise found there."""
+        schedule, prediction = denoise.schedule, denoise(x, t)
+        alpha_t, _, alpha_s, sigma_s = _ends(schedule, t, s)
+        state = alpha_s * prediction.x0 + sigma_s * prediction.eps
+        if alpha_t == 0 or sigma_s == 0:
+            return Step(t, s, state, prediction)
+        middle = schedule.time((schedule.log_snr(t) + schedule.log_snr(s)) / 2)
+        halfway = float(schedule.alpha(middle)) * prediction.x0 + float(schedule.sigma(middle)) * prediction.eps
+        growth = math.expm1(_level(schedule, s) - _level(schedule, t))
+        return Step(t, s, state - sigma_s * growth * (denoise(halfway, middle).eps - prediction.eps), prediction)
+
+
+def _moments(h: float, count: int) -> list[float]:
+    """Return the means of u^k, k = 1 .. count, under the weight exp(u) on 0 < u < h; exact limits at small h."""
+    if abs(h) < 0.5:  # the series of the integrals, where the closed form cancels
+        whole = sum(h**j / math.factorial(j + 1) for j in range(24))
+        return [
+            h**k * sum(h**j / math.factorial(j) / (j + k + 1) for j in range(24)) / whole for k in range(1, count + 1)
+        ]
+    found: list[float] = []
+    share = -1 / math.expm1(-h)  # integral of u^k·exp(u): h^k·exp(h) - k·(the one before)
+    for k in range(1, count + 1):
+        found.append(h**k * share - k * (found[-1] if found else 1.0))
+    return found
+
+
+def _weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """Return w with sum_j w_j·node_j^k = moment_k for all k: the polynomial through 0 and the nodes, integrated."""
+    if not nodes:
+        return []
+    unit, rows = nodes[0], range(1, len(nodes) + 1)
+    powers = np.array([[(node / unit) ** k for node in nodes] for k in rows])
+    return list(np.linalg.solve(powers, np.array([moments[k - 1] / unit**k for k in rows])))
+
+
+def _correction(x0: Tensor, nodes: Sequence[float], values: Sequence[Tensor], h: float, *, halved: bool) -> Tensor:
+    """Return sum_j w_j·(value_j - x0), the mean of x0(l + u) - x0(l), from values of x0 at l + node_j.
+
+    Args:
+        x0: The value at l.
+        nodes: Where else it is known.
+        values: The values there.
+        h: Length of the step.
+        halved: Whether the mean of u is taken for h/2 where there is a single node, as the published rules do.
+    """
+    weights = [h / 2 / nodes[0]] if halved and len(nodes) == 1 else _weights(nodes, _moments(h, len(nodes)))
+    return sum((weight * (value - x0) for weight, value in zip(weights, values, strict=True)), torch.zeros_like(x0))
+
+
+def _known(schedule: Schedule, t: Tensor, past: Sequence[Step], count: int) -> tuple[list[float], list[Tensor]]:
+    """Return places l' - l and values x0 of the latest `count` past steps, those at pure noise left out."""
+    level = _level(schedule, t)
+    found = [(_level(schedule, step.t) - level, step.prediction.x0) for step in reversed(past[-count:])]
+    found = [(place, value) for place, value in found if math.isfinite(place)] if count else []
+    return [place for place, _ in found], [value for _, value in found]
+
+
+def _exponential(
+    schedule: Schedule, t: Tensor, s: Tensor, prediction: Prediction, past: Sequence[Step], count: int
+) -> Tensor:
+    """Return the state at `s` by the polynomial through the present x0 and up to `count` past ones."""
+    alpha_t, sigma_t, alpha_s, sigma_s = _ends(schedule, t, s)
+    state = alpha_s * prediction.x0 + sigma_s * prediction.eps
+    nodes, values = _known(schedule, t, past, count)
+    if not nodes or sigma_s == 0:
+        return state
+    h = _level(schedule, s) - _level(schedule, t)
+    return state + (alpha_s - alpha_t * sigma_s / sigma_t) * _correction(prediction.x0, nodes, values, h, halved=True)
 
 
 @dataclass(frozen=True)
@@ -173,18 +379,171 @@ class DPMSolverPP2M(Solver):
     Source: Lu et al. 2022, DPM-Solver++, algorithm 2.
     """
 
-    order: ClassVar[int] = 2
-    memory: ClassVar[int] = 1
+    order = 2
+    memory = 1
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one second-order multistep step."""
         prediction = denoise(x, t)
-        schedule = denoise.schedule
-        alpha_t, sigma_t, alpha_s, sigma_s = _ends(schedule, t, s)
-        state = alpha_s * prediction.x0 + sigma_s * prediction.eps
-        if past and sigma_s > 0:
-            before, now, then = (float(schedule.log_snr(time)) for time in (past[-1].t, t, s))
-            slope = (then - now) / (2 * (now - before))  # 0 behind a start at alpha = 0, where `before` is -inf
-            weight = (alpha_s - alpha_t * sigma_s / sigma_t) * slope
-            state = state + weight * (prediction.x0 - past[-1].prediction.x0)
-        return Step(t, s, state, prediction)
+        return Step(t, s, _exponential(denoise.schedule, t, s, prediction, past, 1), prediction)
+
+
+@dataclass(frozen=True)
+class DPMSolverPP3M(Solver):
+    """The 2M rule with the parabola through three values of x0, integrated exactly; of third order.
+
+    Started by itself its second step is 2M's and its order 2. The published code halves the quadratic term, and with
+    it loses the third order.
+
+    Source: Lu et al. 2022, DPM-Solver++, appendix; Gonzalez et al. 2023, SEEDS, for the exact integrals.
+    """
+
+    order = 3
+    memory = 2
+
+    def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
+        """Take one third-order multistep step."""
+        prediction = denoise(x, t)
+        return Step(t, s, _exponential(denoise.schedule, t, s, prediction, past, 2), prediction)
+
+
+@dataclass(frozen=True)
+class DPMSolverPPSDE2M(Solver):
+    """x_s = alpha_s·x0 + sigma_s·e^-h·eps + alpha_s·(1 - e^-2h)·h/(2h')·(x0 - x0') + sigma_s·sqrt(1 - e^-2h)·z.
+
+    The 2M rule for the stochastic equation; its first step is DDPM's.
+
+    Source: Lu et al. 2022, DPM-Solver++, appendix B (SDE-DPM-Solver++(2M)).
+    """
+
+    order = 2
+    memory = 1
+    stochastic = True
+
+    def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
+        """Take one second-order step with noise."""
+        schedule, prediction = denoise.schedule, denoise(x, t)
+        alpha_s, fresh = float(schedule.alpha(s)), _variances(schedule, t, s)[1]
+        sigma_s = float(schedule.sigma(s))
+        state = alpha_s * prediction.x0 + math.sqrt(sigma_s**2 - fresh) * prediction.eps
+        if sigma_s == 0:
+            return Step(t, s, state, prediction)
+        nodes, values = _known(schedule, t, past, 1)
+        if nodes:
+            h = _level(schedule, s) - _level(schedule, t)
+            second = _correction(prediction.x0, nodes, values, h, halved=True)
+            state = state + alpha_s * fresh / sigma_s**2 * second
+        return Step(t, s, state + math.sqrt(fresh) * noise(x), prediction)
+
+
+@dataclass(frozen=True)
+class UniPC(Solver):
+    """Predict with p values of x0, and correct the prediction with the next one, which is evaluated there anyway.
+
+    The corrector repeats the step before with the polynomial through p + 1 values, the newest among them, and so
+    makes the order p + 1 at one evaluation a step. The correction of x is carried by eps, x0 stays as it was
+    evaluated. The step onto clean data is DDIM's.
+
+    Attributes:
+        p: Order of the predictor, 2 or 3.
+
+    Source: Zhao et al. 2023, UniPC, algorithms 1 and 2 (B(h) = exp(h) - 1, x0 prediction).
+    """
+
+    p: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the order; a predictor of order p reads p - 1 past steps, its corrector one more."""
+        _whole("unipc (p)", self.p, 2, 3)
+        object.__setattr__(self, "order", self.p + 1)
+        object.__setattr__(self, "memory", self.p)
+
+    def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
+        """Correct the state with the prediction at `t`, then predict the state at `s`."""
+        schedule, prediction = denoise.schedule, denoise(x, t)
+        if past and math.isfinite(_level(schedule, past[-1].t)):  # what began in pure noise stays as it was predicted
+            shift = self.correct(schedule, t, prediction.x0, past) - x
+            prediction = prediction._replace(eps=prediction.eps + shift / float(schedule.sigma(t)))
+        return Step(t, s, _exponential(schedule, t, s, prediction, past, self.p - 1), prediction)
+
+    def correct(self, schedule: Schedule, t: Tensor, x0: Tensor, past: Sequence[Step]) -> Tensor:
+        """Return the state at `t` that the last step would have found, had it known `x0` there."""
+        last = past[-1]
+        alpha_t, sigma_t, alpha_s, sigma_s = _ends(schedule, last.t, t)
+        state = alpha_s * last.prediction.x0 + sigma_s * last.prediction.eps
+        h = _level(schedule, t) - _level(schedule, last.t)
+        nodes, values = _known(schedule, last.t, past[:-1], self.p - 1)
+        correction = _correction(last.prediction.x0, [h, *nodes], [x0, *values], h, halved=True)
+        return state + (alpha_s - alpha_t * sigma_s / sigma_t) * correction
+
+
+@dataclass(frozen=True)
+class AdamsBashforth(Solver):
+    """x_s = x_t + sum_j w_j·v_j: the integral of the polynomial through the last velocities, on any grid.
+
+    Behind `Rescheduled(EDM())` it is the LMS of k-diffusion and the rho-Adams-Bashforth form of DEIS. iPNDM has the
+    same weights frozen at those of equal steps, and keeps its order on those alone: on grids that stretch smoothly
+    it falls to second order, on rough ones to first.
+
+    Attributes:
+        order: How many velocities it reads, 1 to 4; 1 is Euler.
+
+    Source: Hairer, Nørsett & Wanner 1993, Solving Ordinary Differential Equations I, section III.5.
+    """
+
+    order: int = 3
+    velocity = True
+
+    def __post_init__(self) -> None:
+        """Check the order."""
+        _whole("adams-bashforth", self.order, 1, 4)
+        object.__setattr__(self, "memory", self.order - 1)
+
+    def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
+        """Take one step along the extrapolated velocity."""
+        prediction, h = denoise(x, t), float(s - t)
+        latest = [Step(t, s, x, prediction), *reversed(past)]
+        rates = denoise.schedule.rates(torch.stack([step.t for step in latest]))
+        nodes = [float(step.t - t) for step in latest[1:]]
+        weights = _weights(nodes, [h**k / (k + 1) for k in range(1, len(nodes) + 1)])
+        for weight, step, rate in zip([1 - sum(weights), *weights], latest, zip(*rates, strict=True), strict=True):
+            alpha_rate, sigma_rate = h * weight * float(rate[0]), h * weight * float(rate[1])
+            x = x + alpha_rate * step.prediction.x0 + sigma_rate * step.prediction.eps
+        return Step(t, s, x, prediction)
+
+
+@dataclass(frozen=True)
+class RungeKutta45(Solver):
+    """As many steps of Dormand and Prince's pair between `t` and `s` as the tolerances ask for.
+
+    Its cost is not known before: a grid of one step is enough. Onto clean data it goes to the first trained time and
+    from there by DDIM.
+
+    Source: Dormand & Prince 1980.
+    """
+
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    order = 5
+    velocity = True
+
+    def __post_init__(self) -> None:
+        """Check the tolerances."""
+        if not (self.rtol >= 0 and self.atol > 0):
+            raise UserError(f"rtol must be 0 or more and atol above 0, not {self.rtol} and {self.atol}")
+
+    def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
+        """Integrate the velocity from `t` to `s`."""
+        schedule, prediction = denoise.schedule, denoise(x, t)
+
+        def velocity(state: Tensor, time: Tensor) -> Tensor:
+            inner = denoise(state, time)
+            alpha_rate, sigma_rate = (expand(rate, state) for rate in schedule.rates(time))
+            return alpha_rate * inner.x0 + sigma_rate * inner.eps
+
+        end = max(float(s), schedule.t_first) if float(schedule.sigma(s)) == 0 else float(s)
+        if float(t) > end or s > t:
+            x = integrate(velocity, x, float(t), end, self.rtol, self.atol)
+        if end != float(s):
+            return DDIM().step(denoise, x, as_time(end), s, (), noise)._replace(t=t, prediction=prediction)
+        return Step(t, s, x, prediction)

@@ -12,10 +12,18 @@ from unfog.errors import UserError
 
 
 class Prediction(NamedTuple):
-    """The one currency between networks and solvers: a guess of the clean data and of the noise in it."""
+    """The one currency between networks and solvers: a guess of the clean data and of the noise in it.
+
+    Attributes:
+        x0: Clean data, `(batch, *shape)`.
+        eps: The noise in the state, shaped like `x0`.
+        variance_fraction: Of models that learned it, shaped like `x0`: where the log-variance of a step lies
+            between the posterior's (0) and the forward one (1). None elsewhere.
+    """
 
     x0: Tensor
     eps: Tensor
+    variance_fraction: Tensor | None = None
 
 
 @dataclass(frozen=True)

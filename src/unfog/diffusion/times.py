@@ -94,3 +94,88 @@ class LogitNormal(Times):
         """Return t_max·sigmoid(mean + std·probit(u))."""
         probit = math.sqrt(2) * torch.erfinv(2 * u - 1)
         return schedule.t_max * torch.sigmoid(self.mean + self.std * probit)
+
+
+@dataclass(frozen=True)
+class LogNormal(Times):
+    """ln(sigma/alpha) ~ N(mean, std²): most often where pictures take shape.
+
+    Source: Karras et al. 2022, table 1 (P_mean, P_std).
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        """Check the width."""
+        if not self.std > 0:
+            raise UserError(f"the std of log-normal times must be above 0, not {self.std}")
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """Return the time with log_snr = -2·(mean + std·probit(u))."""
+        return schedule.time(-2 * (self.mean + self.std * math.sqrt(2) * torch.erfinv(2 * u - 1)))
+
+
+@dataclass(frozen=True)
+class Importance(Times):
+    """Draws more often where the loss is large, and weighs it down as much: the mean stays, its variance falls.
+
+    The unit interval of u is cut into equal bins, so it works on every distribution of times. Bin k is drawn in
+    proportion to the root of its running mean of loss², once every bin has been seen ten times.
+
+    The statistics are kept by whoever trains, and are part of a checkpoint.
+
+    Attributes:
+        base: The distribution whose u is spread.
+        bins: Number of bins.
+        window: How many losses of a bin the running mean remembers.
+        floor: Share of the draws that stays uniform.
+
+    Source: Nichol & Dhariwal 2021, Improved DDPM, eq. 18.
+    """
+
+    base: Times
+    bins: int = 32
+    window: int = 100
+    floor: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.bins < 1 or self.window < 1 or not 0 <= self.floor <= 1:
+            raise UserError("importance needs bins and window of 1 or more, and a floor between 0 and 1")
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        """Return the base's quantile."""
+        return self.base.quantile(u, schedule)
+
+    def history(self) -> Tensor:
+        """Return the statistics of no losses: running mean of loss² and count of each bin, `(2, bins)`, float64."""
+        return torch.zeros(2, self.bins, dtype=torch.float64)
+
+    def spread(self, u: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
+        """Map uniform numbers to the bins' distribution.
+
+        Args:
+            u: Uniform numbers in [0, 1), `(batch,)`.
+            history: The statistics, `(2, bins)`.
+
+        Returns: The new numbers and the weights 1/density that keep the mean of the loss, each `(batch,)`.
+        """
+        squares, counts = history
+        root = squares.sqrt()
+        if counts.min() < 10 or not float(root.sum()) > 0:
+            return u, torch.ones_like(u)
+        share = (1 - self.floor) * root / root.sum() + self.floor / self.bins
+        edges = share.cumsum(0)
+        place = torch.searchsorted(edges, u, right=True).clamp(max=self.bins - 1)
+        inside = ((u - (edges - share)[place]) / share[place]).clamp(0, 1 - 1e-12)
+        return (place + inside) / self.bins, 1 / (self.bins * share[place])
+
+    def update(self, history: Tensor, u: Tensor, loss: Tensor) -> Tensor:
+        """Return the statistics with the losses at `u` taken in, each of shape `(batch,)`."""
+        place = (u * self.bins).long().clamp(max=self.bins - 1)
+        seen = torch.bincount(place, minlength=self.bins).double()
+        total = torch.zeros_like(seen).index_add_(0, place, loss.double() ** 2)
+        squares, counts = history[0], history[1] + seen
+        share = (seen / counts.clamp(min=1, max=self.window)).clamp(max=1)
+        return torch.stack([squares + share * (total / seen.clamp(min=1) - squares), counts])

@@ -102,9 +102,12 @@ def evaluate(
     labels = sampler.labels(count)
     if labels is None:
         raise UserError("this evaluation reads classes, and the run's model was trained without them")
+    calls: list[object] = []
+    listener = run.denoiser.network.register_forward_hook(lambda *call: calls.append(None))  # type: ignore[attr-defined]
     with run.arithmetic():
         samples = sampler(count)
-    evaluations = sampler.settings.steps * (1 if guidance == 1 else 2)
+    listener.remove()
+    evaluations = len(calls) // -(-count // sampler.settings.batch)
     protocol = (
         f"{count} samples, classes in turn, seed {seed}; classifier, distances and coverage (k = {K}, in blocks of "
         f"{judge.block}) in raw pixels against {len(judge.rows)} training rows; {judge.block} held-out rows"

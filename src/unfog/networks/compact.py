@@ -53,6 +53,7 @@ class Compact(nn.Module):
         self,
         channels: int,
         *,
+        outputs: int | None = None,
         dims: int = 2,
         width: int = 32,
         patch: int = 1,
@@ -63,7 +64,8 @@ class Compact(nn.Module):
         """Build the network.
 
         Args:
-            channels: Channels of the state and of the output.
+            channels: Channels of the state.
+            outputs: Channels of the output; as many if left away.
             dims: Space dimensions, 1, 2 or 3.
             width: Channels at the finer of the two resolutions; the coarser has twice as many.
             patch: Side of the patches that the state is cut into; 1 works on single pixels.
@@ -94,10 +96,11 @@ class Compact(nn.Module):
         self.up = spread(dims, wide, width, 2)
         self.merge = conv(dims, 2 * width, width, kernel=1)
         self.norm_out = ChannelNorm(width)
-        self.patch_out = zeroed(conv(dims, width, channels) if patch == 1 else spread(dims, width, channels, patch))
+        last = outputs or channels
+        self.patch_out = zeroed(conv(dims, width, last) if patch == 1 else spread(dims, width, last, patch))
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map `(batch, channels, *space)` and times `(batch,)` to an output shaped like `x`."""
+        """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
         embedding = self.time_embedding(time, cond)
         fine = h = self.patch_in(x)
         for block in self.encoder:

@@ -24,7 +24,7 @@ class Network(Protocol):
     """Each side of the input must be a multiple of this."""
 
     def __call__(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map a state `(batch, channels, *space)` and times `(batch,)` to an output shaped like `x`."""
+        """Map a state `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
         ...
 
 

@@ -33,11 +33,12 @@ class Minimal(nn.Module):
 
     channels_last: ClassVar[bool] = True
 
-    def __init__(self, channels: int, *, dims: int = 2, width: int = 64) -> None:
+    def __init__(self, channels: int, *, outputs: int | None = None, dims: int = 2, width: int = 64) -> None:
         """Build the network.
 
         Args:
-            channels: Channels of the state and of the output.
+            channels: Channels of the state.
+            outputs: Channels of the output; as many if left away.
             dims: Space dimensions, 1, 2 or 3.
             width: Channels of the finer level; the coarser has twice as many.
         """
@@ -50,10 +51,10 @@ class Minimal(nn.Module):
         self.pool = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}[dims](2)
         self.bottleneck = ResidualBlock(dims, 2 * width, 2 * width, dim)
         self.up1 = ResidualBlock(dims, 3 * width, width, dim)
-        self.out = conv(dims, width, channels)
+        self.out = conv(dims, width, outputs or channels)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map `(batch, channels, *space)` and times `(batch,)` to an output shaped like `x`."""
+        """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
         embedding = self.time_embedding(time, cond)
         fine = self.down1(x, embedding)
         coarse = self.bottleneck(self.down2(self.pool(fine), embedding), embedding)

@@ -32,11 +32,14 @@ class MLP(nn.Module):
 
     channels_last: ClassVar[bool] = False
 
-    def __init__(self, channels: int, *, dims: int = 0, width: int = 128, depth: int = 4) -> None:
+    def __init__(
+        self, channels: int, *, outputs: int | None = None, dims: int = 0, width: int = 128, depth: int = 4
+    ) -> None:
         """Build the network.
 
         Args:
             channels: Coordinates of a point.
+            outputs: Features of the output; as many if left away.
             dims: Space dimensions: a point has none.
             width: Features of each layer, and length of the time embedding.
             depth: Number of residual layers.
@@ -52,10 +55,10 @@ class MLP(nn.Module):
         self.time_embedding = TimeEmbedding(width, width)
         self.lift = nn.Linear(channels, width)
         self.layers = nn.ModuleList(Layer(width) for _ in range(depth))
-        self.out = zeroed(nn.Linear(width, channels))
+        self.out = zeroed(nn.Linear(width, outputs or channels))
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map `(batch, channels)` and times `(batch,)` to an output shaped like `x`."""
+        """Map `(batch, channels)` and times `(batch,)` to an output on the same places."""
         embedding = F.silu(self.time_embedding(time, cond))
         h = self.lift(x)
         for layer in self.layers:

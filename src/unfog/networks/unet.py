@@ -66,6 +66,7 @@ class UNet(nn.Module):
         self,
         channels: int,
         *,
+        outputs: int | None = None,
         dims: int = 2,
         widths: Sequence[int] = (32, 64, 64),
         blocks: int = 2,
@@ -76,7 +77,8 @@ class UNet(nn.Module):
         """Build the network.
 
         Args:
-            channels: Channels of the state and of the output.
+            channels: Channels of the state.
+            outputs: Channels of the output; as many if left away.
             dims: Space dimensions, 1, 2 or 3.
             widths: Channels of each level, from the finest; each further level halves the sides.
             blocks: Residual blocks of each level.
@@ -102,10 +104,10 @@ class UNet(nn.Module):
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         skips, width, last = [widths[0]], widths[0], len(widths) - 1
-        for level, outputs in enumerate(widths):
+        for level, wide in enumerate(widths):
             for _ in range(blocks):
-                self.down.append(stage(width, outputs, attention[level]))
-                skips.append(width := outputs)
+                self.down.append(stage(width, wide, attention[level]))
+                skips.append(width := wide)
             if level < last:
                 self.downsample.append(conv(dims, width, width, stride=2))
                 skips.append(width)
@@ -117,11 +119,11 @@ class UNet(nn.Module):
             if level > 0:
                 self.upsample.append(conv(dims, width, width))
         self.norm_out = group_norm(width)
-        self.conv_out = conv(dims, width, channels)
+        self.conv_out = conv(dims, width, outputs or channels)
         self.blocks = blocks
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map `(batch, channels, *space)` and times `(batch,)` to an output shaped like `x`."""
+        """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
         embedding = self.time_embedding(time, cond)
         h = self.conv_in(x)
         skips = [h]

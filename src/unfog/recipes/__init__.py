@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from unfog.data.classic import existing
 from unfog.errors import UserError, unknown
-from unfog.recipe import Recipe, part
+from unfog.registry import Recipe, part
 
 
 def points(data: str | None = None, size: int | None = None) -> Recipe:

@@ -12,11 +12,12 @@ from unfog.data.pictures import save_picture, sheet
 from unfog.data.source import Data
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.objectives import denoising_loss
+from unfog.diffusion.times import Importance
 from unfog.errors import UserError
 from unfog.files import disk
 from unfog.generation import Sampler
 from unfog.randomness import normal, uniform
-from unfog.recipe import Recipe
+from unfog.registry import Recipe
 from unfog.settings import AdamW, Training
 from unfog.training import checkpoint
 from unfog.training.draws import Draw, Draws
@@ -48,6 +49,9 @@ class Trainer:
         self.settings: Training = recipe.training.build()
         self.optimization: AdamW = recipe.optimizer.build()
         self.times, self.weighting = recipe.times.build(), recipe.weighting.build()
+        self.importance = self.times if isinstance(self.times, Importance) else None
+        self.losses = self.importance.history() if self.importance else torch.zeros(2, 0, dtype=torch.float64)
+        self.bound, self.bin_width = recipe.variance.build().bound, recipe.build_codec().bin_width
         self.denoiser = recipe.build_denoiser()
         sampler = Sampler.of(recipe, self.denoiser)
         sampler.denoise(sampler.labels(1))  # a mistake in how to sample shows now and not at the first preview
@@ -88,7 +92,17 @@ class Trainer:
         if denoiser.embedder is not None and draw.labels is not None:
             cond = denoiser.embedder(draw.labels.to(self.device), draw.drop.to(self.device))
         with arithmetic(self.precision, self.device):
-            return denoising_loss(denoiser, x0, cond, times=self.times, weighting=self.weighting, u=draw.u, noise=noise)
+            return denoising_loss(
+                denoiser,
+                x0,
+                cond,
+                times=self.times,
+                weighting=self.weighting,
+                u=draw.u,
+                noise=noise,
+                bound=self.bound,
+                bin_width=self.bin_width,
+            )
 
     def descend(self, draw: Draw) -> float:
         """Take one optimizer step; where the loss is not finite, the weights stay as they are.
@@ -103,9 +117,17 @@ class Trainer:
             group["lr"] = self.optimization.rate(self.seen, self.images)
         self.optimizer.zero_grad()
         mean = torch.zeros(())
+        weight = torch.ones(self.settings.batch)
+        if self.importance:
+            u, weight = self.importance.spread(draw.u, self.losses)
+            draw = draw._replace(u=u)
+        found = []
         torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) % 2**63)  # what dropout draws from
-        for portion in _portions(draw, self.settings.accumulate):
-            loss = self.loss(portion, self.denoiser).mean() / self.settings.accumulate
+        size = self.settings.batch // self.settings.accumulate
+        for portion, share in zip(_portions(draw, size), torch.split(weight, size), strict=True):
+            each = self.loss(portion, self.denoiser)
+            found.append(each.detach().cpu())
+            loss = (each * share.to(each)).mean() / self.settings.accumulate
             torch.autograd.backward(loss)
             mean = mean + loss.detach().cpu()
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.optimization.clip)
@@ -114,6 +136,8 @@ class Trainer:
             self.optimizer.step()
             self.averaged.update(self.denoiser, self.step, self.settings.batch)
             self.bad_in_row = 0
+            if self.importance:
+                self.losses = self.importance.update(self.losses, draw.u, torch.cat(found))
             return float(mean)
         self.skipped, self.bad_in_row = self.skipped + 1, self.bad_in_row + 1
         if self.bad_in_row >= PATIENCE:
@@ -167,6 +191,8 @@ class Trainer:
             return False
         moments = checkpoint.optimizer_tensors(self.optimizer, self._names)
         parts = {"weights": weights, "average": average, "optimizer": moments}
+        if self.importance:
+            parts["times"] = {"losses": self.losses}
         tensors = {f"{kind}/{name}": tensor for kind, part in parts.items() for name, tensor in part.items()}
         state = {"skipped": self.skipped, "threads": torch.get_num_threads(), "precision": self.precision}
         checkpoint.save(self.folder / "checkpoints", self.step, tensors, state)
@@ -180,13 +206,14 @@ class Trainer:
         """
         where = self.folder / "checkpoints"
         tensors, state = checkpoint.latest(where)
-        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "optimizer": {}, "times": {}}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             parts[kind][rest] = tensor
         checkpoint.load_into(self.denoiser, parts["weights"], where)
         checkpoint.load_into(self.averaged.denoiser, parts["average"], where)
         checkpoint.restore_optimizer(self.optimizer, self._names, parts["optimizer"])
+        self.losses = parts["times"].get("losses", self.losses)
         self.step, self.skipped, self.precision = state["step"], state["skipped"], state["precision"]
         torch.set_num_threads(state["threads"])
 
@@ -208,9 +235,8 @@ class Trainer:
         checkpoint.load_into(self.averaged.denoiser, given, where)
 
 
-def _portions(draw: Draw, count: int) -> Iterator[Draw]:
-    """Cut a batch into equal portions."""
-    size = len(draw.x0) // count
+def _portions(draw: Draw, size: int) -> Iterator[Draw]:
+    """Cut a batch into portions of `size` rows."""
     for first in range(0, len(draw.x0), size):
         rows = slice(first, first + size)
         yield Draw(*(None if part is None else part[rows] for part in draw))  # type: ignore[arg-type]  # None is labels

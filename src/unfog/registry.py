@@ -19,7 +19,7 @@ import torch
 from unfog.data import classic, codecs, folder, points
 from unfog.data.codecs import Codec
 from unfog.data.source import Augment, Data
-from unfog.diffusion import grids, schedules, solvers, targets, times, weightings
+from unfog.diffusion import grids, schedules, solvers, tables, targets, times, weightings
 from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import EnvironmentFailure, UserError, unknown
 from unfog.networks.compact import Compact
@@ -30,7 +30,9 @@ from unfog.settings import (
     AdamW,
     ClassConditioning,
     ExponentialAverage,
+    FixedVariance,
     Inputs,
+    LearnedVariance,
     NoConditioning,
     PowerAverage,
     Sampling,
@@ -39,6 +41,35 @@ from unfog.settings import (
 
 VERSION = 1
 """Version of the recipe format."""
+
+Part = str | dict[str, Any]
+"""A part inside a part: the name of a kind, or its tagged form `{"kind": ..., option: value, ...}`."""
+
+
+def _inner(field: str, value: Part) -> Any:
+    """Build the part inside a part."""
+    return (Config(field, value) if isinstance(value, str) else Config.from_json(field, value)).build()
+
+
+def _shifted(base: Part = "flow", shift: float = 3.0) -> schedules.Shifted:
+    """Return any schedule with sigma/alpha larger by `shift`."""
+    return schedules.Shifted(_inner("schedule", base), shift)
+
+
+def _discrete(base: Part = "cosine-continuous", steps: int = 1000) -> tables.Table:
+    """Return the table of any schedule."""
+    return tables.discrete(_inner("schedule", base), steps)
+
+
+def _zero_terminal_snr(base: Part = "linear") -> tables.Table:
+    """Return a table, rescaled to end at pure noise."""
+    return tables.zero_terminal_snr(_inner("schedule", base))
+
+
+def _importance(base: Part = "uniform", bins: int = 32, window: int = 100, floor: float = 0.05) -> times.Importance:
+    """Return times that are drawn where the loss is large, out of any distribution."""
+    return times.Importance(_inner("times", base), bins, window, floor)
+
 
 KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     "data": {
@@ -55,15 +86,20 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     "conditioning": {"classes": ClassConditioning, "none": NoConditioning},
     "inputs": {"scaled": Inputs},
     "schedule": {
-        "linear": schedules.linear,
-        "quadratic": schedules.quadratic,
-        "cosine": schedules.cosine,
-        "table": schedules.table,
+        "linear": tables.linear,
+        "quadratic": tables.quadratic,
+        "cosine": tables.cosine,
+        "table": tables.table,
         "linear-continuous": schedules.LinearContinuous,
         "quadratic-continuous": schedules.QuadraticContinuous,
         "cosine-continuous": schedules.CosineContinuous,
         "flow": schedules.RectifiedFlow,
         "edm": schedules.EDM,
+        "sigmoid": schedules.Sigmoid,
+        "laplace": schedules.Laplace,
+        "shifted": _shifted,
+        "discrete": _discrete,
+        "zero-terminal-snr": _zero_terminal_snr,
     },
     "target": {
         "eps": targets.Eps,
@@ -72,8 +108,21 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
         "flow": targets.Flow,
         "edm": targets.EDMTarget,
     },
-    "times": {"uniform": times.Uniform, "discrete": times.Discrete, "logit-normal": times.LogitNormal},
-    "weighting": {"unit": weightings.Unit, "min-snr": weightings.MinSNR},
+    "variance": {"fixed": FixedVariance, "learned": LearnedVariance},
+    "times": {
+        "uniform": times.Uniform,
+        "discrete": times.Discrete,
+        "log-normal": times.LogNormal,
+        "logit-normal": times.LogitNormal,
+        "importance": _importance,
+    },
+    "weighting": {
+        "unit": weightings.Unit,
+        "min-snr": weightings.MinSNR,
+        "p2": weightings.P2,
+        "edm": weightings.EDMWeighting,
+        "sigmoid": weightings.Sigmoid,
+    },
     "optimizer": {"adamw": AdamW},
     "ema": {"power": PowerAverage, "exponential": ExponentialAverage},
     "training": {"images": Training},
@@ -81,19 +130,30 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
         "ancestral": solvers.Ancestral,
         "ddim": solvers.DDIM,
         "euler": solvers.Euler,
+        "euler-ancestral": solvers.EulerAncestral,
         "heun": solvers.Heun,
+        "dpm-solver-2": solvers.DPMSolver2,
         "dpmpp-2m": solvers.DPMSolverPP2M,
+        "dpmpp-3m": solvers.DPMSolverPP3M,
+        "dpmpp-2m-sde": solvers.DPMSolverPPSDE2M,
+        "unipc": solvers.UniPC,
+        "adams-bashforth": solvers.AdamsBashforth,
+        "rk45": solvers.RungeKutta45,
     },
     "grid": {
         "uniform": grids.UniformGrid,
+        "polynomial": grids.PolynomialGrid,
         "log-snr": grids.LogSNRGrid,
         "karras": grids.KarrasGrid,
+        "leading": grids.LeadingGrid,
+        "trailing": grids.TrailingGrid,
+        "linspace": grids.LinspaceGrid,
         "times": grids.TimesGrid,
     },
     "sampling": {"batches": Sampling},
 }
 
-GIVEN = {"network": frozenset({"channels", "dims"})}
+GIVEN = {"network": frozenset({"channels", "outputs", "dims"})}
 """Parameters of a field's kinds that the data decide, and that are therefore no options."""
 
 
@@ -200,6 +260,8 @@ def _fits(value: object, annotation: Any) -> bool:
         return any(_fits(value, one) for one in arguments)
     if origin is Literal:
         return any(value == one and type(value) is type(one) for one in arguments)
+    if origin is dict:
+        return isinstance(value, dict)
     if origin in (list, tuple, Sequence):
         return isinstance(value, list | tuple) and all(_fits(one, arguments[0]) for one in value)
     if annotation in (int, float):
@@ -242,6 +304,7 @@ class Recipe:
     inputs: Config = part("inputs", "scaled")
     schedule: Config = part("schedule", "flow")
     target: Config = part("target", "flow")
+    variance: Config = part("variance", "fixed")
     times: Config = part("times", "logit-normal")
     weighting: Config = part("weighting", "unit")
     optimizer: Config = part("optimizer", "adamw")
@@ -356,7 +419,9 @@ class Recipe:
         inputs: Inputs = self.inputs.build()
         with torch.random.fork_rng():
             torch.manual_seed(self.seed & (2**64 - 1))
-            network = self.network.build(channels=self.shape[0], dims=len(self.shape) - 1)
+            learned = isinstance(self.variance.build(), LearnedVariance)
+            channels = self.shape[0]
+            network = self.network.build(channels=channels, outputs=(1 + learned) * channels, dims=len(self.shape) - 1)
             self._check_sides(network.multiple)
             embedder = self.conditioning.build().build(len(self.classes), network.embedding_dim)
             return Denoiser(
@@ -367,6 +432,7 @@ class Recipe:
                 input_scale=inputs.input_scale,
                 network_time=inputs.network_time,
                 sigma_data=inputs.sigma_data,
+                learned_variance=learned,
             )
 
     def _check_sides(self, multiple: int) -> None:
