@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -378,3 +379,43 @@ def test_naming_the_recipes_own_solver_keeps_its_options(digits_run: Path, broke
     run = load(broken, "cpu")
     assert run.sampler(solver="ddim").solver == run.sampler().solver
     assert run.sampler(solver="euler").solver != run.sampler().solver
+
+
+# Guidance of other kinds
+
+
+def test_cfg_plus_plus_keeps_the_unconditional_noise_behind_clipping(flow: Run) -> None:
+    sampler = flow.sampler(solver="ddim")
+    plus = replace(sampler, settings=replace(sampler.settings, guidance_kind="cfg++", guidance=0.6))
+    labels = plus.labels(64)
+    assert labels is not None
+    x, t = 2 * torch.randn(64, 1, 8, 8), torch.tensor(0.7, dtype=torch.float64)
+    embedder = flow.denoiser.embedder
+    assert embedder is not None
+    free = flow.denoiser(x, t, embedder.null(64))
+    found = plus.denoise(labels)[0](x, t)
+    torch.testing.assert_close(found.eps, free.eps)
+    assert found.x0.abs().max() <= 1
+    assert torch.isfinite(list(plus.steps(0, labels))[-1].x).all()
+    with pytest.raises(UserError, match="ddim or ancestral"):
+        replace(plus, solver=KINDS["solver"]["dpmpp-2m"]()).denoise(labels)
+
+
+def test_guidance_on_an_interval_costs_two_evaluations_only_there(flow: Run) -> None:
+    """Of ten steps at 1, 0.9 ... 0.1 those at 0.6, 0.5 and 0.4 are guided."""
+    sampler = flow.sampler(solver="ddim", steps=10, guidance=2.0)
+    part = replace(sampler, settings=replace(sampler.settings, guidance_interval=(0.35, 0.65)))
+    calls: list[object] = []
+    listener = flow.denoiser.network.register_forward_hook(lambda *call: calls.append(None))
+    part(4)
+    listener.remove()
+    assert len(calls) == 10 + 3
+
+
+def test_the_adaptive_rule_gives_each_picture_its_own_steps(flow: Run) -> None:
+    """The states of a row are equal to the bit beside other labels."""
+    sampler = flow.sampler(solver="rk45", steps=1)
+    alike, mixed = torch.full((64,), 5), torch.arange(5, 69) % 10
+    first, second = (next(sampler.steps(0, labels)).x for labels in (alike, mixed))
+    assert torch.equal(first[::10], second[::10])
+    assert not torch.equal(first[1], second[1])

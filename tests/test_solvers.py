@@ -165,7 +165,7 @@ DRAWING = [Ancestral(), DDIM(0.5), DPMSolverPPSDE2M(), EulerAncestral(), Heun(ch
 
 @pytest.mark.parametrize("solver", DRAWING, ids=lambda solver: type(solver).__name__)
 def test_stochastic_solvers_refuse_to_climb(solver: Solver) -> None:
-    with pytest.raises(UserError, match="must fall"):
+    with pytest.raises(UserError, match="its times must fall"):
         sample(MixtureDenoiser(MIXTURE, RectifiedFlow()), torch.randn(2, 2).double(), torch.tensor([0.2, 0.3]), solver)
 
 

@@ -92,7 +92,7 @@ class Sampler:
                 "guidance needs a model that was trained with classes: set it to 1 (sampling.guidance=1 in a recipe)"
             )
         if self.settings.clip and self.codec.bounds is not None:
-            denoise = Clipped(denoise, *self.codec.bounds)
+            denoise = Clipped(denoise, *self.codec.bounds, keep_eps=self.settings.guidance_kind == "cfg++")
         learned = isinstance(self.solver, Ancestral) and self.solver.variance == "learned"
         if learned and not self.denoiser.learned_variance:
             raise UserError("solver.variance 'learned' needs a model that was trained with variance=learned")

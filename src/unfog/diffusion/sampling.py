@@ -21,8 +21,8 @@ def gaussian(step: int, like: Tensor) -> Tensor:
     return torch.randn_like(like)
 
 
-def check_times(times: Tensor, schedule: Schedule) -> None:
-    """Raise a UserError unless the times lie on the clock and fall, or rise, all the way."""
+def check_times(times: Tensor, schedule: Schedule, solver: Solver) -> None:
+    """Raise a UserError unless the times lie on the clock and fall, or for deterministic solvers rise, all the way."""
     name = type(schedule).__name__
     if times.ndim != 1 or len(times) < 2:
         raise UserError(f"times are a row of two or more, not of shape {tuple(times.shape)}")
@@ -33,6 +33,8 @@ def check_times(times: Tensor, schedule: Schedule) -> None:
     steps = times.diff()
     if not ((steps < 0).all() or (steps > 0).all()):
         raise UserError("times must fall at every step to sample, or rise at every step to invert: sort them")
+    if solver.stochastic and steps[0] > 0:
+        raise UserError("a solver that draws noise goes from noise to data: its times must fall")
 
 
 def trajectory(
@@ -55,9 +57,9 @@ def trajectory(
         past: Steps that led to `x`, the latest last, for a multistep solver that goes on; it begins without any.
 
     Yields: Each step, with the state it reached and the prediction it used.
-    Raises: UserError: If times leave the clock, or neither fall nor rise.
+    Raises: UserError: If times leave the clock, neither fall nor rise, or rise for a solver that draws noise.
     """
-    check_times(times, denoise.schedule)
+    check_times(times, denoise.schedule, solver)
     for index, (t, s) in enumerate(pairwise(times.double().cpu().unbind())):
         step = solver.step(denoise, x, t, s, past, partial(noise, index))
         yield step

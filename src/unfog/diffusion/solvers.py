@@ -96,8 +96,6 @@ def _whole(name: str, value: int, low: int, high: int) -> None:
 
 def _variances(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[float, float]:
     """Return the forward and the posterior variance of a step backward in time."""
-    if s >= t:
-        raise UserError("a stochastic solver goes from noise to data: its times must fall")
     forward, posterior = schedule.transition(t, s)
     return float(forward), float(posterior)
 
@@ -274,7 +272,6 @@ class Heun(Solver):
         schedule, start = denoise.schedule, t
         ratio = float(schedule.sigma(t) / schedule.alpha(t))
         if self.churn and self.churn_min <= ratio < math.inf and ratio <= (self.churn_max or ratio):
-            _variances(schedule, t, s)  # refuses to climb
             start = schedule.time(schedule.log_snr(t) - 2 * math.log1p(self.churn))
             added = max(0.0, float(schedule.transition(start, t)[0]))
             x = float(schedule.alpha(start) / schedule.alpha(t)) * x + self.churn_noise * math.sqrt(added) * noise(x)
@@ -374,7 +371,8 @@ class DPMSolverPP2M(Solver):
     """x_s = alpha_s·x0 + sigma_s·eps + (alpha_s - alpha_t·sigma_s/sigma_t)·h/(2h')·(x0 - x0').
 
     h is this step in half the log-SNR; h' and x0' are the step before and what was predicted in it. The first step,
-    and the last one onto clean data, are DDIM steps.
+    and the last one onto clean data, are DDIM steps: the first costs no order, since its error is of second order
+    once; the last is as large as the error of the whole in few steps.
 
     Source: Lu et al. 2022, DPM-Solver++, algorithm 2.
     """
@@ -395,7 +393,7 @@ class DPMSolverPP3M(Solver):
     Started by itself its second step is 2M's and its order 2. The published code halves the quadratic term, and with
     it loses the third order.
 
-    Source: Lu et al. 2022, DPM-Solver++, appendix; Gonzalez et al. 2023, SEEDS, for the exact integrals.
+    Source: Lu et al. 2022, DPM-Solver++, appendix; Hochbruck & Ostermann 2010, Exponential Integrators, section 2.6.
     """
 
     order = 3
@@ -442,7 +440,8 @@ class UniPC(Solver):
 
     The corrector repeats the step before with the polynomial through p + 1 values, the newest among them, and so
     makes the order p + 1 at one evaluation a step. The correction of x is carried by eps, x0 stays as it was
-    evaluated. The step onto clean data is DDIM's.
+    evaluated. The step onto clean data is DDIM's. Begun by itself its first step is corrected, too, and of second
+    order: p = 2 keeps its order, p = 3 loses up to one in the limit.
 
     Attributes:
         p: Order of the predictor, 2 or 3.
@@ -481,6 +480,8 @@ class UniPC(Solver):
 class AdamsBashforth(Solver):
     """x_s = x_t + sum_j w_j·v_j: the integral of the polynomial through the last velocities, on any grid.
 
+    Begun by itself, its first steps read fewer velocities and are of order 1, 2 and so on: the error of the first one
+    alone is of second order, and the whole no better in the limit.
     Behind `Rescheduled(EDM())` it is the LMS of k-diffusion and the rho-Adams-Bashforth form of DEIS. iPNDM has the
     same weights frozen at those of equal steps, and keeps its order on those alone: on grids that stretch smoothly
     it falls to second order, on rough ones to first.
