@@ -8,6 +8,7 @@ from torch import nn
 
 from unfog.networks.compact import Compact
 from unfog.networks.conditioning import ClassEmbedding, Cond
+from unfog.networks.dit import DiT, positions
 from unfog.networks.layers import ChannelNorm, SelfAttention, sinusoidal
 from unfog.networks.minimal import Minimal
 from unfog.networks.mlp import MLP
@@ -17,6 +18,7 @@ SPACE = {
     "unet": lambda dims: UNet(3, dims=dims, widths=(16, 32), attention=(False, True), blocks=1),
     "compact": lambda dims: Compact(3, dims=dims, width=16, patch=2),
     "minimal": lambda dims: Minimal(3, dims=dims, width=16),
+    "dit": lambda dims: DiT(3, dims=dims, width=32, depth=2, head=16),
 }
 
 
@@ -34,7 +36,9 @@ def test_points() -> None:
 
 
 @pytest.mark.parametrize(
-    "network", [UNet(1), Compact(1), Minimal(1, width=16), MLP(4, width=16)], ids=lambda network: type(network).__name__
+    "network",
+    [UNet(1), Compact(1), Minimal(1, width=16), MLP(4, width=16), DiT(1, width=32, depth=2, head=16)],
+    ids=lambda network: type(network).__name__,
 )
 def test_every_part_takes_part(network: nn.Module) -> None:
     """Time and condition change the output, and every parameter gets a gradient."""
@@ -62,6 +66,7 @@ def test_residual_networks_start_at_zero() -> None:
     x, time = torch.randn(2, 1, 8, 8), torch.rand(2)
     assert Compact(1)(x, time).abs().max() == 0
     assert MLP(2, width=8)(torch.randn(2, 2), time).abs().max() == 0
+    assert DiT(1, width=32, head=16)(x, time).abs().max() == 0
 
 
 def test_unet_counts_of_the_course_network() -> None:
@@ -74,6 +79,53 @@ def test_unet_cifar_size() -> None:
     """DDPM's CIFAR-10 network has 35.7 million parameters (Ho et al. 2020, appendix B)."""
     network = UNet(3, widths=(128, 256, 256, 256), blocks=2, attention=(False, True, False, False), head=256)
     assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(35.7, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "millions"), [(384, 12, 33), (768, 12, 130), (1024, 24, 458), (1152, 28, 675)]
+)
+def test_dit_sizes(width: int, depth: int, millions: float) -> None:
+    """DiT-S/2 to XL/2 as Peebles & Xie 2023, table 1, count them, without their class embedding of a million."""
+    with torch.device("meta"):
+        network = DiT(4, outputs=8, width=width, depth=depth, head=width // 16 if width == 1152 else 64)
+    count = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert count + 1001 * width / 1e6 == pytest.approx(millions, abs=0.6)
+
+
+def test_dit_sees_places() -> None:
+    """Two places with the same patch differ by where they stand; a shifted picture is no shifted answer."""
+    places = positions((4, 6), 32, torch.zeros(1))
+    assert places.shape == (24, 32)
+    assert (torch.cdist(places, places) + 9 * torch.eye(24)).min() > 0.1
+    network = DiT(1, width=32, depth=1, head=16, patch=2)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    x, time = torch.randn(1, 1, 8, 8), torch.tensor([5.0])
+    assert not torch.allclose(network(x.roll(2, -1), time), network(x, time).roll(2, -1), atol=1e-3)
+
+
+def test_dit_attention_formula() -> None:
+    """A block with open gates, written out."""
+    block = DiT(1, width=8, depth=1, head=4).blocks[0]
+    nn.init.normal_(block.modulation.weight)
+    h, embedding = torch.randn(2, 5, 8), torch.randn(2, 8)
+    shift, scale, gate, shift2, scale2, gate2 = block.modulation(nn.functional.silu(embedding))[:, None].chunk(6, -1)
+
+    def norm(value: torch.Tensor) -> torch.Tensor:
+        return (value - value.mean(-1, keepdim=True)) / (value.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+
+    q, k, v = block.qkv(norm(h) * (1 + scale) + shift).chunk(3, -1)
+    heads = [
+        (q[..., i : i + 4] @ k[..., i : i + 4].transpose(1, 2) / 2).softmax(-1) @ v[..., i : i + 4] for i in (0, 4)
+    ]
+    middle = h + gate * block.out(torch.cat(heads, -1))
+    expected = middle + gate2 * block.mlp(norm(middle) * (1 + scale2) + shift2)
+    torch.testing.assert_close(block(h, embedding), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dit_heads_must_divide() -> None:
+    with pytest.raises(ValueError, match="head 48 does not divide width 64"):
+        DiT(1, width=64, head=48)
 
 
 def test_unet_levels_must_match() -> None:

@@ -930,12 +930,13 @@ def test_a_skipped_step_teaches_the_statistics_nothing(tiny: MakeRecipe, tmp_pat
     assert trainer.losses.sum() == 0
 
 
-@pytest.mark.parametrize("network", ["compact", "unet", "minimal"])
+@pytest.mark.parametrize("network", ["compact", "unet", "minimal", "dit"])
 @pytest.mark.parametrize("schedule", ["linear", "cosine-continuous"])
 def test_a_learned_variance_trains_and_samples(tmp_path: Path, network: str, schedule: str) -> None:
     settings = [f"schedule={schedule}", "target=v", "variance=learned", "variance.bound=0.01", f"network={network}"]
     settings += ["solver=ancestral", "solver.variance=learned", "training.images=960"]
-    settings += {"unet": ["network.widths=[8, 8]", "network.attention=[false, true]"]}.get(network, ["network.width=8"])
+    small = {"unet": ["network.widths=[8, 8]", "network.attention=[false, true]"], "dit": ["network.depth=1"]}
+    settings += small.get(network, ["network.width=8"])
     trainer = trainer_of(recipe("digits").set(*settings, "sampling.steps=4"), tmp_path)
     losses = [trainer.descend(trainer.draws(step)) for step in range(12)]
     assert all(math.isfinite(loss) for loss in losses)

@@ -23,6 +23,7 @@ from unfog.diffusion import grids, schedules, solvers, tables, targets, times, w
 from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import EnvironmentFailure, UserError, unknown
 from unfog.networks.compact import Compact
+from unfog.networks.dit import DiT
 from unfog.networks.minimal import Minimal
 from unfog.networks.mlp import MLP
 from unfog.networks.unet import UNet
@@ -82,7 +83,7 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "augment": {"flip-crop": Augment},
     "codec": {"pixels": codecs.Pixels, "identity": codecs.Identity},
-    "network": {"compact": Compact, "unet": UNet, "minimal": Minimal, "mlp": MLP},
+    "network": {"compact": Compact, "unet": UNet, "dit": DiT, "minimal": Minimal, "mlp": MLP},
     "conditioning": {"classes": ClassConditioning, "none": NoConditioning},
     "inputs": {"scaled": Inputs},
     "schedule": {

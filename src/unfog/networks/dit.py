@@ -1,0 +1,126 @@
+"""The diffusion transformer: patches as tokens, blocks whose norms and gates the time and the condition set."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unfog.networks.conditioning import Cond
+from unfog.networks.layers import TimeEmbedding, at_least, gather, sinusoidal, spread, zeroed
+
+
+def positions(sides: tuple[int, ...], dim: int, like: Tensor) -> Tensor:
+    """Return fixed embeddings of the places of a grid, `(places, dim)`: sines and cosines of each coordinate.
+
+    Source: Dosovitskiy et al. 2021, appendix D.4 (2-D sine-cosine).
+    """
+    share = dim // len(sides) // 2 * 2
+    axes = torch.meshgrid(*(torch.arange(side, device=like.device) for side in sides), indexing="ij")
+    parts = [sinusoidal(axis.flatten(), share) for axis in axes]
+    return F.pad(torch.cat(parts, -1), (0, dim - share * len(sides))).to(like.dtype)
+
+
+class Block(nn.Module):
+    """Attention, then a perceptron; each norm is scaled and shifted and each branch gated by the embedding.
+
+    h + gate·f(norm(h)·(1 + scale) + shift), with gates that start at zero, so that a block starts as the identity.
+
+    Source: Peebles & Xie 2023, Scalable Diffusion Models with Transformers, section 3.2 (adaLN-Zero).
+    """
+
+    def __init__(self, width: int, head: int, ratio: int, dropout: float) -> None:
+        """Keep `width` features, in heads of `head`; the perceptron is `ratio` times as wide."""
+        super().__init__()
+        self.head = head
+        self.modulation = zeroed(nn.Linear(width, 6 * width))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, ratio * width),
+            nn.GELU(approximate="tanh"),
+            nn.Dropout(dropout),
+            nn.Linear(ratio * width, width),
+        )
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """Map `(batch, places, width)` to the same shape, told `(batch, width)`."""
+        told = self.modulation(F.silu(embedding))[:, None].chunk(6, dim=-1)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = told
+        h = h + gate * self.attend(_norm(h) * (1 + scale) + shift)
+        result: Tensor = h + gate_mlp * self.mlp(_norm(h) * (1 + scale_mlp) + shift_mlp)
+        return result
+
+    def attend(self, h: Tensor) -> Tensor:
+        """Return project(softmax(q·k / sqrt(d))·v) over all places."""
+        batch, places, width = h.shape
+        q, k, v = self.qkv(h).view(batch, places, 3, -1, self.head).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, places, width)
+        out: Tensor = self.out(attended)
+        return out
+
+
+def _norm(h: Tensor) -> Tensor:
+    """Return layer norm over the features, without a scale of its own."""
+    return F.layer_norm(h, h.shape[-1:], eps=1e-6)
+
+
+class DiT(nn.Module):
+    """Patches through `depth` transformer blocks.
+
+    Source: Peebles & Xie 2023; its S, B, L and XL are width 384, 768, 1024 and 1152 at depth 12, 12, 24 and 28.
+    """
+
+    channels_last: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        outputs: int | None = None,
+        dims: int = 2,
+        width: int = 128,
+        depth: int = 6,
+        head: int = 64,
+        patch: int = 2,
+        ratio: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            channels: Channels of the state.
+            outputs: Channels of the output; as many if left away.
+            dims: Space dimensions, 1, 2 or 3.
+            width: Features of a patch; a multiple of `head`.
+            depth: Number of blocks.
+            head: Features of one attention head.
+            patch: Side of a patch.
+            ratio: Width of a block's perceptron over `width`.
+            dropout: Dropout inside the perceptrons.
+
+        Raises: ValueError: If a number is too small, or `head` does not divide `width`.
+        """
+        super().__init__()
+        at_least(1, width=width, depth=depth, head=head, patch=patch, ratio=ratio)
+        if width % head:
+            raise ValueError(f"head {head} does not divide width {width}")
+        self.embedding_dim, self.multiple = width, patch
+        self.time_embedding = TimeEmbedding(256, width)
+        self.patch_in = gather(dims, channels, width, patch)
+        self.blocks = nn.ModuleList(Block(width, head, ratio, dropout) for _ in range(depth))
+        self.modulation_out = zeroed(nn.Linear(width, 2 * width))
+        self.patch_out = zeroed(spread(dims, width, outputs or channels, patch))
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
+        embedding = self.time_embedding(time, cond)
+        patches = self.patch_in(x)
+        h = patches.flatten(2).transpose(1, 2)
+        h = h + positions(tuple(patches.shape[2:]), h.shape[-1], h)
+        for block in self.blocks:
+            h = block(h, embedding)
+        shift, scale = self.modulation_out(F.silu(embedding))[:, None].chunk(2, dim=-1)
+        h = _norm(h) * (1 + scale) + shift
+        output: Tensor = self.patch_out(h.transpose(1, 2).reshape(patches.shape))
+        return output
