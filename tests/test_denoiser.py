@@ -203,7 +203,7 @@ def test_log_snr_grid_is_even() -> None:
 
 
 def test_impossible_grids_are_refused() -> None:
-    with pytest.raises(UserError, match="1 step or more"):
+    with pytest.raises(UserError, match="whole number of steps, 1 or more"):
         UniformGrid()(linear(), 0)
     with pytest.raises(UserError, match="rho"):
         KarrasGrid(0.0)

@@ -196,5 +196,7 @@ def edm_clock(schedule: Schedule) -> EDM:
     """
     level = float(schedule.sigma(schedule.t_max) / schedule.alpha(schedule.t_max))
     if level == float("inf"):
-        raise UserError("a schedule that ends at pure noise has no sigma/alpha there: use DDIM or DPM-Solver++")
+        raise UserError(
+            "a table that ends at pure noise has no sigma/alpha there, and so no velocities: use ddim or a dpm solver"
+        )
     return EDM(level)

@@ -39,8 +39,8 @@ class Grid(ABC):
         Returns: Falling times, `(steps + 1,)`, float64 on the CPU.
         Raises: UserError: If there is no step, or the times leave the clock or do not fall.
         """
-        if steps < 1:
-            raise UserError(f"a grid needs 1 step or more, not {steps}")
+        if steps < 1 or steps != int(steps):
+            raise UserError(f"a grid needs a whole number of steps, 1 or more, not {steps}")
         name, times = type(self).__name__, self.place(schedule, steps)
         if len(times) != steps + 1:
             raise UserError(f"the grid {name} gives {len(times)} times where {steps} steps need {steps + 1}")

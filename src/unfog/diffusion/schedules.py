@@ -116,7 +116,9 @@ class Schedule(ABC):
         if not (alpha.isfinite() & sigma.isfinite()).all():
             where = t[~(alpha.isfinite() & sigma.isfinite())].tolist()
             name = type(self).__name__
-            raise UserError(f"the rates of {name} are infinite at t = {where}: use the target v or x0")
+            raise UserError(
+                f"the rates of {name} are infinite at t = {where}: use the target v or x0, and times above 0"
+            )
         return alpha, sigma
 
     @final

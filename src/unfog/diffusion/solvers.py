@@ -9,7 +9,7 @@ solvers take l = log(alpha/sigma), half the log-SNR, in which the exact solution
     x_s = alpha_s·x0 + sigma_s·eps + (alpha_s - alpha_t·sigma_s/sigma_t)·correction,
 
 where the correction is the mean of x0(l + u) - x0(l) under the weight exp(u), 0 < u < h. Both fall back to the
-first-order rule where l is infinite: in the first step off pure noise and the last one onto clean data.
+first-order rule where l is infinite, in steps from or to pure noise and clean data.
 
 The orders hold in the interior of the clock with exact starting values. A multistep rule that starts by itself has
 first steps of lower order, which cost one order where three or more past values are read; and the last step, onto
@@ -90,7 +90,7 @@ def _level(schedule: Schedule, t: Tensor) -> float:
 
 def _whole(name: str, value: int, low: int, high: int) -> None:
     """Raise a UserError for an order that is no whole number from `low` to `high`."""
-    if not (isinstance(value, int) and low <= value <= high):
+    if isinstance(value, bool) or not (isinstance(value, int) and low <= value <= high):
         raise UserError(f"the order of {name} is a whole number from {low} to {high}, not {value}")
 
 
@@ -360,9 +360,9 @@ def _exponential(
     alpha_t, sigma_t, alpha_s, sigma_s = _ends(schedule, t, s)
     state = alpha_s * prediction.x0 + sigma_s * prediction.eps
     nodes, values = _known(schedule, t, past, count)
-    if not nodes or sigma_s == 0:
-        return state
     h = _level(schedule, s) - _level(schedule, t)
+    if not nodes or not math.isfinite(h):
+        return state
     return state + (alpha_s - alpha_t * sigma_s / sigma_t) * _correction(prediction.x0, nodes, values, h, halved=True)
 
 
