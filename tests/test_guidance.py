@@ -169,11 +169,14 @@ def test_a_classifier_that_uses_the_time_in_its_graph(inference: bool) -> None:
         torch.testing.assert_close(FLOW.add_noise(found.x0, found.eps, t), x)
 
 
-def test_classifier_guidance_is_off_at_zero_and_at_pure_noise() -> None:
-    """At alpha = 0 x0 would need a division by 0: the prediction stays as it is."""
+def test_classifier_guidance_reaches_its_limit_at_pure_noise() -> None:
+    """At alpha = 0 the state says nothing, and x0 is the mean of the class; eps stays. Scale 0 is off."""
     schedule, x = CosineContinuous(), _states()
     free, guided = MixtureDenoiser(MIXTURE, schedule), _classifier(schedule)
-    assert torch.equal(guided(x, _time(1.0)).x0, free(x, _time(1.0)).x0)
+    found, wanted = guided(x, _time(1.0)), MixtureDenoiser(GIVEN, schedule)(x, _time(1.0))
+    torch.testing.assert_close(found.x0, wanted.x0, rtol=0, atol=0.01)
+    assert (found.x0 - free(x, _time(1.0)).x0).abs().max() > 0.3
+    torch.testing.assert_close(found.eps, wanted.eps)
     off = ClassifierGuided(free, guided.classifier, 0.0)
     assert torch.equal(off(x, _time(0.5)).eps, free(x, _time(0.5)).eps)
     assert not torch.equal(guided(x, _time(0.5)).eps, free(x, _time(0.5)).eps)

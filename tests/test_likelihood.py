@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from test_solvers import MIXTURE
 from unfog.diffusion import integration
 from unfog.diffusion.denoiser import Denoiser
+from unfog.diffusion.guidance import ClassifierGuided
 from unfog.diffusion.integration import integrate
 from unfog.diffusion.likelihood import bits_per_dim, bound_term, log_likelihood, variational_bound
 from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
-from unfog.diffusion.schedules import EDM, LinearContinuous, RectifiedFlow, Schedule
+from unfog.diffusion.schedules import EDM, LinearContinuous, RectifiedFlow, Schedule, expand
 from unfog.diffusion.solvers import Variance, step_log_variance
 from unfog.diffusion.tables import linear
 from unfog.diffusion.targets import X0, EDMTarget, Eps, Prediction, V
 from unfog.diffusion.times import Uniform
 from unfog.diffusion.weightings import Unit
 from unfog.errors import UserError
+from unfog.evaluation.orders import mixture
 from unfog.networks.conditioning import Cond
 
 SCHEDULES: dict[str, Schedule] = {
@@ -445,3 +447,39 @@ class _Learning(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         return torch.cat([self.answer, self.v.double().expand(len(x), 1)], 1)
+
+
+def test_guidance_takes_part_in_the_divergence() -> None:
+    """Guided by the exact classifier, the likelihood is that of the class."""
+    flow = RectifiedFlow()
+    both = mixture(2, 2)
+    chosen = torch.tensor([0, 2])
+    weights = both.weights[chosen]
+    part = Mixture(weights / weights.sum(), both.means[chosen], both.variances[chosen])
+
+    def classifier(x: Tensor, t: Tensor) -> Tensor:
+        def log_prob(model: Mixture) -> Tensor:
+            alpha, sigma = (expand(value, x[:, None]) for value in (flow.alpha(t), flow.sigma(t)))
+            return model.noised(alpha, sigma).log_joint(x).logsumexp(1)
+
+        return log_prob(part) - log_prob(both)
+
+    x = part.sample(8, torch.Generator().manual_seed(0)).requires_grad_()
+    found = log_likelihood(ClassifierGuided(MixtureDenoiser(both, flow), classifier), x)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, part.log_prob(x.detach()), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("times", [[1.0, 0.75, 0.5], [0.0, 1.0], [2.0, 0.0], [1.0, 0.5, 0.5, 0.0], [1.0]])
+def test_a_bound_needs_the_whole_clock(times: list[float]) -> None:
+    denoise = MixtureDenoiser(mixture(2, 2), RectifiedFlow())
+    with pytest.raises(ValueError, match="times that fall to 0"):
+        variational_bound(
+            denoise, torch.zeros(2, 2).double(), torch.tensor(times), noise=lambda _, x: torch.zeros_like(x)
+        )
+
+
+def test_data_that_are_not_finite_are_refused() -> None:
+    denoise = MixtureDenoiser(mixture(2, 2), RectifiedFlow())
+    with pytest.raises(ValueError, match="not finite"):
+        log_likelihood(denoise, torch.tensor([[0.0, 1.0], [math.nan, 0.0]]).double())

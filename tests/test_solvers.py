@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.denoiser import Clipped, Denoise, Rescheduled, edm_clock
+from unfog.diffusion.grids import LogSNRGrid, UniformGrid
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.sampling import sample, trajectory
-from unfog.diffusion.schedules import EDM, LinearContinuous, RectifiedFlow, Schedule, as_time
+from unfog.diffusion.schedules import EDM, LinearContinuous, RectifiedFlow, Schedule, Shifted, as_time
 from unfog.diffusion.solvers import (
     DDIM,
     AdamsBashforth,
@@ -318,3 +319,15 @@ def test_float32_states_stay_float32() -> None:
         found = sample(MixtureDenoiser(mixture, RectifiedFlow()), torch.randn(4, 2), torch.linspace(0.9, 0, 5), solver)
         assert found.dtype == torch.float32
         assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("solver", DRAWING[:4], ids=lambda solver: type(solver).__name__)
+@pytest.mark.parametrize("shift", [1.0, 1.5, 3.0, 0.3])
+def test_every_first_step_off_pure_noise_can_be_taken(solver: Solver, shift: float) -> None:
+    """At alpha = 0 the noise that stays is 0 but for rounding, which may not go below."""
+    schedule = Shifted(RectifiedFlow(), shift)
+    denoise, x = MixtureDenoiser(MIXTURE, schedule), torch.zeros(1, 2).double()
+    for grid in (UniformGrid(), LogSNRGrid()):
+        for steps in range(1, 1001, 1 if isinstance(solver, Ancestral) else 8):
+            t, s = grid(schedule, steps)[:2]
+            assert solver.step(denoise, x, t, s, (), torch.zeros_like).x.isfinite().all(), steps

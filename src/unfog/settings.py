@@ -181,7 +181,7 @@ class Training:
         stratified: Whether the times of a batch are spread evenly.
         reports: How often in the run the held-out loss, a sample sheet and a checkpoint are written.
         checkpoint_minutes: Longest time without a checkpoint.
-        precision: Of the network's arithmetic; "auto" follows `training.precision.choose`.
+        precision: Of the network's arithmetic; "auto" follows `training.machine.choose_precision`.
     """
 
     images: int = 100_000

@@ -1,5 +1,6 @@
 """At which times a solver stops: a grid maps (schedule, steps) to steps + 1 falling times."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,8 @@ class KarrasGrid(Grid):
             raise UserError(f"rho must be above 0, not {self.rho}")
         if any(end is not None and not end > 0 for end in (self.sigma_max, self.sigma_min)):
             raise UserError("sigma_max and sigma_min must be above 0")
+        if self.sigma_max is not None and not (self.sigma_min or 0) < self.sigma_max < math.inf:
+            raise UserError("sigma_max must be finite and above sigma_min")
 
     def place(self, schedule: Schedule, steps: int) -> Tensor:
         """Return the times."""

@@ -15,6 +15,9 @@ from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
 from unfog.errors import UserError
 
+LOUD = 10.0
+"""The log-SNR below which a classifier is asked no more is -10, that is alpha/sigma = 0.0067."""
+
 
 class Interval(NamedTuple):
     """Between which times guidance is on; elsewhere the conditional prediction stands."""
@@ -75,7 +78,7 @@ class ClassifierFree:
         x0 = free.x0 + scale * (conditional.x0 - free.x0)
         if not self.rescale:
             return conditional._replace(x0=x0, eps=free.eps + scale * (conditional.eps - free.eps))
-        ratio = conditional.x0.flatten(1).std(1) / x0.flatten(1).std(1).clamp(min=1e-12)
+        ratio = conditional.x0.flatten(1).std(1, correction=0) / x0.flatten(1).std(1, correction=0).clamp(min=1e-12)
         x0 = expand(1 + self.rescale * (ratio - 1), x0) * x0
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         return conditional._replace(x0=x0, eps=(x - expand(alpha, x) * x0) / expand(sigma, x))
@@ -125,7 +128,7 @@ class CFGPlusPlus:
 class ClassifierGuided:
     """eps - scale·sigma·g and x0 + scale·(sigma²/alpha)·g, where g is the gradient of log p(y | x_t); scale 0 is off.
 
-    At alpha = 0 a classifier knows nothing, and the prediction stays as it is.
+    Towards alpha = 0 both g and alpha vanish: the shift of x0 is taken from where the log-SNR is -10, and eps follows.
 
     Attributes:
         denoise: The model, unconditional or not.
@@ -147,13 +150,15 @@ class ClassifierGuided:
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict the guided (x0, eps)."""
         prediction = self.denoise(x, t)
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        if self.scale == 0 or not (alpha > 0).all():
+        if self.scale == 0:
             return prediction
+        noisy = torch.minimum(as_time(t), self.schedule.time(-LOUD))
         with torch.inference_mode(False), torch.enable_grad():
-            state, time = x.clone().requires_grad_(), as_time(t).clone()  # clones may be part of a gradient
-            (gradient,) = torch.autograd.grad(self.classifier(state, time).sum(), state)
-        return prediction._replace(
-            x0=prediction.x0 + expand(self.scale * sigma**2 / alpha, x) * gradient,
-            eps=prediction.eps - expand(self.scale * sigma, x) * gradient,
-        )
+            inner = x.requires_grad  # of a likelihood, which needs the guidance's own derivative
+            state = x if inner else x.clone().requires_grad_()
+            log_probability = self.classifier(state, noisy.clone()).sum()
+            (gradient,) = torch.autograd.grad(log_probability, state, create_graph=inner)
+        strength = self.scale * self.schedule.sigma(noisy) ** 2 / self.schedule.alpha(noisy)
+        shift = expand(strength, x) * gradient
+        ratio = self.schedule.alpha(t) / self.schedule.sigma(t)
+        return prediction._replace(x0=prediction.x0 + shift, eps=prediction.eps - expand(ratio, x) * shift)

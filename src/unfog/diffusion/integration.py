@@ -46,6 +46,8 @@ def integrate(
     now = torch.full((len(x),), t, dtype=torch.float64)
     h = (s - now) / 10
     first = velocity(x, now)
+    if not first.isfinite().all():
+        raise UserError("the velocity is not finite where the integration begins: look at the state and the model")
     for _ in range(MOST_STEPS):
         if (now == s).all():
             return x

@@ -13,6 +13,7 @@ from unfog.diffusion.integration import integrate
 from unfog.diffusion.schedules import Schedule, expand
 from unfog.diffusion.solvers import Variance, step_log_variance
 from unfog.diffusion.targets import Prediction
+from unfog.errors import UserError
 
 
 def bits_per_dim(log_likelihood: Tensor, x0: Tensor, bin_width: float | None = None) -> Tensor:
@@ -43,9 +44,12 @@ def log_likelihood(
         rtol: Relative error allowed in a step.
         atol: Absolute error allowed in a step.
 
-    Returns: Natural logarithms of the density, `(batch,)`.
+    Returns: Natural logarithms of the density, `(batch,)`, without a gradient.
+    Raises: UserError: If the data are not finite, or the schedule is a table that ends at pure noise.
     Source: Song et al. 2021, Score-Based Generative Modeling through SDEs, appendix D.2; Grathwohl et al. 2019.
     """
+    if not x0.isfinite().all():
+        raise UserError("the data hold numbers that are not finite: leave those rows out")
     start = denoise.schedule.t_first
     if denoise.schedule.steps:
         clock = edm_clock(denoise.schedule)
@@ -63,9 +67,13 @@ def log_likelihood(
             divergence = _trace(velocity, x) if probes is None else _estimate(velocity, x, probes)
         return torch.cat([velocity.detach().flatten(1), divergence[:, None]], 1)
 
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
+        x0, probes = (
+            x0.detach().clone(),
+            None if probes is None else probes.clone(),
+        )  # clones may take part in gradients
         alpha = float(schedule.alpha(start))
-        state = torch.cat([alpha * x0.clone().flatten(1), x0.new_zeros(batch, 1)], 1)
+        state = torch.cat([alpha * x0.flatten(1), x0.new_zeros(batch, 1)], 1)
         end = integrate(rates, state, start, schedule.t_max, rtol, atol)
         sigma = float(schedule.sigma(schedule.t_max))
         prior = -0.5 * ((end[:, :size] / sigma) ** 2 + math.log(2 * math.pi * sigma**2)).sum(1)
@@ -124,15 +132,18 @@ def variational_bound(
     Args:
         denoise: Predicts (x0, eps).
         x0: Data, `(batch, *shape)`.
-        times: Falling times from t_max to 0, `(steps + 1,)`.
+        times: Falling times from t_max, or where the prior already holds, to 0, `(steps + 1,)`.
         noise: The noise of step i for data shaped so.
         variance: Which variance the model's steps have, see `Ancestral`.
         bin_width: Distance of neighbouring values of discrete data, None for a density.
 
     Returns: The terms in bits per dimension.
+    Raises: UserError: If the times do not fall to 0 all the way.
     Source: Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, eqs. 4 to 7.
     """
     schedule, found = denoise.schedule, []
+    if len(times) < 2 or times[0] > schedule.t_max or times[-1] != 0 or not (times.diff() < 0).all():
+        raise UserError(f"the bound needs times that fall to 0, from t_max = {schedule.t_max:g} or below")
     with torch.inference_mode():
         for index, (t, s) in enumerate(pairwise(times.double().cpu().unbind())):
             x_t = schedule.add_noise(x0, noise(index, x0), t)

@@ -28,12 +28,14 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
         like: A state, `(batch, *shape)`.
 
     Returns: The coefficient as `()` or `(batch, 1, ...)`, ready to multiply `like`.
-    Raises: ValueError: If `value` has neither no axis nor the batch axis of `like`.
+    Raises: ValueError: If `value` has neither no axis nor the batch axis of `like`, or `like` holds whole numbers.
     """
     if value.ndim == 0:
         return value  # a scalar tensor takes on the dtype and device of what it multiplies
     if value.shape != like.shape[:1]:
         raise ValueError(f"times of shape {tuple(value.shape)} do not match a batch of {like.shape[0]}")
+    if not like.is_floating_point():
+        raise ValueError(f"a state is of floating point, not {like.dtype}: encode it first")
     return value.reshape(-1, *([1] * (like.ndim - 1))).to(like)
 
 
@@ -86,6 +88,11 @@ class Schedule(ABC):
             )
         if float(self.sigma(0.0)) != 0:
             raise UserError(f"the schedule {name} has noise at t = 0, which stands for clean data: let sigma(0) be 0")
+        if not 0 < self.t_first < self.t_max:
+            raise UserError(
+                f"the schedule {name} leaves no time between its first trained one, {self.t_first:g}, and "
+                f"t_max = {self.t_max:g}: let it reach more noise"
+            )
 
     @final
     @cached_property
@@ -114,10 +121,10 @@ class Schedule(ABC):
             values = self.alpha(both[0]) + self.sigma(both[1]) + 0 * both.sum(0)  # + 0·t, for a constant alpha
             alpha, sigma = torch.autograd.grad(values.sum(), both)[0].unbind()
         if not (alpha.isfinite() & sigma.isfinite()).all():
-            where = t[~(alpha.isfinite() & sigma.isfinite())].tolist()
-            name = type(self).__name__
+            where = t[~(alpha.isfinite() & sigma.isfinite())].flatten()[0]
             raise UserError(
-                f"the rates of {name} are infinite at t = {where}: use the target v or x0, and times above 0"
+                f"the rates of {type(self).__name__} are infinite at t = {where:g}: let the times begin at the first "
+                f"trained one, {self.t_first:g}, and use a target other than flow"
             )
         return alpha, sigma
 
@@ -364,6 +371,8 @@ class Sigmoid(Schedule):
         """Check the ranges."""
         if not (self.start < self.end and self.tau > 0 and 0 <= self.floor < 1):
             raise UserError("a sigmoid schedule needs start < end, tau above 0 and a floor in [0, 1)")
+        if max(abs(self.start), abs(self.end)) / self.tau > 300:
+            raise UserError("start/tau and end/tau of a sigmoid schedule must lie between -300 and 300")
 
     @property
     def _width(self) -> float:

@@ -20,7 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -100,6 +100,11 @@ def _variances(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[float, float]:
     return float(forward), float(posterior)
 
 
+def _rest(sigma_s: float, fresh: float) -> float:
+    """Return sqrt(sigma_s² - fresh): off pure noise both are equal, but for their rounding."""
+    return math.sqrt(max(0.0, sigma_s**2 - fresh))
+
+
 def step_log_variance(
     schedule: Schedule, prediction: Prediction, x: Tensor, t: Tensor, s: Tensor, variance: Variance
 ) -> Tensor:
@@ -144,12 +149,17 @@ class Ancestral(Solver):
     stochastic = True
     pairwise = True
 
+    def __post_init__(self) -> None:
+        """Check the variance."""
+        if self.variance not in get_args(Variance):
+            raise UserError(f"the variance of ancestral steps is small, large or learned, not {self.variance!r}")
+
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one ancestral step."""
         prediction = denoise(x, t)
         _, _, alpha_s, sigma_s = _ends(denoise.schedule, t, s)
         _, small = _variances(denoise.schedule, t, s)
-        mean = alpha_s * prediction.x0 + math.sqrt(sigma_s**2 - small) * prediction.eps
+        mean = alpha_s * prediction.x0 + _rest(sigma_s, small) * prediction.eps
         if sigma_s == 0:
             return Step(t, s, mean, prediction)
         deviation = torch.exp(step_log_variance(denoise.schedule, prediction, x, t, s, self.variance) / 2)
@@ -180,7 +190,7 @@ class DDIM(Solver):
         prediction = denoise(x, t)
         _, _, alpha_s, sigma_s = _ends(denoise.schedule, t, s)
         fresh = self.eta**2 * _variances(denoise.schedule, t, s)[1] if self.eta else 0.0
-        state = alpha_s * prediction.x0 + math.sqrt(sigma_s**2 - fresh) * prediction.eps
+        state = alpha_s * prediction.x0 + _rest(sigma_s, fresh) * prediction.eps
         return Step(t, s, state + math.sqrt(fresh) * noise(x) if fresh else state, prediction)
 
 
@@ -265,6 +275,8 @@ class Heun(Solver):
         """Check the share of noise."""
         if not 0 <= self.churn <= math.sqrt(2) - 1:
             raise UserError(f"churn must lie between 0 and sqrt(2) - 1, not {self.churn}")
+        if not (self.churn_min >= 0 and self.churn_noise >= 0):
+            raise UserError("churn_min and churn_noise must be 0 or more")
         object.__setattr__(self, "stochastic", self.churn > 0)
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
@@ -423,7 +435,7 @@ class DPMSolverPPSDE2M(Solver):
         schedule, prediction = denoise.schedule, denoise(x, t)
         alpha_s, fresh = float(schedule.alpha(s)), _variances(schedule, t, s)[1]
         sigma_s = float(schedule.sigma(s))
-        state = alpha_s * prediction.x0 + math.sqrt(sigma_s**2 - fresh) * prediction.eps
+        state = alpha_s * prediction.x0 + _rest(sigma_s, fresh) * prediction.eps
         if sigma_s == 0:
             return Step(t, s, state, prediction)
         nodes, values = _known(schedule, t, past, 1)

@@ -1,6 +1,7 @@
 """How probable a run's model holds its data: bits per dimension of training and of held-out rows."""
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ class Bits:
     Attributes:
         flow: By the probability flow, with one random probe for each row (Hutchinson).
         flow_error: Its standard error.
-        bound: The variational bound, which lies above.
+        bound: The variational bound, of the chain of Gaussian steps and so of another model than the flow.
         bound_error: Its standard error.
     """
 
@@ -76,9 +77,14 @@ def density(run: Run, data: Data, count: int, seed: int = 0) -> Density:
     steps = run.denoiser.schedule.steps or STEPS
     protocol = (
         f"{min(count, len(data.train))} training and {min(count, len(data.heldout))} held-out rows, seed {seed}; "
-        f"rtol and atol 1e-4, one probe a row; bound in {steps} steps; ± standard error"
+        f"rtol and atol 1e-4, one probe a row; bound in {steps} steps of {_variance(run)} variance; ± standard error"
     )
     return Density(_bits(run, data.train, count, steps, seed), _bits(run, data.heldout, count, steps, seed), protocol)
+
+
+def _variance(run: Run) -> Literal["large", "learned"]:
+    """Return the variance of the steps of the bound: learned, where the model did."""
+    return "learned" if run.denoiser.learned_variance else "large"
 
 
 def _bits(run: Run, source: Source, count: int, steps: int, seed: int) -> Bits:
@@ -106,7 +112,7 @@ def _bits(run: Run, source: Source, count: int, steps: int, seed: int) -> Bits:
         with run.arithmetic():
             flow = log_likelihood(model, spread, probes=probe, rtol=1e-4, atol=1e-4)
             times = UniformGrid()(denoiser.schedule, steps)
-            bound = variational_bound(model, x0, times, noise=noise, variance="large", bin_width=codec.bin_width)
+            bound = variational_bound(model, x0, times, noise=noise, variance=_variance(run), bin_width=codec.bin_width)
         found.append((bits_per_dim(flow, spread, codec.bin_width).cpu(), bound.total.cpu()))
     flows, bounds = (torch.cat(part).double() for part in zip(*found, strict=True))
     errors = [
