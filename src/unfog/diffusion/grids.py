@@ -14,7 +14,8 @@ from unfog.diffusion.schedules import Schedule, as_time
 from unfog.errors import UserError
 
 LOUD = 10.0
-"""Grids in the log-SNR begin at -10, that is sigma/alpha = 148, on schedules that begin below it."""
+"""Grids in the log-SNR begin at -10, that is sigma/alpha = 148, on schedules that begin below it, and classifiers are
+asked no further."""
 Snap = Callable[[Tensor], Tensor]
 """Rounds indices to whole ones, or leaves them."""
 End = Literal["data", "first"]

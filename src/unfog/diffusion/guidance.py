@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.denoiser import Denoise
+from unfog.diffusion.grids import LOUD
 from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
 from unfog.errors import UserError
-
-LOUD = 10.0
-"""The log-SNR below which a classifier is asked no more is -10, that is alpha/sigma = 0.0067."""
 
 
 class Interval(NamedTuple):

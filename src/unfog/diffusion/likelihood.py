@@ -68,10 +68,8 @@ def log_likelihood(
         return torch.cat([velocity.detach().flatten(1), divergence[:, None]], 1)
 
     with torch.inference_mode(False), torch.no_grad():
-        x0, probes = (
-            x0.detach().clone(),
-            None if probes is None else probes.clone(),
-        )  # clones may take part in gradients
+        x0 = x0.detach().clone()  # clones of what inference made may take part in gradients
+        probes = None if probes is None else probes.clone()
         alpha = float(schedule.alpha(start))
         state = torch.cat([alpha * x0.flatten(1), x0.new_zeros(batch, 1)], 1)
         end = integrate(rates, state, start, schedule.t_max, rtol, atol)
