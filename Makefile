@@ -25,7 +25,7 @@ demo: .venv/core
 	@$(BIN)/unfog evaluate $(RUN) -n 1000
 
 test: .venv/test
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 check: .venv/test
 	$(BIN)/ruff format --check src tests benchmarks examples

@@ -12,8 +12,9 @@ import time
 
 import torch
 
+from unfog.blueprint import Recipe
 from unfog.diffusion.objectives import denoising_loss
-from unfog.registry import Recipe, part
+from unfog.registry import part
 from unfog.settings import AdamW
 from unfog.training.machine import arithmetic, choose_device
 

@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from unfog.blueprint import Recipe
 from unfog.recipes import recipe
-from unfog.registry import Recipe
 from unfog.run import train
 
 MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the session's own, in which the classifier of the digits is trained once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNFOG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import unfog
+from unfog import run as run_module
 from unfog.cli import VERBS, main
 from unfog.data import classic
 from unfog.run import load
@@ -121,7 +122,7 @@ def write_pictures(folder: Path, count: int = 12, side: int = 8) -> Path:
             ["digits", "--set", "inputs.network_time=index"],
             "'index' needs a schedule of discrete steps: use 'thousand'",
         ),
-        (["digits", "--set", "conditioning=none"], "guidance needs a model .*with classes: .*sampling.guidance=1"),
+        (["digits", "--set", "conditioning=none"], "guidance needs a model .*with conditions: .*sampling.guidance=1"),
         (["digits", "--data", "somewhere"], "'digits' brings its own data: leave --data away"),
         (["digits", "--size", "16"], "'digits' have one size: leave --size away"),
         (["digits", "--budget", "soon"], "--budget takes a time like 90s, 10m or 2h, not 'soon'"),
@@ -408,7 +409,7 @@ def test_a_broken_run_folder(
         (["film", "--label", "10"], "the label 10 is out of range: this model knows 0 to 9"),
         (["film", "--steps", "-1"], "steps must be above 0, not -1"),
         (["film", "--solver", "hein"], "unknown solver 'hein': did you mean 'heun'"),
-        (["evaluate", "-n", "10"], "compares with 359 held-out rows: ask for -n 359 or more"),
+        (["evaluate", "-n", "10"], "10 samples are too few .* ask for -n 100 or more"),
         (["evaluate", "--guidance", "nan"], "guidance .*nan"),
         (["evaluate", "--steps", "0"], "steps must be above 0, not 0"),
     ],
@@ -420,18 +421,10 @@ def test_a_mistake_in_a_request(refused: Call, digits_run: Path, arguments: list
     assert sorted(digits_run.rglob("*")) == before
 
 
-def test_a_model_without_classes_takes_no_label_and_is_not_evaluated(refused: Call, unconditional_run: Path) -> None:
-    refused("trained without classes: leave the label away", "sample", unconditional_run, "--label", 1)
-    refused("classes", "evaluate", unconditional_run)
-    assert not (unconditional_run / "evaluation.json").exists()
-
-
-def test_data_without_classes_are_not_evaluated(refused: Call, call: Call, tmp_path: Path) -> None:
-    data, out = write_pictures(tmp_path / "data"), tmp_path / "run"
-    outcome = call("train", "folder", "--data", data, *SMALL, "--out", out)
-    assert outcome.code == 0, outcome.err
-    refused("the run's data have none", "evaluate", out, "--device", "cpu")
-    assert not (out / "evaluation.json").exists()
+def test_what_a_model_cannot_be_asked(refused: Call, digits_run: Path, unconditional_run: Path) -> None:
+    refused("--label cannot be asked of this model .conditioning=none.", "sample", unconditional_run, "--label", 1)
+    refused("--prompt cannot .* ask it by --label", "sample", digits_run, "--prompt", "a three")
+    refused("--prompt and --image cannot", "film", digits_run, "--prompt", "a three", "--image", "3.png")
 
 
 # What the verbs write
@@ -493,18 +486,54 @@ def test_sample_writes_the_librarys_pixels(call: Call, digits_run: Path, tmp_pat
         assert picture.size == (6 * (10 * 9 + 1), 6 * (2 * 9 + 1))  # ten classes a row, sixfold
 
 
-def test_a_second_request_leaves_no_picture_of_the_first(call: Call, digits_run: Path, tmp_path: Path) -> None:
+def test_a_second_request_leaves_no_picture_of_the_first(
+    call: Call, digits_run: Path, broken: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "12345.png").write_bytes(b"mine")  # was there before any request, so it is not unfog's to remove
     assert call("sample", digits_run, "-n", 1, "--out", out, "--device", "cpu").code == 0
     assert (out / "12345.png").read_bytes() == b"mine"
     (out / "12345.png").unlink()
+    out = broken / "samples" / "seed-0"
+    assert call("sample", broken, "-n", 4, "--device", "cpu").code == 0
     for count in (3, 2):
-        assert call("sample", digits_run, "-n", count, "--label", 4, "--out", out, "--device", "cpu").code == 0
+        assert call("sample", broken, "-n", count, "--label", 4, "--device", "cpu").code == 0
     assert sorted(path.name for path in out.glob("0*")) == ["00000.png", "00001.png"]
     assert json.loads((out / "sampling.json").read_text())["n"] == 2
-    assert json.loads((out / "sampling.json").read_text())["label"] == 4
+    assert json.loads((out / "sampling.json").read_text())["asked"] == "4"
+
+
+def test_many_samples_go_on_where_they_stopped(
+    call: Call, refused: Call, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, command = tmp_path / "out", ("sample", digits_run, "--out", tmp_path / "out", "--device", "cpu", "-n")
+    save, written = run_module.save_picture, []
+
+    def interrupted(picture: Image.Image, path: Path) -> None:
+        save(picture, path)
+        written.append(path.name)
+        if path.name == "00100.png" and len(written) == 101:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "save_picture", interrupted)
+    stopped = call(*command, 150)
+    assert (stopped.code, "the same command goes on" in stopped.err) == (130, True)
+    assert len(list(out.glob("*.png"))) == 101
+    before = (out / "00000.png").stat().st_mtime_ns
+    written.clear()
+    again = call(*command, 150)
+    assert (again.code, "going on after 64 of 150" in again.err) == (0, True)
+    assert written == [f"{index:05}.png" for index in range(64, 150)] + ["sheet.png"]
+    assert (out / "00000.png").stat().st_mtime_ns == before
+    pixels = load(digits_run, "cpu").sample(150)
+    for index in (0, 63, 64, 100, 149):
+        with Image.open(out / f"{index:05}.png") as picture:
+            assert np.array_equal(np.asarray(picture.convert("L")), pixels[index, 0].numpy())
+    refused("holds the pictures of another request", *command, 150, "--guidance", 3)
+    assert len(list(out.glob("0*.png"))) == 150
+    (out / "sampling.json").write_text("[")
+    refused("holds the pictures of another request", *command, 150)
 
 
 def test_sample_has_a_place_of_its_own_for_each_seed(call: Call, broken: Path) -> None:
@@ -550,37 +579,6 @@ def test_film_writes_a_strip_and_an_animation(
     with Image.open(tmp_path / "film" / "strip.png") as strip:
         assert strip.size[0] >= 8 * 64
     assert str(tmp_path / "film" / "film.gif") in outcome.out
-
-
-def test_evaluate_writes_its_scores(call: Call, broken: Path) -> None:
-    outcome = call("evaluate", broken, "-n", 359, "--steps", 2, "--guidance", 1, 2, "--device", "cpu")
-    assert outcome.code == 0, outcome.err
-    found = json.loads((broken / "evaluation.json").read_text())
-    assert [one["guidance"] for one in found] == [1, 2]
-    assert [one["nfe_per_sample"] for one in found] == [2, 4]
-    for one in found:
-        assert one["held_out"]["accuracy"] > 0.95
-        for scores in (one["samples"], one["held_out"]):
-            assert 0 <= scores["accuracy"] <= 1
-            assert 0 <= scores["coverage"] <= 1
-            assert 0 < scores["distance_low"] <= scores["distance_median"]
-        assert one["ratios"]["accuracy"] == one["samples"]["accuracy"] / one["held_out"]["accuracy"]
-        assert "359 samples" in one["protocol"]
-    assert "guidance 2" in outcome.out
-    assert "real, held out" in outcome.out
-
-
-def test_evaluate_chooses_the_guidance_of_the_recipe(call: Call, broken: Path) -> None:
-    assert call("evaluate", broken, "-n", 359, "--steps", 1, "--device", "cpu").code == 0
-    assert [one["guidance"] for one in json.loads((broken / "evaluation.json").read_text())] == [1, 1.5]
-
-
-def test_evaluate_counts_evaluations(call: Call, broken: Path) -> None:
-    """Heun in 3 steps looks 5 times, twice as often with guidance."""
-    path = broken / "recipe.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "solver": {"kind": "heun"}}))
-    assert call("evaluate", broken, "-n", 359, "--steps", 3, "--guidance", 1, 2, "--device", "cpu").code == 0
-    assert [one["nfe_per_sample"] for one in json.loads((broken / "evaluation.json").read_text())] == [5, 10]
 
 
 @pytest.mark.parametrize("run", ["digits_run", "table_run", "points_run"])

@@ -109,7 +109,7 @@ def test_subset_passes_shape_classes_and_labels_on() -> None:
     source = InMemory(torch.arange(6).reshape(6, 1, 1, 1), torch.tensor([0, 1, 2, 0, 1, 2]), ("a", "b", "c"))
     part = Subset(source, np.array([5, 1]))
     assert (len(part), part.shape, part.classes) == (2, (1, 1, 1), ("a", "b", "c"))
-    x, labels = part.take(np.array([1, 0, 0]))
+    x, labels, *_ = part.take(np.array([1, 0, 0]))
     assert labels is not None
     assert (x.flatten().tolist(), labels.tolist()) == ([1, 5, 5], [1, 2, 2])
 
@@ -201,7 +201,7 @@ def test_points_are_not_augmented_as_pictures(augment: Augment) -> None:
 def test_points(shape: Shape) -> None:
     data = points(shape, count=4000)
     again = points(shape, count=4000)
-    (x, labels), (held_x, held_labels) = everything(data.train), everything(data.heldout)
+    (x, labels, *_), (held_x, held_labels, *_) = everything(data.train), everything(data.heldout)
     assert labels is not None
     assert held_labels is not None
     assert torch.equal(x, everything(again.train).x)
@@ -224,7 +224,7 @@ def test_points_have_unit_variance(shape: Shape) -> None:
 
 
 def test_checkerboard_has_empty_squares() -> None:
-    x, labels = everything(points("checkerboard", count=4000, noise=0.0).train)
+    x, labels, *_ = everything(points("checkerboard", count=4000, noise=0.0).train)
     assert labels is not None
     cells = ((x - x.min(0).values) / (x.max(0).values - x.min(0).values) * 4).floor().clamp(max=3).long()
     agrees = (cells.sum(1) % 2 == labels).float().mean()
@@ -245,7 +245,7 @@ def test_digits_are_the_real_ones() -> None:
     assert data.train.shape == (1, 8, 8)
     assert data.train.classes == tuple("0123456789")
     for part in data:
-        x, marks = everything(part)
+        x, marks, *_ = everything(part)
         assert marks is not None
         assert x.dtype == torch.uint8
         assert np.array_equal(np.round(x.flatten(1).numpy() * (16 / 255)), pixels[rows_of(part)])
@@ -277,7 +277,7 @@ def test_idx_files(tmp_path: Path, packed: bool, read: Callable[[str], Data], fi
     arrays = write_idx_set(tmp_path, packed)
     data = read(str(tmp_path))
     for part, pixels, labels in ((data.train, *arrays[:2]), (data.heldout, *arrays[2:])):
-        x, marks = everything(part)
+        x, marks, *_ = everything(part)
         assert marks is not None
         assert np.array_equal(x[:, 0].numpy(), pixels)
         assert np.array_equal(marks.numpy(), labels)
@@ -408,7 +408,7 @@ def write_cifar(root: Path, train_files: int = 2) -> tuple[Bytes, Bytes]:
 def test_cifar_files(tmp_path: Path, nested: bool) -> None:
     labels, pixels = write_cifar(tmp_path / "cifar-10-batches-bin" if nested else tmp_path)
     data = cifar10(str(tmp_path))
-    x, marks = everything(data.train)
+    x, marks, *_ = everything(data.train)
     assert marks is not None
     assert np.array_equal(x.numpy(), pixels)
     assert np.array_equal(marks.numpy(), labels)
@@ -811,7 +811,7 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     assert (listing.classes, listing.labels) == (("a", "b"), (0, 0, 1, 1))
     data = folder(str(tmp_path))
     for part in data:
-        x, labels = everything(part)
+        x, labels, *_ = everything(part)
         assert labels is not None
         assert [int(value in (1, 4)) for value in x[:, 0, 0, 0].tolist()] == labels.tolist()
     assert len(data.train) + len(data.heldout) == 4
@@ -1012,7 +1012,7 @@ def test_damaged_pictures_are_named_skipped_and_counted(tmp_path: Path) -> None:
     assert len(caught) == 1
     assert len(data.train) + len(data.heldout) == 4
     for part in data:  # labels must not slip when a row is left out
-        x, labels = everything(part)
+        x, labels, *_ = everything(part)
         assert labels is not None
         assert [value // 2 for value in x[:, 0, 0, 0].tolist()] == labels.tolist()
 
@@ -1069,7 +1069,7 @@ def test_streamed_rows_equal_those_in_memory(tmp_path: Path, monkeypatch: pytest
         for one, other in zip(streamed, kept, strict=True):
             assert (len(one), one.shape, one.classes) == (len(other), other.shape, other.classes)
             indices = np.array([*range(len(one)), 0, 0])[::-1].copy()
-            (x, labels), (kept_x, kept_labels) = one.take(indices), other.take(indices)
+            (x, labels, *_), (kept_x, kept_labels, *_) = one.take(indices), other.take(indices)
             assert labels is not None
             assert kept_labels is not None
             assert torch.equal(x, kept_x)
@@ -1093,7 +1093,7 @@ def test_a_damaged_streamed_picture_is_replaced(tmp_path: Path, monkeypatch: pyt
         assert isinstance(data.train, Streamed)
         assert data.train.files == tuple(files[row] for row in rows_of(plan.train))
         with pytest.warns(UserWarning, match=rf"skipped {files[victim]}") as caught:
-            x, labels = everything(data.train)
+            x, labels, *_ = everything(data.train)
         assert len(caught) == 1
         everything(data.train)  # a second warning would be an error here
         assert labels is not None

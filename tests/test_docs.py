@@ -51,6 +51,12 @@ def test_shell_lines_run(page: Path, home: Path) -> None:
             arguments += ["--data", "nowhere"]
             assert main([verb, *arguments]) == 2
             continue
+        if verb == "bench" and "--budget" in arguments:
+            arguments[arguments.index("--budget") + 1] = "3s"
+        if verb in ("bench", "compare"):
+            arguments += ["-n", "120"]
+        for many in {"50000", "1000"} & set(arguments):
+            arguments[arguments.index(many)] = "120"
         if verb == "train":
             if "--budget" in arguments:
                 arguments[arguments.index("--budget") + 1] = "3s"

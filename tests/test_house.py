@@ -18,7 +18,7 @@ FLOORS = [
     ["networks"],
     ["diffusion"],
     ["data"],
-    ["settings", "registry"],
+    ["settings", "conditions", "registry", "blueprint"],
     ["generation"],
     ["training"],
     ["run"],

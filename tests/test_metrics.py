@@ -462,10 +462,17 @@ def test_scores_of_different_protocols_cannot_be_compared(other: dict[str, objec
         a_score() - replace(a_score(), **other)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad", [{"low": 3.0}, {"n": 0}, {"ceiling": 1.0}, {"value": float("nan")}])
+@pytest.mark.parametrize("bad", [{"low": 3.0}, {"n": 0}, {"ceiling": float("inf")}, {"value": float("nan")}])
 def test_a_score_must_make_sense(bad: dict[str, float]) -> None:
     with pytest.raises(UserError):
         replace(a_score(), **bad)
+
+
+def test_a_score_may_have_no_interval_and_no_scale() -> None:
+    plain = replace(a_score(), low=None, high=None)
+    assert plain.position == 0.25
+    with pytest.raises(UserError, match="nothing can be told apart"):
+        _ = replace(plain, ceiling=1.0).position
 
 
 # ---------------------------------------------------------------------------------------------------- parity

@@ -120,7 +120,7 @@ def test_dit_attention_formula() -> None:
     ]
     middle = h + gate * block.out(torch.cat(heads, -1))
     expected = middle + gate2 * block.mlp(norm(middle) * (1 + scale2) + shift2)
-    torch.testing.assert_close(block(h, embedding), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block(h, embedding, None), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dit_heads_must_divide() -> None:

@@ -72,7 +72,7 @@ def test_a_state_is_the_same_to_the_last_bit(table_run: Path, precision: Precisi
 
 def test_steps_taken_one_by_one_leave_the_callers_gradients_on(flow: Run) -> None:
     sampler = flow.sampler()
-    steps = sampler.steps(0, sampler.labels(64))
+    steps = sampler.steps(0, sampler.condition(64))
     next(steps)
     between = torch.is_inference_mode_enabled()
     steps.close()  # type: ignore[attr-defined]
@@ -132,8 +132,8 @@ def test_labels_are_one_for_all_or_one_for_each_or_in_turn(flow: Run) -> None:
         (10, "label 10 is out of range.*0 to 9"),
         (-1, "label -1 is out of range"),
         ([0, 99], "label 99 is out of range"),
-        ([0, 1, 2], "3 labels do not fit 2 samples"),
-        ([], "0 labels do not fit 2 samples"),
+        ([0, 1, 2], "3 labels or prompts do not fit 2 samples"),
+        ([], "0 labels or prompts do not fit 2 samples"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(flow: Run, label: int | list[int], sentence: str) -> None:
@@ -144,9 +144,9 @@ def test_labels_that_do_not_fit_are_refused(flow: Run, label: int | list[int], s
 def test_an_unconditional_run_takes_neither_label_nor_guidance(unconditional_run: Path) -> None:
     run = load(unconditional_run, "cpu")
     assert run.sample(3).shape == (3, 1, 8, 8)
-    with pytest.raises(UserError, match="trained without classes: leave the label away"):
+    with pytest.raises(UserError, match="trained without classes or prompts: leave the label"):
         run.sample(3, 0)
-    with pytest.raises(UserError, match="guidance needs a model that was trained with classes"):
+    with pytest.raises(UserError, match="guidance needs a model that was trained with conditions"):
         run.sample(3, guidance=2)
 
 
@@ -159,7 +159,7 @@ def test_an_unconditional_run_takes_neither_label_nor_guidance(unconditional_run
 def test_every_solver_runs_on_every_grid(kind: str, solver: str, grid: str, request: pytest.FixtureRequest) -> None:
     run: Run = request.getfixturevalue(kind)
     sampler = run.sampler(solver=solver, grid=grid, steps=5)
-    steps = list(sampler.steps(0, sampler.labels(64)))
+    steps = list(sampler.steps(0, sampler.condition(64)))
     assert len(steps) == 5
     assert all(step.x.isfinite().all() for step in steps)
     assert all(step.s < step.t for step in steps)
@@ -171,7 +171,7 @@ def test_every_solver_runs_on_every_grid(kind: str, solver: str, grid: str, requ
 def test_a_velocity_solver_on_a_table_walks_the_edm_clock(table: Run) -> None:
     # there Euler is DDIM at the same noise levels
     euler, ddim = table.sampler(solver="euler", steps=10), table.sampler(solver="ddim", steps=10)
-    labels = euler.labels(64)
+    labels = euler.condition(64)
     last = [list(sampler.steps(0, labels))[-1].x for sampler in (euler, ddim)]
     torch.testing.assert_close(last[0], last[1], rtol=0, atol=2e-3)
     schedule = table.denoiser.schedule
@@ -369,7 +369,7 @@ def test_a_folder_that_does_not_exist_is_no_run(tmp_path: Path) -> None:
 def test_labels_of_numpy_are_labels(digits_run: Path) -> None:
     run = load(digits_run, "cpu")
     assert torch.equal(run.sample(2, np.int64(3)), run.sample(2, [3, 3]))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="labels are whole numbers"):
+    with pytest.raises(UserError, match="asked by labels, whole numbers"):
         run.sample(1, [3.9])  # type: ignore[list-item]
 
 
@@ -387,7 +387,7 @@ def test_naming_the_recipes_own_solver_keeps_its_options(digits_run: Path, broke
 def test_cfg_plus_plus_keeps_the_unconditional_noise_behind_clipping(flow: Run) -> None:
     sampler = flow.sampler(solver="ddim")
     plus = replace(sampler, settings=replace(sampler.settings, guidance_kind="cfg++", guidance=0.6))
-    labels = plus.labels(64)
+    labels = plus.condition(64)
     assert labels is not None
     x, t = 2 * torch.randn(64, 1, 8, 8), torch.tensor(0.7, dtype=torch.float64)
     embedder = flow.denoiser.embedder

@@ -153,8 +153,9 @@ def test_drawings_are_inside_and_of_the_palette(scene: Scene, side: int, seed: i
     border = np.ones((side, side), dtype=bool)
     border[1:-1, 1:-1] = False
     assert (picture[:, border] == BACKGROUND[0]).all()
-    shown = {tuple(pixel) for pixel in picture.reshape(3, -1).T.tolist()}
-    assert {COLOURS[thing.colour] for thing in scene.things} <= shown
+    shown = picture.reshape(3, -1).T.astype(int)
+    for thing in scene.things:  # the arms of a small cross may cover no pixel whole
+        assert (np.abs(shown - COLOURS[thing.colour]).max(1) <= 0.1 * 255).any()
     _, number = ndimage.label((picture != BACKGROUND[0]).any(0), np.ones((3, 3)))
     assert number == len(scene.things)
 
@@ -263,7 +264,7 @@ def test_each_shape_is_seen_on_each_side_of_each_relation() -> None:
 def test_a_row_is_a_function_of_its_number() -> None:
     source: Source = Shapes(count=50, objects=3, seed=2**63 + 1)
     assert (len(source), source.shape, source.classes) == (50, (3, 32, 32), ())
-    x, labels = source.take(np.array([7, 3, 7, 10**12]))
+    x, labels, *_ = source.take(np.array([7, 3, 7, 10**12]))
     assert labels is None
     assert (x[0] == x[2]).all()
     assert (source.take(np.array([3])).x[0] == x[1]).all()
@@ -274,7 +275,7 @@ def test_a_row_is_a_function_of_its_number() -> None:
 def test_captions_belong_to_their_pictures() -> None:
     source = Shapes(objects=3, side=64)
     rows = np.array([5, 2, 90, 5])
-    for picture, caption in zip(source.take(rows).x.numpy(), source.captions(rows), strict=True):
+    for picture, caption in zip(source.take(rows).x.numpy(), source.take(rows).captions, strict=True):
         assert matches(picture, parse(caption)).all
 
 

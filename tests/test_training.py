@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from conftest import MakeRecipe
+from unfog.blueprint import Recipe
 from unfog.data.source import Data, InMemory
 from unfog.errors import EnvironmentFailure, Stopped, UserError
 from unfog.generation import Sampler
 from unfog.recipes import recipe
-from unfog.registry import Recipe
 from unfog.run import load, resume, train
 from unfog.settings import AdamW, ExponentialAverage, PowerAverage
 from unfog.training import checkpoint, loop
@@ -78,7 +78,7 @@ def test_a_draw_is_a_function_of_seed_and_step(draws: Draws) -> None:
     for step, draw in forward.items():
         assert_draws_equal(draw, backward[step])
     other = dataclasses.replace(draws, seed=draws.seed + 1)(3)
-    for name in ("x0", "labels", "u", "noise"):
+    for name in ("x0", "condition", "u", "noise"):
         assert not torch.equal(getattr(forward[3], name), getattr(forward[0], name)), name
         assert not torch.equal(getattr(forward[3], name), getattr(other, name)), name
 
@@ -119,7 +119,7 @@ def test_an_epoch_shows_each_row_once(draws: Draws) -> None:
     rows = InMemory(torch.arange(64, dtype=torch.uint8).reshape(64, 1, 1, 1).repeat(1, 1, 8, 8), torch.arange(64))
     shuffle = dataclasses.replace(draws, source=rows)
     for epoch in (0, 3):
-        seen = [label for step in (2 * epoch, 2 * epoch + 1) for label in shuffle(step).labels.tolist()]  # type: ignore[union-attr]
+        seen = [label for step in (2 * epoch, 2 * epoch + 1) for label in shuffle(step).condition.tolist()]  # type: ignore[union-attr]
         assert sorted(seen) == list(range(64))
         assert seen != list(range(64))
 
@@ -870,7 +870,7 @@ def test_every_meaningful_pair_learns_and_samples(tiny: MakeRecipe, tmp_path: Pa
     assert sum(losses[-5:]) < sum(losses[:5])
     assert trainer.held_out_loss() < before
     sampler = Sampler.of(trainer.recipe, trainer.averaged.denoiser)
-    steps = list(sampler.steps(0, sampler.labels(sampler.settings.batch)))
+    steps = list(sampler.steps(0, sampler.condition(sampler.settings.batch)))
     assert len(steps) == 4
     for step in steps:
         assert step.x.isfinite().all()
@@ -942,7 +942,7 @@ def test_a_learned_variance_trains_and_samples(tmp_path: Path, network: str, sch
     assert all(math.isfinite(loss) for loss in losses)
     assert trainer.skipped == 0
     sampler = Sampler.of(trainer.recipe, trainer.averaged.denoiser)
-    steps = list(sampler.steps(0, sampler.labels(sampler.settings.batch)))
+    steps = list(sampler.steps(0, sampler.condition(sampler.settings.batch)))
     for step in steps:
         assert step.x.isfinite().all()
         assert step.prediction.variance_fraction is not None

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unfog.blueprint import Recipe
     from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Rescheduled
     from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, ClassifierGuided, autoguidance
     from unfog.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from unfog.diffusion.targets import Prediction, Target
     from unfog.errors import EnvironmentFailure, UserError
     from unfog.recipes import recipe
-    from unfog.registry import Recipe, part, register
+    from unfog.registry import part, register
     from unfog.run import Run, load, resume, train
 
 __version__ = "0.1.0"
@@ -32,7 +33,7 @@ _HOMES = {
     "Mixture": "diffusion.oracle",
     "MixtureDenoiser": "diffusion.oracle",
     "Prediction": "diffusion.targets",
-    "Recipe": "registry",
+    "Recipe": "blueprint",
     "Rescheduled": "diffusion.denoiser",
     "Run": "run",
     "Schedule": "diffusion.schedules",

@@ -6,14 +6,19 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from unfog import __version__
-from unfog.errors import EnvironmentFailure, Stopped, UserError, unknown
+from unfog.errors import EnvironmentFailure, Stopped, UserError
+
+if TYPE_CHECKING:
+    from unfog.conditions import Asked
+    from unfog.run import Run
 
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")]
+Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT")]
 Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
 
 
@@ -83,6 +88,9 @@ def sample(
     *,
     n: Count = 64,
     label: str | None = None,
+    prompt: Prompts = (),
+    values: tuple[float, ...] = (),
+    image: Path | None = None,
     solver: str | None = None,
     steps: int | None = None,
     grid: str | None = None,
@@ -99,11 +107,16 @@ def sample(
       unfog sample runs/digits -n 64
       unfog sample runs/digits -n 16 --label 3 --guidance 1.5 --seed 7 --out threes
       unfog sample runs/digits --solver ddim --steps 50
+      unfog sample runs/shapes -n 16 --prompt "a small red circle above a large blue square"
+      unfog sample runs/mnist -n 50000 --out many      (stop it, say it again, and it goes on)
 
     Args:
         run: Run folder.
         n: Number of samples.
-        label: Class to draw, by its name or its number; all classes in turn if left away.
+        label: Class to draw, by its name or its number; all classes in turn if left away. Several labels with commas.
+        prompt: Text to draw; given several times, in turn; some held-out captions in turn if left away.
+        values: Numbers to draw, for models that are told some.
+        image: Picture, or folder of them in turn, for models that are told one (to colour, enlarge or fill).
         solver: ddim, dpmpp-2m, unipc or any other (see the README); the recipe's if left away.
         steps: Steps of the solver.
         grid: uniform, karras, trailing or any other; the recipe's if left away.
@@ -113,39 +126,20 @@ def sample(
         device: cpu, cuda, cuda:1, mps, or auto.
         precision: Arithmetic of the network.
     """
-    from unfog.data.pictures import save_picture, sheet, tile
-    from unfog.files import disk, write_whole
-    from unfog.run import load
+    import signal
+
+    from rich.console import Console
+
+    from unfog.run import load, sample_into
 
     folder = _folder(out or run / "samples" / f"seed-{seed}")
     loaded = load(run, device, precision)
-    chosen = _label(label, loaded.recipe.classes)
-    samples = loaded.sample(n, chosen, solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
-    classes = len(loaded.recipe.classes)
-    columns = max(1, round(n**0.5))
-    if label is None and 1 < classes <= 16:  # so that each column is one class
-        columns = classes * max(1, round(columns / classes))
-    settings = {
-        "n": n,
-        "label": chosen,
-        "solver": solver,
-        "steps": steps,
-        "grid": grid,
-        "guidance": guidance,
-        "seed": seed,
-    }
-    with disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "sampling.json").exists():  # an earlier request's pictures must not stand among these
-            for old in folder.glob("[0-9]" * 5 + ".png"):
-                old.unlink()
-        write_whole(folder / "sampling.json", json.dumps({"run": str(run), **settings}, indent=1).encode())
-        save_picture(sheet(samples, columns), folder / "sheet.png")
-        if samples.ndim == 2:
-            (folder / "points.csv").write_text("".join(f"{','.join(map(str, row))}\n" for row in samples.tolist()))
-        else:
-            for index, picture in enumerate(samples):
-                save_picture(tile(picture[None], 1, gap=0), folder / f"{index:05}.png")
+    sampler = loaded.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
+    asked = _asked(loaded, n, label, prompt, values, image)
+    try:
+        sample_into(folder, loaded, sampler, n, asked, replace=out is None, console=Console(stderr=True))
+    except KeyboardInterrupt:
+        raise Stopped("stopped: the same command goes on where this one was", signal.SIGINT) from None
     print(f"{n} samples: {folder / 'sheet.png'}")
 
 
@@ -155,6 +149,9 @@ def film(
     *,
     n: Count = 8,
     label: str | None = None,
+    prompt: Prompts = (),
+    values: tuple[float, ...] = (),
+    image: Path | None = None,
     solver: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -172,7 +169,10 @@ def film(
     Args:
         run: Run folder.
         n: Samples in the animation; the strip shows the first three.
-        label: Class to draw, by its name or its number; all classes in turn if left away.
+        label: Class to draw, by its name or its number; all classes in turn if left away. Several labels with commas.
+        prompt: Text to draw; given several times, in turn; some held-out captions in turn if left away.
+        values: Numbers to draw, for models that are told some.
+        image: Picture, or folder of them in turn, for models that are told one (to colour, enlarge or fill).
         solver: ddim, dpmpp-2m, unipc or any other (see the README); the recipe's if left away.
         steps: Steps of the solver, one frame for each and one for the start.
         guidance: Scale of classifier-free guidance; 1 is off.
@@ -188,7 +188,7 @@ def film(
     folder = _folder(out or run / "film")
     loaded = load(run, device)
     sampler = loaded.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed)
-    strip, frames = shoot(loaded, sampler, n, _label(label, loaded.recipe.classes))
+    strip, frames = shoot(loaded, sampler, n, _asked(loaded, n, label, prompt, values, image))
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_picture(strip, folder / "strip.png")
@@ -200,38 +200,49 @@ def evaluate(
     run: tyro.conf.Positional[Path],
     /,
     *,
-    n: Count = 1000,
+    n: Count = 5000,
     guidance: tuple[float, ...] = (),
     steps: int | None = None,
+    batch: int = 256,
+    inception: Path | None = None,
+    dinov2: Path | None = None,
     likelihood: int | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
-    """Measure class-conditional samples beside real held-out data, and write RUN/evaluation.json.
+    """Measure samples beside real held-out data and noise: fidelity, diversity, adherence, copies, loss by noise level.
 
-    A support-vector classifier fitted on real training rows reads the samples; distances to the nearest
-    training row show copies, coverage shows what is missing. With --likelihood the bits per dimension of real rows
-    are measured instead, and written to RUN/likelihood.json.
+    Writes RUN/evaluation.json, and in RUN/evaluation, of the last guidance, samples.png (samples above held-out rows)
+    and memorisation.png (samples above the training rows nearest to them), and levels.png. The classifier that reads
+    the samples is trained once, on the run's own training rows, and kept in the cache. With --likelihood the bits per
+    dimension of real rows are measured instead, and written to RUN/likelihood.json.
 
     For example:
 
-      unfog evaluate runs/digits
-      unfog evaluate runs/digits -n 1000 --guidance 1 1.5
+      unfog evaluate runs/digits -n 1000
+      unfog evaluate runs/mnist --guidance 1 1.5 2
       unfog evaluate runs/digits --likelihood 64
 
     Args:
         run: Run folder.
-        n: Number of samples, at least as many as held-out rows.
+        n: Number of samples; compared in blocks of as many as there are held-out rows.
         guidance: Scales of classifier-free guidance to measure, 1 is off; 1 and the recipe's if left away.
         steps: Steps of the solver.
+        batch: Pictures that go through an extractor of features at a time; no part of the result.
+        inception: Weights of Inception-v3, to measure in its features too (needs torch-fidelity).
+        dinov2: Folder with DINOv2, to measure in its features too (needs transformers).
         likelihood: Rows of each split whose likelihood is measured, instead of samples.
         seed: Seed of the noise.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
+    from rich.console import Console
+
     from unfog.evaluation.density import density
-    from unfog.evaluation.report import Judge, table
+    from unfog.evaluation.judge import Judge
+    from unfog.evaluation.levels import measure_levels
+    from unfog.evaluation.report import draw_sheets, table, to_json
     from unfog.evaluation.report import evaluate as measure
-    from unfog.files import write_whole
+    from unfog.files import disk, write_whole
     from unfog.run import load
 
     loaded = load(run, device)
@@ -242,12 +253,146 @@ def evaluate(
         print(bits.table())
         print(f"written: {run / 'likelihood.json'}")
         return
-    judge = Judge(*data)
     scales = guidance or sorted({1.0, loaded.recipe.sampling.options["guidance"]})
+    for scale in scales:  # a mistake shows before the minutes are spent
+        loaded.sampler(guidance=scale, steps=steps)
+    codec, console = loaded.recipe.build_codec(), Console(stderr=True)
+    judge = Judge(data, codec, n, batch=batch, seed=seed, console=console, inception=inception, dinov2=dinov2)
     found = [measure(loaded, judge, n, guidance=scale, steps=steps, seed=seed) for scale in scales]
-    write_whole(run / "evaluation.json", json.dumps([one.to_json() for one in found], indent=1).encode())
-    print(table(found))
-    print(f"written: {run / 'evaluation.json'}")
+    levels = measure_levels(loaded, judge, seed)
+    folder = run / "evaluation"
+    with disk(folder):
+        folder.mkdir(exist_ok=True)
+    draw_sheets(found[-1], judge, folder)
+    levels.draw(folder / "levels.png")
+    write_whole(run / "evaluation.json", to_json(found, judge, levels).encode())
+    print(table(found, judge))
+    print(f"written: {run / 'evaluation.json'}, and pictures: {folder}")
+
+
+def bench(
+    run: tyro.conf.Positional[Path | None] = None,
+    /,
+    *,
+    solvers: tuple[str, ...] = (),
+    grids: tuple[str, ...] = (),
+    guidance: tuple[float, ...] = (),
+    nfe: tuple[int, ...] = (),
+    save: bool = False,
+    schedules: str | None = None,
+    data: str | None = None,
+    budget: str | None = None,
+    out: Path | None = None,
+    n: Count = 1000,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Measure quality against network evaluations, and recommend how to sample a run; or compare schedules.
+
+    Every combination is sampled from the same noises. A table, RUN/bench/bench.png and bench.json tell the Fréchet
+    distances; what was measured before is not measured again. With --schedules, one small model is trained on each
+    schedule instead, alike but for that, and all are ranked.
+
+    For example:
+
+      unfog bench runs/mnist
+      unfog bench runs/mnist --solvers dpmpp-2m unipc --grids uniform karras --guidance 1 2 --save
+      unfog bench --schedules linear,quadratic,cosine,flow --data digits --budget 2m
+
+    Args:
+        run: Run folder.
+        solvers: Solvers to measure; eight of them if left away.
+        grids: Grids to measure them on; the recipe's if left away.
+        guidance: Scales of classifier-free guidance; 1, which is off, if left away.
+        nfe: Network evaluations for each sample; 5 8 10 15 20 35 if left away.
+        save: Store the recommended setting in the run folder, so that `unfog sample` uses it.
+        schedules: Schedules to train on, between commas.
+        data: Recipe to train on them; digits if left away.
+        budget: Time for the first schedule, 2m if left away; the others see as many images.
+        out: Folder for their runs; runs/schedules if left away.
+        n: Samples of each.
+        seed: Seed of the noise.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from rich.console import Console
+
+    from unfog.evaluation import bench as measure
+    from unfog.run import load
+
+    console = Console(stderr=True)
+    of_runs: dict[str, object] = {"a run": run, "--solvers": solvers, "--grids": grids, "--guidance": guidance}
+    misplaced: dict[str, object] = {"--data": data, "--budget": budget, "--out": out}
+    if schedules is not None:
+        misplaced = {**of_runs, "--nfe": nfe, "--save": save}
+    for name, value in misplaced.items():
+        if value:
+            why = "goes with --schedules only" if schedules is None else "does not go with --schedules, which trains"
+            raise UserError(f"{name} {why}: leave it away")
+    if schedules is not None:
+        from unfog.recipes import recipe
+
+        folder, seconds, base = (
+            _folder(out or Path("runs/schedules")),
+            _seconds(budget or "2m"),
+            recipe(data or "digits"),
+        )
+        kinds = schedules.split(",")
+        ranking = measure.schedules(base, kinds, folder, seconds, count=n, seed=seed, device=device, console=console)
+        print(ranking.write(folder))
+        return
+    if run is None:
+        raise UserError("name a run folder to measure, or the --schedules to train on")
+    loaded = load(run, device)
+    settings = (solvers, grids, guidance, nfe)
+    found = measure.bench(loaded, *settings, count=n, seed=seed, console=console)
+    print(found.write(run / "bench"))
+    if save:
+        measure.save(loaded, found.recommended)
+        print(f"stored in {run / 'recipe.json'}: `unfog sample {run}` uses the recommended setting now")
+    else:
+        print("(--save stores the recommended setting in the run folder, so that `unfog sample` uses it)")
+
+
+def compare(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    *,
+    n: Count = 1000,
+    guidance: float | None = None,
+    steps: int | None = None,
+    solver: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Put models side by side on the same noises: a sheet, and the differences of their scores with intervals.
+
+    A folder that holds several run folders counts as one model, trained with several seeds.
+
+    For example:
+
+      unfog compare runs/cosine runs/flow
+      unfog compare runs/small runs/large runs/larger --guidance 1.5 --steps 20
+
+    Args:
+        runs: Run folders, or folders of run folders; the others are compared with the first.
+        n: Samples of each run.
+        guidance: Scale of classifier-free guidance; the first recipe's if left away, as all that follow.
+        steps: Steps of the solver.
+        solver: ddim, dpmpp-2m, unipc or any other.
+        seed: Seed of the noise.
+        out: Folder for sheet.png and comparison.json; `compare` beside the runs if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from rich.console import Console
+
+    from unfog.evaluation import compare as sides
+
+    models, names = sides.load_alike(runs, device), [str(path) for path in runs]
+    folder = _folder(out or sides.common_parent(runs) / "compare")
+    console = Console(stderr=True)
+    found = sides.compare(models, names, n, solver, steps, guidance, seed=seed, console=console)
+    print(found.write(folder))
 
 
 def verify(*, json: Path | None = None, peers: bool = False) -> None:
@@ -310,14 +455,24 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _label(text: str | None, classes: tuple[str, ...]) -> int | None:
-    """Return the number of a class that is given by its name or its number."""
-    if text is None or text in classes:
-        return None if text is None else classes.index(text)
-    try:
-        return int(text)
-    except ValueError:
-        raise unknown("label", text, classes) from None
+def _asked(
+    run: "Run", n: int, label: str | None, prompt: tuple[str, ...], values: tuple[float, ...], image: Path | None
+) -> "Asked":
+    """Return what is asked for, in the form that the model's kind of condition takes."""
+    given = {"--label": label, "--prompt": prompt or None, "--values": values or None, "--image": image}
+    options = [name for name, value in given.items() if value is not None]
+    kind = run.recipe.conditioning.kind
+    takes = {"classes": "--label", "labels": "--label", "text": "--prompt", "values": "--values", "image": "--image"}
+    if options and options != [takes.get(kind)]:
+        instead = f"ask it by {takes[kind]}" if kind in takes else "ask it for nothing"
+        raise UserError(f"{' and '.join(options)} cannot be asked of this model (conditioning={kind}): {instead}")
+    if image is not None:
+        from unfog.data.folder import pictures_at
+
+        return run.recipe.build_codec().encode(pictures_at(image, run.recipe.known.shape))
+    if len(prompt) > 1:
+        return [prompt[place % len(prompt)] for place in range(n)]
+    return prompt[0] if prompt else values or label
 
 
 def _seconds(text: str) -> float:
@@ -338,6 +493,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "film": film,
     "evaluate": evaluate,
+    "bench": bench,
+    "compare": compare,
     "verify": verify,
     "recipes": recipes,
 }

@@ -1,12 +1,13 @@
-"""From a denoiser to samples: fixed batches, one stream of noise for each sample, labels and guidance."""
+"""From a denoiser to samples: fixed batches, one stream of noise for each sample, conditions and guidance."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import index
 
 import torch
 from torch import Tensor
 
+from unfog.blueprint import Recipe
+from unfog.conditions import Asked, Conditioning, Known
 from unfog.data.codecs import Codec
 from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Rescheduled, edm_clock
 from unfog.diffusion.grids import Grid
@@ -15,8 +16,8 @@ from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import Schedule
 from unfog.diffusion.solvers import Ancestral, Solver, Step
 from unfog.errors import UserError
+from unfog.networks.conditioning import ClassEmbedding
 from unfog.randomness import normal
-from unfog.registry import Recipe
 from unfog.settings import Sampling
 
 
@@ -26,70 +27,73 @@ class Sampler:
 
     Attributes:
         denoiser: The model.
-        shape: Shape of one sample.
         codec: Maps samples back to what is stored.
         solver: The rule of one step.
         grid: Places the steps.
         settings: Steps, guidance, clipping and batch.
+        conditioning: Reads what is asked for.
+        known: What the model knows of its data.
         seed: Seed of the noise.
     """
 
     denoiser: Denoiser
-    shape: tuple[int, ...]
     codec: Codec
     solver: Solver
     grid: Grid
     settings: Sampling
+    conditioning: Conditioning
+    known: Known
     seed: int = 0
 
     @classmethod
     def of(cls, recipe: Recipe, denoiser: Denoiser, seed: int = 0) -> "Sampler":
         """Return the sampler that a recipe describes."""
-        assert recipe.shape is not None
-        settings: Sampling = recipe.sampling.build()
-        solver, grid = recipe.solver.build(), recipe.grid.build()
-        return cls(denoiser, recipe.shape, recipe.build_codec(), solver, grid, settings, seed)
+        return cls(
+            denoiser,
+            recipe.build_codec(),
+            recipe.solver.build(),
+            recipe.grid.build(),
+            recipe.sampling.build(),
+            recipe.conditioning.build(),
+            recipe.known,
+            seed,
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.known.shape
 
     @property
     def classes(self) -> int:
-        """Number of classes of the model; 0 if it is unconditional."""
-        return self.denoiser.embedder.classes if self.denoiser.embedder else 0
+        """Number of classes that the model is told one of; 0 if it is told something else, or nothing."""
+        return len(self.known.classes) if isinstance(self.denoiser.embedder, ClassEmbedding) else 0
 
-    def labels(self, count: int, label: int | Sequence[int] | None = None) -> Tensor | None:
-        """Return the label of each sample: as asked, else the classes in turn; None for unconditional models.
+    def condition(self, count: int, asked: Asked = None) -> Tensor | None:
+        """Return what the model is told of each sample, `(count, ...)`; None for unconditional models.
 
-        Raises: UserError: If a label is out of range or the model knows no classes.
+        Args:
+            count: Number of samples.
+            asked: What they shall show: one thing for all or one for each: classes, prompts, values or pictures, as
+                the model was trained; None asks for all classes, or some held-out captions, in turn.
+
+        Raises: UserError: If the model cannot take what is asked.
         """
-        if not self.classes:
-            if label is not None:
-                raise UserError("this model was trained without classes: leave the label away")
-            return None
-        wanted = [place % self.classes for place in range(count)] if label is None else label
-        try:
-            given = [index(one) for one in wanted] if isinstance(wanted, Iterable) else [index(wanted)] * count
-        except TypeError:
-            raise UserError(f"labels are whole numbers, not {label!r}") from None
-        chosen = torch.tensor(given, dtype=torch.long)
-        if len(chosen) != count:
-            raise UserError(f"{len(chosen)} labels do not fit {count} samples")
-        for value in chosen.tolist():
-            if not 0 <= value < self.classes:
-                raise UserError(f"the label {value} is out of range: this model knows 0 to {self.classes - 1}")
-        return chosen
+        return self.conditioning.ask(self.known, asked, count)
 
-    def denoise(self, labels: Tensor | None) -> tuple[Denoise, Tensor]:
-        """Return the wrapped denoiser for one batch of labels, and the times at which to call it.
+    def denoise(self, condition: Tensor | None) -> tuple[Denoise, Tensor]:
+        """Return the wrapped denoiser for the condition of one batch, and the times at which to call it.
 
         A velocity solver on a table, which has no rates, works on the EDM clock at the same noise levels.
         """
         denoise: Denoise = Conditioned(self.denoiser, None)
-        labels = None if labels is None else labels.to(next(self.denoiser.parameters()).device)
-        if self.denoiser.embedder is not None and labels is not None:
-            free = Conditioned(self.denoiser, self.denoiser.embedder.null(len(labels)))
-            denoise = self._guided(Conditioned(self.denoiser, self.denoiser.embedder(labels)), free)
+        if self.denoiser.embedder is not None and condition is not None:
+            told = self.denoiser.embedder(condition.to(next(self.denoiser.parameters()).device))
+            free = Conditioned(self.denoiser, self.denoiser.embedder.null(len(condition)))
+            denoise = self._guided(Conditioned(self.denoiser, told), free)
         elif self.settings.guidance != 1:
             raise UserError(
-                "guidance needs a model that was trained with classes: set it to 1 (sampling.guidance=1 in a recipe)"
+                "guidance needs a model that was trained with conditions: set it to 1 (sampling.guidance=1 in a recipe)"
             )
         if self.settings.clip and self.codec.bounds is not None:
             denoise = Clipped(denoise, *self.codec.bounds, keep_eps=self.settings.guidance_kind == "cfg++")
@@ -120,12 +124,12 @@ class Sampler:
         return (schedule.sigma(t) * start).to(next(self.denoiser.parameters()).device)
 
     @torch.inference_mode()  # as a decorator it is off while the caller holds a step
-    def steps(self, first: int, labels: Tensor | None) -> Iterator[Step]:
+    def steps(self, first: int, condition: Tensor | None) -> Iterator[Step]:
         """Yield the steps of one full batch: samples `first` to `first + batch - 1`.
 
         Args:
             first: Number of the first sample.
-            labels: A label for each sample of the batch, or None.
+            condition: What each sample of the batch is told, or None.
 
         Yields: The steps, in the space of the diffusion.
         """
@@ -133,40 +137,40 @@ class Sampler:
         def noise(step: int, like: Tensor) -> Tensor:
             return normal(self.seed, "step", step, first, self.settings.batch, self.shape).to(like.device)
 
-        denoise, times = self.denoise(labels)
+        denoise, times = self.denoise(condition)
         x = self.start(first, denoise.schedule, times[0])
         yield from trajectory(denoise, x, times, self.solver, noise=noise)
 
-    def batches(self, count: int, label: int | Sequence[int] | None = None) -> Iterator[Tensor]:
-        """Yield samples 0 to `count` - 1 in batches, decoded, on the CPU."""
-        labels = self.labels(count, label)
-        for first in range(0, count, self.settings.batch):
+    def batches(self, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
+        """Yield samples 0 to `count` - 1 under a condition in batches on the CPU, but for the first `skip`."""
+        for first in range(skip * self.settings.batch, count, self.settings.batch):
             size = min(self.settings.batch, count - first)
-            for step in self.steps(first, self._padded(labels, first)):
+            for step in self.steps(first, self._padded(condition, first)):
                 x = step.x
             yield self.codec.decode(x[:size]).cpu()
 
-    def _padded(self, labels: Tensor | None, first: int) -> Tensor | None:
-        """Return the labels of one batch, the last one repeated to fill it."""
-        if labels is None:
+    def _padded(self, condition: Tensor | None, first: int) -> Tensor | None:
+        """Return the condition of one batch, the last one repeated to fill it."""
+        if condition is None:
             return None
-        rows = torch.arange(first, first + self.settings.batch).clamp(max=len(labels) - 1)
-        return labels[rows]
+        return condition[torch.arange(first, first + self.settings.batch).clamp(max=len(condition) - 1)]
 
-    def __call__(self, count: int, label: int | Sequence[int] | None = None) -> Tensor:
+    def __call__(self, count: int, asked: Asked = None, *, condition: Tensor | None = None) -> Tensor:
         """Return `count` samples, `(count, *shape)`, as stored: uint8 for pictures.
 
         Args:
             count: Number of samples.
-            label: One label for all, one for each, or None for all classes in turn.
+            asked: What they shall show, see `condition`.
+            condition: That as the model is told it, `(count, ...)`, where it is known already.
 
-        Raises: UserError: If `count` is below 1 or a label is out of range.
+        Raises: UserError: If `count` is below 1, or the model cannot take what is asked.
         """
         if count < 1:
             raise UserError(f"the number of samples must be 1 or more, not {count}")
-        return torch.cat(list(self.batches(count, label)))
+        told = self.condition(count, asked) if condition is None else condition
+        return torch.cat(list(self.batches(told, count)))
 
-    def film(self, count: int, label: int | Sequence[int] | None = None) -> list[tuple[Tensor, Tensor]]:
+    def film(self, count: int, asked: Asked = None) -> list[tuple[Tensor, Tensor]]:
         """Return the decoded (x_t, predicted x0) of samples 0 to `count` - 1 at every time of the grid.
 
         Returns: One pair for each time, each part `(count, *shape)`; at the last time both are the sample.
@@ -174,10 +178,10 @@ class Sampler:
         """
         if not 1 <= count <= self.settings.batch:
             raise UserError(f"a film shows 1 to {self.settings.batch} samples, not {count}")
-        labels = self._padded(self.labels(count, label), 0)
-        denoise, times = self.denoise(labels)
+        condition = self._padded(self.condition(count, asked), 0)
+        denoise, times = self.denoise(condition)
         x, moments = self.start(0, denoise.schedule, times[0]), []
-        for step in self.steps(0, labels):
+        for step in self.steps(0, condition):
             moments.append((self._shown(x, denoise.schedule, step.t), step.prediction.x0))
             x = step.x
         moments.append((x, x))

@@ -1,21 +1,28 @@
 """A run folder is a model: train one, load it, sample from it."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
-from unfog.data.pictures import enlargement, row_of, scatter, tile
+from unfog.blueprint import Recipe
+from unfog.conditions import Asked
+from unfog.data.pictures import enlargement, read_picture, row_of, save_picture, scatter, sheet, tile
 from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import EnvironmentFailure, UserError
-from unfog.files import disk
+from unfog.files import disk, write_whole
 from unfog.generation import Sampler
-from unfog.registry import Recipe, part
+from unfog.registry import part
 from unfog.settings import Precision
 from unfog.training.checkpoint import load_into, read_tensors
 from unfog.training.loop import Budget, write_recipe
@@ -23,6 +30,9 @@ from unfog.training.loop import train as run_loop
 from unfog.training.machine import arithmetic, choose_device, choose_precision, place
 from unfog.training.metrics import draw_losses
 from unfog.training.trainer import Trainer
+
+SHEET = 400
+"""Samples on a sheet, at most."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Run:
     def sample(
         self,
         count: int,
-        label: int | Sequence[int] | None = None,
+        condition: Asked = None,
         *,
         solver: str | None = None,
         steps: int | None = None,
@@ -86,7 +96,8 @@ class Run:
 
         Args:
             count: Number of samples.
-            label: One class for all, one for each, or None for all classes in turn.
+            condition: What they shall show, one thing for all or one for each: a class, a prompt, values, or a picture,
+                as the model was trained; None asks for all classes, or some held-out captions, in turn.
             solver: Name of a solver, for instance `"ddim"`; the recipe's if None.
             steps: Number of steps; the recipe's if None.
             grid: Name of a grid; the recipe's if None.
@@ -98,7 +109,17 @@ class Run:
         """
         sampler = self.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
         with self.arithmetic():
-            return sampler(count, label)
+            return sampler(count, condition)
+
+    def batches(self, sampler: Sampler, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
+        """Yield the batches of a sampler in the run's arithmetic, see `Sampler.batches`."""
+        drawn = sampler.batches(condition, count, skip)
+        while True:
+            with self.arithmetic():
+                batch = next(drawn, None)
+            if batch is None:
+                return
+            yield batch
 
     def arithmetic(self) -> AbstractContextManager[object]:
         """Return the context in which the network computes."""
@@ -218,19 +239,19 @@ def _train(trainer: Trainer, budget: Budget | None, console: Console | None) -> 
     return load(trainer.folder, str(trainer.device), trainer.precision)
 
 
-def film(run: Run, sampler: Sampler, count: int, label: int | None) -> tuple[Image.Image, list[Image.Image]]:
+def film(run: Run, sampler: Sampler, count: int, condition: Asked) -> tuple[Image.Image, list[Image.Image]]:
     """Draw the denoising: x_t above the predicted x0, over time.
 
     Args:
         run: The run.
         sampler: Draws the samples.
         count: Number of samples in the animation; the strip shows the first three.
-        label: Their class, or None.
+        condition: What they shall show.
 
     Returns: The strip, eight moments from left to right, and the frames of the animation.
     """
     with run.arithmetic():
-        moments = sampler.film(count, label)
+        moments = sampler.film(count, condition)
     picked = [moments[round(index * (len(moments) - 1) / 7)] for index in range(8)]
     if len(sampler.shape) == 1:
         frames = [row_of([scatter(x), scatter(x0)]) for x, x0 in moments]
@@ -238,3 +259,86 @@ def film(run: Run, sampler: Sampler, count: int, label: int | None) -> tuple[Ima
     enlarge = enlargement(min(sampler.shape[1:]), 64)
     rows = [moment[kind][sample] for sample in range(min(count, 3)) for kind in (0, 1) for moment in picked]
     return tile(torch.stack(rows), 8, enlarge), [tile(torch.cat(moment), count, enlarge) for moment in moments]
+
+
+def sample_into(
+    folder: Path, run: Run, sampler: Sampler, count: int, asked: Asked, *, replace: bool, console: Console
+) -> None:
+    """Write samples 0 to `count` - 1 as a PNG each, `sampling.json` and a sheet; go on where an earlier call stopped.
+
+    Args:
+        folder: Where to; made if it is not there.
+        run: The run.
+        sampler: Draws the samples.
+        count: Number of samples.
+        asked: What they shall show.
+        replace: Whether the pictures of another request may be removed.
+        console: Shows the progress of requests of more than one batch.
+
+    Raises: UserError: If the folder holds another request, or the model cannot take what is asked.
+        Stopped: After Ctrl-C.
+    """
+    if count < 1:
+        raise UserError(f"the number of samples must be 1 or more, not {count}")
+    condition = sampler.condition(count, asked)
+    with (run.path / "model.safetensors").open("rb") as file:
+        model = hashlib.file_digest(file, "sha256").hexdigest()
+    request = {
+        "model": model[:16],
+        "asked": asked if not isinstance(asked, Tensor) else hashlib.sha256(asked.numpy().tobytes()).hexdigest()[:16],
+        **{name: repr(getattr(sampler, name)) for name in ("solver", "grid", "settings")},
+        "seed": sampler.seed,
+        "precision": run.precision,
+    }
+    earlier = _earlier(folder / "sampling.json")
+    same = {name: earlier.get(name) for name in request} == json.loads(json.dumps(request))
+    if earlier and not same and not replace:
+        raise UserError(f"{folder} holds the pictures of another request (its sampling.json): choose another --out")
+    done = {int(file.stem): file for file in folder.glob("*.png") if earlier and re.fullmatch(r"\d{5,}", file.stem)}
+    for number in [number for number in done if not same or number >= count]:
+        done.pop(number).unlink()
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "sampling.json", json.dumps({"n": count, **request}, indent=1).encode())
+    size = sampler.settings.batch
+    skip = next((first // size for first in range(0, count, size) if not _all_there(done, first, count, size)), None)
+    if len(sampler.shape) == 1:
+        points = torch.cat(list(run.batches(sampler, condition, count)))
+        lines = "".join(f"{','.join(map(str, row))}\n" for row in points.tolist())
+        write_whole(folder / "points.csv", lines.encode())
+        save_picture(sheet(points, 1), folder / "sheet.png")
+        return
+    if skip is not None:
+        batches = -(-count // size)
+        if skip:
+            console.print(f"going on after {skip * size} of {count} samples")
+        drawn = run.batches(sampler, condition, count, skip)
+        quiet = batches == 1
+        shown = track(drawn, "sampling", total=batches - skip, console=console, disable=quiet, transient=True)
+        for number, pictures in enumerate(shown, skip):
+            for place, picture in enumerate(pictures, number * size):
+                save_picture(tile(picture[None], 1, gap=0), folder / f"{place:05}.png")
+    channels = 3 if sampler.shape[0] == 3 else 1
+    first = [
+        read_picture(folder / f"{place:05}.png", channels, *sampler.shape[1:]) for place in range(min(count, SHEET))
+    ]
+    columns = max(1, round(len(first) ** 0.5))
+    if asked is None and 1 < sampler.classes <= 16:  # so that each column is one class
+        columns = sampler.classes * max(1, round(columns / sampler.classes))
+    save_picture(sheet(torch.from_numpy(np.stack(first)), columns), folder / "sheet.png")
+
+
+def _all_there(done: Mapping[int, Path], first: int, count: int, size: int) -> bool:
+    """Return whether all pictures of a batch are written."""
+    return all(place in done for place in range(first, min(first + size, count)))
+
+
+def _earlier(where: Path) -> dict[str, object]:
+    """Return the request that a folder holds, empty if there is none; a damaged one is another request."""
+    if not where.is_file():
+        return {}
+    try:
+        found = json.loads(where.read_text(encoding="utf-8", errors="replace"))
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) and found else {"damaged": True}

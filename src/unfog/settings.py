@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from unfog.errors import UserError
-from unfog.networks.conditioning import ClassEmbedding
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -112,36 +111,6 @@ class ExponentialAverage:
     def share(self, step: int, batch: int) -> float:
         """Return the share of the new weights."""
         return float(1 - 0.5 ** (batch / min(self.half_life, 0.1 * step * batch)))
-
-
-@dataclass(frozen=True)
-class ClassConditioning:
-    """The model is told the class, and learns to do without it.
-
-    Attributes:
-        dropout: Share of the labels that are forgotten in training; guidance needs some.
-    """
-
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Check the share."""
-        if not 0 <= self.dropout <= 1:
-            raise UserError(f"conditioning.dropout is a share between 0 and 1, not {self.dropout}")
-
-    def build(self, classes: int, dim: int) -> ClassEmbedding | None:
-        """Return the embedder, or None where the data have no classes."""
-        return ClassEmbedding(classes, dim) if classes else None
-
-
-@dataclass(frozen=True)
-class NoConditioning:
-    """The model is told nothing, whatever the data know."""
-
-    dropout: ClassVar[float] = 0.0
-
-    def build(self, classes: int, dim: int) -> None:
-        """Return no embedder."""
 
 
 @dataclass(frozen=True)

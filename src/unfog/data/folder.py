@@ -2,13 +2,13 @@
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,15 @@ IN_MEMORY = 1 << 30
 """Sets of at most this many bytes are decoded once and kept; larger ones stream through processes."""
 
 
+class Told(NamedTuple):
+    """What is known of some files, as `InMemory` takes it."""
+
+    labels: torch.Tensor | None
+    classes: tuple[str, ...]
+    captions: tuple[str, ...] | None
+    values: torch.Tensor | None
+
+
 @dataclass(frozen=True)
 class Listing:
     """What a folder holds.
@@ -29,23 +38,33 @@ class Listing:
     Attributes:
         root: The folder.
         files: Paths of the pictures below `root`, sorted.
-        labels: Class number of each file, or None where there are no classes.
+        labels: Class number of each file, or which labels hold where a file has several, or None.
         classes: Names of the classes.
         captions: A text for each file where `metadata.jsonl` gives them.
+        values: Numbers for each file, likewise.
     """
 
     root: Path
     files: tuple[str, ...]
-    labels: tuple[int, ...] | None
+    labels: tuple[int, ...] | tuple[tuple[bool, ...], ...] | None
     classes: tuple[str, ...]
     captions: tuple[str, ...] | None = None
+    values: tuple[tuple[float, ...], ...] | None = None
+
+    def told(self, rows: Sequence[int]) -> Told:
+        """Return what is known of some files."""
+        labels = None if self.labels is None else torch.tensor([self.labels[row] for row in rows])
+        values = None if self.values is None else torch.tensor([self.values[row] for row in rows])
+        return Told(
+            labels, self.classes, None if self.captions is None else tuple(self.captions[row] for row in rows), values
+        )
 
 
 def list_pictures(path: str) -> Listing:
     """Find the pictures of a folder and their classes.
 
-    `metadata.jsonl` (lines with `file_name` and `label` or `text`) decides where there is one; else the
-    sub-folders are the classes; else there are none.
+    `metadata.jsonl` decides where there is one: lines with `file_name` and what is known of it: `label`, a name or a
+    list of several, `text`, and `values`, a list of numbers. Else the sub-folders are the classes; else there are none.
 
     Args:
         path: The folder.
@@ -85,13 +104,29 @@ def _from_metadata(root: Path) -> Listing:
     if not entries:
         raise UserError(f"{where} names no picture: add lines with 'file_name', or remove it")
     files = tuple(sorted(entries))
-    given = [entries[file].get("label") for file in files]
-    texts = [entries[file].get("text") for file in files]
+    given, texts, numbers = ([entries[file].get(key) for file in files] for key in ("label", "text", "values"))
     captions = tuple(str(text) for text in texts) if all(text is not None for text in texts) else None
+    values = None if any(row is None for row in numbers) else tuple(_numbers(where, row) for row in numbers)
+    if values is not None and len({len(row) for row in values}) > 1:
+        raise UserError(f"{where}: 'values' has not the same number of numbers in every line: mend the lines")
     if any(label is None for label in given):
-        return Listing(root, files, None, (), captions)
-    classes = tuple(sorted({str(label) for label in given}, key=lambda name: (len(name), name)))
-    return Listing(root, files, tuple(classes.index(str(label)) for label in given), classes, captions)
+        return Listing(root, files, None, (), captions, values)
+    several = any(isinstance(label, list) for label in given)
+    names = [{str(one) for one in (label if isinstance(label, list) else [label])} for label in given]
+    classes = tuple(sorted(set().union(*names), key=lambda name: (len(name), name)))
+    if several:
+        held = tuple(tuple(name in row for name in classes) for row in names)
+        return Listing(root, files, held, classes, captions, values)
+    return Listing(root, files, tuple(classes.index(next(iter(row))) for row in names), classes, captions, values)
+
+
+def _numbers(where: Path, row: object) -> tuple[float, ...]:
+    """Return the numbers of one line."""
+    plain = row if isinstance(row, list) else [row]
+    numbers = tuple(float(one) for one in plain if isinstance(one, int | float) and not isinstance(one, bool))
+    if len(numbers) < len(plain) or not np.isfinite(numbers).all():
+        raise UserError(f"{where}: 'values' must be a list of numbers, not {row!r}: mend the line")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -101,21 +136,24 @@ class Streamed:
     Attributes:
         read: Reads one file to pixels, or returns the reason why it cannot.
         files: The files.
-        labels: Class number of each file, or None.
-        classes: Names of the classes.
+        told: What is known of each file.
         shape: `(channels, height, width)`.
         workers: Number of processes.
     """
 
     read: "Callable[[str], Pixels | str]"
     files: tuple[str, ...]
-    labels: tuple[int, ...] | None
-    classes: tuple[str, ...]
+    told: Told
     shape: tuple[int, ...]
     workers: int
     slow: ClassVar[bool] = True
     _pool: list[ProcessPoolExecutor] = field(default_factory=list, compare=False, repr=False)
     _bad: set[int] = field(default_factory=set, compare=False, repr=False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.told.classes
 
     def __len__(self) -> int:
         """Return the number of files."""
@@ -139,7 +177,7 @@ class Streamed:
                 found = self.read(self.files[rows[place]])
             pixels[place] = found
         x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
-        return Batch(x, None if self.labels is None else torch.tensor([self.labels[row] for row in rows]))
+        return InMemory(torch.empty(len(self.files), 0), *self.told).take(np.array(rows))._replace(x=x)
 
 
 def _read_or_reason(root: Path, shape: tuple[int, int, int], file: str) -> "Pixels | str":
@@ -189,8 +227,7 @@ def folder(
     if len(good) < 2:
         raise UserError(f"{listing.root} holds {len(good)} readable pictures: a set needs 2 or more")
     x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
-    labels = None if listing.labels is None else torch.tensor([listing.labels[row] for row in good])
-    source: Source = InMemory(x, labels, listing.classes)
+    source: Source = InMemory(x, *listing.told(good))
     return split(source, heldout, [listing.files[row] for row in good])
 
 
@@ -198,8 +235,8 @@ def _streamed(
     listing: Listing, rows: Indices, read: "Callable[[str], Pixels | str]", shape: tuple[int, ...], workers: int
 ) -> Streamed:
     """Return some files of a listing as a source of its own, so that stand-ins come from the same side."""
-    labels = None if listing.labels is None else tuple(listing.labels[row] for row in rows)
-    return Streamed(read, tuple(listing.files[row] for row in rows), labels, listing.classes, shape, workers)
+    chosen = [int(row) for row in rows]
+    return Streamed(read, tuple(listing.files[row] for row in chosen), listing.told(chosen), shape, workers)
 
 
 def _report(listing: Listing, pixels: "list[Pixels | str]") -> None:
@@ -211,6 +248,19 @@ def _report(listing: Listing, pixels: "list[Pixels | str]") -> None:
     if len(bad) == len(listing.files):
         raise UserError(f"none of the {len(bad)} pictures in {listing.root} can be read: {named}")
     warnings.warn(f"skipped {len(bad)} of {len(pixels)} pictures in {listing.root}: {named}", stacklevel=3)
+
+
+def pictures_at(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
+    """Read a picture, or those of a folder, in the form in which a set of this shape stores them.
+
+    Raises: UserError: If there is none, or one cannot be read.
+    """
+    files = [path] if path.is_file() else [path / file for file in list_pictures(str(path)).files]
+    channels, height, width = shape
+    try:
+        return torch.from_numpy(np.stack([read_picture(file, channels, height, width) for file in files]))
+    except UnreadableError as error:
+        raise UserError(f"a picture in {path} cannot be read: {error}") from None
 
 
 def look(listing: Listing, sample: int = 200) -> tuple[int, int, int]:

@@ -328,17 +328,15 @@ class Shapes:
         """Return what row `index` shows."""
         return self._begin(index)[0]
 
-    def captions(self, indices: Indices) -> list[str]:
-        """Return the captions of the rows with these numbers."""
-        return [self.scene(int(index)).caption for index in indices]
-
     def take(self, indices: Indices) -> Batch:
-        """Return the rows with these numbers: uint8, `(batch, 3, side, side)`, without labels."""
+        """Return the rows with these numbers: uint8, `(batch, 3, side, side)`, with captions."""
         x = np.empty((len(indices), *self.shape), dtype=np.uint8)
+        captions = []
         for row, index in enumerate(indices):
             scene, rest = self._begin(int(index))
             x[row] = draw(scene, self.side, rest)
-        return Batch(torch.from_numpy(x), None)
+            captions.append(scene.caption)
+        return Batch(torch.from_numpy(x), captions=captions)
 
     def _begin(self, index: int) -> tuple[Scene, np.random.Generator]:
         """Return the scene of a row, and its stream as the choice of the scene left it."""

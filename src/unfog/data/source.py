@@ -17,10 +17,19 @@ Indices = npt.NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """Rows of a data set: `x`, `(batch, *shape)` as stored, and `labels`, `(batch,)`, or None."""
+    """Rows of a data set, and what is known of each.
+
+    Attributes:
+        x: The rows as stored, `(batch, *shape)`.
+        labels: Class numbers, `(batch,)`, or for several labels at once which hold, `(batch, classes)` of bool.
+        captions: A text for each.
+        values: Numbers for each, `(batch, numbers)`, float32.
+    """
 
     x: Tensor
-    labels: Tensor | None
+    labels: Tensor | None = None
+    captions: list[str] | None = None
+    values: Tensor | None = None
 
 
 class Source(Protocol):
@@ -56,13 +65,17 @@ class InMemory:
 
     Attributes:
         x: All rows, `(rows, *shape)`: uint8 for pictures, float32 for points.
-        labels: Class numbers, `(rows,)`, or None.
+        labels: Class numbers, `(rows,)`, or which labels hold, `(rows, classes)` of bool, or None.
         classes: Names of the classes.
+        captions: A text for each row, or None.
+        values: Numbers for each row, `(rows, numbers)`, or None.
     """
 
     x: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
+    captions: tuple[str, ...] | None = None
+    values: Tensor | None = None
     slow: ClassVar[bool] = False
 
     @property
@@ -77,7 +90,9 @@ class InMemory:
     def take(self, indices: Indices) -> Batch:
         """Return the rows with these numbers."""
         rows = torch.from_numpy(indices)
-        return Batch(self.x[rows], None if self.labels is None else self.labels[rows])
+        captions = None if self.captions is None else [self.captions[row] for row in indices]
+        labels, values = (None if part is None else part[rows] for part in (self.labels, self.values))
+        return Batch(self.x[rows], labels, captions, values)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from unfog.diffusion.schedules import EDM, Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction, Target
 from unfog.errors import UserError
-from unfog.networks.conditioning import ClassEmbedding, Cond
+from unfog.networks.conditioning import Cond, Embedder
 from unfog.networks.layers import Network
 
 InputScale = Literal["none", "unit"]
@@ -38,7 +38,7 @@ class Denoiser(nn.Module):
         schedule: Schedule,
         target: Target,
         *,
-        embedder: ClassEmbedding | None = None,
+        embedder: Embedder | None = None,
         input_scale: InputScale = "none",
         network_time: NetworkTime = "thousand",
         sigma_data: float = 0.5,
@@ -50,7 +50,7 @@ class Denoiser(nn.Module):
             network: Maps (state, time, cond) to an output.
             schedule: Says how noisy a state is at each time.
             target: Says what the output means.
-            embedder: Maps labels to a condition; None for unconditional models.
+            embedder: Maps what is told of each row to a condition; None for unconditional models.
             input_scale: `"none"` shows x_t as it is, `"unit"` divides it by its standard deviation
                 sqrt(alpha²·sigma_data² + sigma²).
             network_time: What the network is told: `"index"` is T·t - 1 (tables only), `"thousand"`

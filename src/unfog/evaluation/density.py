@@ -94,12 +94,15 @@ def _bits(run: Run, source: Source, count: int, steps: int, seed: int) -> Bits:
     device = next(denoiser.parameters()).device
     found: list[tuple[Tensor, Tensor]] = []
     for first in range(0, len(rows), batch):
-        x, labels = source.take(rows[first : first + batch])
-        x0 = codec.encode(x).to(device)
+        found_rows = source.take(rows[first : first + batch])
+        encoded = codec.encode(found_rows.x)
+        box = torch.from_numpy(uniform(seed, "likelihood condition", 0, first, len(encoded), 4))
+        told = run.recipe.conditioning.build().read(run.recipe.known, found_rows, encoded, box)
+        x0 = encoded.to(device)
         shape = tuple(x0.shape[1:])
         cond = None
-        if denoiser.embedder is not None and labels is not None:
-            cond = denoiser.embedder(labels.to(device))
+        if denoiser.embedder is not None and told is not None:
+            cond = denoiser.embedder(told.to(device))
         model = Conditioned(denoiser, cond)
 
         def noise(step: int, like: Tensor, first: int = first) -> Tensor:

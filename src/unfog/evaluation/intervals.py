@@ -92,8 +92,8 @@ class Scored:
 
     Attributes:
         value: What was measured.
-        low: Lower end of its interval.
-        high: Upper end.
+        low: Lower end of its interval; None where none is known to be right.
+        high: Upper end, or None.
         n: Samples that were scored.
         floor: What perfect samples score: real held-out data in their place.
         ceiling: What worthless ones score, for instance noise.
@@ -101,8 +101,8 @@ class Scored:
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     floor: float
     ceiling: float
@@ -111,18 +111,22 @@ class Scored:
     def __post_init__(self) -> None:
         """Refuse what cannot be read.
 
-        Raises: UserError: If the interval is turned, a number is not finite, or floor and ceiling are one.
+        Raises: UserError: If the interval is turned, or a number is not finite.
         """
-        if not np.isfinite([self.value, self.low, self.high, self.floor, self.ceiling]).all():
+        low, high = (self.value if end is None else end for end in (self.low, self.high))
+        if not np.isfinite([self.value, low, high, self.floor, self.ceiling]).all():
             raise UserError("a score, its interval, floor and ceiling must be finite")
-        if self.low > self.high or self.n < 1:
-            raise UserError(f"an interval from {self.low:g} to {self.high:g} of {self.n} samples is none")
-        if self.floor == self.ceiling:
-            raise UserError(f"floor and ceiling are both {self.floor:g}: nothing can be told apart on this scale")
+        if low > high or self.n < 1:
+            raise UserError(f"an interval from {low:g} to {high:g} of {self.n} samples is none")
 
     @property
     def position(self) -> float:
-        """Where the value stands, (value - floor) / (ceiling - floor): 0 is perfect, 1 is worthless."""
+        """Where the value stands, (value - floor) / (ceiling - floor): 0 is perfect, 1 is worthless.
+
+        Raises: UserError: If floor and ceiling are one.
+        """
+        if self.floor == self.ceiling:
+            raise UserError(f"floor and ceiling are both {self.floor:g}: nothing can be told apart on this scale")
         return (self.value - self.floor) / (self.ceiling - self.floor)
 
     def __sub__(self, other: "Scored") -> float:

@@ -30,9 +30,11 @@ def draw_plane(run: Run, path: Path, count: int = 400, moments: int = 5) -> None
     if run.recipe.shape != (2,):
         raise UserError(f"only points of the plane have a field to draw; the data of {run.path} are no such points")
     sampler = run.sampler()
-    labels = sampler.labels(sampler.settings.batch)
-    steps = list(sampler.steps(0, labels))
-    colours = "C0" if labels is None else [f"C{label}" for label in labels[:count].tolist()]
+    condition = sampler.condition(sampler.settings.batch)
+    steps = list(sampler.steps(0, condition))
+    colours = (
+        [f"C{label}" for label in condition[:count].tolist()] if sampler.classes and condition is not None else "C0"
+    )
     states = torch.stack([step.x[:count] for step in steps]).cpu().numpy()
     figure = Figure(figsize=(3.2 * (moments + 1), 3.4), layout="constrained")
     panels = figure.subplots(1, moments + 1)

@@ -1,159 +1,184 @@
-"""How good the samples of a run are, beside what real held-out data score."""
+"""What `unfog evaluate` says of a run: scores beside floor and ceiling, copies, and pictures of both."""
 
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
-import numpy as np
+import torch
 from torch import Tensor
 
-from unfog.data.source import Batch, Source
+from unfog.data.pictures import enlargement, row_of, save_picture, scatter, tile
 from unfog.errors import UserError
-from unfog.evaluation.metrics import Rows, block_coverage, coverage, fit_reader, nearest_distances
+from unfog.evaluation.intervals import Scored
+from unfog.evaluation.judge import Asked, Judge, known, pick, spread
+from unfog.evaluation.levels import Levels
+from unfog.evaluation.neighbours import Memorised
+from unfog.randomness import uniform
 from unfog.run import Run
 
-ROWS = 10_000
-"""Training rows, at most, that classifier and neighbours are fitted on."""
-K = 5
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What one set of rows scores.
-
-    Attributes:
-        accuracy: Share that the classifier reads as their label.
-        distance_median: Median distance to the nearest training row, in pixel values.
-        distance_low: 5th percentile of that distance.
-        coverage: Share of training rows that are covered, in blocks as large as the held-out set.
-    """
-
-    accuracy: float
-    distance_median: float
-    distance_low: float
-    coverage: float
+BETTER = {"frechet": "lower", "kernel": "lower"}
+"""Of which scores lower values are better; of all others higher ones are."""
+SHOWN, COLUMNS = 48, 16
+"""Pictures of a sheet, and in a row."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of samples and of real held-out rows, and how they were obtained."""
+    """The scores of a run's samples, and how they were drawn.
 
-    samples: Scores
-    held_out: Scores
+    Attributes:
+        scores: By their names.
+        copies: Whether the samples lie nearer to training rows than held-out rows do, by the features compared.
+        guidance: Scale of classifier-free guidance.
+        steps: Steps of the solver.
+        nfe_per_sample: Evaluations of the network for each sample.
+        seed: Seed of the samples' noise.
+        samples: The samples as stored.
+    """
+
+    scores: dict[str, Scored]
+    copies: dict[str, Memorised]
     guidance: float
     steps: int
     nfe_per_sample: int
-    protocol: str
-
-    @property
-    def ratios(self) -> dict[str, float | None]:
-        """Return each score of the samples over that of the held-out rows; None where that is 0."""
-        mine, real = asdict(self.samples), asdict(self.held_out)
-        return {name: mine[name] / real[name] if real[name] else None for name in mine}
-
-    def to_json(self) -> dict[str, object]:
-        """Return everything as plain values."""
-        return {**asdict(self), "ratios": self.ratios}
+    seed: int
+    samples: Tensor = field(repr=False)
 
 
-class Judge:
-    """A classifier and neighbours fitted on real training rows."""
+def told(run: Run, judge: Judge, count: int, seed: int = 0) -> tuple[Tensor | None, Asked]:
+    """Return what `count` samples are asked to show: what held-out rows do, each as often as every other.
 
-    def __init__(self, train: Source, heldout: Source) -> None:
-        """Fit on up to 10,000 rows.
+    Args:
+        run: The run.
+        judge: Has the held-out rows.
+        count: Number of samples.
+        seed: Seed of conditions that are drawn, as boxes to fill are.
 
-        Raises: UserError: If the rows have no classes, or one.
-        """
-        if not train.classes:
-            raise UserError("this evaluation reads classes, and the run's data have none")
-        self.rows, self.labels = _rows(_first(train))
-        if len(np.unique(self.labels)) < 2:
-            raise UserError("this evaluation tells classes apart, and the run's data have only one")
-        self.reader = fit_reader(self.rows, self.labels)
-        real, labels = _rows(_first(heldout))
-        self.block = len(real)
-        self.held_out = self.score(real, labels)
-
-    def score(self, rows: Rows, labels: "np.typing.NDArray[np.int64]") -> Scores:
-        """Score rows, `(count, features)`, that are meant to show `labels`, `(count,)`."""
-        distances = nearest_distances(rows, self.rows)
-        covered = (
-            block_coverage(rows, self.rows, self.block, K) if len(rows) >= self.block else coverage(rows, self.rows, K)
-        )
-        return Scores(float(self.reader.score(rows, labels)), distances.median, distances.low, covered)
+    Returns: The condition as the model is told it, `(count, ...)`, and the labels or captions for `Judge.score`; both
+        None for unconditional models.
+    """
+    sampler, rows = run.sampler(), pick(judge.heldout, spread(count, len(judge.heldout.x)))
+    drawn = torch.from_numpy(uniform(seed, "condition to judge", 0, 0, count, 4))
+    condition = sampler.conditioning.read(sampler.known, rows, judge.codec.encode(rows.x), drawn)
+    return condition, None if condition is None else known(rows)
 
 
 def evaluate(
     run: Run, judge: Judge, count: int, *, guidance: float, steps: int | None = None, seed: int = 0
 ) -> Evaluation:
-    """Score `count` samples of a run, all classes in turn.
+    """Score `count` samples of a run that are asked for what held-out rows show.
 
     Args:
         run: The run.
         judge: Fitted on the run's data.
-        count: Number of samples; at least as many as held-out rows, so that coverage can be compared.
+        count: Number of samples, as many as the judge expects or more.
         guidance: Scale of classifier-free guidance; 1 is off.
         steps: Steps of the solver; the recipe's if None.
         seed: Seed of the noise.
 
-    Raises: UserError: If there are fewer samples than held-out rows.
+    Raises: UserError: If there are fewer samples than the judge compares.
     """
-    if count < judge.block:
-        raise UserError(f"the evaluation compares with {judge.block} held-out rows: ask for -n {judge.block} or more")
+    if count < judge.m:
+        raise UserError(f"this judge compares sets of {judge.m} rows: ask for -n {judge.m} or more")
     sampler = run.sampler(guidance=guidance, steps=steps, seed=seed)
-    labels = sampler.labels(count)
-    if labels is None:
-        raise UserError("this evaluation reads classes, and the run's model was trained without them")
+    condition, asked = told(run, judge, count, seed)
     calls: list[object] = []
     listener = run.denoiser.network.register_forward_hook(lambda *call: calls.append(None))  # type: ignore[attr-defined]
-    with run.arithmetic():
-        samples = sampler(count)
-    listener.remove()
-    evaluations = len(calls) // -(-count // sampler.settings.batch)
-    protocol = (
-        f"{count} samples, classes in turn, seed {seed}; classifier, distances and coverage (k = {K}, in blocks of "
-        f"{judge.block}) in raw pixels against {len(judge.rows)} training rows; {judge.block} held-out rows"
-    )
-    rows, wanted = _rows(Batch(samples, labels))
-    return Evaluation(
-        judge.score(rows, wanted), judge.held_out, guidance, sampler.settings.steps, evaluations, protocol
-    )
+    try:
+        with run.arithmetic():
+            samples = sampler(count, condition=condition)
+    finally:
+        listener.remove()
+    nfe = len(calls) // -(-count // sampler.settings.batch)
+    scores, copies = judge.score(samples, asked), judge.copies(samples)
+    return Evaluation(scores, copies, guidance, sampler.settings.steps, nfe, seed, samples)
 
 
-def _first(source: Source) -> Batch:
-    """Return evenly spread rows, at most 10,000."""
-    return source.take(np.linspace(0, len(source) - 1, min(len(source), ROWS)).astype(np.int64))
+def table(found: Sequence[Evaluation], judge: Judge) -> str:
+    """Return evaluations as a table: a line for each score, beside it the floor and the ceiling."""
+    first = found[0]
+    heads = ["score", "", *(f"guidance {one.guidance:g}" for one in found), "floor", "ceiling"]
+    lines = [heads]
+    for name, score in first.scores.items():
+        cells = [_cell(one.scores[name]) for one in found]
+        better = BETTER.get(name.split("/")[0], "higher")
+        lines.append([name, better, *cells, f"{score.floor:.3f}", f"{score.ceiling:.3f}"])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*text, "", *_notes(found, judge)])
 
 
-def _rows(batch: Batch) -> "tuple[Rows, np.typing.NDArray[np.int64]]":
-    """Return a batch as flat rows, and its labels."""
-    assert isinstance(batch.labels, Tensor)
-    return batch.x.flatten(1).double().numpy(), batch.labels.numpy()
+def _cell(score: Scored) -> str:
+    """Return a value with its interval."""
+    return f"{score.value:.3f}" if score.low is None else f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
-def table(found: list[Evaluation]) -> str:
-    """Return evaluations as a table, with the real held-out rows in the last line."""
-    lines = [
-        "                    accuracy   nearest-neighbour distance      coverage",
-        " " * 31 + "median      5th percentile",
+def _notes(found: Sequence[Evaluation], judge: Judge) -> list[str]:
+    """Return what must be known to read the table, and the verdict on copies."""
+    first = found[0]
+    costs = ", ".join(str(one.nfe_per_sample) for one in found)
+    asked = ", asked for what held-out rows show" if "adherence" in first.scores else ""
+    notes = [
+        f"{len(first.samples)} samples of seed {first.seed} in {first.steps} steps ({costs} evaluations){asked}.",
+        f"{judge.protocol[0].upper()}{judge.protocol[1:]}.",
+        "Ceiling: noise. Brackets: 95 %; those of the Fréchet distance are of whole distributions, without the bias",
+        "of few rows that value and floor share.",
     ]
+    for space in judge.spaces.values():
+        reads = ""
+        if space.extractor is judge.classifier:
+            what = "words or labels" if judge.classifier.words else "classes"
+            reads = f", which reads {judge.accuracy:.2%} of the {what} of held-out rows right"
+        notes.append(f"{space.extractor.name}: {space.train.shape[1]} features, key {space.extractor.key}{reads}.")
     for one in found:
-        name = f"guidance {one.guidance:g}"
-        lines.append(_line(name, one.samples, one.ratios))
-    lines.append(_line("real, held out", found[0].held_out, None))
-    return "\n".join([*lines, f"({found[0].protocol}; in brackets: share of the held-out rows' score)"])
+        for name, copies in one.copies.items():
+            verdict = "COPIES: look at memorisation.png" if copies.copies else "no sign of copies"
+            notes.append(
+                f"near training rows in {name}, guidance {one.guidance:g}: {copies.near:.1%} of samples, by ratio "
+                f"{copies.near_ratio:.1%}, expected {copies.expected:.1%}, p = {copies.p_value:.2g}: {verdict}"
+            )
+    return notes
 
 
-def _line(name: str, scores: Scores, ratios: dict[str, float | None] | None) -> str:
-    """Return one line of the table."""
+def to_json(found: Sequence[Evaluation], judge: Judge, levels: Levels) -> str:
+    """Return everything but the samples as JSON."""
+    extractors = {
+        name: {"key": space.extractor.key, "features": space.train.shape[1]} for name, space in judge.spaces.items()
+    }
+    evaluations = [
+        {name: part for name, part in asdict(replace(one, samples=torch.empty(0))).items() if name != "samples"}
+        for one in found
+    ]
+    plain = {
+        "protocol": judge.protocol,
+        "extractors": extractors,
+        "classifier_accuracy": judge.accuracy,
+        "evaluations": evaluations,
+        "levels": asdict(levels),
+    }
+    return json.dumps(plain, indent=1)
 
-    def cell(key: str, text: str) -> str:
-        if ratios is None:
-            return text
-        ratio = ratios[key]
-        return f"{text} (-)" if ratio is None else f"{text} ({ratio:.2f})"
 
-    cells = (
-        cell("distance_median", f"{scores.distance_median:.0f}"),
-        cell("distance_low", f"{scores.distance_low:.0f}"),
-        cell("coverage", f"{scores.coverage:.3f}"),
-    )
-    return f"{name:18}  {scores.accuracy:7.1%}    {cells[0]:12}{cells[1]:18}{cells[2]}"
+def draw_sheets(found: Evaluation, judge: Judge, folder: Path) -> None:
+    """Draw samples above the held-out rows that show the same, and the closest pairs of sample and training row.
+
+    Raises: EnvironmentFailure: If the disk fails.
+    """
+    count = min(SHOWN, len(found.samples))
+    places = torch.from_numpy(spread(count, len(found.samples)))
+    real = torch.from_numpy(spread(len(found.samples), len(judge.heldout.x)))[places]
+    _save_pairs(found.samples[places], judge.heldout.x[real], folder / "samples.png")
+    pairs = [pair for copies in found.copies.values() for pair in copies.pairs[:COLUMNS]]
+    samples, rows = (torch.tensor(part) for part in zip(*pairs, strict=True))
+    _save_pairs(found.samples[samples], judge.train.x[rows], folder / "memorisation.png")
+
+
+def _save_pairs(above: Tensor, below: Tensor, path: Path) -> None:
+    """Draw rows of pictures, the second one of each pair below the first; points in two panels."""
+    if above.ndim == 2:
+        save_picture(row_of([scatter(above), scatter(below)]), path)
+        return
+    parts = zip(torch.split(above, COLUMNS), torch.split(below, COLUMNS), strict=True)
+    rows = [tile(torch.cat(pair), COLUMNS, enlargement(min(above.shape[2:]), 48)) for pair in parts]
+    save_picture(row_of(rows, down=True), path)

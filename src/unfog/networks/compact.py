@@ -9,9 +9,11 @@ from torch.nn import functional as F
 from unfog.networks.conditioning import Cond
 from unfog.networks.layers import (
     ChannelNorm,
+    CrossAttention,
     SelfAttention,
     TimeEmbedding,
     at_least,
+    beside,
     conv,
     gather,
     over_space,
@@ -55,6 +57,7 @@ class Compact(nn.Module):
         *,
         outputs: int | None = None,
         dims: int = 2,
+        context: int | None = None,
         width: int = 32,
         patch: int = 1,
         blocks: int = 1,
@@ -67,6 +70,7 @@ class Compact(nn.Module):
             channels: Channels of the state.
             outputs: Channels of the output; as many if left away.
             dims: Space dimensions, 1, 2 or 3.
+            context: Entries of a token of the condition; None for conditions without tokens.
             width: Channels at the finer of the two resolutions; the coarser has twice as many.
             patch: Side of the patches that the state is cut into; 1 works on single pixels.
             blocks: Blocks a level, in the encoder and again in the decoder.
@@ -91,6 +95,7 @@ class Compact(nn.Module):
         self.down = gather(dims, width, wide, 2)
         self.middle = run(middle, wide)
         self.attention = nn.ModuleList(SelfAttention(ChannelNorm(wide), wide) for _ in range(middle))
+        self.cross = nn.ModuleList(CrossAttention(wide, context) for _ in range(middle) if context)
         self.merge_coarse = conv(dims, 2 * wide, wide, kernel=1)
         self.decoder_coarse, self.decoder = run(blocks, wide), run(blocks, width)
         self.up = spread(dims, wide, width, 2)
@@ -102,15 +107,17 @@ class Compact(nn.Module):
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
         embedding = self.time_embedding(time, cond)
-        fine = h = self.patch_in(x)
+        fine = h = self.patch_in(beside(x, cond))
         for block in self.encoder:
             fine = h = block(h, embedding)
         h = self.down(h)
         for block in self.encoder_coarse:
             h = block(h, embedding)
         coarse = h
-        for block, attention in zip(self.middle, self.attention, strict=True):
+        for index, (block, attention) in enumerate(zip(self.middle, self.attention, strict=True)):
             h = attention(block(h, embedding))
+            if self.cross:
+                h = self.cross[index](h, cond)
         h = self.merge_coarse(torch.cat([h, coarse], dim=1))
         for block in self.decoder_coarse:
             h = block(h, embedding)

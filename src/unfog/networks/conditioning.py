@@ -1,9 +1,11 @@
 """What a network may be told beside the noisy state, and the embedders that make it."""
 
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -12,9 +14,27 @@ class Cond:
 
     Attributes:
         vector: Added to the time embedding, `(batch, embedding)`.
+        tokens: What cross-attention reads, `(batch, length, context)`.
+        mask: Which tokens there are, `(batch, length)` of bool; None is all.
+        concat: Planes beside the state, `(batch, planes, *space)`.
     """
 
     vector: Tensor | None = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    concat: Tensor | None = None
+
+
+class Embedder(Protocol):
+    """Turns one tensor, in which the condition of a batch is written, into a `Cond`."""
+
+    def __call__(self, condition: Tensor, drop: Tensor | None = None) -> Cond:
+        """Embed a condition, `(batch, ...)`; where `drop`, `(batch,)` of bool, is set, as if nothing were told."""
+        ...
+
+    def null(self, batch: int) -> Cond:
+        """Return the condition 'nothing is told' for a batch."""
+        ...
 
 
 class ClassEmbedding(nn.Module):
@@ -27,19 +47,103 @@ class ClassEmbedding(nn.Module):
         self.table = nn.Embedding(classes + 1, dim)
         nn.init.normal_(self.table.weight, std=0.02)
 
-    def forward(self, labels: Tensor, drop: Tensor | None = None) -> Cond:
-        """Embed labels, with those marked in `drop` replaced by the null class.
-
-        Args:
-            labels: Class numbers, `(batch,)`; `classes` itself is the null class.
-            drop: Which labels to forget, `(batch,)` of bool.
-
-        Returns: A `Cond` with `vector` of shape `(batch, dim)`.
-        """
-        if drop is not None:
-            labels = labels.masked_fill(drop, self.classes)
+    def forward(self, condition: Tensor, drop: Tensor | None = None) -> Cond:
+        """Embed class numbers, `(batch,)`; `classes` itself is the null class."""
+        labels = condition if drop is None else condition.masked_fill(drop, self.classes)
         return Cond(vector=self.table(labels))
 
     def null(self, batch: int) -> Cond:
         """Return the condition 'no label' for a batch."""
         return self.forward(torch.full((batch,), self.classes, device=self.table.weight.device))
+
+
+class NumbersEmbedding(nn.Module):
+    """linear(SiLU(linear(c))) of a row of numbers, and a learned vector for 'not told'.
+
+    For several labels at once, c is 1 where a label holds and 0 elsewhere; 'none of them' is not 'not told'.
+    """
+
+    def __init__(self, numbers: int, dim: int) -> None:
+        """Map `numbers` numbers of about unit size to `dim` entries."""
+        super().__init__()
+        self.numbers = numbers
+        self.linear_1, self.linear_2 = nn.Linear(numbers, dim), nn.Linear(dim, dim)
+        self.missing = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, condition: Tensor, drop: Tensor | None = None) -> Cond:
+        """Embed numbers, `(batch, numbers)`."""
+        vector = self.linear_2(F.silu(self.linear_1(condition.float())))
+        return Cond(vector=vector if drop is None else torch.where(drop[:, None], self.missing, vector))
+
+    def null(self, batch: int) -> Cond:
+        """Return the condition 'not told' for a batch."""
+        return Cond(vector=self.missing.expand(batch, -1))
+
+
+class PlanesEmbedding(nn.Module):
+    """Planes that are put beside the state, and one more that is 1 where they are told and 0 where they are not."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        """Expect planes of this shape, `(planes, *space)`."""
+        super().__init__()
+        self.told: Tensor
+        self.shape = shape
+        self.register_buffer("told", torch.ones(1, 1, *shape[1:]), persistent=False)
+
+    def forward(self, condition: Tensor, drop: Tensor | None = None) -> Cond:
+        """Append the plane 'told' to planes, `(batch, planes, *space)`."""
+        planes = torch.cat([condition, self.told.expand(len(condition), *self.told.shape[1:])], 1)
+        return Cond(concat=planes if drop is None else planes * (~drop).reshape(-1, *[1] * (planes.ndim - 1)))
+
+    def null(self, batch: int) -> Cond:
+        """Return planes of nothing."""
+        return Cond(concat=self.told.new_zeros(batch, self.shape[0] + 1, *self.shape[1:]))
+
+
+class TextEncoder(nn.Module):
+    """Words through a few transformer layers: a token for each, and the first, the start, as a vector besides.
+
+    A word is a 32-bit number, 1 the start and 0 no word (`data.text.tokenise`). Its vector is the sum of two rows, the
+    number's remainder and quotient choosing one of a thousand each: so every word has one, unknown words too, and two
+    words share theirs by a chance of one in a million. The empty text, the start alone, means 'nothing is told'.
+
+    Source: Vaswani et al. 2017 (layers); Svenstrup et al. 2017, Hash Embeddings.
+    """
+
+    ROWS: ClassVar[int] = 1024
+
+    def __init__(self, dim: int, *, width: int, layers: int, length: int) -> None:
+        """Give tokens of `width` entries, at most `length` of them, and a vector of `dim` entries."""
+        super().__init__()
+        self.remainder, self.quotient = nn.Embedding(self.ROWS, width), nn.Embedding(self.ROWS, width)
+        self.place = nn.Embedding(length, width)
+        for table in (self.remainder, self.quotient, self.place):
+            nn.init.normal_(table.weight, std=0.5)
+
+        def layer() -> nn.Module:
+            return nn.TransformerEncoderLayer(
+                width, width // 32, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+
+        self.layers = nn.ModuleList(layer() for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.pooled = nn.Linear(width, dim)
+
+    def forward(self, condition: Tensor, drop: Tensor | None = None) -> Cond:
+        """Encode words, `(batch, length)` of whole numbers."""
+        words = condition
+        if drop is not None:
+            words = torch.where(drop[:, None], F.pad(words[:, :1], (0, words.shape[1] - 1)), words)
+        mask = words != 0  # kept at full length, so that no text depends on those beside it
+        hashed = self.remainder(words % self.ROWS) + self.quotient(words // self.ROWS % self.ROWS)
+        h = hashed + self.place.weight
+        for layer in self.layers:
+            h = layer(h, src_key_padding_mask=~mask)
+        h = self.norm(h)
+        return Cond(vector=self.pooled(h[:, 0]), tokens=h, mask=mask)
+
+    def null(self, batch: int) -> Cond:
+        """Return the condition 'no text' for a batch."""
+        start = torch.zeros(batch, len(self.place.weight), dtype=torch.long, device=self.place.weight.device)
+        start[:, 0] = 1
+        return self.forward(start)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfog.networks.conditioning import Cond
-from unfog.networks.layers import TimeEmbedding, at_least, gather, sinusoidal, spread, zeroed
+from unfog.networks.layers import CrossAttention, TimeEmbedding, at_least, beside, gather, sinusoidal, spread, zeroed
 
 
 def positions(sides: tuple[int, ...], dim: int, like: Tensor) -> Tensor:
@@ -25,17 +25,20 @@ class Block(nn.Module):
     """Attention, then a perceptron; each norm is scaled and shifted and each branch gated by the embedding.
 
     h + gate·f(norm(h)·(1 + scale) + shift), with gates that start at zero, so that a block starts as the identity.
+    Where there are tokens, cross-attention to them stands between the two.
 
-    Source: Peebles & Xie 2023, Scalable Diffusion Models with Transformers, section 3.2 (adaLN-Zero).
+    Source: Peebles & Xie 2023, Scalable Diffusion Models with Transformers, section 3.2 (adaLN-Zero);
+    Chen et al. 2024, PixArt-alpha, section 2.3, for the place of the cross-attention.
     """
 
-    def __init__(self, width: int, head: int, ratio: int, dropout: float) -> None:
-        """Keep `width` features, in heads of `head`; the perceptron is `ratio` times as wide."""
+    def __init__(self, width: int, head: int, ratio: int, dropout: float, context: int | None) -> None:
+        """Keep `width` features, in heads of `head`; the perceptron is `ratio` times as wide; tokens of `context`."""
         super().__init__()
         self.head = head
         self.modulation = zeroed(nn.Linear(width, 6 * width))
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
+        self.cross = CrossAttention(width, context, head) if context else None
         self.mlp = nn.Sequential(
             nn.Linear(width, ratio * width),
             nn.GELU(approximate="tanh"),
@@ -43,11 +46,13 @@ class Block(nn.Module):
             nn.Linear(ratio * width, width),
         )
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, h: Tensor, embedding: Tensor, cond: Cond | None) -> Tensor:
         """Map `(batch, places, width)` to the same shape, told `(batch, width)`."""
         told = self.modulation(F.silu(embedding))[:, None].chunk(6, dim=-1)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = told
         h = h + gate * self.attend(_norm(h) * (1 + scale) + shift)
+        if self.cross is not None:
+            h = self.cross(h.transpose(1, 2), cond).transpose(1, 2)
         result: Tensor = h + gate_mlp * self.mlp(_norm(h) * (1 + scale_mlp) + shift_mlp)
         return result
 
@@ -79,6 +84,7 @@ class DiT(nn.Module):
         *,
         outputs: int | None = None,
         dims: int = 2,
+        context: int | None = None,
         width: int = 128,
         depth: int = 6,
         head: int = 64,
@@ -92,6 +98,7 @@ class DiT(nn.Module):
             channels: Channels of the state.
             outputs: Channels of the output; as many if left away.
             dims: Space dimensions, 1, 2 or 3.
+            context: Entries of a token of the condition; None for conditions without tokens.
             width: Features of a patch; a multiple of `head`.
             depth: Number of blocks.
             head: Features of one attention head.
@@ -108,18 +115,18 @@ class DiT(nn.Module):
         self.embedding_dim, self.multiple = width, patch
         self.time_embedding = TimeEmbedding(256, width)
         self.patch_in = gather(dims, channels, width, patch)
-        self.blocks = nn.ModuleList(Block(width, head, ratio, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, head, ratio, dropout, context) for _ in range(depth))
         self.modulation_out = zeroed(nn.Linear(width, 2 * width))
         self.patch_out = zeroed(spread(dims, width, outputs or channels, patch))
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
         embedding = self.time_embedding(time, cond)
-        patches = self.patch_in(x)
+        patches = self.patch_in(beside(x, cond))
         h = patches.flatten(2).transpose(1, 2)
         h = h + positions(tuple(patches.shape[2:]), h.shape[-1], h)
         for block in self.blocks:
-            h = block(h, embedding)
+            h = block(h, embedding, cond)
         shift, scale = self.modulation_out(F.silu(embedding))[:, None].chunk(2, dim=-1)
         h = _norm(h) * (1 + scale) + shift
         output: Tensor = self.patch_out(h.transpose(1, 2).reshape(patches.shape))

@@ -59,6 +59,11 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
+def beside(x: Tensor, cond: Cond | None) -> Tensor:
+    """Return a state with the condition's planes, if it has any, as further channels."""
+    return x if cond is None or cond.concat is None else torch.cat([x, cond.concat.to(x.dtype)], dim=1)
+
+
 def over_space(vector: Tensor, like: Tensor) -> Tensor:
     """View `(batch, channels)` as `(batch, channels, 1, ...)`, with the rank of `like`."""
     return vector.reshape(*vector.shape, *([1] * (like.ndim - 2)))
@@ -139,3 +144,33 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(places).view(batch, -1, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
         return torch.add(x, self.out(attended).transpose(1, 2).reshape(x.shape))
+
+
+class CrossAttention(nn.Module):
+    """x + project(softmax(q·k / sqrt(d))·v), with q from all places of x, and k and v from the condition's tokens.
+
+    The projection starts at zero, so that a network begins as if it were told nothing.
+
+    Source: Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models, section 3.3.
+    """
+
+    def __init__(self, channels: int, context: int, head: int = 64) -> None:
+        """Attend from `channels` channels to tokens of `context` entries, in heads of `head` channels."""
+        super().__init__()
+        self.heads = channels // head if channels % head == 0 else 1
+        self.norm = ChannelNorm(channels)
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(context, 2 * channels)
+        self.out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, cond: Cond | None) -> Tensor:
+        """Map `(batch, channels, *space)` to the same shape; without tokens, to itself."""
+        if cond is None or cond.tokens is None:
+            return x
+        batch, channels = x.shape[:2]
+        q = self.q(self.norm(x).flatten(2).transpose(1, 2)).view(batch, -1, self.heads, channels // self.heads)
+        k, v = self.kv(cond.tokens).view(batch, -1, 2, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
+        mask = None if cond.mask is None else cond.mask[:, None, None]
+        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
+        out = self.out(attended.transpose(1, 2).reshape(batch, -1, channels))
+        return torch.add(x, out.transpose(1, 2).reshape(x.shape))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfog.networks.conditioning import Cond
-from unfog.networks.layers import SelfAttention, TimeEmbedding, at_least, conv, over_space
+from unfog.networks.layers import CrossAttention, SelfAttention, TimeEmbedding, at_least, beside, conv, over_space
 
 
 def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
@@ -40,18 +40,19 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, with self-attention behind it where asked."""
+    """A residual block, and where asked self-attention behind it, and cross-attention to the condition's tokens."""
 
-    def __init__(self, block: ResidualBlock, channels: int, attention: bool, head: int) -> None:
-        """Put attention over `channels` channels behind `block` if `attention`."""
+    def __init__(self, block: ResidualBlock, channels: int, attention: bool, head: int, context: int | None) -> None:
+        """Put attention over `channels` channels behind `block` if `attention`, to `context` entries if there are."""
         super().__init__()
         self.block = block
         self.attention = SelfAttention(group_norm(channels), channels, head) if attention else nn.Identity()
+        self.cross = CrossAttention(channels, context, head) if attention and context else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, cond: Cond | None) -> Tensor:
         """Map `(batch, inputs, *space)` to `(batch, channels, *space)`."""
         h: Tensor = self.attention(self.block(x, embedding))
-        return h
+        return h if self.cross is None else self.cross(h, cond)
 
 
 class UNet(nn.Module):
@@ -68,6 +69,7 @@ class UNet(nn.Module):
         *,
         outputs: int | None = None,
         dims: int = 2,
+        context: int | None = None,
         widths: Sequence[int] = (32, 64, 64),
         blocks: int = 2,
         attention: Sequence[bool] = (False, True, True),
@@ -80,6 +82,7 @@ class UNet(nn.Module):
             channels: Channels of the state.
             outputs: Channels of the output; as many if left away.
             dims: Space dimensions, 1, 2 or 3.
+            context: Entries of a token of the condition; None for conditions without tokens.
             widths: Channels of each level, from the finest; each further level halves the sides.
             blocks: Residual blocks of each level.
             attention: Which levels attend.
@@ -99,7 +102,7 @@ class UNet(nn.Module):
 
         def stage(inputs: int, outputs: int, attends: bool) -> Stage:
             block = ResidualBlock(dims, inputs, outputs, self.embedding_dim, dropout)
-            return Stage(block, outputs, attends, head)
+            return Stage(block, outputs, attends, head, context)
 
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
@@ -125,17 +128,17 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
         embedding = self.time_embedding(time, cond)
-        h = self.conv_in(x)
+        h = self.conv_in(beside(x, cond))
         skips = [h]
         for index, stage in enumerate(self.down):
-            skips.append(h := stage(h, embedding))
+            skips.append(h := stage(h, embedding, cond))
             level, place = divmod(index, self.blocks)
             if place == self.blocks - 1 and level < len(self.downsample):
                 skips.append(h := self.downsample[level](h))
         for stage in self.middle:
-            h = stage(h, embedding)
+            h = stage(h, embedding, cond)
         for index, stage in enumerate(self.up):
-            h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = stage(torch.cat([h, skips.pop()], dim=1), embedding, cond)
             level, place = divmod(index, self.blocks + 1)
             if place == self.blocks and level < len(self.upsample):
                 h = self.upsample[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from unfog.blueprint import Recipe
 from unfog.data.classic import existing
 from unfog.errors import UserError, unknown
-from unfog.registry import Recipe, part
+from unfog.registry import part
 
 
 def points(data: str | None = None, size: int | None = None) -> Recipe:
@@ -104,6 +105,20 @@ def folder(data: str | None = None, size: int | None = None) -> Recipe:
     )
 
 
+def shapes(data: str | None = None, size: int | None = None) -> Recipe:
+    """Captioned shapes, drawn on demand: "a small red circle above a large blue square", no download, text in."""
+    _no_path("shapes", data, None)
+    return Recipe(
+        "shapes",
+        data=part("data", "shapes", count=1_000_000, side=size or 32),
+        network=part("network", "compact", width=64, patch=2),
+        conditioning=part("conditioning", "text", length=20),
+        optimizer=part("optimizer", "adamw", lr=2e-3),
+        training=part("training", "images", images=300_000),
+        sampling=part("sampling", "batches", guidance=2.0),
+    )
+
+
 def tutorial(data: str | None = None, size: int | None = None) -> Recipe:
     """DDPM as the tutorials teach it, on digits: linear schedule, eps, discrete times, the two-level U-Net."""
     return replace(
@@ -128,6 +143,7 @@ RECIPES: dict[str, Callable[[str | None, int | None], Recipe]] = {
     "fashion": fashion,
     "cifar10": cifar10,
     "folder": folder,
+    "shapes": shapes,
     "tutorial": tutorial,
 }
 

@@ -1,4 +1,4 @@
-"""What step number k of a run sees: rows, augmentation, labels, times and noise, all functions of (seed, k)."""
+"""What step number k of a run sees: rows, augmentation, conditions, times and noise, all functions of (seed, k)."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unfog.data.codecs import Codec
-from unfog.data.source import Augment, Source, shuffled
+from unfog.data.source import Augment, Batch, Source, shuffled
 from unfog.diffusion.times import stratify
 from unfog.randomness import normal, uniform
 
@@ -21,14 +21,14 @@ class Draw(NamedTuple):
 
     Attributes:
         x0: Encoded rows, `(batch, *shape)`.
-        labels: Class numbers, `(batch,)`, or None.
-        drop: Which labels are forgotten, `(batch,)` of bool.
+        condition: What the model is told of each row, `(batch, ...)`, or None.
+        drop: Which conditions are forgotten, `(batch,)` of bool.
         u: Uniform numbers that become times, `(batch,)`.
         noise: Standard normal noise, shaped like `x0`.
     """
 
     x0: Tensor
-    labels: Tensor | None
+    condition: Tensor | None
     drop: Tensor
     u: Tensor
     noise: Tensor
@@ -44,7 +44,8 @@ class Draws:
         augment: Changes them at random before.
         batch: Rows in a batch.
         seed: Seed of the run.
-        dropout: Share of labels that are forgotten.
+        read: Says what the model is told of rows: (rows, encoded rows, uniform numbers) -> condition.
+        dropout: Share of conditions that are forgotten.
         stratified: Whether the times are spread evenly over the batch.
     """
 
@@ -53,18 +54,20 @@ class Draws:
     augment: Augment
     batch: int
     seed: int
+    read: Callable[[Batch, Tensor, Tensor], Tensor | None]
     dropout: float
     stratified: bool
 
     def __call__(self, step: int) -> Draw:
         """Return the batch of a step."""
         position = step * self.batch
-        x, labels = self.source.take(shuffled(len(self.source), self.seed, position, self.batch))
-        x0 = self.codec.encode(self.augment(x, self.seed, position))
+        rows = self.source.take(shuffled(len(self.source), self.seed, position, self.batch))
+        x0 = self.codec.encode(self.augment(rows.x, self.seed, position))
+        condition = self.read(rows, x0, torch.from_numpy(uniform(self.seed, "condition", step, 0, self.batch, 4)))
         u = torch.from_numpy(uniform(self.seed, "times", step, 0, self.batch)[:, 0])
         drop = torch.from_numpy(uniform(self.seed, "labels", step, 0, self.batch)[:, 0] < self.dropout)
         noise = normal(self.seed, "noise", step, 0, self.batch, tuple(x0.shape[1:]))
-        return Draw(x0, labels, drop, stratify(u) if self.stratified else u, noise)
+        return Draw(x0, condition, drop, stratify(u) if self.stratified else u, noise)
 
 
 def in_turn(draw: Callable[[int], Draw], first: int) -> Iterator[Draw]:

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unfog.blueprint import Recipe
+from unfog.conditions import Conditioning
 from unfog.data.pictures import save_picture, sheet
-from unfog.data.source import Data
+from unfog.data.source import Data, Indices
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.times import Importance
@@ -17,7 +20,6 @@ from unfog.errors import UserError
 from unfog.files import disk
 from unfog.generation import Sampler
 from unfog.randomness import normal, uniform
-from unfog.registry import Recipe
 from unfog.settings import AdamW, Training
 from unfog.training import checkpoint
 from unfog.training.draws import Draw, Draws
@@ -53,8 +55,9 @@ class Trainer:
         self.losses = self.importance.history() if self.importance else torch.zeros(2, 0, dtype=torch.float64)
         self.bound, self.bin_width = recipe.variance.build().bound, recipe.build_codec().bin_width
         self.denoiser = recipe.build_denoiser()
-        sampler = Sampler.of(recipe, self.denoiser)
-        sampler.denoise(sampler.labels(1))  # a mistake in how to sample shows now and not at the first preview
+        self.conditioning: Conditioning = recipe.conditioning.build()
+        # a mistake in what to tell, or in how to sample, shows now and not at the first preview
+        Sampler.of(recipe, self.denoiser).denoise(self.held_out(np.zeros(1, dtype=np.int64)).condition)
         self.channels_last = self.denoiser.network.channels_last and len(recipe.shape) == 3
         place(self.denoiser, device)
         self.precision = choose_precision(self.settings.precision, device, recipe.shape)
@@ -66,7 +69,8 @@ class Trainer:
             recipe.augment.build(),
             self.settings.batch,
             recipe.seed,
-            recipe.conditioning.build().dropout,
+            partial(self.conditioning.read, recipe.known),
+            self.conditioning.dropout,
             self.settings.stratified,
         )
         self.images: int | None = self.settings.images
@@ -89,8 +93,8 @@ class Trainer:
             x0 = x0.to(memory_format=torch.channels_last)
         noise = draw.noise.to(self.device, non_blocking=True)
         cond = None
-        if denoiser.embedder is not None and draw.labels is not None:
-            cond = denoiser.embedder(draw.labels.to(self.device), draw.drop.to(self.device))
+        if denoiser.embedder is not None and draw.condition is not None:
+            cond = denoiser.embedder(draw.condition.to(self.device), draw.drop.to(self.device))
         with arithmetic(self.precision, self.device):
             return denoising_loss(
                 denoiser,
@@ -149,19 +153,25 @@ class Trainer:
 
     def held_out_loss(self) -> float:
         """Return the averaged weights' loss on held-out rows, with times and noise that never change."""
-        source, batch, seed = self.data.heldout, self.settings.batch, self.recipe.seed
+        source, batch = self.data.heldout, self.settings.batch
         rows = np.linspace(0, len(source) - 1, min(len(source), HELD_OUT)).astype(np.int64)
-        losses = []
         with torch.inference_mode():
-            for first in range(0, len(rows), batch):
-                part = rows[first : first + batch]
-                x, labels = source.take(part)
-                x0 = self.draws.codec.encode(x)
-                u = torch.from_numpy(uniform(seed, "held-out times", 0, first, len(part))[:, 0])
-                noise = normal(seed, "held-out noise", 0, first, len(part), tuple(x0.shape[1:]))
-                draw = Draw(x0, labels, torch.zeros(len(part), dtype=torch.bool), u, noise)
-                losses.append(self.loss(draw, self.averaged.denoiser))
+            losses = [
+                self.loss(self.held_out(rows[first : first + batch], first), self.averaged.denoiser)
+                for first in range(0, len(rows), batch)
+            ]
         return float(torch.cat(losses).mean())
+
+    def held_out(self, rows: Indices, first: int = 0) -> Draw:
+        """Return held-out rows as a batch whose times and noise never change, the first of them number `first`."""
+        seed, count = self.recipe.seed, len(rows)
+        batch = self.data.heldout.take(rows)
+        x0 = self.recipe.build_codec().encode(batch.x)
+        drawn = torch.from_numpy(uniform(seed, "held-out condition", 0, first, count, 4))
+        u = torch.from_numpy(uniform(seed, "held-out times", 0, first, count)[:, 0])
+        noise = normal(seed, "held-out noise", 0, first, count, tuple(x0.shape[1:]))
+        condition = self.conditioning.read(self.recipe.known, batch, x0, drawn)
+        return Draw(x0, condition, torch.zeros(count, dtype=torch.bool), u, noise)
 
     def preview(self) -> None:
         """Write a sheet of samples of the averaged weights."""
@@ -169,8 +179,10 @@ class Trainer:
         points = len(sampler.shape) == 1
         columns = sampler.classes if 1 < sampler.classes <= 16 else 8
         count = 1024 if points else columns * max(1, sampler.settings.batch // columns)
+        rows = np.arange(count) % len(self.data.heldout)
+        told = None if sampler.classes else self.held_out(rows).condition
         with arithmetic(self.precision, self.device):
-            samples = sampler(count)
+            samples = sampler(count, condition=told)
         folder = self.folder / "samples"
         with disk(folder):
             folder.mkdir(exist_ok=True)
@@ -218,7 +230,7 @@ class Trainer:
         torch.set_num_threads(state["threads"])
 
     def start_from(self, tensors: dict[str, Tensor], where: Path) -> None:
-        """Begin with another run's weights; the class embedding starts afresh where the classes differ in number.
+        """Begin with another run's weights; what embeds the condition starts afresh where it is of another shape.
 
         Args:
             tensors: The other run's averaged weights.
@@ -227,10 +239,11 @@ class Trainer:
         Raises: UserError: If the networks differ.
         """
         own = self.denoiser.state_dict()
-        table = "embedder.table.weight"
-        given = {name: tensor for name, tensor in tensors.items() if name != table or name in own}
-        if table in own and (table not in given or given[table].shape != own[table].shape):
-            given[table] = own[table]
+        given = {name: tensor for name, tensor in tensors.items() if not name.startswith("embedder.")}
+        for name, tensor in own.items():
+            if name.startswith("embedder."):
+                fits = name in tensors and tensors[name].shape == tensor.shape
+                given[name] = tensors[name] if fits else tensor
         checkpoint.load_into(self.denoiser, given, where)
         checkpoint.load_into(self.averaged.denoiser, given, where)
 
@@ -239,4 +252,4 @@ def _portions(draw: Draw, size: int) -> Iterator[Draw]:
     """Cut a batch into portions of `size` rows."""
     for first in range(0, len(draw.x0), size):
         rows = slice(first, first + size)
-        yield Draw(*(None if part is None else part[rows] for part in draw))  # type: ignore[arg-type]  # None is labels
+        yield Draw(*(None if part is None else part[rows] for part in draw))  # type: ignore[arg-type]  # no condition

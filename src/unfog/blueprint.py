@@ -1,0 +1,214 @@
+"""A recipe: everything that a run needs, as named parts with typed options, and as JSON."""
+
+import json
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from unfog.conditions import Conditioning, Known, captions
+from unfog.data.codecs import Codec
+from unfog.data.source import Data
+from unfog.diffusion.denoiser import Denoiser
+from unfog.errors import UserError, unknown
+from unfog.registry import KINDS, Config, check_value, fits, part
+from unfog.settings import Inputs, LearnedVariance
+
+VERSION = 1
+"""Version of the recipe format."""
+PROMPTS = 64
+"""Captions, at most, that a recipe keeps as examples."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything needed to run a training again, and to use its result.
+
+    Attributes:
+        name: The recipe's name.
+        seed: Seed of every draw.
+        shape: Shape of one row of the data; None until the data were looked at.
+        classes: Names of the classes that the model was trained on.
+        prompts: Some captions of held-out rows, for models that are told a text.
+    """
+
+    name: str
+    data: Config
+    network: Config
+    augment: Config = part("augment", "flip-crop")
+    codec: Config = part("codec", "pixels")
+    conditioning: Config = part("conditioning", "classes")
+    inputs: Config = part("inputs", "scaled")
+    schedule: Config = part("schedule", "flow")
+    target: Config = part("target", "flow")
+    variance: Config = part("variance", "fixed")
+    times: Config = part("times", "logit-normal")
+    weighting: Config = part("weighting", "unit")
+    optimizer: Config = part("optimizer", "adamw")
+    ema: Config = part("ema", "power")
+    training: Config = part("training", "images")
+    solver: Config = part("solver", "dpmpp-2m")
+    grid: Config = part("grid", "uniform")
+    sampling: Config = part("sampling", "batches")
+    seed: int = 0
+    shape: tuple[int, ...] | None = None
+    classes: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+    def set(self, *settings: str) -> "Recipe":
+        """Return the recipe with settings of the form `path=value` applied in turn.
+
+        `schedule=cosine` chooses a kind with its defaults, `schedule.steps=500` sets an option, `seed=3` the
+        seed. Values are parsed as JSON, else taken as text.
+
+        Raises: UserError: For an unknown path (with the nearest right one) or a value of the wrong type.
+        """
+        recipe = self
+        for setting in settings:
+            path, equals, text = setting.partition("=")
+            if not equals:
+                raise UserError(f"--set takes path=value, for instance network.width=48, not {setting!r}")
+            recipe = recipe._set(path.strip(), _parse(text))
+        return recipe
+
+    def _set(self, path: str, value: object) -> "Recipe":
+        name, dot, option = path.partition(".")
+        if path in ("seed", "name"):
+            check_value(path, value, {"seed": int, "name": str}[path])
+            return self._with(path, value)
+        if name not in KINDS or (dot and option not in self._config(name).known):
+            raise unknown("setting", path, self._paths())
+        config = self._config(name)
+        if dot:
+            return self._with(name, Config(name, config.kind, {**config.options, option: value}))
+        if not isinstance(value, str):
+            raise UserError(f"{name} takes one of {', '.join(sorted(KINDS[name]))}, not {value!r}")
+        return self._with(name, Config(name, value))
+
+    def _with(self, name: str, value: Any) -> "Recipe":
+        return replace(self, **{name: value})
+
+    def _config(self, name: str) -> Config:
+        config: Config = getattr(self, name)
+        return config
+
+    def _paths(self) -> list[str]:
+        """Return every path that `set` takes."""
+        options = [f"{name}.{option}" for name in KINDS for option in self._config(name).known]
+        return ["seed", "name", *KINDS, *options]
+
+    def to_json(self) -> str:
+        """Return the recipe as JSON text."""
+        plain: dict[str, Any] = {"version": VERSION}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            plain[one.name] = value.to_json() if isinstance(value, Config) else value
+        return json.dumps(plain, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """Read a recipe; it can name registered kinds and nothing else.
+
+        Raises: UserError: If it is damaged, from a newer version, or names something unknown.
+        """
+        try:
+            plain = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"the recipe is no JSON ({error})") from None
+        if not isinstance(plain, dict) or not fits(plain.get("version"), int) or plain["version"] < 1:
+            raise UserError("the recipe has no version: it is no recipe of unfog")
+        if plain.pop("version") > VERSION:
+            raise UserError(f"the recipe is of a newer version than {VERSION}: update unfog")
+        known = {one.name for one in fields(cls)}
+        for name in plain:
+            if name not in known:
+                raise unknown("recipe field", name, known)
+        values: dict[str, Any] = {name: value for name, value in plain.items() if name not in KINDS}
+        values.update({name: Config.from_json(name, value) for name, value in plain.items() if name in KINDS})
+        shape = values.get("shape")
+        check_value("shape", shape, list[int] | None)
+        for name in ("classes", "prompts"):
+            check_value(name, values.get(name, []), list[str])
+            values[name] = tuple(values.get(name, []))
+        check_value("seed", values.get("seed", 0), int)
+        check_value("name", values.get("name"), str)
+        if shape is not None and (not shape or min(shape) < 1):
+            raise UserError(f"the recipe's shape {shape} is that of no data")
+        values["shape"] = None if shape is None else tuple(shape)
+        for name in ("data", "network"):
+            if name not in values:
+                raise UserError(f"the recipe names no {name}")
+        return cls(**values)
+
+    def build_data(self) -> tuple["Recipe", Data]:
+        """Return the data, and the recipe with their shape, classes and some captions written in."""
+        data: Data = self.data.build()
+        found = replace(self, shape=data.train.shape, classes=data.train.classes)
+        if self.conditioning.kind != "text":
+            return found, data
+        rows = np.linspace(0, len(data.heldout) - 1, min(len(data.heldout), PROMPTS)).astype(np.int64)
+        prompts = captions(data.heldout.take(rows), found.classes)
+        return replace(found, prompts=tuple(dict.fromkeys(prompts))), data
+
+    @property
+    def known(self) -> Known:
+        """What the model knows of its data."""
+        assert self.shape is not None, "build_data comes first"
+        return Known(self.shape, self.classes, self.prompts)
+
+    def build_codec(self) -> Codec:
+        """Return the codec."""
+        codec: Codec = self.codec.build()
+        return codec
+
+    def build_denoiser(self) -> Denoiser:
+        """Return the denoiser with freshly drawn weights, a function of the recipe alone.
+
+        Raises: UserError: If shape, schedule and target do not fit together.
+        """
+        assert self.shape is not None, "build_data comes first"
+        inputs: Inputs = self.inputs.build()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed & (2**64 - 1))
+            learned = isinstance(self.variance.build(), LearnedVariance)
+            channels = self.shape[0]
+            told: Conditioning = self.conditioning.build()
+            network = self.network.build(
+                channels=channels + told.planes(self.known),
+                outputs=(1 + learned) * channels,
+                dims=len(self.shape) - 1,
+                context=told.context,
+            )
+            self._check_sides(network.multiple)
+            embedder = told.build(self.known, network.embedding_dim)
+            return Denoiser(
+                network,
+                self.schedule.build(),
+                self.target.build(),
+                embedder=embedder,
+                input_scale=inputs.input_scale,
+                network_time=inputs.network_time,
+                sigma_data=inputs.sigma_data,
+                learned_variance=learned,
+            )
+
+    def _check_sides(self, multiple: int) -> None:
+        """Raise a UserError where the network cannot halve the sides of the data."""
+        assert self.shape is not None
+        for side in self.shape[1:]:
+            if side % multiple:
+                low, high = side // multiple * multiple, -(-side // multiple) * multiple
+                near = f"{low} or {high}" if low else str(high)
+                raise UserError(
+                    f"the network {self.network.kind!r} needs sides that are multiples of {multiple}, not {side}: "
+                    f"use {near} (data.size where the data are a folder), or another network"
+                )
+
+
+def _parse(text: str) -> object:
+    """Return the JSON value of a text, or the text itself; NaN and infinity are texts."""
+    try:
+        return json.loads(text, parse_constant=lambda name: name)
+    except (ValueError, RecursionError):
+        return text

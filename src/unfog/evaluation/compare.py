@@ -1,0 +1,368 @@
+"""`unfog compare`: models side by side on the same noises, and whether their scores can be told apart."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from unfog import __version__
+from unfog.data.pictures import row_of, save_picture, sheet
+from unfog.errors import UserError
+from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
+from unfog.evaluation.intervals import Interval, Scored, bootstrap
+from unfog.evaluation.judge import Judge, spread
+from unfog.evaluation.report import told
+from unfog.files import disk, write_whole
+from unfog.generation import Sampler
+from unfog.registry import part
+from unfog.run import Run, load
+
+RESAMPLES = 200
+"""Resamples of a paired interval."""
+ADHERENCE = "adherence"
+COLUMNS = 16
+"""Samples of each model in the sheet."""
+
+
+def bar(console: Console | None) -> Progress:
+    """Return a progress bar that says what is at work and what time is left."""
+    columns = (TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def draw(
+    run: Run,
+    sampler: Sampler,
+    count: int,
+    condition: Tensor | None,
+    advance: Callable[[], object] = lambda: None,
+) -> tuple[Tensor, int]:
+    """Draw samples and count what they cost.
+
+    Args:
+        run: The run.
+        sampler: One of the run's.
+        count: Number of samples.
+        condition: What the model is told of each, `(count, ...)`, or None.
+        advance: Called after every evaluation of the network.
+
+    Returns: The samples as stored, and the network's evaluations for each, as a hook on the network counted them: rows
+        that went through it, over the rows of the batches, which are padded.
+    """
+    rows = 0
+
+    def listen(module: object, arguments: tuple[Tensor, ...], output: object) -> None:
+        nonlocal rows
+        rows += len(arguments[0])
+        advance()
+
+    listener = run.denoiser.network.register_forward_hook(listen)  # type: ignore[attr-defined]
+    try:
+        with run.arithmetic():
+            samples = sampler(count, condition=condition)
+    finally:
+        listener.remove()
+    batch = sampler.settings.batch
+    return samples, rows // (-(-count // batch) * batch)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a score lies from the reference model's, with its paired interval where there is one."""
+
+    value: float
+    interval: Interval | None
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.interval is not None and not self.interval.low <= 0 <= self.interval.high
+
+
+@dataclass(frozen=True)
+class Model:
+    """The scores of one model.
+
+    Attributes:
+        name: The folder as it was given.
+        runs: Its run folders: more than one for several seeds.
+        nfe: Network evaluations for each sample.
+        scores: For each metric the score of each run.
+        differences: For each metric the distance from the reference model; empty for that one itself.
+    """
+
+    name: str
+    runs: list[str]
+    nfe: int
+    scores: dict[str, list[Scored]]
+    differences: dict[str, Difference]
+
+    def value(self, metric: str) -> float:
+        """Return the mean of a score over the model's runs."""
+        return float(np.mean([score.value for score in self.scores[metric]]))
+
+    def line(self, metric: str) -> str:
+        """Return a score as text: with its interval, or with the spread over runs where there are several."""
+        found = self.scores[metric]
+        if len(found) == 1:
+            return f"{number(found[0].value)}{span(found[0])}"
+        spread = float(np.std([score.value for score in found], ddof=1))
+        return f"{number(self.value(metric))}  ± {number(spread)} over {len(found)} runs"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models that were measured alike.
+
+    Attributes:
+        models: Their scores, in the order given.
+        reference: Name of the model that the others are compared with.
+        fidelity: Name of the score that ranks.
+        settings: How all of them were sampled.
+        shown: Samples of the first run of each model, of the same noises and labels.
+    """
+
+    models: list[Model]
+    reference: str
+    fidelity: str
+    settings: str
+    shown: list[Tensor] = field(repr=False)
+
+    def write(self, folder: Path) -> str:
+        """Write comparison.json, and sheet.png with a row for each model; return the table, and where they are.
+
+        Raises: EnvironmentFailure: If the disk fails.
+        """
+        with disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        plain = {**asdict(replace(self, shown=[])), "unfog": __version__}
+        write_whole(folder / "comparison.json", json.dumps(plain, indent=1).encode())
+        rows = [_row(model.name, samples) for model, samples in zip(self.models, self.shown, strict=True)]
+        save_picture(row_of(rows, down=True), folder / "sheet.png")
+        return f"{self.table()}\nside by side: {folder / 'sheet.png'}\nnumbers:      {folder / 'comparison.json'}"
+
+    def ranked(self) -> "Comparison":
+        """Return the same with the least Fréchet distance first."""
+        order = sorted(range(len(self.models)), key=lambda place: self.models[place].value(self.fidelity))
+        return replace(self, models=[self.models[one] for one in order], shown=[self.shown[one] for one in order])
+
+    def table(self) -> str:
+        """Return a block with differences for fidelity and adherence, and a line for each of the other scores."""
+        lines, others = [], [["other scores", *(model.name for model in self.models), "held-out data", "worthless"]]
+        for metric in dict.fromkeys(metric for model in self.models for metric in model.scores):
+            models = [model for model in self.models if metric in model.scores]
+            first = models[0].scores[metric][0]
+            ends = [number(first.floor), number(first.ceiling)]
+            if metric not in (self.fidelity, ADHERENCE):
+                values = [number(model.value(metric)) if model in models else "-" for model in self.models]
+                others.append([f"  {metric}", *values, *ends])
+                continue
+            rows = [[f"{metric} (n = {first.n})", "", f"difference to {self.reference}", ""]]
+            rows += [[f"  {model.name}", model.line(metric), *_difference(model, metric)] for model in models]
+            lines += [aligned([*rows, ["  real held-out data", ends[0], "", ""], ["  worthless", ends[1], "", ""]]), ""]
+        protocol = self.models[0].scores[self.fidelity][0].protocol
+        how = f"({self.settings}; {protocol}; 95 % intervals over noises, not over trainings)"
+        return "\n".join([*lines, aligned(others), "", how])
+
+
+def _difference(model: Model, metric: str) -> tuple[str, str]:
+    """Return the difference to the reference model as text, and whether it may be none."""
+    gap = model.differences.get(metric)
+    if gap is None:
+        return "", ""
+    if gap.interval is None:
+        return f"{gap.value:+.3g}", ""
+    low, high = gap.interval
+    return f"{gap.value:+.3g}  [{low:+.3g}, {high:+.3g}]", "" if gap.told_apart else "not told apart"
+
+
+def number(value: float) -> str:
+    """Return a number with three digits that count."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def span(score: Scored) -> str:
+    """Return the interval of a score as text, if it has one."""
+    return "" if score.low is None or score.high is None else f"  [{number(score.low)}, {number(score.high)}]"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as text in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def members(path: Path) -> list[Path]:
+    """Return the run folders behind an argument: itself, or those that lie in it.
+
+    Raises: UserError: If there are none.
+    """
+    found = [path] if (path / "recipe.json").exists() else sorted(one.parent for one in path.glob("*/recipe.json"))
+    if not found:
+        raise UserError(f"{path} is no run folder and holds none: give a folder that `unfog train` wrote")
+    return found
+
+
+def common_parent(paths: Sequence[Path]) -> Path:
+    """Return the innermost folder that all paths lie in."""
+    parents = {path.parent for path in paths}
+    return parents.pop() if len(parents) == 1 else Path(os.path.commonpath([one.resolve() for one in parents]))
+
+
+def load_alike(paths: Sequence[Path], device: str) -> list[list[Run]]:
+    """Load the runs behind each argument, and let all sample as the first one does, each in batches of its own size.
+
+    Raises: UserError: If they were trained on different data.
+    """
+    models = [[load(one, device) for one in members(path)] for path in paths]
+    first = models[0][0].recipe
+    for run in (run for model in models for run in model):
+        for what in ("data", "shape", "classes"):
+            if getattr(run.recipe, what) != getattr(first, what):
+                raise UserError(
+                    f"{run.path} and {models[0][0].path} cannot be compared: their {what} differ; compare runs that "
+                    "were trained on the same data"
+                )
+    return [[_as_first(run, models[0][0]) for run in model] for model in models]
+
+
+def _as_first(run: Run, first: Run) -> Run:
+    """Return a run with the solver, grid and sampling of the first one."""
+    batch = run.recipe.sampling.options["batch"]
+    sampling = part("sampling", first.recipe.sampling.kind, **{**first.recipe.sampling.options, "batch": batch})
+    return replace(
+        run, recipe=replace(run.recipe, solver=first.recipe.solver, grid=first.recipe.grid, sampling=sampling)
+    )
+
+
+def compare(
+    models: Sequence[Sequence[Run]],
+    names: Sequence[str],
+    count: int = 1000,
+    solver: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    *,
+    seed: int = 0,
+    reference: int | None = 0,
+    console: Console | None = None,
+) -> Comparison:
+    """Score models on the same noises and labels.
+
+    Run i of every model is sampled from the noises of seed + i: runs of one model differ in training and in noise, and
+    the difference of two models is that of the means over their runs.
+
+    Args:
+        models: The runs of each model, from `load_alike`.
+        names: What each is called.
+        count: Samples from each run.
+        solver: Name of a solver; the first recipe's if None, as with all that follow.
+        steps: Steps of the solver.
+        guidance: Scale of classifier-free guidance.
+        seed: Seed of the noises.
+        reference: Number of the model that the others are compared with; None is the best one.
+        console: Shows the progress.
+
+    Raises: UserError: If the runs cannot be sampled so, or there are too few samples.
+    """
+    first = models[0][0]
+
+    def sampler_of(run: Run, place: int) -> Sampler:
+        return run.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed + place)
+
+    sampler = sampler_of(first, 0)
+    judge = Judge(first.recipe.build_data()[1], first.recipe.build_codec(), count, console=console)
+    found: list[list[Sampled]] = [[] for _ in models]
+    with bar(console) as progress:
+        task = progress.add_task("", total=sum(map(len, models)))
+        for place, model in enumerate(models):
+            progress.update(task, description=names[place])
+            for index, run in enumerate(model):
+                found[place].append(_sampled(run, sampler_of(run, index), judge, count))
+                progress.advance(task)
+    fidelity = next(iter(found[0][0].scores))
+    best = int(np.argmin([np.mean([one.scores[fidelity].value for one in mine]) for mine in found]))
+    base = best if reference is None else reference
+    measured = []
+    for place, (name, model, mine) in enumerate(zip(names, models, found, strict=True)):
+        scores = {metric: [one.scores[metric] for one in mine] for metric in mine[0].scores}
+        gaps = {} if place == base else _differences(mine, found[base], fidelity, judge)
+        measured.append(Model(name, [str(run.path) for run in model], mine[0].nfe, scores, gaps))
+    settings = (
+        f"{count} samples, {sampler.solver}, {sampler.grid}, {sampler.settings.steps} steps, guidance "
+        f"{sampler.settings.guidance:g}, noises of seed {seed}"
+    )
+    return Comparison(measured, names[base], fidelity, settings, [mine[0].shown for mine in found])
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What one run gave: its scores, and of each sample what paired differences need."""
+
+    scores: dict[str, Scored]
+    features: Rows
+    hits: Rows | None
+    nfe: int
+    shown: Tensor
+
+
+def _sampled(run: Run, sampler: Sampler, judge: Judge, count: int) -> Sampled:
+    """Sample a run and score the samples."""
+    condition, asked = told(run, judge, count, sampler.seed)
+    samples, nfe = draw(run, sampler, count, condition)
+    shown = samples if samples.ndim == 2 else samples[torch.from_numpy(spread(min(count, COLUMNS), count))]
+    return Sampled(judge.score(samples, asked), judge.features(samples), judge.hits(samples, asked), nfe, shown)
+
+
+def _differences(
+    mine: Sequence[Sampled], base: Sequence[Sampled], fidelity: str, judge: Judge
+) -> dict[str, Difference]:
+    """Return how far each score lies from that of the reference model, with intervals over the common noises.
+
+    Raises: UserError: If the two were not measured alike.
+    """
+    both, found = [*mine, *base], {}
+
+    def gap(*values: float) -> float:
+        return float(np.mean(values[: len(mine)]) - np.mean(values[len(mine) :]))
+
+    def share(*rows: Rows) -> float:
+        return gap(*(float(one.mean()) for one in rows))
+
+    def distance(*rows: Rows) -> float:
+        return gap(*(_block_mean(one, blocks, reference) for one in rows))
+
+    reference, blocks = moments(judge.first.train), len(both[0].features) // judge.m
+    for metric in [name for name in mine[0].scores if name in base[0].scores]:
+        first = base[0].scores[metric]
+        value = gap(*(one.scores[metric] - first for one in both))  # refuses what was not measured alike
+        interval = None
+        if metric == fidelity:
+            rows = [one.features[: blocks * judge.m] for one in both]
+            interval = bootstrap(distance, *rows, resamples=RESAMPLES, method="halves", paired=True)
+        elif metric == ADHERENCE:
+            hits = [one.hits for one in both if one.hits is not None]
+            interval = bootstrap(share, *hits, resamples=RESAMPLES, paired=True)
+        found[metric] = Difference(value, interval)
+    return found
+
+
+def _block_mean(rows: Rows, blocks: int, reference: Moments) -> float:
+    """Return the mean Fréchet distance of equal blocks of rows."""
+    return float(np.mean([frechet_of_moments(moments(part), reference) for part in np.array_split(rows, blocks)]))
+
+
+def _row(name: str, samples: Tensor) -> Image.Image:
+    """Return samples in a row, below the name of their model."""
+    picture = sheet(samples, len(samples))
+    title = Image.new("RGB", (picture.width, 16), "white")
+    ImageDraw.Draw(title).text((4, 2), name, fill="black")
+    return row_of([title, picture], down=True)

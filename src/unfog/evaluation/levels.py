@@ -1,0 +1,182 @@
+"""The loss at each noise level, on training and on held-out rows, beside the least that the training rows allow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfog.data.source import Batch
+from unfog.evaluation.features import flat
+from unfog.evaluation.judge import Judge, pick, spread
+from unfog.files import whole
+from unfog.randomness import normal, uniform
+from unfog.run import Run
+
+LEVELS, ROWS, NOISIEST, CLEANEST = 16, 128, -8.0, 10.0
+"""Noise levels, rows of each split, and the log-SNRs between which the levels lie."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """Mean losses at one noise level.
+
+    Attributes:
+        log_snr: The level.
+        train: The model's loss on training rows.
+        heldout: On held-out rows.
+        optimum_train: The loss on training rows of the exact denoiser of the training set, which knows all of it by
+            heart: no model has less on the whole set. None where no row has a training row of its condition.
+        optimum_heldout: Its loss on held-out rows: far above the model's where the model is no such memory.
+    """
+
+    log_snr: float
+    train: float
+    heldout: float
+    optimum_train: float | None
+    optimum_heldout: float | None
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Losses by noise level, and how they were measured."""
+
+    levels: tuple[Level, ...]
+    protocol: str
+
+    def draw(self, path: Path) -> None:
+        """Draw the losses over the noise levels.
+
+        Raises: EnvironmentFailure: If the disk fails.
+        """
+        from matplotlib.figure import Figure  # here, since matplotlib takes half a second to import
+
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        names = (
+            ("train", "C0o-", "model, training rows"),
+            ("heldout", "C1o-", "model, held-out rows"),
+            ("optimum_train", "C0--", "exact denoiser of the training set, training rows"),
+            ("optimum_heldout", "C1--", "the same, held-out rows"),
+        )
+        for name, style, label in names:
+            found = [(one.log_snr, getattr(one, name)) for one in self.levels]
+            shown = [(x, y) for x, y in found if y is not None]
+            axes.plot([x for x, _ in shown], [y for _, y in shown], style, label=label, markersize=3, linewidth=1)
+        model = [loss for one in self.levels for loss in (one.train, one.heldout)]
+        axes.set(xlabel="log-SNR: noise on the left, data on the right", ylabel="loss", yscale="log")
+        axes.set_ylim(
+            min(model) / 100, max(model) * 100
+        )  # of a memory, one falls to nothing and one leaves the picture
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize="small")
+        with whole(path) as part:
+            figure.savefig(part, dpi=120, format="png")
+
+
+def empirical_x0(x_t: Tensor, alpha: float, sigma: float, train: Tensor, block: int = 64) -> Tensor:
+    """Return E[x0 | x_t] where the data are training rows, all equally likely: sum_i w_i·row_i.
+
+    The weights w are the softmax over i of -|x_t - alpha·row_i|² / (2·sigma²).
+
+    Args:
+        x_t: Noisy rows, alpha·x0 + sigma·eps, `(n, pixels)`, float64.
+        alpha: Coefficient of the signal.
+        sigma: Coefficient of the noise, above 0.
+        train: The rows, `(rows, pixels)`.
+        block: Noisy rows whose weights are in memory at a time; no part of the result.
+
+    Returns: The exact prediction, shaped like `x_t`.
+    Source: Karras et al. 2022, appendix B.3.
+    """
+    squares, found = train.square().sum(1) / 2, []
+    for part in torch.split(x_t, block):
+        weights = ((part @ train.T - alpha * squares) * (alpha / sigma**2)).softmax(1)
+        counting = (weights > 1e-15).any(0)  # with little noise only a few rows do
+        found.append(weights[:, counting] @ train[counting])
+    return torch.cat(found)
+
+
+def measure_levels(run: Run, judge: Judge, seed: int = 0) -> Levels:
+    """Measure mean((output - (a·x0 + b·eps))²) at 16 log-SNRs, for a run and the exact denoiser of its training set.
+
+    The same rows have the same noise at every level. On a table the levels are those of its steps. A model that is told
+    a condition is compared with the denoiser of the training rows of that same condition.
+
+    Args:
+        run: The run.
+        judge: Has the rows of both splits.
+        seed: Seed of the noise.
+
+    Source: for the optimum, see `empirical_x0`.
+    """
+    schedule, codec = run.denoiser.schedule, run.recipe.build_codec()
+    ends = float(schedule.log_snr(schedule.t_max)), float(schedule.log_snr(schedule.t_first))
+    t = schedule.time(torch.linspace(max(ends[0], NOISIEST), min(ends[1], CLEANEST), LEVELS, dtype=torch.float64))
+    if schedule.steps:
+        t = torch.from_numpy(np.unique((t * schedule.steps).round().clamp(min=1).numpy())[::-1] / schedule.steps)
+    groups, train = _told(run, judge.train, seed)[1], torch.from_numpy(flat(judge.train.x, codec))
+    columns: list[Sequence[float | None]] = []
+    for part, split in enumerate((judge.train, judge.heldout)):
+        rows = pick(split, spread(min(ROWS, len(split.x)), len(split.x)))
+        x0 = codec.encode(rows.x)
+        eps = normal(seed, "noise levels", part, 0, len(x0), tuple(x0.shape[1:]))
+        told, mine = _told(run, rows, seed)
+        columns += [_losses(run, x0, eps, told, t), _optimum(run, x0, eps, mine, groups, train, t)]
+    found = zip(schedule.log_snr(t).tolist(), columns[0], columns[2], columns[1], columns[3], strict=True)
+    protocol = (
+        f"at most {ROWS} evenly spread rows of each split, the same noise at each level, seed {seed}; squared error of "
+        f"the target {run.recipe.target.kind} without weights; exact denoiser of {len(train)} training rows"
+    )
+    return Levels(tuple(Level(*one) for one in found), protocol)  # type: ignore[arg-type]  # the model's losses are floats
+
+
+def _told(run: Run, rows: Batch, seed: int) -> tuple[Tensor | None, list[bytes]]:
+    """Return the condition of rows, and the same as a key for each row."""
+    sampler = run.sampler()
+    drawn = torch.from_numpy(uniform(seed, "condition of levels", 0, 0, len(rows.x), 4))
+    told = sampler.conditioning.read(sampler.known, rows, sampler.codec.encode(rows.x), drawn)
+    return told, [b""] * len(rows.x) if told is None else [one.numpy().tobytes() for one in told]
+
+
+def _losses(run: Run, x0: Tensor, eps: Tensor, told: Tensor | None, times: Tensor) -> list[float]:
+    """Return the model's mean loss at each time."""
+    denoiser, size = run.denoiser, run.sampler().settings.batch
+    device = next(denoiser.parameters()).device
+    found = []
+    with torch.inference_mode(), run.arithmetic():
+        for t in times:
+            total = 0.0
+            for first in range(0, len(x0), size):
+                clean, noise = (part[first : first + size].to(device) for part in (x0, eps))
+                cond = None
+                if denoiser.embedder is not None and told is not None:
+                    cond = denoiser.embedder(told[first : first + size].to(device))
+                x_t, each = denoiser.schedule.add_noise(clean, noise, t), t.expand(len(clean))
+                output = denoiser.output(x_t, each, cond)[0].float()
+                wanted = denoiser.target.of(clean, noise, each, denoiser.schedule)
+                total += float((output - wanted).double().square().flatten(1).mean(1).sum())
+            found.append(total / len(x0))
+    return found
+
+
+def _optimum(
+    run: Run, x0: Tensor, eps: Tensor, mine: list[bytes], groups: list[bytes], train: Tensor, times: Tensor
+) -> list[float | None]:
+    """Return the mean loss of the exact denoiser at each time, over the rows whose condition was trained on."""
+    schedule, target = run.denoiser.schedule, run.denoiser.target
+    clean, noise = (part.flatten(1).double() for part in (x0, eps))
+    totals, count = np.zeros(len(times)), 0
+    for key in sorted(set(mine) & set(groups)):
+        here = torch.tensor([one == key for one in mine])
+        same = train[torch.tensor([one == key for one in groups])]
+        count += int(here.sum())
+        for place, t in enumerate(times):
+            alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+            off = empirical_x0(alpha * clean[here] + sigma * noise[here], alpha, sigma, same) - clean[here]
+            # x_t is the same on both sides, so that eps is off by -alpha/sigma of what x0 is off by
+            error = target.of(off, -alpha / sigma * off, t, schedule)
+            totals[place] += float(error.square().mean(1).sum())
+    return [float(total / count) if count else None for total in totals]
