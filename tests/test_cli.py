@@ -494,7 +494,8 @@ def test_a_second_request_leaves_no_picture_of_the_first(
     (out / "12345.png").write_bytes(b"mine")  # was there before any request, so it is not unfog's to remove
     assert call("sample", digits_run, "-n", 1, "--out", out, "--device", "cpu").code == 0
     assert (out / "12345.png").read_bytes() == b"mine"
-    (out / "12345.png").unlink()
+    assert call("sample", digits_run, "-n", 2, "--out", out, "--device", "cpu").code == 0
+    assert (out / "12345.png").read_bytes() == b"mine"  # nor is it after one
     out = broken / "samples" / "seed-0"
     assert call("sample", broken, "-n", 4, "--device", "cpu").code == 0
     for count in (3, 2):
@@ -532,8 +533,39 @@ def test_many_samples_go_on_where_they_stopped(
             assert np.array_equal(np.asarray(picture.convert("L")), pixels[index, 0].numpy())
     refused("holds the pictures of another request", *command, 150, "--guidance", 3)
     assert len(list(out.glob("0*.png"))) == 150
-    (out / "sampling.json").write_text("[")
-    refused("holds the pictures of another request", *command, 150)
+    refused("holds 150 samples of this request: ask for as many", *command, 20)
+    assert len(list(out.glob("0*.png"))) == 150
+    (out / "00001.png").write_bytes(b"xx")
+    refused("a picture in .* is damaged .*: delete it", *command, 150)
+    for damage in ("[", "[" * 100_000):
+        (out / "sampling.json").write_text(damage)
+        refused("holds the pictures of another request", *command, 150)
+    (out / "sampling.json").unlink()
+    refused("holds pictures that no request of unfog wrote", *command, 150)
+    assert len(list(out.glob("0*.png"))) == 150
+
+
+def test_a_request_that_cannot_be_met_touches_nothing(call: Call, refused: Call, unconditional_run: Path) -> None:
+    command = ("sample", unconditional_run, "-n", 2, "--device", "cpu", "--seed", 9)
+    assert call(*command).code == 0
+    before = {path: path.read_bytes() for path in (unconditional_run / "samples" / "seed-9").iterdir()}
+    refused("guidance needs a model", *command, "--guidance", 2)
+    assert {path: path.read_bytes() for path in (unconditional_run / "samples" / "seed-9").iterdir()} == before
+
+
+def test_prompts_in_turn_are_one_request(call: Call, tmp_path: Path) -> None:
+    data, out = write_pictures(tmp_path / "data"), tmp_path / "run"
+    lines = [{"file_name": path.name, "text": "a thing"} for path in sorted(data.glob("*.png"))]
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    text = ("--set", "conditioning=text", "--set", "conditioning.width=32")
+    assert call("train", "folder", "--data", data, *SMALL, *text, "--out", out).code == 0
+    for count in (1, 3):
+        asked = ("--prompt", "red", "--prompt", "blue", "--out", tmp_path / "samples", "--device", "cpu")
+        assert call("sample", out, "-n", count, *asked).code == 0
+    assert json.loads((tmp_path / "samples" / "sampling.json").read_text())["asked"] == ["red", "blue"]
+    found = load(out, "cpu").sample(3, ["red", "blue", "red"])
+    with Image.open(tmp_path / "samples" / "00002.png") as picture:
+        assert np.array_equal(np.asarray(picture.convert("L")), found[2, 0].numpy())
 
 
 def test_sample_has_a_place_of_its_own_for_each_seed(call: Call, broken: Path) -> None:

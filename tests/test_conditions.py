@@ -157,7 +157,7 @@ def test_labels_by_name_and_number() -> None:
         (ValuesConditioning(), [float("nan")], "finite numbers"),
         (ImageConditioning(), None, "give them with --image"),
         (ImageConditioning(), torch.zeros(1, 1, 8, 8), "of shape (3, 8, 8), not (1, 8, 8)"),
-        (NoConditioning(), 0, "trained without classes or prompts"),
+        (NoConditioning(), 0, "trained without conditions"),
     ],
 )
 def test_what_cannot_be_asked(conditioning: Conditioning, asked: object, says: str) -> None:

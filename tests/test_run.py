@@ -144,7 +144,7 @@ def test_labels_that_do_not_fit_are_refused(flow: Run, label: int | list[int], s
 def test_an_unconditional_run_takes_neither_label_nor_guidance(unconditional_run: Path) -> None:
     run = load(unconditional_run, "cpu")
     assert run.sample(3).shape == (3, 1, 8, 8)
-    with pytest.raises(UserError, match="trained without classes or prompts: leave the label"):
+    with pytest.raises(UserError, match="trained without conditions: ask it for nothing"):
         run.sample(3, 0)
     with pytest.raises(UserError, match="guidance needs a model that was trained with conditions"):
         run.sample(3, guidance=2)

@@ -79,7 +79,8 @@ def train(
     if finished.recipe.shape == (2,):
         draw_plane(finished, folder / "plane.png")
         print(f"field and trajectories: {folder / 'plane.png'}")
-    print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64`)")
+    told = {"values": " --values ...", "image": " --image FILE"}.get(finished.recipe.conditioning.kind, "")
+    print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64{told}`)")
 
 
 def sample(
@@ -115,7 +116,7 @@ def sample(
         n: Number of samples.
         label: Class to draw, by its name or its number; all classes in turn if left away. Several labels with commas.
         prompt: Text to draw; given several times, in turn; some held-out captions in turn if left away.
-        values: Numbers to draw, for models that are told some.
+        values: Numbers to ask for, of models that are told some.
         image: Picture, or folder of them in turn, for models that are told one (to colour, enlarge or fill).
         solver: ddim, dpmpp-2m, unipc or any other (see the README); the recipe's if left away.
         steps: Steps of the solver.
@@ -135,7 +136,7 @@ def sample(
     folder = _folder(out or run / "samples" / f"seed-{seed}")
     loaded = load(run, device, precision)
     sampler = loaded.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
-    asked = _asked(loaded, n, label, prompt, values, image)
+    asked = _asked(loaded, label, prompt, values, image)
     try:
         sample_into(folder, loaded, sampler, n, asked, replace=out is None, console=Console(stderr=True))
     except KeyboardInterrupt:
@@ -171,7 +172,7 @@ def film(
         n: Samples in the animation; the strip shows the first three.
         label: Class to draw, by its name or its number; all classes in turn if left away. Several labels with commas.
         prompt: Text to draw; given several times, in turn; some held-out captions in turn if left away.
-        values: Numbers to draw, for models that are told some.
+        values: Numbers to ask for, of models that are told some.
         image: Picture, or folder of them in turn, for models that are told one (to colour, enlarge or fill).
         solver: ddim, dpmpp-2m, unipc or any other (see the README); the recipe's if left away.
         steps: Steps of the solver, one frame for each and one for the start.
@@ -188,7 +189,7 @@ def film(
     folder = _folder(out or run / "film")
     loaded = load(run, device)
     sampler = loaded.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed)
-    strip, frames = shoot(loaded, sampler, n, _asked(loaded, n, label, prompt, values, image))
+    strip, frames = shoot(loaded, sampler, n, _asked(loaded, label, prompt, values, image))
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_picture(strip, folder / "strip.png")
@@ -258,7 +259,7 @@ def evaluate(
         loaded.sampler(guidance=scale, steps=steps)
     codec, console = loaded.recipe.build_codec(), Console(stderr=True)
     judge = Judge(data, codec, n, batch=batch, seed=seed, console=console, inception=inception, dinov2=dinov2)
-    found = [measure(loaded, judge, n, guidance=scale, steps=steps, seed=seed) for scale in scales]
+    found = [measure(loaded, judge, n, guidance=scale, steps=steps, seed=seed, console=console) for scale in scales]
     levels = measure_levels(loaded, judge, seed)
     folder = run / "evaluation"
     with disk(folder):
@@ -456,7 +457,7 @@ def _folder(path: Path) -> Path:
 
 
 def _asked(
-    run: "Run", n: int, label: str | None, prompt: tuple[str, ...], values: tuple[float, ...], image: Path | None
+    run: "Run", label: str | None, prompt: tuple[str, ...], values: tuple[float, ...], image: Path | None
 ) -> "Asked":
     """Return what is asked for, in the form that the model's kind of condition takes."""
     given = {"--label": label, "--prompt": prompt or None, "--values": values or None, "--image": image}
@@ -470,9 +471,7 @@ def _asked(
         from unfog.data.folder import pictures_at
 
         return run.recipe.build_codec().encode(pictures_at(image, run.recipe.known.shape))
-    if len(prompt) > 1:
-        return [prompt[place % len(prompt)] for place in range(n)]
-    return prompt[0] if prompt else values or label
+    return prompt if len(prompt) > 1 else prompt[0] if prompt else values or label
 
 
 def _seconds(text: str) -> float:

@@ -24,7 +24,7 @@ class Known(NamedTuple):
     Attributes:
         shape: Shape of one row, as the network sees it.
         classes: Names of the classes.
-        prompts: Some captions that were not trained on.
+        prompts: Some captions, or names of classes, of held-out rows.
     """
 
     shape: tuple[int, ...]
@@ -71,7 +71,7 @@ class Conditioning(Protocol):
 
 
 @dataclass(frozen=True)
-class _Told:
+class _WithNull:
     """The model is told something, and learns to do without it.
 
     Attributes:
@@ -92,7 +92,7 @@ class _Told:
 
 
 @dataclass(frozen=True)
-class ClassConditioning(_Told):
+class ClassConditioning(_WithNull):
     """The model is told the class, by its number or its name; without a request, all classes in turn."""
 
     def build(self, known: Known, dim: int) -> Embedder | None:
@@ -117,8 +117,8 @@ class ClassConditioning(_Told):
 
 
 @dataclass(frozen=True)
-class LabelsConditioning(_Told):
-    """The model is told which of several labels hold; asked by names with commas, or by rows of 0 and 1."""
+class LabelsConditioning(_WithNull):
+    """The model is told which of several labels hold; asked by names with commas, or by a tensor of 0 and 1."""
 
     def build(self, known: Known, dim: int) -> Embedder | None:
         """Return the embedder."""
@@ -139,13 +139,14 @@ class LabelsConditioning(_Told):
             return _rows(asked, count, (len(known.classes),)).bool()
         rows = torch.zeros(count, len(known.classes), dtype=torch.bool)
         for row, one in enumerate(_each(asked, count, (int, str))):
-            names = [name.strip() for name in one.split(",") if name.strip()] if isinstance(one, str) else [one]
+            whole = not isinstance(one, str) or one in known.classes  # a name may have a comma itself
+            names = [one] if whole else [name.strip() for name in one.split(",") if name.strip()]
             rows[row, [_class_number(known, name) for name in names]] = True
         return rows
 
 
 @dataclass(frozen=True)
-class ValuesConditioning(_Told):
+class ValuesConditioning(_WithNull):
     """The model is told numbers of about unit size.
 
     Attributes:
@@ -153,6 +154,12 @@ class ValuesConditioning(_Told):
     """
 
     count: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        super().__post_init__()
+        if self.count < 1:
+            raise UserError(f"conditioning.count must be 1 or more, not {self.count}")
 
     def build(self, known: Known, dim: int) -> Embedder | None:
         """Return the embedder."""
@@ -169,16 +176,17 @@ class ValuesConditioning(_Told):
         """Return the numbers; one row of them is for all samples."""
         try:
             rows = torch.as_tensor(asked, dtype=torch.float32)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise UserError(f"this model is asked by {self.count} numbers, not by {asked!r}") from None
-        rows = rows.reshape(1, -1) if rows.ndim < 2 else rows
+        if rows.ndim < 2:  # of one number, a sequence has one for each sample
+            rows = rows.reshape(-1, 1) if self.count == 1 else rows.reshape(1, -1)
         if not rows.isfinite().all():
             raise UserError(f"this model is asked by finite numbers, not by {asked!r}")
         return _rows(rows.expand(count, -1) if len(rows) == 1 else rows, count, (self.count,))
 
 
 @dataclass(frozen=True)
-class TextConditioning(_Told):
+class TextConditioning(_WithNull):
     """The model is told a text, which an encoder of its own reads, trained together with it; the empty text is none.
 
     Where the data have no captions, the names of the classes are the text.
@@ -187,7 +195,6 @@ class TextConditioning(_Told):
         width: Entries of a token.
         layers: Transformer layers of the encoder.
         length: Most words and signs of a text, the start counted.
-
     """
 
     width: int = 128
@@ -226,7 +233,7 @@ class TextConditioning(_Told):
 
 
 @dataclass(frozen=True)
-class ImageConditioning(_Told):
+class ImageConditioning(_WithNull):
     """The model is told a poorer version of the picture, in planes beside the state.
 
     Attributes:
@@ -246,7 +253,9 @@ class ImageConditioning(_Told):
         """Return the embedder."""
         if len(known.shape) != 3:
             raise UserError("conditioning=image is for pictures: use another")
-        if self.factor < 1 or any(side % self.factor for side in known.shape[1:]):
+        if self.task == "colour" and known.shape[0] == 1:
+            raise UserError("conditioning.task=colour needs pictures in colour, and these are grey: use another task")
+        if self.task == "enlarge" and (self.factor < 1 or any(side % self.factor for side in known.shape[1:])):
             raise UserError(f"conditioning.factor {self.factor} does not divide the sides {known.shape[1:]}")
         return PlanesEmbedding((self.planes(known) - 1, *known.shape[1:]))
 
@@ -271,11 +280,13 @@ class ImageConditioning(_Told):
         """Return the planes of pictures, `(count, channels, height, width)` in [-1, 1]; one is for all samples."""
         if not isinstance(asked, Tensor):
             raise UserError("this model is asked by pictures: give them with --image")
-        if asked.ndim != 4 or tuple(asked.shape[1:]) != known.shape:
+        if asked.ndim != 4 or tuple(asked.shape[1:]) != known.shape or not len(asked):
             raise UserError(f"this model is asked by pictures of shape {known.shape}, not {tuple(asked.shape[1:])}")
+        if not asked.is_floating_point():
+            raise UserError("this model is asked by pictures in [-1, 1]: encode bytes, as v/127.5 - 1, before")
         x0 = asked.float()
-        each = x0[torch.arange(count) % len(x0)]
-        return self.read(known, Batch(each), each, torch.full((count, 4), 0.5))
+        planes = self.read(known, Batch(x0), x0, torch.full((len(x0), 4), 0.5))
+        return None if planes is None else planes[torch.arange(count) % len(x0)]
 
 
 @dataclass(frozen=True)
@@ -320,7 +331,7 @@ def captions(batch: Batch, classes: Sequence[str]) -> list[str]:
 def _nothing(asked: Asked) -> None:
     """Refuse a request to a model that is told nothing."""
     if asked is not None:
-        raise UserError("this model was trained without classes or prompts: leave the label or prompt away")
+        raise UserError("this model was trained without conditions: ask it for nothing")
 
 
 def _each(asked: Asked, count: int, kinds: tuple[type, ...]) -> list[Any]:

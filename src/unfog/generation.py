@@ -142,7 +142,9 @@ class Sampler:
         yield from trajectory(denoise, x, times, self.solver, noise=noise)
 
     def batches(self, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
-        """Yield samples 0 to `count` - 1 under a condition in batches on the CPU, but for the first `skip`."""
+        """Yield samples 0 to `count` - 1 under a condition in batches on the CPU, but for the first `skip` batches."""
+        if condition is not None and len(condition) != count:
+            raise UserError(f"{len(condition)} conditions do not fit {count} samples")
         for first in range(skip * self.settings.batch, count, self.settings.batch):
             size = min(self.settings.batch, count - first)
             for step in self.steps(first, self._padded(condition, first)):

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from unfog.blueprint import Recipe
 from unfog.conditions import Asked
-from unfog.data.pictures import enlargement, read_picture, row_of, save_picture, scatter, sheet, tile
+from unfog.data.pictures import UnreadableError, enlargement, read_picture, row_of, save_picture, scatter, sheet, tile
 from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import EnvironmentFailure, UserError
 from unfog.files import disk, write_whole
@@ -31,8 +30,8 @@ from unfog.training.machine import arithmetic, choose_device, choose_precision, 
 from unfog.training.metrics import draw_losses
 from unfog.training.trainer import Trainer
 
-SHEET = 400
-"""Samples on a sheet, at most."""
+SHEET, MOST = 400, 10_000_000
+"""Samples on a sheet, and in a request, at most."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Run:
     def sample(
         self,
         count: int,
-        condition: Asked = None,
+        asked: Asked = None,
         *,
         solver: str | None = None,
         steps: int | None = None,
@@ -96,7 +95,7 @@ class Run:
 
         Args:
             count: Number of samples.
-            condition: What they shall show, one thing for all or one for each: a class, a prompt, values, or a picture,
+            asked: What they shall show, one thing for all or one for each: a class, a prompt, values, or a picture,
                 as the model was trained; None asks for all classes, or some held-out captions, in turn.
             solver: Name of a solver, for instance `"ddim"`; the recipe's if None.
             steps: Number of steps; the recipe's if None.
@@ -109,7 +108,7 @@ class Run:
         """
         sampler = self.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
         with self.arithmetic():
-            return sampler(count, condition)
+            return sampler(count, asked)
 
     def batches(self, sampler: Sampler, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
         """Yield the batches of a sampler in the run's arithmetic, see `Sampler.batches`."""
@@ -251,7 +250,7 @@ def film(run: Run, sampler: Sampler, count: int, condition: Asked) -> tuple[Imag
     Returns: The strip, eight moments from left to right, and the frames of the animation.
     """
     with run.arithmetic():
-        moments = sampler.film(count, condition)
+        moments = sampler.film(count, in_turn(condition, count))
     picked = [moments[round(index * (len(moments) - 1) / 7)] for index in range(8)]
     if len(sampler.shape) == 1:
         frames = [row_of([scatter(x), scatter(x0)]) for x, x0 in moments]
@@ -278,9 +277,11 @@ def sample_into(
     Raises: UserError: If the folder holds another request, or the model cannot take what is asked.
         Stopped: After Ctrl-C.
     """
-    if count < 1:
-        raise UserError(f"the number of samples must be 1 or more, not {count}")
-    condition = sampler.condition(count, asked)
+    if not 1 <= count <= MOST:
+        least = "1 or more" if count < 1 else f"{MOST:,} or less"
+        raise UserError(f"the number of samples must be {least}, not {count}")
+    condition = sampler.condition(count, in_turn(asked, count))
+    sampler.denoise(None if condition is None else condition[:1])  # what cannot be met is refused with nothing touched
     with (run.path / "model.safetensors").open("rb") as file:
         model = hashlib.file_digest(file, "sha256").hexdigest()
     request = {
@@ -289,19 +290,27 @@ def sample_into(
         **{name: repr(getattr(sampler, name)) for name in ("solver", "grid", "settings")},
         "seed": sampler.seed,
         "precision": run.precision,
+        "device": next(run.denoiser.parameters()).device.type,
     }
     earlier = _earlier(folder / "sampling.json")
     same = {name: earlier.get(name) for name in request} == json.loads(json.dumps(request))
-    if earlier and not same and not replace:
+    written = earlier.get("n")
+    places = [folder / f"{place:05}.png" for place in range(max(count, written if isinstance(written, int) else 0))]
+    done = {place for place, path in enumerate(places) if path.is_file()}
+    if not earlier and (done or (folder / "sheet.png").exists()):
+        raise UserError(f"{folder} holds pictures that no request of unfog wrote: choose another --out")
+    if earlier and not replace and not same:
         raise UserError(f"{folder} holds the pictures of another request (its sampling.json): choose another --out")
-    done = {int(file.stem): file for file in folder.glob("*.png") if earlier and re.fullmatch(r"\d{5,}", file.stem)}
-    for number in [number for number in done if not same or number >= count]:
-        done.pop(number).unlink()
+    if not replace and any(place >= count for place in done):
+        raise UserError(f"{folder} holds {written} samples of this request: ask for as many, or choose another --out")
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        for place in [place for place in done if not same or place >= count]:
+            places[place].unlink()
+            done.remove(place)
         write_whole(folder / "sampling.json", json.dumps({"n": count, **request}, indent=1).encode())
     size = sampler.settings.batch
-    skip = next((first // size for first in range(0, count, size) if not _all_there(done, first, count, size)), None)
+    skip = next((place // size for place in range(count) if place not in done), None)
     if len(sampler.shape) == 1:
         points = torch.cat(list(run.batches(sampler, condition, count)))
         lines = "".join(f"{','.join(map(str, row))}\n" for row in points.tolist())
@@ -317,20 +326,23 @@ def sample_into(
         shown = track(drawn, "sampling", total=batches - skip, console=console, disable=quiet, transient=True)
         for number, pictures in enumerate(shown, skip):
             for place, picture in enumerate(pictures, number * size):
-                save_picture(tile(picture[None], 1, gap=0), folder / f"{place:05}.png")
+                save_picture(tile(picture[None], 1, gap=0), places[place])
     channels = 3 if sampler.shape[0] == 3 else 1
-    first = [
-        read_picture(folder / f"{place:05}.png", channels, *sampler.shape[1:]) for place in range(min(count, SHEET))
-    ]
+    try:
+        first = [read_picture(path, channels, *sampler.shape[1:]) for path in places[: min(count, SHEET)]]
+    except UnreadableError as error:
+        raise UserError(f"a picture in {folder} is damaged ({error}): delete it and say the same again") from None
     columns = max(1, round(len(first) ** 0.5))
     if asked is None and 1 < sampler.classes <= 16:  # so that each column is one class
         columns = sampler.classes * max(1, round(columns / sampler.classes))
     save_picture(sheet(torch.from_numpy(np.stack(first)), columns), folder / "sheet.png")
 
 
-def _all_there(done: Mapping[int, Path], first: int, count: int, size: int) -> bool:
-    """Return whether all pictures of a batch are written."""
-    return all(place in done for place in range(first, min(first + size, count)))
+def in_turn(asked: Asked, count: int) -> Asked:
+    """Return several prompts, a tuple of texts, one after the other, again and again; anything else as it is."""
+    if isinstance(asked, tuple) and asked and isinstance(asked[0], str):
+        return [asked[place % len(asked)] for place in range(count)]
+    return asked
 
 
 def _earlier(where: Path) -> dict[str, object]:
@@ -339,6 +351,6 @@ def _earlier(where: Path) -> dict[str, object]:
         return {}
     try:
         found = json.loads(where.read_text(encoding="utf-8", errors="replace"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) and found else {"damaged": True}

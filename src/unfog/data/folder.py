@@ -98,35 +98,55 @@ def _from_metadata(root: Path) -> Listing:
             name = entry["file_name"]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{where}, line {number}: not a JSON object with 'file_name': mend the line") from None
-        if not isinstance(name, str) or "\0" in name or not (root / name).resolve().is_relative_to(root.resolve()):
+        if not isinstance(name, str) or not _below(root, name):
             raise UserError(f"{where}, line {number}: {name!r} is no file below the folder: mend the line")
+        label, text = entry.get("label"), entry.get("text")
+        several = label if isinstance(label, list) else []
+        if isinstance(label, dict) or any(isinstance(one, dict | list | None) for one in several):
+            raise UserError(f"{where}, line {number}: 'label' is a name, or a list of names, not {label!r}: mend it")
+        if isinstance(text, dict | list):
+            raise UserError(f"{where}, line {number}: 'text' is a text, not {text!r}: mend it")
         entries[name] = entry
     if not entries:
         raise UserError(f"{where} names no picture: add lines with 'file_name', or remove it")
     files = tuple(sorted(entries))
     given, texts, numbers = ([entries[file].get(key) for file in files] for key in ("label", "text", "values"))
+    for key, column in (("label", given), ("text", texts), ("values", numbers)):
+        without = [file for file, found in zip(files, column, strict=True) if found is None]
+        if 0 < len(without) < len(files):
+            raise UserError(
+                f"{where}: {key!r} is missing for {without[0]} ({len(without)} in all): give it in all lines or none"
+            )
     captions = tuple(str(text) for text in texts) if all(text is not None for text in texts) else None
     values = None if any(row is None for row in numbers) else tuple(_numbers(where, row) for row in numbers)
     if values is not None and len({len(row) for row in values}) > 1:
         raise UserError(f"{where}: 'values' has not the same number of numbers in every line: mend the lines")
-    if any(label is None for label in given):
+    if any(label is None for label in given) or all(label == [] for label in given):
         return Listing(root, files, None, (), captions, values)
-    several = any(isinstance(label, list) for label in given)
     names = [{str(one) for one in (label if isinstance(label, list) else [label])} for label in given]
     classes = tuple(sorted(set().union(*names), key=lambda name: (len(name), name)))
-    if several:
+    if any(isinstance(label, list) for label in given):
         held = tuple(tuple(name in row for name in classes) for row in names)
         return Listing(root, files, held, classes, captions, values)
     return Listing(root, files, tuple(classes.index(next(iter(row))) for row in names), classes, captions, values)
 
 
+def _below(root: Path, name: str) -> bool:
+    """Say whether a name is that of something below a folder, links followed."""
+    try:
+        return (root / name).resolve().is_relative_to(root.resolve())
+    except (ValueError, RuntimeError):  # a zero byte, half of a pair of surrogates, a link to itself
+        return False
+
+
 def _numbers(where: Path, row: object) -> tuple[float, ...]:
     """Return the numbers of one line."""
     plain = row if isinstance(row, list) else [row]
-    numbers = tuple(float(one) for one in plain if isinstance(one, int | float) and not isinstance(one, bool))
-    if len(numbers) < len(plain) or not np.isfinite(numbers).all():
+    most = torch.finfo(torch.float32).max  # what is larger, or no number at all, compares as false
+    good = [one for one in plain if isinstance(one, int | float) and not isinstance(one, bool) and abs(one) <= most]
+    if len(good) < len(plain):
         raise UserError(f"{where}: 'values' must be a list of numbers, not {row!r}: mend the line")
-    return numbers
+    return tuple(map(float, good))
 
 
 @dataclass(frozen=True)
@@ -255,12 +275,17 @@ def pictures_at(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
 
     Raises: UserError: If there is none, or one cannot be read.
     """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: check the path given with --image")
     files = [path] if path.is_file() else [path / file for file in list_pictures(str(path)).files]
     channels, height, width = shape
-    try:
-        return torch.from_numpy(np.stack([read_picture(file, channels, height, width) for file in files]))
-    except UnreadableError as error:
-        raise UserError(f"a picture in {path} cannot be read: {error}") from None
+    rows = []
+    for file in files:
+        try:
+            rows.append(read_picture(file, channels, height, width))
+        except UnreadableError as error:
+            raise UserError(f"{file} cannot be read ({error}): check the path given with --image") from None
+    return torch.from_numpy(np.stack(rows))
 
 
 def look(listing: Listing, sample: int = 200) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """Words as numbers, without a vocabulary: no word is unknown, and nothing has to be learned or stored."""
 
 import re
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from torch import Tensor
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words and signs of a text, in small letters."""
-    return re.findall(r"\w+|[^\w\s]", text.lower())
+    """Return the words and signs of a text, in small letters, each letter in its composed form."""
+    return re.findall(r"\w+|[^\w\s]", unicodedata.normalize("NFC", text.lower()))
 
 
 def tokenise(texts: Sequence[str], length: int, warn: bool = False) -> Tensor:

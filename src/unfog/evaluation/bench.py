@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +24,7 @@ from unfog.errors import Stopped, UserError
 from unfog.evaluation.compare import (
     Comparison,
     aligned,
-    bar,
     compare,
-    draw,
     load_alike,
     number,
     span,
@@ -34,7 +32,7 @@ from unfog.evaluation.compare import (
 from unfog.evaluation.features import digest
 from unfog.evaluation.intervals import Scored
 from unfog.evaluation.judge import Judge
-from unfog.evaluation.report import told
+from unfog.evaluation.report import bar, batches_of, draw, told
 from unfog.files import disk, whole, write_whole
 from unfog.generation import Sampler
 from unfog.run import Run, read_recipe, resume, train
@@ -297,11 +295,12 @@ def bench(
         done = len(known)
         try:
             with bar(console) as progress:
-                batches = -(-count // run.sampler().settings.batch)
+                batches = batches_of(run.sampler(), count)
                 task = progress.add_task("", total=batches * sum(one.nfe for _, one in todo.values()))
                 for key, (setting, one) in sorted(todo.items(), key=lambda item: item[1][1].nfe):
                     progress.update(task, description=f"{setting.solver}, {one.nfe} evaluations")
-                    samples, cost = draw(run, one.sampler, count, condition, lambda: progress.advance(task))
+                    advance = partial(progress.advance, task, one.nfe)
+                    samples, cost = draw(run, one.sampler, count, condition, advance)
                     scores = judge.fidelity(samples), judge.adherence(samples, asked)
                     known[key] = Measured(setting, one.sampler.settings.steps, cost, *scores)
                     _append(path, key, known[key])

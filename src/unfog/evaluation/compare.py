@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from unfog import __version__
@@ -19,7 +18,7 @@ from unfog.errors import UserError
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
 from unfog.evaluation.intervals import Interval, Scored, bootstrap
 from unfog.evaluation.judge import Judge, spread
-from unfog.evaluation.report import told
+from unfog.evaluation.report import bar, batches_of, draw, told
 from unfog.files import disk, write_whole
 from unfog.generation import Sampler
 from unfog.registry import part
@@ -30,48 +29,6 @@ RESAMPLES = 200
 ADHERENCE = "adherence"
 COLUMNS = 16
 """Samples of each model in the sheet."""
-
-
-def bar(console: Console | None) -> Progress:
-    """Return a progress bar that says what is at work and what time is left."""
-    columns = (TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
-
-
-def draw(
-    run: Run,
-    sampler: Sampler,
-    count: int,
-    condition: Tensor | None,
-    advance: Callable[[], object] = lambda: None,
-) -> tuple[Tensor, int]:
-    """Draw samples and count what they cost.
-
-    Args:
-        run: The run.
-        sampler: One of the run's.
-        count: Number of samples.
-        condition: What the model is told of each, `(count, ...)`, or None.
-        advance: Called after every evaluation of the network.
-
-    Returns: The samples as stored, and the network's evaluations for each, as a hook on the network counted them: rows
-        that went through it, over the rows of the batches, which are padded.
-    """
-    rows = 0
-
-    def listen(module: object, arguments: tuple[Tensor, ...], output: object) -> None:
-        nonlocal rows
-        rows += len(arguments[0])
-        advance()
-
-    listener = run.denoiser.network.register_forward_hook(listen)  # type: ignore[attr-defined]
-    try:
-        with run.arithmetic():
-            samples = sampler(count, condition=condition)
-    finally:
-        listener.remove()
-    batch = sampler.settings.batch
-    return samples, rows // (-(-count // batch) * batch)
 
 
 @dataclass(frozen=True)
@@ -282,12 +239,12 @@ def compare(
     judge = Judge(first.recipe.build_data()[1], first.recipe.build_codec(), count, console=console)
     found: list[list[Sampled]] = [[] for _ in models]
     with bar(console) as progress:
-        task = progress.add_task("", total=sum(map(len, models)))
+        task = progress.add_task("", total=sum(map(len, models)) * batches_of(sampler, count))
         for place, model in enumerate(models):
             progress.update(task, description=names[place])
             for index, run in enumerate(model):
-                found[place].append(_sampled(run, sampler_of(run, index), judge, count))
-                progress.advance(task)
+                chosen = sampler_of(run, index)
+                found[place].append(_sampled(run, chosen, judge, count, lambda: progress.advance(task)))
     fidelity = next(iter(found[0][0].scores))
     best = int(np.argmin([np.mean([one.scores[fidelity].value for one in mine]) for mine in found]))
     base = best if reference is None else reference
@@ -314,10 +271,10 @@ class Sampled:
     shown: Tensor
 
 
-def _sampled(run: Run, sampler: Sampler, judge: Judge, count: int) -> Sampled:
+def _sampled(run: Run, sampler: Sampler, judge: Judge, count: int, advance: Callable[[], object]) -> Sampled:
     """Sample a run and score the samples."""
     condition, asked = told(run, judge, count, sampler.seed)
-    samples, nfe = draw(run, sampler, count, condition)
+    samples, nfe = draw(run, sampler, count, condition, advance)
     shown = samples if samples.ndim == 2 else samples[torch.from_numpy(spread(min(count, COLUMNS), count))]
     return Sampled(judge.score(samples, asked), judge.features(samples), judge.hits(samples, asked), nfe, shown)
 

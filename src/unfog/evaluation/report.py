@@ -1,11 +1,13 @@
 """What `unfog evaluate` says of a run: scores beside floor and ceiling, copies, and pictures of both."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from unfog.data.pictures import enlargement, row_of, save_picture, scatter, tile
@@ -14,6 +16,7 @@ from unfog.evaluation.intervals import Scored
 from unfog.evaluation.judge import Asked, Judge, known, pick, spread
 from unfog.evaluation.levels import Levels
 from unfog.evaluation.neighbours import Memorised
+from unfog.generation import Sampler
 from unfog.randomness import uniform
 from unfog.run import Run
 
@@ -64,8 +67,62 @@ def told(run: Run, judge: Judge, count: int, seed: int = 0) -> tuple[Tensor | No
     return condition, None if condition is None else known(rows)
 
 
+def bar(console: Console | None) -> Progress:
+    """Return a progress bar that says what is at work and what time is left."""
+    columns = (TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=console is None)
+
+
+def draw(
+    run: Run,
+    sampler: Sampler,
+    count: int,
+    condition: Tensor | None,
+    advance: Callable[[], object] = lambda: None,
+) -> tuple[Tensor, int]:
+    """Draw samples and count what they cost.
+
+    Args:
+        run: The run.
+        sampler: One of the run's.
+        count: Number of samples.
+        condition: What the model is told of each, `(count, ...)`, or None.
+        advance: Called after every batch.
+
+    Returns: The samples as stored, and the network's evaluations for each, as a hook on the network counted them: rows
+        that went through it, over the rows of the batches, which are padded.
+    """
+    rows = 0
+
+    def listen(module: object, arguments: tuple[Tensor, ...], output: object) -> None:
+        nonlocal rows
+        rows += len(arguments[0])
+
+    listener = run.denoiser.network.register_forward_hook(listen)  # type: ignore[attr-defined]
+    samples = []
+    try:
+        for batch in run.batches(sampler, condition, count):
+            samples.append(batch)
+            advance()
+    finally:
+        listener.remove()
+    return torch.cat(samples), rows // (batches_of(sampler, count) * sampler.settings.batch)
+
+
+def batches_of(sampler: Sampler, count: int) -> int:
+    """Return in how many batches so many samples are drawn."""
+    return -(-count // sampler.settings.batch)
+
+
 def evaluate(
-    run: Run, judge: Judge, count: int, *, guidance: float, steps: int | None = None, seed: int = 0
+    run: Run,
+    judge: Judge,
+    count: int,
+    *,
+    guidance: float,
+    steps: int | None = None,
+    seed: int = 0,
+    console: Console | None = None,
 ) -> Evaluation:
     """Score `count` samples of a run that are asked for what held-out rows show.
 
@@ -76,6 +133,7 @@ def evaluate(
         guidance: Scale of classifier-free guidance; 1 is off.
         steps: Steps of the solver; the recipe's if None.
         seed: Seed of the noise.
+        console: Shows the progress.
 
     Raises: UserError: If there are fewer samples than the judge compares.
     """
@@ -83,14 +141,9 @@ def evaluate(
         raise UserError(f"this judge compares sets of {judge.m} rows: ask for -n {judge.m} or more")
     sampler = run.sampler(guidance=guidance, steps=steps, seed=seed)
     condition, asked = told(run, judge, count, seed)
-    calls: list[object] = []
-    listener = run.denoiser.network.register_forward_hook(lambda *call: calls.append(None))  # type: ignore[attr-defined]
-    try:
-        with run.arithmetic():
-            samples = sampler(count, condition=condition)
-    finally:
-        listener.remove()
-    nfe = len(calls) // -(-count // sampler.settings.batch)
+    with bar(console) as progress:
+        task = progress.add_task(f"sampling, guidance {guidance:g}", total=batches_of(sampler, count))
+        samples, nfe = draw(run, sampler, count, condition, lambda: progress.advance(task))
     scores, copies = judge.score(samples, asked), judge.copies(samples)
     return Evaluation(scores, copies, guidance, sampler.settings.steps, nfe, seed, samples)
 

@@ -154,7 +154,7 @@ class CrossAttention(nn.Module):
     Source: Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models, section 3.3.
     """
 
-    def __init__(self, channels: int, context: int, head: int = 64) -> None:
+    def __init__(self, channels: int, context: int, head: int = 32) -> None:
         """Attend from `channels` channels to tokens of `context` entries, in heads of `head` channels."""
         super().__init__()
         self.heads = channels // head if channels % head == 0 else 1

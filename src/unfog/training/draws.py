@@ -65,6 +65,7 @@ class Draws:
         x0 = self.codec.encode(self.augment(rows.x, self.seed, position))
         condition = self.read(rows, x0, torch.from_numpy(uniform(self.seed, "condition", step, 0, self.batch, 4)))
         u = torch.from_numpy(uniform(self.seed, "times", step, 0, self.batch)[:, 0])
+        # named after labels since the first version: another word would change every run
         drop = torch.from_numpy(uniform(self.seed, "labels", step, 0, self.batch)[:, 0] < self.dropout)
         noise = normal(self.seed, "noise", step, 0, self.batch, tuple(x0.shape[1:]))
         return Draw(x0, condition, drop, stratify(u) if self.stratified else u, noise)

@@ -102,7 +102,8 @@ def _headline(trainer: Trainer) -> str:
     parameters = sum(parameter.numel() for parameter in trainer.denoiser.parameters())
     shape = "×".join(str(side) for side in trainer.recipe.shape or ())
     rows = f"{len(trainer.data.train):,} rows of {shape}, {len(trainer.data.heldout):,} held out"
-    return f"{rows}; {parameters:,} parameters; {trainer.device}, {trainer.precision}"
+    told = trainer.recipe.conditioning.kind if trainer.denoiser.embedder else "nothing"
+    return f"{rows}; told {told}; {parameters:,} parameters; {trainer.device}, {trainer.precision}"
 
 
 def _fix(trainer: Trainer, images: int, reports: int) -> None:
