@@ -20,7 +20,7 @@ from unfog.data.source import Batch, Data, InMemory
 from unfog.errors import UserError
 from unfog.evaluation import features
 from unfog.evaluation.distances import Rows, frechet, kernel_distance
-from unfog.evaluation.judge import Judge, spread
+from unfog.evaluation.judge import Judge, some, spread
 from unfog.evaluation.neighbours import prdc
 from unfog.evaluation.report import evaluate, table, told
 from unfog.run import load
@@ -68,7 +68,7 @@ def test_scores_of_points_are_those_of_their_plain_coordinates() -> None:
     judge, samples = gaussian_judge(), 0.3 + draw(2, 900, 2)
     found = judge.score(samples)
     assert list(found) == ["frechet/pixels", "kernel/pixels", "precision", "recall", "density", "coverage"]
-    train = judge.train.x[torch.from_numpy(spread(400, 1000))].double().numpy()
+    train = judge.train.x[torch.from_numpy(some(400, 1000))].double().numpy()
     blocks = [samples[:400].double().numpy(), samples[400:800].double().numpy()]
     heldout, noise = (x.double().numpy() for x in (judge.heldout.x, judge.noise))
     measures: dict[str, Callable[[Rows], float]] = {
@@ -85,7 +85,7 @@ def test_scores_of_points_are_those_of_their_plain_coordinates() -> None:
         assert score.ceiling == pytest.approx(measure(noise), rel=1e-5)
         assert score.n == 800
     kernel, turned = found["kernel/pixels"], judge.spaces["pixels"].extractor
-    expected = [kernel_distance(turned(part), turned(judge.train.x[torch.from_numpy(spread(400, 1000))]))
+    expected = [kernel_distance(turned(part), turned(judge.train.x[torch.from_numpy(some(400, 1000))]))
                 for part in (samples[:400], samples[400:800])]  # fmt: skip
     assert kernel.value == pytest.approx(np.mean([one.value for one in expected]))
     assert kernel.high == pytest.approx(kernel.value + 1.96 * np.mean([one.error for one in expected]))
@@ -161,7 +161,7 @@ def test_a_collapsed_generator_is_precise_and_recalls_little(judge: Judge) -> No
 
 def test_collapsed_and_over_diverse_points() -> None:
     judge = gaussian_judge()
-    collapsed, diverse = judge.score(0.1 * draw(3, 400, 2)), judge.score(5 * draw(4, 400, 2))
+    collapsed, diverse = judge.score(0.1 * draw(3, 400, 2)), judge.score(6 * draw(4, 400, 2))
     assert collapsed["precision"].value == 1
     assert collapsed["recall"].value < 0.1
     assert diverse["precision"].value < 0.3

@@ -23,7 +23,6 @@ from unfog.diffusion.solvers import RungeKutta45
 from unfog.errors import Stopped, UserError
 from unfog.evaluation.compare import (
     Comparison,
-    aligned,
     compare,
     load_alike,
     number,
@@ -32,7 +31,7 @@ from unfog.evaluation.compare import (
 from unfog.evaluation.features import digest
 from unfog.evaluation.intervals import Scored
 from unfog.evaluation.judge import Judge
-from unfog.evaluation.report import bar, batches_of, draw, told
+from unfog.evaluation.report import aligned, bar, batches_of, draw, told
 from unfog.files import disk, whole, write_whole
 from unfog.generation import Sampler
 from unfog.run import Run, read_recipe, resume, train

@@ -18,7 +18,7 @@ from unfog.errors import UserError
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
 from unfog.evaluation.intervals import Interval, Scored, bootstrap
 from unfog.evaluation.judge import Judge, spread
-from unfog.evaluation.report import bar, batches_of, draw, told
+from unfog.evaluation.report import aligned, bar, batches_of, draw, told
 from unfog.files import disk, write_whole
 from unfog.generation import Sampler
 from unfog.registry import part
@@ -149,12 +149,6 @@ def number(value: float) -> str:
 def span(score: Scored) -> str:
     """Return the interval of a score as text, if it has one."""
     return "" if score.low is None or score.high is None else f"  [{number(score.low)}, {number(score.high)}]"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as text in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def members(path: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from unfog.evaluation.features import Extractor, digest, features_of, fit_classi
 from unfog.evaluation.intervals import Interval, Method, Scored, bootstrap
 from unfog.evaluation.neighbours import Memorised, entropy_over_classes, memorised, prdc
 from unfog.evaluation.reader import matches
-from unfog.randomness import normal
+from unfog.randomness import normal, stream
 
 TRAINING, HELD_OUT, FITTED = 60_000, 10_000, 10_000
 """Rows, evenly spread, at most: of the training set, of the held-out set, and for principal components."""
@@ -59,6 +59,16 @@ class Space:
     train: Rows
     heldout: Rows
     noise: Rows
+
+
+def some(count: int, rows: int) -> Indices:
+    """Return which of `rows` rows scores are compared with: drawn, always the same ones, since intervals expect that.
+
+    Rows of a set in some order, evenly spread, would be more alike than drawn ones, of digits one class after another.
+    """
+    if count >= rows:
+        return spread(count, rows)
+    return np.sort(stream(0, "rows to judge", index=rows).permutation(rows)[:count])
 
 
 class Judge:
@@ -112,7 +122,7 @@ class Judge:
         others = [make(path) for make, path in ((extractors.inception, inception), (extractors.dinov2, dinov2)) if path]
         size = int(np.prod(data.train.shape)) * self.heldout.x.element_size()
         self.train = rows_of(data.train, max(1, min(TRAINING, MEMORY // size)))
-        self.references, self.compared = spread(self.m, len(self.train.x)), spread(self.m, len(self.heldout.x))
+        self.references, self.compared = some(self.m, len(self.train.x)), some(self.m, len(self.heldout.x))
         noise = normal(seed, "noise to judge", 0, 0, self.m, tuple(data.train.shape))
         self.noise = codec.decode(noise)
         self.classifier = fit_classifier(self.train, codec, console)

@@ -157,9 +157,13 @@ def table(found: Sequence[Evaluation], judge: Judge) -> str:
         cells = [_cell(one.scores[name]) for one in found]
         better = BETTER.get(name.split("/")[0], "higher")
         lines.append([name, better, *cells, f"{score.floor:.3f}", f"{score.ceiling:.3f}"])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*text, "", *_notes(found, judge)])
+    return "\n".join([aligned(lines), "", *_notes(found, judge)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as text in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _cell(score: Scored) -> str:
