@@ -14,8 +14,8 @@ import torch
 
 from unfog.blueprint import Recipe
 from unfog.diffusion.objectives import denoising_loss
+from unfog.optimizers import AdamW
 from unfog.registry import part
-from unfog.settings import AdamW
 from unfog.training.machine import arithmetic, choose_device
 
 
@@ -26,7 +26,7 @@ def one(recipe: Recipe, precision: str, channels_last: bool, batch: int, seconds
     if channels_last:
         denoiser.to(memory_format=torch.channels_last)
         x0 = x0.to(memory_format=torch.channels_last)
-    optimizer = AdamW().build(denoiser.parameters())
+    optimizer = AdamW().build(denoiser)
     times, weighting = recipe.times.build(), recipe.weighting.build()
     u, noise = torch.rand(batch, device=device).double(), torch.randn_like(x0)
 

@@ -18,7 +18,7 @@ FLOORS = [
     ["networks"],
     ["diffusion"],
     ["data"],
-    ["settings", "conditions", "registry", "blueprint"],
+    ["settings", "optimizers", "conditions", "registry", "blueprint"],
     ["generation"],
     ["training"],
     ["run"],

@@ -24,9 +24,10 @@ from unfog.blueprint import Recipe
 from unfog.data.source import Data, InMemory
 from unfog.errors import EnvironmentFailure, Stopped, UserError
 from unfog.generation import Sampler
+from unfog.optimizers import AdamW
 from unfog.recipes import recipe
 from unfog.run import load, resume, train
-from unfog.settings import AdamW, ExponentialAverage, PowerAverage
+from unfog.settings import ExponentialAverage, PowerAverage
 from unfog.training import checkpoint, loop
 from unfog.training.draws import Draw, Draws, ahead
 from unfog.training.ema import Averaged

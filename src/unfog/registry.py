@@ -30,8 +30,8 @@ from unfog.networks.dit import DiT
 from unfog.networks.minimal import Minimal
 from unfog.networks.mlp import MLP
 from unfog.networks.unet import UNet
+from unfog.optimizers import AdamW, Muon
 from unfog.settings import (
-    AdamW,
     ExponentialAverage,
     FixedVariance,
     Inputs,
@@ -130,7 +130,7 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
         "edm": weightings.EDMWeighting,
         "sigmoid": weightings.Sigmoid,
     },
-    "optimizer": {"adamw": AdamW},
+    "optimizer": {"adamw": AdamW, "muon": Muon},
     "ema": {"power": PowerAverage, "exponential": ExponentialAverage},
     "training": {"images": Training},
     "solver": {

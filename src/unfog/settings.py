@@ -1,66 +1,19 @@
-"""The plain settings of a run: optimizer, averaging, training and sampling, as values."""
+"""The plain settings of a run: averaging, training and sampling, as values."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
-
-import torch
-from torch import nn
 
 from unfog.errors import UserError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def _positive(**values: float | None) -> None:
+def positive(**values: float | None) -> None:
     """Raise a UserError for a value that is given and not above 0."""
     for name, value in values.items():
         if value is not None and not value > 0:
             raise UserError(f"{name} must be above 0, not {value}")
-
-
-@dataclass(frozen=True)
-class AdamW:
-    """AdamW with a warm-up and a linear decay that are counted in images.
-
-    Attributes:
-        lr: Peak learning rate.
-        beta1: Averaging of the gradient.
-        beta2: Averaging of its square.
-        weight_decay: Decay of the weights, multiplied by the learning rate.
-        warmup: Images over which the learning rate rises from 0.
-        decay: Share of the run, at its end, over which it falls to 0.
-        clip: Largest norm of the gradient.
-
-    Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization.
-    """
-
-    lr: float = 2e-3
-    beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.01
-    warmup: int = 3000
-    decay: float = 0.5
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _positive(lr=self.lr, clip=self.clip)
-        if not 0 <= self.decay <= 1:
-            raise UserError(f"optimizer.decay is a share of the run between 0 and 1, not {self.decay}")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0 and self.warmup >= 0):
-            raise UserError("optimizer.beta1 and beta2 lie in [0, 1), weight_decay and warmup are not below 0")
-
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the optimizer of these parameters."""
-        betas = (self.beta1, self.beta2)
-        return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
-
-    def rate(self, seen: int, total: int | None) -> float:
-        """Return the learning rate after `seen` of `total` images; without a total, before any decay."""
-        rise = min(1.0, seen / self.warmup) if self.warmup else 1.0
-        fall = min(1.0, (total - seen) / (self.decay * total)) if total and self.decay else 1.0
-        return self.lr * rise * max(0.0, fall)
 
 
 class Average(Protocol):
@@ -87,7 +40,7 @@ class PowerAverage:
 
     def __post_init__(self) -> None:
         """Check the exponent."""
-        _positive(**{"ema.gamma": self.gamma})
+        positive(**{"ema.gamma": self.gamma})
 
     def share(self, step: int, batch: int) -> float:
         """Return the share of the new weights."""
@@ -106,7 +59,7 @@ class ExponentialAverage:
 
     def __post_init__(self) -> None:
         """Check the half-life."""
-        _positive(**{"ema.half_life": self.half_life})
+        positive(**{"ema.half_life": self.half_life})
 
     def share(self, step: int, batch: int) -> float:
         """Return the share of the new weights."""
@@ -136,7 +89,7 @@ class LearnedVariance:
 
     def __post_init__(self) -> None:
         """Check the weight."""
-        _positive(**{"variance.bound": self.bound})
+        positive(**{"variance.bound": self.bound})
 
 
 @dataclass(frozen=True)
@@ -163,7 +116,7 @@ class Training:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        _positive(
+        positive(
             **{
                 "training.images": self.images,
                 "training.batch": self.batch,
@@ -205,7 +158,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        _positive(**{"sampling.steps": self.steps, "sampling.batch": self.batch})
+        positive(**{"sampling.steps": self.steps, "sampling.batch": self.batch})
         if not 0 <= self.guidance <= 1000:
             raise UserError(f"guidance is a scale from 0 to 1000 where 1 is off, not {self.guidance}")
         if self.guidance_interval is not None and len(self.guidance_interval) != 2:
@@ -230,4 +183,4 @@ class Inputs:
 
     def __post_init__(self) -> None:
         """Check the deviation."""
-        _positive(**{"inputs.sigma_data": self.sigma_data})
+        positive(**{"inputs.sigma_data": self.sigma_data})

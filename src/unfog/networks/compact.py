@@ -17,6 +17,7 @@ from unfog.networks.layers import (
     conv,
     gather,
     over_space,
+    positions,
     spread,
     zeroed,
 )
@@ -114,6 +115,8 @@ class Compact(nn.Module):
         for block in self.encoder_coarse:
             h = block(h, embedding)
         coarse = h
+        places = positions(tuple(h.shape[2:]), h.shape[1], h)  # attention alone could not tell above from below
+        h = h + places.T.reshape(h.shape[1:])
         for index, (block, attention) in enumerate(zip(self.middle, self.attention, strict=True)):
             h = attention(block(h, embedding))
             if self.cross:

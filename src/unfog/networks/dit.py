@@ -2,23 +2,11 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfog.networks.conditioning import Cond
-from unfog.networks.layers import CrossAttention, TimeEmbedding, at_least, beside, gather, sinusoidal, spread, zeroed
-
-
-def positions(sides: tuple[int, ...], dim: int, like: Tensor) -> Tensor:
-    """Return fixed embeddings of the places of a grid, `(places, dim)`: sines and cosines of each coordinate.
-
-    Source: Dosovitskiy et al. 2021, appendix D.4 (2-D sine-cosine).
-    """
-    share = dim // len(sides) // 2 * 2
-    axes = torch.meshgrid(*(torch.arange(side, device=like.device) for side in sides), indexing="ij")
-    parts = [sinusoidal(axis.flatten(), share) for axis in axes]
-    return F.pad(torch.cat(parts, -1), (0, dim - share * len(sides))).to(like.dtype)
+from unfog.networks.layers import CrossAttention, TimeEmbedding, at_least, beside, gather, positions, spread, zeroed
 
 
 class Block(nn.Module):

@@ -81,9 +81,20 @@ def sinusoidal(time: Tensor, dim: int, longest: float = 10_000.0) -> Tensor:
     Source: Vaswani et al. 2017, section 3.5; Ho et al. 2020, appendix B.
     """
     half = dim // 2
-    rates = torch.exp(torch.arange(half, device=time.device, dtype=torch.float32) * (-math.log(longest) / half))
+    rates = torch.exp(torch.arange(half, device=time.device, dtype=torch.float32) * (-math.log(longest) / max(half, 1)))
     angles = time.float()[:, None] * rates[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def positions(sides: tuple[int, ...], dim: int, like: Tensor) -> Tensor:
+    """Return fixed embeddings of the places of a grid, `(places, dim)`: sines and cosines of each coordinate.
+
+    Source: Dosovitskiy et al. 2021, appendix D.4 (2-D sine-cosine).
+    """
+    share = dim // len(sides) // 2 * 2
+    axes = torch.meshgrid(*(torch.arange(side, device=like.device) for side in sides), indexing="ij")
+    parts = [sinusoidal(axis.flatten(), share) for axis in axes]
+    return F.pad(torch.cat(parts, -1), (0, dim - share * len(sides))).to(like.dtype)
 
 
 class TimeEmbedding(nn.Module):

@@ -53,7 +53,7 @@ def _idx(name: str, data: str | None, size: int | None) -> Recipe:
         name,
         data=part("data", name, path=_absolute(data)),
         network=part("network", "compact", width=64, patch=2),
-        optimizer=part("optimizer", "adamw", lr=3e-3),
+        optimizer=part("optimizer", "muon", lr=3e-3),
         training=part("training", "images", images=300_000),
         sampling=part("sampling", "batches", guidance=2.0),
     )
@@ -117,7 +117,7 @@ def shapes(data: str | None = None, size: int | None = None) -> Recipe:
         network=part("network", "compact", width=48, patch=2, middle=3),
         conditioning=part("conditioning", "text", length=20),
         target=part("target", "x0"),
-        optimizer=part("optimizer", "adamw", lr=3e-3),
+        optimizer=part("optimizer", "muon", lr=3e-3),
         training=part("training", "images", images=1_000_000, batch=32),
         sampling=part("sampling", "batches", guidance=2.0),
     )

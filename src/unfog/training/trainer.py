@@ -19,8 +19,9 @@ from unfog.diffusion.times import Importance
 from unfog.errors import UserError
 from unfog.files import disk
 from unfog.generation import Sampler
+from unfog.optimizers import AdamW
 from unfog.randomness import normal, uniform
-from unfog.settings import AdamW, Training
+from unfog.settings import Training
 from unfog.training import checkpoint
 from unfog.training.draws import Draw, Draws
 from unfog.training.ema import Averaged
@@ -61,7 +62,7 @@ class Trainer:
         self.channels_last = self.denoiser.network.channels_last and len(recipe.shape) == 3
         place(self.denoiser, device)
         self.precision = choose_precision(self.settings.precision, device, recipe.shape)
-        self.optimizer = self.optimization.build(self.denoiser.parameters())
+        self.optimizer = self.optimization.build(self.denoiser)
         self.averaged = Averaged(self.denoiser, recipe.ema.build())
         self.draws = Draws(
             data.train,
@@ -190,7 +191,9 @@ class Trainer:
 
     @property
     def _names(self) -> list[str]:
-        return [name for name, _ in self.denoiser.named_parameters()]
+        """Names of the parameters in the order in which the optimizer holds them."""
+        names = {id(parameter): name for name, parameter in self.denoiser.named_parameters()}
+        return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def save(self) -> bool:
         """Write a checkpoint, and the averaged weights as the run's model; a non-finite model is not written.
