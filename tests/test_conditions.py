@@ -90,6 +90,14 @@ def test_a_text_does_not_depend_on_those_beside_it() -> None:
             torch.testing.assert_close(one[0].float(), many[row].float(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_word_knows_its_neighbours_without_any_attention() -> None:
+    encoder = TextEncoder(16, width=32, layers=0, length=12).eval()
+    cond = encoder(tokenise(["a red circle above a blue square", "a blue circle above a red square"], 12))
+    changed = (cond.tokens[0] - cond.tokens[1]).detach().abs().amax(1) > 1e-6
+    assert changed.nonzero().flatten().tolist() == list(range(9))  # the colours are words 2 and 6, seen two words away
+    assert torch.equal(cond.tokens[0, 9:], cond.tokens[1, 9:])
+
+
 def test_words_are_read_whatever_they_are() -> None:
     rows = tokenise(["A Red dog.", "a red dog .", "", "\udcff 漢字 \0"], 8)
     assert torch.equal(rows[0], rows[1])

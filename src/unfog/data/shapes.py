@@ -292,7 +292,7 @@ class Shapes:
     Attributes:
         count: Nominal number of rows.
         side: Side of a picture.
-        objects: Most things in a picture, 1 to 3; each number from 1 up is equally frequent.
+        objects: Most things in a picture, 1 to 3; a number is as frequent as it is large.
         seed: Seed of the set.
         part: `"train"`; `"seen"`, other pictures of such scenes; or `"new"`, scenes that training never shows.
     """
@@ -341,7 +341,8 @@ class Shapes:
     def _begin(self, index: int) -> tuple[Scene, np.random.Generator]:
         """Return the scene of a row, and its stream as the choice of the scene left it."""
         draws = stream(self.seed, f"shapes/{self.part}", index)
-        number = 1 + int(draws.integers(self.objects))
+        # k things with a probability of k: the inverse of k(k + 1)
+        number = 1 + int((draws.random() * self.objects * (self.objects + 1) + 0.25) ** 0.5 - 0.5)
         while True:
             scene = random_scene(number, draws)
             if held_out(scene) == (self.part == "new"):

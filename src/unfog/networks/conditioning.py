@@ -105,7 +105,8 @@ class TextEncoder(nn.Module):
 
     A word is a 32-bit number, 1 the start and 0 no word (`data.text.tokenise`). Its vector is the sum of two rows, the
     number's remainder and quotient choosing one of a thousand each: so every word has one, unknown words too, and two
-    words share theirs by a chance of one in a million. The empty text, the start alone, means 'nothing is told'.
+    words share theirs by a chance of one in a million. A convolution shows each word its neighbours: that "red" belongs
+    to "circle" attention finds out only slowly. The empty text, the start alone, means 'nothing is told'.
 
     Source: Vaswani et al. 2017 (layers); Svenstrup et al. 2017, Hash Embeddings.
     """
@@ -117,6 +118,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.remainder, self.quotient = nn.Embedding(self.ROWS, width), nn.Embedding(self.ROWS, width)
         self.place = nn.Embedding(length, width)
+        self.near = nn.Conv1d(width, width, 5, padding=2)
         for table in (self.remainder, self.quotient, self.place):
             nn.init.normal_(table.weight, std=0.5)
 
@@ -136,7 +138,8 @@ class TextEncoder(nn.Module):
             words = torch.where(drop[:, None], F.pad(words[:, :1], (0, words.shape[1] - 1)), words)
         mask = words != 0  # kept at full length, so that no text depends on those beside it
         hashed = self.remainder(words % self.ROWS) + self.quotient(words // self.ROWS % self.ROWS)
-        h = hashed + self.place.weight
+        hashed = hashed * mask[..., None]
+        h = hashed + self.near(hashed.mT).mT + self.place.weight
         for layer in self.layers:
             h = layer(h, src_key_padding_mask=~mask)
         h = self.norm(h)
