@@ -112,13 +112,14 @@ class TextEncoder(nn.Module):
     """
 
     ROWS: ClassVar[int] = 1024
+    REACH: ClassVar[int] = 2
 
     def __init__(self, dim: int, *, width: int, layers: int, length: int) -> None:
         """Give tokens of `width` entries, at most `length` of them, and a vector of `dim` entries."""
         super().__init__()
         self.remainder, self.quotient = nn.Embedding(self.ROWS, width), nn.Embedding(self.ROWS, width)
         self.place = nn.Embedding(length, width)
-        self.near = nn.Conv1d(width, width, 5, padding=2)
+        self.near = nn.Conv1d(width, width, 2 * self.REACH + 1, padding=self.REACH)
         for table in (self.remainder, self.quotient, self.place):
             nn.init.normal_(table.weight, std=0.5)
 
