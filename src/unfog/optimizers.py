@@ -85,7 +85,8 @@ class Muon(AdamW):
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of a module's parameters."""
         tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-        hidden, rest = [], []
+        hidden: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for parameter in module.parameters():
             sides = as_matrix(parameter).shape if parameter.ndim > 1 and id(parameter) not in tables else (0,)
             (hidden if min(sides) >= _THIN else rest).append(parameter)
@@ -114,10 +115,12 @@ class _Muon(torch.optim.Optimizer):
         for shape, weights in alike.items():
             ahead = []
             for weight in weights:
+                gradient = weight.grad
+                assert gradient is not None
                 if weight not in self.state:
                     self.state[weight] = {"momentum": torch.zeros_like(weight)}
-                average = self.state[weight]["momentum"].lerp_(weight.grad, 1 - self.options.momentum)
-                ahead.append(as_matrix(torch.lerp(weight.grad, average, self.options.momentum)))
+                average = self.state[weight]["momentum"].lerp_(gradient, 1 - self.options.momentum)
+                ahead.append(as_matrix(torch.lerp(gradient, average, self.options.momentum)))
             size = group["lr"] * 0.2 * math.sqrt(max(shape))
             for weight, turned in zip(weights, orthogonal(torch.stack(ahead)), strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(turned.reshape(weight.shape), alpha=size)
@@ -151,4 +154,5 @@ def orthogonal(matrices: Tensor) -> Tensor:
         factor.diagonal(dim1=1, dim2=2).add_(a)
         product, square = factor @ product, factor @ (factor @ square)
     x = product @ x
-    return x if wide is matrices else x.mT
+    found: Tensor = x if wide is matrices else x.mT
+    return found
