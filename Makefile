@@ -1,4 +1,4 @@
-# make demo | test | check | docs | bench: each sets up what it needs; PIP_FLAGS passes through to pip.
+# make demo | test | check | torture | docs | bench: each sets up what it needs; PIP_FLAGS passes through to pip.
 PYTHON ?= python3
 PIP_FLAGS ?=
 BIN := .venv/bin
@@ -7,7 +7,7 @@ RUN := runs/digits
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check torture docs bench clean
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -35,6 +35,9 @@ check: .venv/test
 	$(BIN)/pip install --quiet --no-deps --target build/wheel build/*.whl
 	test -f build/wheel/unfog/py.typed
 	cd build && PYTHONPATH=wheel ../$(BIN)/python -c "import unfog, sys; sys.exit('build/wheel' not in unfog.__file__)"
+
+torture: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 200
 
 docs: .venv/test
 	$(BIN)/python -m pytest --quiet tests/test_docs.py

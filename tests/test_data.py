@@ -1014,9 +1014,11 @@ def test_damaged_pictures_are_named_skipped_and_counted(tmp_path: Path) -> None:
     assert len(caught) == 1
     assert len(data.train) + len(data.heldout) == 4
     for part in data:  # labels must not slip when a row is left out
-        x, labels, *_ = everything(part)
+        x, labels, *_, files = everything(part)
         assert labels is not None
+        assert files is not None
         assert [value // 2 for value in x[:, 0, 0, 0].tolist()] == labels.tolist()
+        assert [int(Path(file).stem) for file in files] == x[:, 0, 0, 0].tolist()
 
 
 def test_many_damaged_pictures_are_not_all_named(tmp_path: Path) -> None:
@@ -1095,12 +1097,13 @@ def test_a_damaged_streamed_picture_is_replaced(tmp_path: Path, monkeypatch: pyt
         assert isinstance(data.train, Streamed)
         assert data.train.files == tuple(files[row] for row in rows_of(plan.train))
         with pytest.warns(UserWarning, match=rf"skipped {files[victim]}") as caught:
-            x, labels, *_ = everything(data.train)
+            x, labels, *_, files_of = everything(data.train)
         assert len(caught) == 1
         everything(data.train)  # a second warning would be an error here
         assert labels is not None
         seen = [value // 10 for value in x[:, 0, 0, 0].tolist()]
         assert [number % 2 for number in seen] == labels.tolist()
+        assert files_of == [names[number] for number in seen]
         assert len(seen) == 10
         for row, number in zip(rows_of(plan.train), seen, strict=True):
             if row != victim:

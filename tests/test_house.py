@@ -14,7 +14,7 @@ import unfog
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "unfog"
 FLOORS = [
-    ["errors", "files", "randomness"],
+    ["errors", "files", "randomness", "distributed"],
     ["networks"],
     ["diffusion"],
     ["data"],
@@ -26,6 +26,7 @@ FLOORS = [
     ["interop"],
     ["recipes"],
     ["app"],
+    ["arguments"],
     ["cli", "__main__"],
     ["__init__"],
 ]
@@ -104,10 +105,10 @@ def code_lines(source: str) -> int:
 
 
 def test_modules_stay_short() -> None:
-    """At most 350 lines a module and 8,000 in all."""
+    """At most 350 lines a module and 9,500 in all."""
     counts = {str(path.relative_to(SOURCE)): code_lines(path.read_text()) for path in MODULES}
     assert {name: count for name, count in counts.items() if count > 350} == {}
-    assert sum(counts.values()) <= 8000
+    assert sum(counts.values()) <= 9500
     assert code_lines('"""Doc."""\n\n# why\nx = 1\n') == 1
 
 

@@ -398,7 +398,10 @@ def test_the_newest_two_checkpoints_are_kept(two_checkpoints: Path) -> None:
     assert (state["step"], state["note"]) == (30, 30)
 
 
-def test_a_step_can_be_saved_again(two_checkpoints: Path) -> None:
+def test_a_step_is_saved_again_only_where_it_was_damaged(two_checkpoints: Path) -> None:
+    checkpoint.save(two_checkpoints, 20, plain(21), {})
+    assert_same(checkpoint.latest(two_checkpoints)[0], plain(20))
+    (two_checkpoints / "000000020" / "state.safetensors").write_bytes(b"damaged")
     checkpoint.save(two_checkpoints, 20, plain(21), {})
     assert_same(checkpoint.latest(two_checkpoints)[0], plain(21))
 

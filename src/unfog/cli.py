@@ -1,21 +1,18 @@
 """The command line: thin verbs over the library. What they need is imported when they are called."""
 
 import json
-import re
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from unfog import __version__
+from unfog import __version__, arguments
 from unfog.errors import EnvironmentFailure, Stopped, UserError
-
-if TYPE_CHECKING:
-    from unfog.conditions import Asked
-    from unfog.run import Run
 
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")]
 Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT")]
@@ -60,7 +57,6 @@ def train(
     """
     from unfog import run
     from unfog.evaluation.plots import draw_plane
-    from unfog.recipes import recipe as find
 
     if resume is not None:
         if recipe or data or size or out or budget or set or init_from or precision != "auto":
@@ -68,12 +64,8 @@ def train(
         folder = resume
         finished = run.resume(folder, device=device)
     else:
-        if not recipe:
-            raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
-        seconds = None if budget is None else _seconds(budget)
-        chosen = find(recipe, data, size).set(*set)
-        if precision != "auto":
-            chosen = chosen.set(f"training.precision={precision}")
+        chosen = arguments.chosen(recipe, data, size, set, precision)
+        seconds = None if budget is None else arguments.seconds(budget)
         folder = out or Path("runs") / recipe
         finished = run.train(chosen, folder, budget=seconds, init_from=init_from, device=device)
     if finished.recipe.shape == (2,):
@@ -81,6 +73,42 @@ def train(
         print(f"field and trajectories: {folder / 'plane.png'}")
     told = {"values": " --values ...", "image": " --image FILE"}.get(finished.recipe.conditioning.kind, "")
     print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64{told}`)")
+
+
+def plan(
+    recipe: tyro.conf.Positional[str] = "",
+    /,
+    *,
+    data: str | None = None,
+    size: int | None = None,
+    budget: str | None = None,
+    set: Settings = (),
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> None:
+    """Say what a training will take before it begins: time, memory, disk, and how much a budget holds.
+
+    Takes about twenty steps and one report, in a temporary folder, and leaves nothing behind.
+
+    For example:
+
+      unfog plan digits
+      unfog plan mnist --data my/mnist --budget 2h
+      unfog plan folder --data my_pictures --size 64 --set training.batch=128
+
+    Args:
+        recipe: Name of a recipe; `unfog recipes` lists them.
+        data: Path of the data, for recipes that read files.
+        size: Side of the pictures, for the recipe 'folder'.
+        budget: Time to use instead of the recipe's number of images, for instance 90s, 10m or 2h.
+        set: Change a part of the recipe; may be given again and again.
+        device: cpu, cuda, cuda:1, mps, or auto.
+        precision: Arithmetic of the network; auto chooses what is faster there.
+    """
+    from unfog.training.plan import plan as measure
+
+    chosen = arguments.chosen(recipe, data, size, set, precision)
+    print(measure(chosen, budget=None if budget is None else arguments.seconds(budget), device=device).table())
 
 
 def sample(
@@ -133,10 +161,10 @@ def sample(
 
     from unfog.run import load, sample_into
 
-    folder = _folder(out or run / "samples" / f"seed-{seed}")
+    folder = arguments.folder(out or run / "samples" / f"seed-{seed}")
     loaded = load(run, device, precision)
     sampler = loaded.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
-    asked = _asked(loaded, label, prompt, values, image)
+    asked = arguments.asked(loaded, label, prompt, values, image)
     try:
         sample_into(folder, loaded, sampler, n, asked, replace=out is None, console=Console(stderr=True))
     except KeyboardInterrupt:
@@ -186,10 +214,10 @@ def film(
     from unfog.run import film as shoot
     from unfog.run import load
 
-    folder = _folder(out or run / "film")
+    folder = arguments.folder(out or run / "film")
     loaded = load(run, device)
     sampler = loaded.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed)
-    strip, frames = shoot(loaded, sampler, n, _asked(loaded, label, prompt, values, image))
+    strip, frames = shoot(loaded, sampler, n, arguments.asked(loaded, label, prompt, values, image))
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_picture(strip, folder / "strip.png")
@@ -333,8 +361,8 @@ def bench(
         from unfog.recipes import recipe
 
         folder, seconds, base = (
-            _folder(out or Path("runs/schedules")),
-            _seconds(budget or "2m"),
+            arguments.folder(out or Path("runs/schedules")),
+            arguments.seconds(budget or "2m"),
             recipe(data or "digits"),
         )
         kinds = schedules.split(",")
@@ -390,10 +418,70 @@ def compare(
     from unfog.evaluation import compare as sides
 
     models, names = sides.load_alike(runs, device), [str(path) for path in runs]
-    folder = _folder(out or sides.common_parent(runs) / "compare")
+    folder = arguments.folder(out or sides.common_parent(runs) / "compare")
     console = Console(stderr=True)
     found = sides.compare(models, names, n, solver, steps, guidance, seed=seed, console=console)
     print(found.write(folder))
+
+
+def replay(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    step: int,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Draw any step of a training again: rows, conditions, times, noise, and the loss of each row.
+
+    Writes step-N.png, clean rows above noisy ones, and step-N.json. The losses are under the newest checkpoint from
+    before the step, else under the run's model.
+
+    For example:
+
+      unfog replay runs/digits --step 140
+      unfog replay runs/digits --step 1 --out spikes
+
+    Args:
+        run: Run folder.
+        step: Number of the optimizer step, from 1, as in metrics.jsonl, whose lines average the 20 steps up to theirs.
+        out: Folder for picture and numbers; RUN/replay if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.evaluation.replay import replay as draw_again
+
+    folder = arguments.folder(out or run / "replay")
+    print(draw_again(run, step, device).write(folder))
+
+
+def average(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    length: float,
+    out: Path,
+) -> None:
+    """Average the weights of a run over another length after its training, into a run folder of its own.
+
+    Needs snapshots, which `unfog train --set training.snapshots=32` keeps.
+
+    For example:
+
+      unfog average runs/digits --length 0.15 --out runs/digits-15
+      unfog average runs/digits --length 0.05 --out runs/digits-05
+
+    Args:
+        run: Run folder.
+        length: Width of the average, relative to the training: above 0 and below 0.289; a recipe's own has 0.10.
+        out: The new run folder.
+    """
+    from unfog.run import average as make
+
+    made = make(run, length, out)
+    print(
+        f"averaged: {out}   (up to step {made.step} with gamma {made.gamma:.2f}, the profile within {made.error:.1%};"
+    )
+    print(f"compare it with `unfog compare {run} {out}`)")
 
 
 def verify(*, json: Path | None = None, peers: bool = False) -> None:
@@ -449,51 +537,37 @@ def recipes() -> None:
     Console().print(rows)
 
 
-def _folder(path: Path) -> Path:
-    """Return a path that is a folder or can become one."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file: choose another --out")
-    return path
-
-
-def _asked(
-    run: "Run", label: str | None, prompt: tuple[str, ...], values: tuple[float, ...], image: Path | None
-) -> "Asked":
-    """Return what is asked for, in the form that the model's kind of condition takes."""
-    given = {"--label": label, "--prompt": prompt or None, "--values": values or None, "--image": image}
-    options = [name for name, value in given.items() if value is not None]
-    kind = run.recipe.conditioning.kind
-    takes = {"classes": "--label", "labels": "--label", "text": "--prompt", "values": "--values", "image": "--image"}
-    if options and options != [takes.get(kind)]:
-        instead = f"ask it by {takes[kind]}" if kind in takes else "ask it for nothing"
-        raise UserError(f"{' and '.join(options)} cannot be asked of this model (conditioning={kind}): {instead}")
-    if image is not None:
-        from unfog.data.folder import pictures_at
-
-        return run.recipe.build_codec().encode(pictures_at(image, run.recipe.known.shape))
-    return prompt if len(prompt) > 1 else prompt[0] if prompt else values or label
-
-
-def _seconds(text: str) -> float:
-    """Return the seconds of a text like 90s, 10m or 2h."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|)", text.strip())
-    if not found or float(found[1]) == 0:
-        raise UserError(f"--budget takes a time like 90s, 10m or 2h, not {text!r}")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
-
-
 def _warn(message: Warning | str, *rest: Any, **more: Any) -> None:
     """Show a warning as one line."""
     print(f"warning: {message}", file=sys.stderr)
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """Join the processes that torchrun started, of which the first alone talks."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # importing torch takes a second, which --help has not
+        yield
+        return
+    from unfog.distributed import joined, rank
+
+    with joined(), ExitStack() as quiet:
+        if rank():
+            null = quiet.enter_context(open(os.devnull, "w"))
+            quiet.enter_context(redirect_stdout(null))
+            quiet.enter_context(redirect_stderr(null))  # but for its last words, which are said outside
+        yield
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
+    "plan": plan,
     "sample": sample,
     "film": film,
     "evaluate": evaluate,
     "bench": bench,
     "compare": compare,
+    "average": average,
+    "replay": replay,
     "verify": verify,
     "recipes": recipes,
 }
@@ -507,20 +581,21 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns: 0 done; 1 the environment failed; 2 the user's mistake; 128 + signal if stopped.
     """
-    arguments = sys.argv[1:] if argv is None else argv
-    if "--version" in arguments[:1]:
+    words = sys.argv[1:] if argv is None else argv
+    if "--version" in words[:1]:
         print(f"unfog {__version__}")
         return 0
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            tyro.extras.subcommand_cli_from_dict(
-                VERBS,
-                prog="unfog",
-                args=arguments,
-                description="Train, sample and measure diffusion models.",
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
+            with _together():
+                tyro.extras.subcommand_cli_from_dict(
+                    VERBS,
+                    prog="unfog",
+                    args=words,
+                    description="Train, sample and measure diffusion models.",
+                    config=(tyro.conf.OmitArgPrefixes,),
+                )
     except UserError as error:
         print(f"unfog: {error}", file=sys.stderr)
         return 2

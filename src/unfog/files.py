@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from unfog.errors import EnvironmentFailure
+from unfog.errors import EnvironmentFailure, UserError
 
 
 @contextlib.contextmanager
@@ -40,7 +41,8 @@ def whole(path: Path) -> Iterator[Path]:
 
     Raises: EnvironmentFailure: If the disk fails.
     """
-    part = path.with_name(f".{path.name}.part")
+    rank = os.environ.get("RANK", "0")  # of several processes that write the same, the last one stays
+    part = path.with_name(f".{path.name}.part" if rank == "0" else f".{path.name}.{rank}.part")
     with disk(path):
         try:
             yield part
@@ -58,3 +60,21 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     with whole(path) as part:
         part.write_bytes(data)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, so that no other process writes it; the system lets go when the process dies.
+
+    Raises: UserError: If another process holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        with disk(folder):
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process is writing {folder}: wait for its end, or choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unfog import distributed
 from unfog.blueprint import Recipe
 from unfog.conditions import Asked, Conditioning, Known
 from unfog.data.codecs import Codec
@@ -13,7 +14,7 @@ from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Re
 from unfog.diffusion.grids import Grid
 from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, Interval
 from unfog.diffusion.sampling import trajectory
-from unfog.diffusion.schedules import Schedule
+from unfog.diffusion.schedules import Schedule, expand
 from unfog.diffusion.solvers import Ancestral, Solver, Step
 from unfog.errors import UserError
 from unfog.networks.conditioning import ClassEmbedding
@@ -142,14 +143,20 @@ class Sampler:
         yield from trajectory(denoise, x, times, self.solver, noise=noise)
 
     def batches(self, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
-        """Yield samples 0 to `count` - 1 under a condition in batches on the CPU, but for the first `skip` batches."""
+        """Yield samples 0 to `count` - 1 under a condition in batches on the CPU, but for the first `skip` batches.
+
+        Several processes share the batches out, and all of them yield all.
+        """
         if condition is not None and len(condition) != count:
             raise UserError(f"{len(condition)} conditions do not fit {count} samples")
-        for first in range(skip * self.settings.batch, count, self.settings.batch):
-            size = min(self.settings.batch, count - first)
+        size = self.settings.batch
+        for start in range(skip * size, count, size * distributed.size()):
+            first = start + size * distributed.rank()
             for step in self.steps(first, self._padded(condition, first)):
                 x = step.x
-            yield self.codec.decode(x[:size]).cpu()
+            for place, batch in enumerate(torch.split(distributed.gather(self.codec.decode(x)), size)):
+                if (left := count - start - place * size) > 0:
+                    yield batch[:left].cpu()
 
     def _padded(self, condition: Tensor | None, first: int) -> Tensor | None:
         """Return the condition of one batch, the last one repeated to fill it."""
@@ -184,12 +191,12 @@ class Sampler:
         denoise, times = self.denoise(condition)
         x, moments = self.start(0, denoise.schedule, times[0]), []
         for step in self.steps(0, condition):
-            moments.append((self._shown(x, denoise.schedule, step.t), step.prediction.x0))
+            moments.append((shown(x, denoise.schedule, step.t), step.prediction.x0))
             x = step.x
         moments.append((x, x))
         return [(self.codec.decode(x[:count]).cpu(), self.codec.decode(x0[:count]).cpu()) for x, x0 in moments]
 
-    @staticmethod
-    def _shown(x: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
-        """Return a state for the eye: where the noise exceeds unit variance, scaled down to it."""
-        return x / max(1.0, float(torch.hypot(schedule.alpha(t), schedule.sigma(t))))
+
+def shown(x: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
+    """Return states at time `t`, `()` or `(batch,)`, for the eye: scaled down to unit variance where they exceed it."""
+    return x / expand(torch.hypot(schedule.alpha(t), schedule.sigma(t)).clamp(min=1), x)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unfog import distributed
 from unfog.errors import UserError
 from unfog.settings import positive
 
@@ -120,10 +121,11 @@ class _Muon(torch.optim.Optimizer):
                 if weight not in self.state:
                     self.state[weight] = {"momentum": torch.zeros_like(weight)}
                 average = self.state[weight]["momentum"].lerp_(gradient, 1 - self.options.momentum)
-                ahead.append(as_matrix(torch.lerp(gradient, average, self.options.momentum)))
+                ahead.append(as_matrix(distributed.full(torch.lerp(gradient, average, self.options.momentum))))
             size = group["lr"] * 0.2 * math.sqrt(max(shape))
             for weight, turned in zip(weights, orthogonal(torch.stack(ahead)), strict=True):
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(turned.reshape(weight.shape), alpha=size)
+                step = distributed.shared_as(turned.reshape(weight.shape), weight)
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=size)
         self.rest.state, self.rest.param_groups = self.state, self.param_groups[1:]
         self.rest.step()
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
+from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,16 +16,18 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from unfog import distributed
 from unfog.blueprint import Recipe
 from unfog.conditions import Asked
 from unfog.data.pictures import UnreadableError, enlargement, read_picture, row_of, save_picture, scatter, sheet, tile
 from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import EnvironmentFailure, UserError
-from unfog.files import disk, write_whole
+from unfog.files import disk, locked, write_whole
 from unfog.generation import Sampler
 from unfog.registry import part
 from unfog.settings import Precision
-from unfog.training.checkpoint import load_into, read_tensors
+from unfog.training.checkpoint import load_into, read_tensors, steps, write_tensors
+from unfog.training.ema import Reconstruction, reconstruct
 from unfog.training.loop import Budget, write_recipe
 from unfog.training.loop import train as run_loop
 from unfog.training.machine import arithmetic, choose_device, choose_precision, place
@@ -188,10 +192,9 @@ def train(
         EnvironmentFailure: If disk or network fail.
     """
     out = Path(out)
-    if any((out / name).exists() for name in ("checkpoints", "model.safetensors")):
-        raise UserError(f"{out} holds another run: choose another --out, or go on with `unfog train --resume {out}`")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: choose another --out")
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and steps(out / "checkpoints"):
+        return resume(out, device=device, console=console)  # torchrun began again after a process was lost
+    _check_vacant(out)
     if budget is not None and not budget > 0:
         raise UserError(f"the budget must be above 0 seconds, not {budget}")
     started = Budget(budget) if budget else None
@@ -203,7 +206,6 @@ def train(
         trainer.start_from(read_tensors(where), where)
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
-    write_recipe(trainer)
     return _train(trainer, started, console)
 
 
@@ -218,23 +220,71 @@ def resume(path: str | Path, *, device: str = "auto", console: Console | None = 
     Returns: The finished run.
     Raises: UserError: If the folder is no run folder, holds no checkpoint, or its data changed.
     """
-    path = Path(path)
-    recipe = read_recipe(path)
-    found, data = recipe.build_data()
-    if (found.shape, found.classes) != (recipe.shape, recipe.classes):
-        raise UserError(f"the data of {path} changed since it was trained: shape or classes differ from its recipe")
-    trainer = Trainer(recipe, data, path, choose_device(device))
+    trainer = reopen(Path(path), device)
     trainer.restore()
     return _train(trainer, None, console)
 
 
+def reopen(path: Path, device: str = "auto") -> Trainer:
+    """Return the trainer of a run folder as it began, before any checkpoint is restored.
+
+    Raises: UserError: If the folder is no run folder, or its data changed.
+    """
+    recipe = read_recipe(path)
+    found, data = recipe.build_data()
+    if (found.shape, found.classes) != (recipe.shape, recipe.classes):
+        raise UserError(f"the data of {path} changed since it was trained: shape or classes differ from its recipe")
+    return Trainer(recipe, data, path, choose_device(device))
+
+
+def average(path: str | Path, length: float, out: str | Path) -> Reconstruction:
+    """Write a run folder whose model is an average of another length, made of the snapshots of a run.
+
+    Args:
+        path: A run that was trained with `training.snapshots`.
+        length: Standard deviation of the average's profile, relative to the training up to the last snapshot: 0.10 is
+            that of a recipe's own average, longer ones take in earlier weights.
+        out: The new run folder; must not hold another run.
+
+    Returns: The average.
+    Raises: UserError: If there is no snapshot, the length is out of range or too short for them, or `out` is taken.
+        EnvironmentFailure: If the disk fails.
+    """
+    where, out = Path(path) / "averages", Path(out)
+    recipe = read_recipe(Path(path))
+    _check_vacant(out)
+    found = reconstruct(where, length)
+    denoiser = recipe.build_denoiser()
+    load_into(denoiser, found.tensors, where)
+    with disk(out):
+        out.mkdir(parents=True, exist_ok=True)
+    recipe = replace(recipe, ema=part("ema", "power", gamma=found.gamma))
+    write_whole(out / "recipe.json", recipe.to_json().encode())
+    write_tensors(out / "model.safetensors", denoiser.state_dict())
+    return found
+
+
+def _check_vacant(out: Path) -> None:
+    """Raise a UserError for a path that cannot become a run folder."""
+    if steps(out / "checkpoints") or (out / "model.safetensors").exists():
+        raise UserError(f"{out} holds another run: choose another --out, or go on with `unfog train --resume {out}`")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose another --out")
+
+
 def _train(trainer: Trainer, budget: Budget | None, console: Console | None) -> Run:
     """Run the loop and load what it wrote."""
-    try:
-        run_loop(trainer, console or Console(stderr=True), budget)
-    finally:
-        with suppress(EnvironmentFailure):  # a picture is no reason to hide how the training ended
+    with nullcontext() if distributed.rank() else locked(trainer.folder):
+        write_recipe(trainer)
+        try:
+            run_loop(trainer, console or Console(stderr=True), budget)
+        except EnvironmentFailure:
+            raise  # with no picture: a full disk has no room, and who lost a process is about to be stopped
+        except BaseException:
             draw_losses(trainer.folder)
+            raise
+        draw_losses(trainer.folder)
+    distributed.agreed(0)  # the others read what the first one wrote
     return load(trainer.folder, str(trainer.device), trainer.precision)
 
 
@@ -292,6 +342,10 @@ def sample_into(
         "precision": run.precision,
         "device": next(run.denoiser.parameters()).device.type,
     }
+    if distributed.rank():
+        skip = int(distributed.agreed(0))
+        deque(run.batches(sampler, condition, count, skip), maxlen=0)  # its share of each batch goes to the first
+        return
     earlier = _earlier(folder / "sampling.json")
     same = {name: earlier.get(name) for name in request} == json.loads(json.dumps(request))
     written = earlier.get("n")
@@ -309,21 +363,22 @@ def sample_into(
             places[place].unlink()
             done.remove(place)
         write_whole(folder / "sampling.json", json.dumps({"n": count, **request}, indent=1).encode())
-    size = sampler.settings.batch
-    skip = next((place // size for place in range(count) if place not in done), None)
-    if len(sampler.shape) == 1:
-        points = torch.cat(list(run.batches(sampler, condition, count)))
-        lines = "".join(f"{','.join(map(str, row))}\n" for row in points.tolist())
+    size, batches = sampler.settings.batch, -(-count // sampler.settings.batch)
+    points = len(sampler.shape) == 1
+    skip = next((place // size for place in range(count) if points or place not in done), batches)
+    distributed.agreed(skip)
+    if points:
+        drawn = torch.cat(list(run.batches(sampler, condition, count)))
+        lines = "".join(f"{','.join(map(str, row))}\n" for row in drawn.tolist())
         write_whole(folder / "points.csv", lines.encode())
-        save_picture(sheet(points, 1), folder / "sheet.png")
+        save_picture(sheet(drawn, 1), folder / "sheet.png")
         return
-    if skip is not None:
-        batches = -(-count // size)
+    if skip < batches:
         if skip:
             console.print(f"going on after {skip * size} of {count} samples")
-        drawn = run.batches(sampler, condition, count, skip)
+        coming = run.batches(sampler, condition, count, skip)
         quiet = batches == 1
-        shown = track(drawn, "sampling", total=batches - skip, console=console, disable=quiet, transient=True)
+        shown = track(coming, "sampling", total=batches - skip, console=console, disable=quiet, transient=True)
         for number, pictures in enumerate(shown, skip):
             for place, picture in enumerate(pictures, number * size):
                 save_picture(tile(picture[None], 1, gap=0), places[place])

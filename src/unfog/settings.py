@@ -104,6 +104,8 @@ class Training:
         reports: How often in the run the held-out loss, a sample sheet and a checkpoint are written.
         checkpoint_minutes: Longest time without a checkpoint.
         precision: Of the network's arithmetic; "auto" follows `training.machine.choose_precision`.
+        sharded: Whether each of several processes keeps only its share of the weights, for models that do not fit one.
+        snapshots: How often in the run two averages are kept of which `unfog average` makes all others; 0 is never.
     """
 
     images: int = 100_000
@@ -113,6 +115,8 @@ class Training:
     reports: int = 8
     checkpoint_minutes: float = 5.0
     precision: Precision = "auto"
+    sharded: bool = False
+    snapshots: int = 0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -127,6 +131,8 @@ class Training:
         )
         if self.batch % self.accumulate:
             raise UserError(f"training.accumulate {self.accumulate} must divide training.batch {self.batch}")
+        if self.snapshots < 0:
+            raise UserError(f"training.snapshots is a number of times, 0 or more, not {self.snapshots}")
 
     @property
     def steps(self) -> int:

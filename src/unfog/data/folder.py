@@ -29,6 +29,7 @@ class Told(NamedTuple):
     classes: tuple[str, ...]
     captions: tuple[str, ...] | None
     values: torch.Tensor | None
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,8 @@ class Listing:
         """Return what is known of some files."""
         labels = None if self.labels is None else torch.tensor([self.labels[row] for row in rows])
         values = None if self.values is None else torch.tensor([self.values[row] for row in rows])
-        return Told(
-            labels, self.classes, None if self.captions is None else tuple(self.captions[row] for row in rows), values
-        )
+        captions = None if self.captions is None else tuple(self.captions[row] for row in rows)
+        return Told(labels, self.classes, captions, values, tuple(self.files[row] for row in rows))
 
 
 def list_pictures(path: str) -> Listing:

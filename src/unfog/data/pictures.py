@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -151,7 +152,8 @@ def scatter(points: Tensor, side: int = 480, limit: float = 3.0) -> Image.Image:
     Returns: The picture.
     """
     canvas = np.full((side, side, 3), 255, dtype=np.uint8)
-    places = ((points[:, :2].float().numpy() / limit + 1) / 2 * (side - 1)).round().astype(int)
+    near = points[(points[:, :2].abs() < limit).all(1), :2]  # and so no NaN
+    places = ((near.float().numpy() / limit + 1) / 2 * (side - 1)).round().astype(int)
     places = places[((places >= 1) & (places < side - 1)).all(axis=1)]
     for right, down in ((0, 0), (0, 1), (1, 0), (1, 1)):
         canvas[side - 1 - places[:, 1] - down, places[:, 0] + right] = (31, 119, 180)
@@ -168,6 +170,15 @@ def sheet(samples: Tensor, columns: int) -> Image.Image:
     if samples.ndim == 2:
         return scatter(samples)
     return tile(samples, columns, enlargement(min(samples.shape[-2:]), 48))
+
+
+def paired(above: Tensor, below: Tensor, columns: int = 16) -> Image.Image:
+    """Show samples in pairs, the second one below the first: pictures in rows, points in two panels."""
+    if above.ndim == 2:
+        return row_of([scatter(above), scatter(below)])
+    columns, enlarge = min(columns, len(above)), enlargement(min(above.shape[2:]), 48)
+    parts = zip(torch.split(above, columns), torch.split(below, columns), strict=True)
+    return row_of([tile(part, columns, enlarge) for pair in parts for part in pair], down=True)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

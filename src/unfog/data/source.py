@@ -25,12 +25,14 @@ class Batch(NamedTuple):
         labels: Class numbers, `(batch,)`, or for several labels at once which hold, `(batch, classes)` of bool.
         captions: A text for each.
         values: Numbers for each, `(batch, numbers)`, float32.
+        files: Where each comes from, below the folder of the data.
     """
 
     x: Tensor
     labels: Tensor | None = None
     captions: list[str] | None = None
     values: Tensor | None = None
+    files: list[str] | None = None
 
 
 class Source(Protocol):
@@ -70,6 +72,7 @@ class InMemory:
         classes: Names of the classes.
         captions: A text for each row, or None.
         values: Numbers for each row, `(rows, numbers)`, or None.
+        files: Where each row comes from, or None.
     """
 
     x: Tensor
@@ -77,6 +80,7 @@ class InMemory:
     classes: tuple[str, ...] = ()
     captions: tuple[str, ...] | None = None
     values: Tensor | None = None
+    files: tuple[str, ...] | None = None
     slow: ClassVar[bool] = False
 
     @property
@@ -91,9 +95,10 @@ class InMemory:
     def take(self, indices: Indices) -> Batch:
         """Return the rows with these numbers."""
         rows = torch.from_numpy(indices)
-        captions = None if self.captions is None else [self.captions[row] for row in indices]
+        texts = (self.captions, self.files)
+        captions, files = (None if part is None else [part[row] for row in indices] for part in texts)
         labels, values = (None if part is None else part[rows] for part in (self.labels, self.values))
-        return Batch(self.x[rows], labels, captions, values)
+        return Batch(self.x[rows], labels, captions, values, files)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def moments(x: ArrayLike, name: str = "given") -> Moments:
 def _root(covariance: Rows) -> Rows:
     """Return the symmetric square root; eigenvalues that rounding made negative count as 0."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    root: Rows = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    rounding = len(values) * np.finfo(values.dtype).eps * values.max()  # what is smaller is 0; its root would be large
+    root: Rows = (vectors * np.sqrt(np.where(values > rounding, values, 0))) @ vectors.T
     return root
 
 

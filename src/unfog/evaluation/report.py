@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from unfog.data.pictures import enlargement, row_of, save_picture, scatter, tile
+from unfog import distributed
+from unfog.data.pictures import paired, save_picture
 from unfog.errors import UserError
 from unfog.evaluation.intervals import Scored
 from unfog.evaluation.judge import Asked, Judge, known, pick, spread
@@ -106,7 +107,8 @@ def draw(
             advance()
     finally:
         listener.remove()
-    return torch.cat(samples), rows // (batches_of(sampler, count) * sampler.settings.batch)
+    batches = -(-batches_of(sampler, count) // distributed.size())  # this process's
+    return torch.cat(samples), rows // (batches * sampler.settings.batch)
 
 
 def batches_of(sampler: Sampler, count: int) -> int:
@@ -225,17 +227,7 @@ def draw_sheets(found: Evaluation, judge: Judge, folder: Path) -> None:
     count = min(SHOWN, len(found.samples))
     places = torch.from_numpy(spread(count, len(found.samples)))
     real = torch.from_numpy(spread(len(found.samples), len(judge.heldout.x)))[places]
-    _save_pairs(found.samples[places], judge.heldout.x[real], folder / "samples.png")
+    save_picture(paired(found.samples[places], judge.heldout.x[real]), folder / "samples.png")
     pairs = [pair for copies in found.copies.values() for pair in copies.pairs[:COLUMNS]]
     samples, rows = (torch.tensor(part) for part in zip(*pairs, strict=True))
-    _save_pairs(found.samples[samples], judge.train.x[rows], folder / "memorisation.png")
-
-
-def _save_pairs(above: Tensor, below: Tensor, path: Path) -> None:
-    """Draw rows of pictures, the second one of each pair below the first; points in two panels."""
-    if above.ndim == 2:
-        save_picture(row_of([scatter(above), scatter(below)]), path)
-        return
-    parts = zip(torch.split(above, COLUMNS), torch.split(below, COLUMNS), strict=True)
-    rows = [tile(torch.cat(pair), COLUMNS, enlargement(min(above.shape[2:]), 48)) for pair in parts]
-    save_picture(row_of(rows, down=True), path)
+    save_picture(paired(found.samples[samples], judge.train.x[rows]), folder / "memorisation.png")

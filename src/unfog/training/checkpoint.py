@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unfog import distributed
 from unfog.errors import EnvironmentFailure, UserError
 from unfog.files import disk, sync, whole, write_whole
 
@@ -55,13 +56,17 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: Pat
         if own[name].shape != tensors[name].shape:
             shapes = f"{tuple(tensors[name].shape)} where the recipe asks for {tuple(own[name].shape)}"
             raise UserError(f"{where} does not fit the recipe beside it: the weight {name} has the shape {shapes}")
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict({name: distributed.shared_as(value, own[name]) for name, value in tensors.items()})
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
     """Return the optimizer's state as tensors named `parameter:entry`."""
     state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {f"{names[index]}:{entry}": value for index, one in state.items() for entry, value in one.items()}
+    return {
+        f"{names[index]}:{entry}": distributed.full(value)
+        for index, one in state.items()
+        for entry, value in one.items()
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
@@ -75,13 +80,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
         parameter, entry = name.rsplit(":", 1)
         index = names.index(parameter)
         like = parameters[index]
-        fitted = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+        whole = value.shape == like.shape
+        fitted = torch.empty_like(like).copy_(distributed.shared_as(value, like)) if whole else value
         plain["state"].setdefault(index, {})[entry] = fitted
     optimizer.load_state_dict(plain)
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of a step into `folder`/`step`, verify it, then prune older ones.
+    """Write the checkpoint of a step beside, verify it, name it `folder`/`step`, and only then prune older ones.
+
+    A whole checkpoint of that step stays as it is, since the state of a step is one.
 
     Args:
         folder: The run's folder of checkpoints.
@@ -94,6 +102,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     """
     final = folder / f"{step:09}"
     part = folder / f".{final.name}.part"
+    if _verified(final) is not None:
+        return final
     with disk(final):
         shutil.rmtree(part, ignore_errors=True)
         try:
@@ -101,24 +111,29 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
             write_tensors(part / "state.safetensors", tensors)
             plain = {**state, "step": step, "sha256": _digest(part / "state.safetensors")}
             write_whole(part / "state.json", json.dumps(plain, indent=1).encode())
+            if _verified(part) is None:
+                raise EnvironmentFailure(f"the checkpoint {final} does not read back as it was written: check the disk")
             shutil.rmtree(final, ignore_errors=True)
             os.replace(part, final)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         sync(folder)
-    if _verified(final) is None:
-        raise EnvironmentFailure(f"the checkpoint {final} does not read back as it was written: check the disk")
-    for old in _steps(folder)[:-KEPT]:
+    for old in steps(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def latest(folder: Path, most: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors and state of the newest checkpoint that verifies; damaged ones are named in a warning.
+
+    Args:
+        folder: The run's folder of checkpoints.
+        most: Steps that it may have done; any number if None.
 
     Raises: UserError: If there is none.
     """
-    for candidate in reversed(_steps(folder)):
+    found = steps(folder)
+    for candidate in reversed(found if most is None else [one for one in found if int(one.name) <= most]):
         state = _verified(candidate)
         if state is not None:
             return read_tensors(candidate / "state.safetensors"), state
@@ -126,8 +141,8 @@ def latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     raise UserError(f"{folder} holds no whole checkpoint: start the training again without --resume")
 
 
-def _steps(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder, the oldest first."""
+def steps(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, whole or damaged, the oldest first."""
     return sorted(path for path in folder.glob("*") if path.name.isdigit())
 
 

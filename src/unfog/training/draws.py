@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unfog.data.codecs import Codec
-from unfog.data.source import Augment, Batch, Source, shuffled
+from unfog.data.source import Augment, Batch, Indices, Source, shuffled
 from unfog.diffusion.times import stratify
 from unfog.randomness import normal, uniform
 
@@ -47,6 +47,7 @@ class Draws:
         read: Says what the model is told of rows: (rows, encoded rows, uniform numbers) -> condition.
         dropout: Share of conditions that are forgotten.
         stratified: Whether the times are spread evenly over the batch.
+        part: Which rows of a batch this process is to see; all if None.
     """
 
     source: Source
@@ -57,18 +58,25 @@ class Draws:
     read: Callable[[Batch, Tensor, Tensor], Tensor | None]
     dropout: float
     stratified: bool
+    part: slice | None = None
+
+    def rows(self, step: int) -> Indices:
+        """Return which rows of the source a step sees, `(batch,)`, or this process's part of them."""
+        return shuffled(len(self.source), self.seed, step * self.batch, self.batch)[self.part or slice(None)]
 
     def __call__(self, step: int) -> Draw:
-        """Return the batch of a step."""
-        position = step * self.batch
-        rows = self.source.take(shuffled(len(self.source), self.seed, position, self.batch))
+        """Return the batch of a step, or this process's part of it."""
+        part = self.part or slice(0, self.batch)
+        first, count = part.start, part.stop - part.start
+        position = step * self.batch + first
+        rows = self.source.take(self.rows(step))
         x0 = self.codec.encode(self.augment(rows.x, self.seed, position))
-        condition = self.read(rows, x0, torch.from_numpy(uniform(self.seed, "condition", step, 0, self.batch, 4)))
+        condition = self.read(rows, x0, torch.from_numpy(uniform(self.seed, "condition", step, first, count, 4)))
         u = torch.from_numpy(uniform(self.seed, "times", step, 0, self.batch)[:, 0])
         # named after labels since the first version: another word would change every run
-        drop = torch.from_numpy(uniform(self.seed, "labels", step, 0, self.batch)[:, 0] < self.dropout)
-        noise = normal(self.seed, "noise", step, 0, self.batch, tuple(x0.shape[1:]))
-        return Draw(x0, condition, drop, stratify(u) if self.stratified else u, noise)
+        drop = torch.from_numpy(uniform(self.seed, "labels", step, first, count)[:, 0] < self.dropout)
+        noise = normal(self.seed, "noise", step, first, count, tuple(x0.shape[1:]))
+        return Draw(x0, condition, drop, (stratify(u) if self.stratified else u)[part], noise)
 
 
 def in_turn(draw: Callable[[int], Draw], first: int) -> Iterator[Draw]:

@@ -11,44 +11,91 @@ from types import FrameType
 import torch
 from rich.console import Console
 
+from unfog import distributed
 from unfog.errors import Stopped
 from unfog.files import write_whole
-from unfog.training.draws import ahead, in_turn
+from unfog.training.draws import Draw, ahead, in_turn
 from unfog.training.metrics import Display, Metrics
 from unfog.training.trainer import Trainer
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast a training goes, and so how much of it fits into some seconds.
+
+    Attributes:
+        step: Seconds of an optimizer step.
+        report: Seconds of a report.
+    """
+
+    step: float
+    report: float
+
+    def fit(self, seconds: float, spent: float, reports: int) -> tuple[int, int]:
+        """Return how many more steps fit into a budget of which some is spent, and how many of `reports` reports.
+
+        The reports get at most a tenth of the budget, the steps the rest.
+        """
+        reports = min(reports, max(1, int(0.1 * seconds / self.report)))
+        return max(1, int((0.97 * seconds - spent - reports * self.report) / self.step)), reports
+
+    def seconds(self, steps: int, reports: int) -> float:
+        """Return the seconds of some steps and reports."""
+        return steps * self.step + reports * self.report
+
+
+@dataclass
+class Stopwatch:
+    """Times the first steps of a training, and a report.
+
+    Attributes:
+        warm: The step at which the timing began, and when that was.
+    """
+
+    warm: tuple[int, float] | None = None
+
+    def pace(self, trainer: Trainer, least: float = 0.0) -> Pace | None:
+        """Return the pace of a training, or None while too few steps were timed; to be asked after every step.
+
+        The first three steps are left out, since kernels are chosen in them; then 20 steps are timed, or as many as
+        `least` seconds hold, and one report.
+        """
+        now = _clock()
+        if self.warm is None:
+            self.warm = (trainer.step, now) if trainer.step >= 3 else None
+            return None
+        steps, seconds = trainer.step - self.warm[0], now - self.warm[1]
+        if steps < 20 or seconds < least:
+            return None
+        trainer.held_out_loss()
+        trainer.preview()
+        return Pace(seconds / steps, _clock() - now)
+
+
 @dataclass
 class Budget:
-    """Finds out how many images fit into some seconds, by timing the first steps.
+    """Finds out how many images fit into some seconds.
 
     Attributes:
         seconds: The budget, from the start of the training to its last report.
     """
 
     seconds: float
-    started: float = field(default_factory=time.monotonic)
-    warm: tuple[int, float] | None = None
+    started: float = field(default_factory=lambda: _clock())
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def plan(self, trainer: Trainer) -> tuple[int, int] | None:
-        """Return how many images and how many reports fit, or None while too few steps were timed.
+        """Return how many images and how many reports fit, or None until 3 % of the budget were timed."""
+        pace = self.stopwatch.pace(trainer, 0.03 * self.seconds)
+        if pace is None:
+            return None
+        steps, reports = pace.fit(self.seconds, _clock() - self.started, trainer.settings.reports)
+        return trainer.seen + trainer.settings.batch * steps, reports
 
-        The first three steps are left out, since kernels are chosen in them; then 20 steps and 3 % of the
-        budget are timed, and one report. The reports get at most a tenth of the budget, the steps the rest.
-        """
-        now = time.monotonic()
-        if self.warm is None:
-            self.warm = (trainer.step, now) if trainer.step >= 3 else None
-            return None
-        steps, seconds = trainer.step - self.warm[0], now - self.warm[1]
-        if steps < 20 or seconds < 0.03 * self.seconds:
-            return None
-        trainer.held_out_loss()
-        trainer.preview()
-        report = time.monotonic() - now
-        reports = min(trainer.settings.reports, max(1, int(0.1 * self.seconds / report)))
-        left = 0.97 * self.seconds - (time.monotonic() - self.started) - reports * report
-        return trainer.seen + trainer.settings.batch * max(1, int(left * steps / seconds)), reports
+
+def _clock() -> float:
+    """Return the first process's seconds, lest the processes disagree on what is due."""
+    return distributed.agreed(time.monotonic())
 
 
 def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> None:
@@ -68,36 +115,44 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> N
     if budget:
         trainer.images = None
     metrics = Metrics(trainer.folder / "metrics.jsonl", trainer.settings.batch, trainer.step)
-    saved = time.monotonic()
+    saved, seconds = time.monotonic(), 60 * trainer.settings.checkpoint_minutes
     with Display(console) as display, _signals() as caught, torch.random.fork_rng():
-        display.say(_headline(trainer))
-        order = ahead if trainer.data.train.slow or trainer.device.type != "cpu" else in_turn
-        for draw in order(trainer.draws, trainer.step):
+        display.say(headline(trainer))
+        for draw in batches(trainer):
             loss = trainer.descend(draw)
             metrics.add(trainer.step, loss, trainer.optimizer.param_groups[0]["lr"])
             display.advance(trainer.seen, trainer.images, metrics)
             if budget and trainer.images is None and (plan := budget.plan(trainer)):
                 _fix(trainer, *plan)
                 display.say(f"the budget of {budget.seconds:g} s holds {plan[0]:,} images")
-            if trainer.finished or _due(trainer):
+            late = distributed.agreed(time.monotonic() - saved) > seconds
+            if _due(trainer, trainer.settings.snapshots):
+                trainer.snapshot()
+            if trainer.finished or _due(trainer, trainer.settings.reports):
                 display.say(_report(trainer, metrics))
                 saved = time.monotonic()
-            elif trainer.images and time.monotonic() - saved > 60 * trainer.settings.checkpoint_minutes:
+            elif trainer.images and late:
                 trainer.save()
                 saved = time.monotonic()
-            if caught or trainer.finished:
+            if (signalled := distributed.most(max(caught, default=0))) or trainer.finished:
                 break
     if trainer.finished:
         return
     if trainer.images is None:
         raise Stopped(
-            "stopped before the budget was measured, with nothing to save: start again without --resume", caught[0]
+            "stopped before the budget was measured, with nothing to save: start again without --resume", signalled
         )
     saved_now = "saved" if trainer.save() else "not saved, since a weight is not finite"
-    raise Stopped(f"stopped and {saved_now}: go on with `unfog train --resume {trainer.folder}`", caught[0])
+    raise Stopped(f"stopped and {saved_now}: go on with `unfog train --resume {trainer.folder}`", signalled)
 
 
-def _headline(trainer: Trainer) -> str:
+def batches(trainer: Trainer) -> Iterator[Draw]:
+    """Return the batches of a training from where it stands, without end."""
+    order = ahead if trainer.data.train.slow or trainer.device.type != "cpu" else in_turn
+    return order(trainer.draws, trainer.step)
+
+
+def headline(trainer: Trainer) -> str:
     """Say what is about to be trained, on what, and how."""
     parameters = sum(parameter.numel() for parameter in trainer.denoiser.parameters())
     shape = "×".join(str(side) for side in trainer.recipe.shape or ())
@@ -116,15 +171,17 @@ def _fix(trainer: Trainer, images: int, reports: int) -> None:
 
 def write_recipe(trainer: Trainer) -> None:
     """Write the recipe into the run folder."""
+    if distributed.rank():
+        return
     write_whole(trainer.folder / "recipe.json", trainer.recipe.to_json().encode())
 
 
-def _due(trainer: Trainer) -> bool:
-    """Return whether one of the evenly spaced reports falls on this step."""
+def _due(trainer: Trainer, times: int) -> bool:
+    """Return whether one of so many evenly spaced moments falls on this step."""
     if trainer.images is None:
         return False
-    reports, batch = trainer.settings.reports, trainer.settings.batch
-    return trainer.seen * reports // trainer.images > (trainer.seen - batch) * reports // trainer.images
+    before = trainer.seen - trainer.settings.batch
+    return trainer.seen * times // trainer.images > before * times // trainer.images
 
 
 def _report(trainer: Trainer, metrics: Metrics) -> str:

@@ -10,6 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from unfog import distributed
 from unfog.files import disk, write_whole
 
 EVERY = 20
@@ -27,7 +28,8 @@ class Metrics:
         self.speed = math.nan
         self.started = self.since = time.monotonic()
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        if distributed.rank() == 0:
+            write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add(self, step: int, loss: float, rate: float) -> None:
         """Take in the loss of a step."""
@@ -58,6 +60,8 @@ class Metrics:
         self.losses, self.since = [], now
 
     def _append(self, line: dict[str, float | None]) -> None:
+        if distributed.rank():
+            return
         with disk(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -78,7 +82,7 @@ def draw_losses(folder: Path) -> None:
     from matplotlib.figure import Figure  # here, since matplotlib takes half a second to import
 
     lines = read_metrics(folder / "metrics.jsonl")
-    if not lines:
+    if not lines or distributed.rank():
         return
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

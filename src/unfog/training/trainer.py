@@ -1,7 +1,8 @@
 """A training in its run folder: the parts that a recipe names, and the state that a checkpoint holds."""
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unfog import distributed
 from unfog.blueprint import Recipe
 from unfog.conditions import Conditioning
 from unfog.data.pictures import save_picture, sheet
@@ -21,10 +23,10 @@ from unfog.files import disk
 from unfog.generation import Sampler
 from unfog.optimizers import AdamW
 from unfog.randomness import normal, uniform
-from unfog.settings import Training
+from unfog.settings import PowerAverage, Training
 from unfog.training import checkpoint
 from unfog.training.draws import Draw, Draws
-from unfog.training.ema import Averaged
+from unfog.training.ema import GAMMAS, Averaged
 from unfog.training.machine import arithmetic, choose_precision, place
 
 PATIENCE = 10
@@ -62,8 +64,16 @@ class Trainer:
         self.channels_last = self.denoiser.network.channels_last and len(recipe.shape) == 3
         place(self.denoiser, device)
         self.precision = choose_precision(self.settings.precision, device, recipe.shape)
-        self.optimizer = self.optimization.build(self.denoiser)
         self.averaged = Averaged(self.denoiser, recipe.ema.build())
+        kept = GAMMAS if self.settings.snapshots else ()
+        self.averages = {"average": self.averaged}
+        self.averages |= {str(gamma): Averaged(self.denoiser, PowerAverage(gamma)) for gamma in kept}
+        if self.settings.sharded:
+            for module in (self.denoiser, *(averaged.denoiser for averaged in self.averages.values())):
+                distributed.shard(module)
+        self.optimizer = self.optimization.build(self.denoiser)
+        accumulate = self.settings.accumulate
+        each = distributed.share(self.settings.batch // accumulate, "training.batch / training.accumulate")
         self.draws = Draws(
             data.train,
             recipe.build_codec(),
@@ -73,6 +83,7 @@ class Trainer:
             partial(self.conditioning.read, recipe.known),
             self.conditioning.dropout,
             self.settings.stratified,
+            slice(each.start * accumulate, each.stop * accumulate),
         )
         self.images: int | None = self.settings.images
         self.step = self.skipped = self.bad_in_row = 0
@@ -109,6 +120,20 @@ class Trainer:
                 bin_width=self.bin_width,
             )
 
+    def spread(self, draw: Draw) -> tuple[Draw, Tensor]:
+        """Return a batch, its times where the loss is large if the recipe asks for that, and the weight of each row."""
+        if self.importance is None:
+            return draw, torch.ones(len(draw.u))
+        u, weight = self.importance.spread(draw.u, self.losses)
+        return draw._replace(u=u), weight
+
+    def each(self, draw: Draw) -> Iterator[Tensor]:
+        """Yield the loss of each row, portion by portion, with the dropout of the step that comes next."""
+        place = self.step * distributed.size() + distributed.rank()
+        torch.manual_seed((self.recipe.seed * 1_000_003 + place) % 2**63)  # what dropout draws from
+        for portion in _portions(draw, len(draw.x0) // self.settings.accumulate):
+            yield self.loss(portion, self.denoiser)
+
     def descend(self, draw: Draw) -> float:
         """Take one optimizer step; where the loss is not finite, the weights stay as they are.
 
@@ -122,27 +147,26 @@ class Trainer:
             group["lr"] = self.optimization.rate(self.seen, self.images)
         self.optimizer.zero_grad()
         mean = torch.zeros(())
-        weight = torch.ones(self.settings.batch)
-        if self.importance:
-            u, weight = self.importance.spread(draw.u, self.losses)
-            draw = draw._replace(u=u)
+        draw, weight = self.spread(draw)
+        parts = self.settings.accumulate * distributed.size()
         found = []
-        torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) % 2**63)  # what dropout draws from
-        size = self.settings.batch // self.settings.accumulate
-        for portion, share in zip(_portions(draw, size), torch.split(weight, size), strict=True):
-            each = self.loss(portion, self.denoiser)
+        for each, share in zip(self.each(draw), weight.chunk(self.settings.accumulate), strict=True):
             found.append(each.detach().cpu())
-            loss = (each * share.to(each)).mean() / self.settings.accumulate
+            loss = (each * share.to(each)).mean() / parts
             torch.autograd.backward(loss)
             mean = mean + loss.detach().cpu()
-        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.optimization.clip)
+        gradients = [parameter.grad for parameter in self.denoiser.parameters() if parameter.grad is not None]
+        distributed.total([mean] if self.settings.sharded else [mean, *gradients])
+        norm = distributed.full(torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.optimization.clip))
         self.step += 1
         if bool(mean.isfinite()) and bool(norm.isfinite()):
             self.optimizer.step()
-            self.averaged.update(self.denoiser, self.step, self.settings.batch)
+            for averaged in self.averages.values():
+                averaged.update(self.denoiser, self.step, self.settings.batch)
             self.bad_in_row = 0
             if self.importance:
-                self.losses = self.importance.update(self.losses, draw.u, torch.cat(found))
+                u, losses = distributed.gather(draw.u), distributed.gather(torch.cat(found))
+                self.losses = self.importance.update(self.losses, u, losses)
             return float(mean)
         self.skipped, self.bad_in_row = self.skipped + 1, self.bad_in_row + 1
         if self.bad_in_row >= PATIENCE:
@@ -158,10 +182,12 @@ class Trainer:
         rows = np.linspace(0, len(source) - 1, min(len(source), HELD_OUT)).astype(np.int64)
         with torch.inference_mode():
             losses = [
-                self.loss(self.held_out(rows[first : first + batch], first), self.averaged.denoiser)
-                for first in range(0, len(rows), batch)
+                self.loss(self.held_out(rows[first : first + batch], first), self.averaged.denoiser).sum()
+                for first in range(0, len(rows), batch)[distributed.rank() :: distributed.size()]
             ]
-        return float(torch.cat(losses).mean())
+        summed = torch.stack([*losses, torch.zeros((), device=self.device)]).sum()
+        distributed.total([summed])
+        return float(summed) / len(rows)
 
     def held_out(self, rows: Indices, first: int = 0) -> Draw:
         """Return held-out rows as a batch whose times and noise never change, the first of them number `first`."""
@@ -185,6 +211,8 @@ class Trainer:
         with arithmetic(self.precision, self.device):
             samples = sampler(count, condition=told)
         folder = self.folder / "samples"
+        if distributed.rank():
+            return
         with disk(folder):
             folder.mkdir(exist_ok=True)
             save_picture(sheet(samples, columns), folder / f"{self.step:09}.png")
@@ -201,32 +229,50 @@ class Trainer:
         Returns: Whether the model is finite and was written.
         Raises: EnvironmentFailure: If the disk fails; what was written before is intact.
         """
-        average, weights = self.averaged.denoiser.state_dict(), self.denoiser.state_dict()
-        if not all(tensor.isfinite().all() for tensor in (*weights.values(), *average.values())):
+        averages = {name: _whole(averaged.denoiser) for name, averaged in self.averages.items()}
+        parts = {"weights": _whole(self.denoiser), **averages}
+        if not _finite(parts):
             return False
-        moments = checkpoint.optimizer_tensors(self.optimizer, self._names)
-        parts = {"weights": weights, "average": average, "optimizer": moments}
+        parts["optimizer"] = checkpoint.optimizer_tensors(self.optimizer, self._names)
+        if distributed.rank():
+            return True
         if self.importance:
             parts["times"] = {"losses": self.losses}
-        tensors = {f"{kind}/{name}": tensor for kind, part in parts.items() for name, tensor in part.items()}
         state = {"skipped": self.skipped, "threads": torch.get_num_threads(), "precision": self.precision}
-        checkpoint.save(self.folder / "checkpoints", self.step, tensors, state)
-        checkpoint.write_tensors(self.folder / "model.safetensors", average)
+        checkpoint.save(self.folder / "checkpoints", self.step, _flat(parts), state)
+        checkpoint.write_tensors(self.folder / "model.safetensors", averages["average"])
         return True
 
-    def restore(self) -> None:
+    def snapshot(self) -> None:
+        """Write the averages that all others are made of, as they stand; where one is not finite, nothing is written.
+
+        Raises: EnvironmentFailure: If the disk fails.
+        """
+        parts = {name: _whole(one.denoiser) for name, one in self.averages.items() if name != "average"}
+        if distributed.rank() or not _finite(parts):
+            return
+        where = self.folder / "averages" / f"{self.step:09}.safetensors"
+        with disk(where):
+            where.parent.mkdir(exist_ok=True)
+        checkpoint.write_tensors(where, _flat(parts))
+
+    def restore(self, most: int | None = None) -> None:
         """Go back to the newest whole checkpoint, and to its thread count, on which sums depend.
+
+        Args:
+            most: Steps that the checkpoint may have done; any number if None.
 
         Raises: UserError: If there is none, or it does not fit the recipe.
         """
         where = self.folder / "checkpoints"
-        tensors, state = checkpoint.latest(where)
-        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "average": {}, "optimizer": {}, "times": {}}
+        tensors, state = checkpoint.latest(where, most)
+        parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             parts[kind][rest] = tensor
         checkpoint.load_into(self.denoiser, parts["weights"], where)
-        checkpoint.load_into(self.averaged.denoiser, parts["average"], where)
+        for name, averaged in self.averages.items():
+            checkpoint.load_into(averaged.denoiser, parts[name], where)
         checkpoint.restore_optimizer(self.optimizer, self._names, parts["optimizer"])
         self.losses = parts["times"].get("losses", self.losses)
         self.step, self.skipped, self.precision = state["step"], state["skipped"], state["precision"]
@@ -256,3 +302,18 @@ def _portions(draw: Draw, size: int) -> Iterator[Draw]:
     for first in range(0, len(draw.x0), size):
         rows = slice(first, first + size)
         yield Draw(*(None if part is None else part[rows] for part in draw))  # type: ignore[arg-type]  # no condition
+
+
+def _flat(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of several parts under one name each, `part/name`."""
+    return {f"{kind}/{name}": tensor for kind, part in parts.items() for name, tensor in part.items()}
+
+
+def _whole(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the state of a module, gathered where each process holds a share of it."""
+    return {name: distributed.full(tensor) for name, tensor in module.state_dict().items()}
+
+
+def _finite(parts: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    """Return whether every tensor is finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in _flat(parts).values())

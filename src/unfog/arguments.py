@@ -1,0 +1,55 @@
+"""What the verbs of the command line share: from the words that were typed to the values that are meant."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unfog.errors import UserError
+
+if TYPE_CHECKING:
+    from unfog.blueprint import Recipe
+    from unfog.conditions import Asked
+    from unfog.run import Run
+
+
+def chosen(recipe: str, data: str | None, size: int | None, settings: tuple[str, ...], precision: str) -> "Recipe":
+    """Return the recipe that a training is asked for."""
+    from unfog.recipes import recipe as find
+
+    if not recipe:
+        raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
+    found = find(recipe, data, size).set(*settings)
+    return found if precision == "auto" else found.set(f"training.precision={precision}")
+
+
+def folder(path: Path) -> Path:
+    """Return a path that is a folder or can become one."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: choose another --out")
+    return path
+
+
+def asked(
+    run: "Run", label: str | None, prompt: tuple[str, ...], values: tuple[float, ...], image: Path | None
+) -> "Asked":
+    """Return what is asked for, in the form that the model's kind of condition takes."""
+    given = {"--label": label, "--prompt": prompt or None, "--values": values or None, "--image": image}
+    options = [name for name, value in given.items() if value is not None]
+    kind = run.recipe.conditioning.kind
+    takes = {"classes": "--label", "labels": "--label", "text": "--prompt", "values": "--values", "image": "--image"}
+    if options and options != [takes.get(kind)]:
+        instead = f"ask it by {takes[kind]}" if kind in takes else "ask it for nothing"
+        raise UserError(f"{' and '.join(options)} cannot be asked of this model (conditioning={kind}): {instead}")
+    if image is not None:
+        from unfog.data.folder import pictures_at
+
+        return run.recipe.build_codec().encode(pictures_at(image, run.recipe.known.shape))
+    return prompt if len(prompt) > 1 else prompt[0] if prompt else values or label
+
+
+def seconds(text: str) -> float:
+    """Return the seconds of a text like 90s, 10m or 2h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|)", text.strip())
+    if not found or float(found[1]) == 0:
+        raise UserError(f"--budget takes a time like 90s, 10m or 2h, not {text!r}")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]

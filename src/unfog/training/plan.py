@@ -1,0 +1,189 @@
+"""What a training will take, found out by a few steps of it: time, memory and disk."""
+
+import os
+import re
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unfog.blueprint import Recipe
+from unfog.errors import UserError
+from unfog.training.checkpoint import KEPT
+from unfog.training.ema import GAMMAS
+from unfog.training.loop import Pace, Stopwatch, batches, headline
+from unfog.training.machine import choose_device
+from unfog.training.trainer import Trainer
+
+TRIED = (4, 8)
+"""Rows of the two batches that tell how much memory a row takes."""
+RESERVE = 0.1
+"""Share of the free memory that is left for what passes by: workspaces, and gradients on their way back."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training takes, and how much of it fits.
+
+    Attributes:
+        headline: Its data, parameters, device and precision.
+        rows: Rows of the training set.
+        batch: Images in a step.
+        steps: Optimizer steps.
+        reports: Reports on the way.
+        pace: Seconds of a step, and of a report with its checkpoint.
+        spent: Seconds before the first step.
+        memory: Bytes in use at the peak.
+        most: How many rows the memory holds at a time; an estimate.
+        checkpoint: Bytes of a checkpoint.
+        rest: Bytes of everything else in the run folder.
+    """
+
+    headline: str
+    rows: int
+    batch: int
+    steps: int
+    reports: int
+    pace: Pace
+    spent: float
+    memory: int
+    most: int
+    checkpoint: int
+    rest: int
+
+    @property
+    def images(self) -> int:
+        """Images that are seen, repeats counted."""
+        return self.steps * self.batch
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the start to the last report."""
+        return self.spent + self.pace.seconds(self.steps, self.reports)
+
+    @property
+    def disk(self) -> int:
+        """Most bytes in the run folder: a new checkpoint is whole before the oldest one goes."""
+        return (KEPT + 1) * self.checkpoint + self.rest
+
+    def table(self) -> str:
+        """Return the plan as lines of text."""
+        took = timedelta(seconds=round(self.seconds))
+        thousand, epochs = 1000 * self.pace.step / self.batch, round(self.images / self.rows, 2)
+        lines = {
+            "speed": f"{thousand:,.2f} s for a thousand images, {self.pace.report:,.2f} s for a report",
+            "length": f"{self.images:,} images in {self.steps:,} steps of {self.batch}, which are {epochs:,} epochs",
+            "end": f"after {took} with {self.reports} reports: begun now, at {datetime.now() + took:%H:%M on %A %d %B}",
+            "memory": f"{_bytes(self.memory)} at the peak; about {self.most:,} rows fit at a time (an estimate)",
+            "disk": f"{_bytes(self.disk)}: {KEPT} checkpoints of {_bytes(self.checkpoint)}, one more while it is "
+            f"written, and {_bytes(self.rest)} of weights and samples",
+        }
+        return "\n".join([self.headline, *(f"{name:<8}{text}" for name, text in lines.items())])
+
+
+def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -> Plan:
+    """Take some steps of a training and one report, in a temporary folder, and say what all of it will take.
+
+    Args:
+        recipe: What is to be trained.
+        budget: Seconds to use instead of the recipe's number of images.
+        device: Where to compute.
+
+    Returns: The plan; of what was written nothing stays.
+    Raises: UserError: If the recipe does not fit the data, or its batch the memory of the GPU.
+        EnvironmentFailure: If disk or network fail.
+    """
+    started = time.monotonic()
+    recipe, data = recipe.build_data()
+    with tempfile.TemporaryDirectory(prefix="unfog-") as name, torch.random.fork_rng():
+        folder = Path(name)
+        trainer = Trainer(recipe, data, folder, choose_device(device))
+        settings, spent = trainer.settings, time.monotonic() - started
+        portion = settings.batch // settings.accumulate
+        try:
+            pace = _measure(trainer)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"{portion} rows at a time do not fit the memory of {trainer.device}: lower training.batch, or cut it "
+                f"into more portions than {settings.accumulate} with training.accumulate"
+            ) from None
+        began = time.monotonic()
+        trainer.save()
+        pace = replace(pace, report=pace.report + time.monotonic() - began)
+        memory, free = _peak(trainer.device), _free(trainer.device)
+        few, more = (_kept(trainer, rows) for rows in TRIED)
+        each = (more - few) / (TRIED[1] - TRIED[0])
+        checkpoint, model, sheet = (_size(folder / part) for part in ("checkpoints", "model.safetensors", "samples"))
+    steps, reports = settings.steps, settings.reports
+    if budget is not None:
+        spent += pace.report  # a budget takes one more, to time it
+        steps, reports = pace.fit(budget, spent, reports)
+    return Plan(
+        headline(trainer),
+        len(data.train),
+        settings.batch,
+        steps,
+        reports,
+        pace,
+        spent,
+        memory,
+        max(portion, int((1 - RESERVE) * free / each)),
+        checkpoint,
+        model * (1 + len(GAMMAS) * settings.snapshots) + reports * sheet,
+    )
+
+
+def _measure(trainer: Trainer) -> Pace:
+    """Take steps until they are timed."""
+    stopwatch, drawn = Stopwatch(), batches(trainer)
+    while not (pace := stopwatch.pace(trainer)):
+        trainer.descend(next(drawn))
+    return pace
+
+
+def _kept(trainer: Trainer, rows: int) -> int:
+    """Return the bytes that the loss of some rows keeps for its gradient; what all rows share is in it once."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # the tensor itself would hold its own graph
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        trainer.loss(replace(trainer.draws, batch=rows, part=None)(0), trainer.denoiser)
+    return sum(kept.values())
+
+
+def _peak(device: torch.device) -> int:
+    """Return the most bytes that were in use: on the GPU, or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _free(device: torch.device) -> int:
+    """Return the bytes that are free between two steps, while weights, moments and averages are held."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    meminfo = Path("/proc/meminfo")
+    # free pages would leave out what the caches of files give back
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
+    return int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum(one.stat().st_size for one in (path, *path.rglob("*")) if one.is_file())
+
+
+def _bytes(count: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
