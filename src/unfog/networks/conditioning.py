@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfog.networks.attention import attend
+
 
 @dataclass(frozen=True)
 class Cond:
@@ -100,6 +102,29 @@ class PlanesEmbedding(nn.Module):
         return Cond(concat=self.told.new_zeros(batch, self.shape[0] + 1, *self.shape[1:]))
 
 
+class WordsLayer(nn.Module):
+    """h + attention(norm(h)), then h + perceptron(norm(h)): a transformer layer with the norms ahead.
+
+    Source: Vaswani et al. 2017, section 3.1; Xiong et al. 2020, On Layer Normalization (where the norms stand).
+    """
+
+    def __init__(self, width: int, head: int = 32) -> None:
+        """Keep `width` entries a word, in heads of `head`."""
+        super().__init__()
+        self.head = head
+        self.norm, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+        """Map words `(batch, length, width)`, of which the mask `(batch, length)` says which there are."""
+        batch, length, width = h.shape
+        q, k, v = self.qkv(self.norm(h)).view(batch, length, 3, -1, self.head).permute(2, 0, 3, 1, 4)
+        h = h + self.out(attend(q, k, v, mask[:, None, None]).transpose(1, 2).reshape(batch, length, width))
+        result: Tensor = h + self.mlp(self.norm_mlp(h))
+        return result
+
+
 class TextEncoder(nn.Module):
     """Words through a few transformer layers: a token for each, and the first, the start, as a vector besides.
 
@@ -122,13 +147,7 @@ class TextEncoder(nn.Module):
         self.near = nn.Conv1d(width, width, 2 * self.REACH + 1, padding=self.REACH)
         for table in (self.remainder, self.quotient, self.place):
             nn.init.normal_(table.weight, std=0.5)
-
-        def layer() -> nn.Module:
-            return nn.TransformerEncoderLayer(
-                width, width // 32, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
-            )
-
-        self.layers = nn.ModuleList(layer() for _ in range(layers))
+        self.layers = nn.ModuleList(WordsLayer(width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.pooled = nn.Linear(width, dim)
 
@@ -142,7 +161,7 @@ class TextEncoder(nn.Module):
         hashed = hashed * mask[..., None]
         h = hashed + self.near(hashed.mT).mT + self.place.weight
         for layer in self.layers:
-            h = layer(h, src_key_padding_mask=~mask)
+            h = layer(h, mask)
         h = self.norm(h)
         return Cond(vector=self.pooled(h[:, 0]), tokens=h, mask=mask)
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfog.networks.attention import attend
 from unfog.networks.conditioning import Cond
 from unfog.networks.layers import CrossAttention, TimeEmbedding, at_least, beside, gather, positions, spread, zeroed
 
@@ -48,7 +49,7 @@ class Block(nn.Module):
         """Return project(softmax(q·k / sqrt(d))·v) over all places."""
         batch, places, width = h.shape
         q, k, v = self.qkv(h).view(batch, places, 3, -1, self.head).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, places, width)
+        attended = attend(q, k, v).transpose(1, 2).reshape(batch, places, width)
         out: Tensor = self.out(attended)
         return out
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfog.networks.attention import attend
 from unfog.networks.conditioning import Cond
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -153,7 +154,7 @@ class SelfAttention(nn.Module):
         batch, channels = x.shape[:2]
         places = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(places).view(batch, -1, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
+        attended = attend(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
         return torch.add(x, self.out(attended).transpose(1, 2).reshape(x.shape))
 
 
@@ -182,6 +183,6 @@ class CrossAttention(nn.Module):
         q = self.q(self.norm(x).flatten(2).transpose(1, 2)).view(batch, -1, self.heads, channels // self.heads)
         k, v = self.kv(cond.tokens).view(batch, -1, 2, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
         mask = None if cond.mask is None else cond.mask[:, None, None]
-        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
+        attended = attend(q.transpose(1, 2), k, v, mask)
         out = self.out(attended.transpose(1, 2).reshape(batch, -1, channels))
         return torch.add(x, out.transpose(1, 2).reshape(x.shape))

@@ -105,9 +105,9 @@ class Trainer:
             x0 = x0.to(memory_format=torch.channels_last)
         noise = draw.noise.to(self.device, non_blocking=True)
         cond = None
-        if denoiser.embedder is not None and draw.condition is not None:
-            cond = denoiser.embedder(draw.condition.to(self.device), draw.drop.to(self.device))
         with arithmetic(self.precision, self.device):
+            if denoiser.embedder is not None and draw.condition is not None:
+                cond = denoiser.embedder(draw.condition.to(self.device), draw.drop.to(self.device))
             return denoising_loss(
                 denoiser,
                 x0,
