@@ -38,6 +38,7 @@ check: .venv/test
 
 torture: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 200
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture_files.py --count 2000
 
 docs: .venv/test
 	$(BIN)/python -m pytest --quiet tests/test_docs.py

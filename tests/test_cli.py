@@ -66,10 +66,10 @@ def refused(call: Call) -> Call:
     return begin
 
 
-def write_pictures(folder: Path, count: int = 12, side: int = 8) -> Path:
+def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        pixels = np.random.default_rng(index).integers(0, 256, (side, side), dtype=np.uint8)
+        pixels = np.random.default_rng([seed, index]).integers(0, 256, (side, side), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index:03}.png")
     return folder
 
@@ -450,8 +450,8 @@ def test_train_writes_a_run_that_can_be_sampled(call: Call, tmp_path: Path) -> N
 
 
 def test_train_on_a_folder_of_classes(call: Call, tmp_path: Path) -> None:
-    for name in ("cats", "dogs"):
-        write_pictures(tmp_path / "data" / name, 8)
+    for seed, name in enumerate(("cats", "dogs")):
+        write_pictures(tmp_path / "data" / name, 8, seed=seed)
     out = tmp_path / "run"
     outcome = call("train", "folder", "--data", tmp_path / "data", "--size", 16, *SMALL, "--out", out)
     assert outcome.code == 0, outcome.err

@@ -279,7 +279,7 @@ def write_folder(root: Path) -> Path:
         pixels = draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / f"{number}.png")
         labels = [name for place, name in enumerate(("big", "red", "round")) if number >> place & 1]
-        more = {"label": labels, "text": " ".join(labels), "values": [number / 40, 1]}
+        more = {"label": labels, "text": " ".join(labels) or "plain", "values": [number / 40, 1]}
         lines.append(json.dumps({"file_name": f"{number}.png", **more}))
     (root / "metadata.jsonl").write_text("\n".join(lines))
     return root

@@ -14,6 +14,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -694,8 +695,9 @@ def test_pictures_are_turned_upright(
     exif = Image.Exif()
     exif[0x0112] = orientation
     upright = np.rot90(pixels, turns)
-    seen = read_picture(save(pixels, tmp_path / f"x.{suffix}", exif=exif, **options), 1, *upright.shape)
-    assert np.array_equal(seen[0], upright)
+    path = save(pixels, tmp_path / f"x.{suffix}", exif=exif, **options)
+    assert np.array_equal(read_picture(path, 1, *upright.shape)[0], upright)
+    assert describe_picture(path) == (1, *upright.shape)
 
 
 def save_array(array: object, path: Path) -> Path:
@@ -729,7 +731,7 @@ def test_arrays(tmp_path: Path, array: NDArray[np.generic], channels: int, expec
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (np.array([[object()]]), "pickle"),
+        (np.array([[object()]]), "Python objects"),
         (np.array([[np.nan]]), "between 0 and 1"),
         (np.array([[1.5]]), "between 0 and 1"),
         (np.array([[-0.1]]), "between 0 and 1"),
@@ -957,9 +959,9 @@ def test_look_reads_no_more_than_it_says(tmp_path: Path) -> None:
     opened = []
     real = pictures.Image.open
 
-    def counting(path: Path) -> Image.Image:
+    def counting(path: Path, **more: Any) -> Image.Image:
         opened.append(path)
-        return real(path)
+        return real(path, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures.Image, "open", counting)

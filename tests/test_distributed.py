@@ -97,16 +97,22 @@ def test_many_processes_train_as_one(alone: Path, tmp_path: Path, processes: int
     assert len(list((out / "samples").glob("*.png"))) == 2
 
 
-def test_a_run_of_two_processes_goes_on_as_one(alone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sharded", "then"), [("false", 1), ("true", 1), ("true", 2)])
+def test_a_run_of_two_processes_goes_on(alone: Path, tmp_path: Path, sharded: str, then: int) -> None:
+    """Also as one process, and with weights that were shared out."""
     out = tmp_path / "run"
-    process = together(2, *digits(out, "training.reports=5"))
+    process = together(2, *digits(out, "training.reports=5", f"training.sharded={sharded}"))
     while not list(out.glob("checkpoints/0*")):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     message = process.communicate(timeout=120)[1]
     assert "stopped and saved" in message
-    assert main(["train", "--resume", str(out), "--device", "cpu"]) == 0
+    again = ["train", "--resume", str(out), "--device", "cpu"]
+    if then == 1:
+        assert main(again) == 0
+    else:
+        finished(together(then, *again))
     last, expected = (load_file(run / "model.safetensors") for run in (out, alone))
     for name in expected:
         assert (last[name] - expected[name]).norm() <= 1e-3 * expected[name].norm() + 1e-6, name

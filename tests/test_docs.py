@@ -5,6 +5,7 @@ import runpy
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -28,7 +29,8 @@ def home(tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> P
     (tmp_path / "runs" / "digits").symlink_to(digits_run)
     (tmp_path / "my_pictures").mkdir()
     for index in range(12):
-        Image.new("RGB", (20, 24), (20 * index, 99, 7)).save(tmp_path / "my_pictures" / f"{index}.png")
+        pixels = np.random.default_rng(index).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "my_pictures" / f"{index}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -163,7 +163,7 @@ class Halves(torch.nn.Module):
 
 def test_dinov2_through_transformers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = ModuleType("transformers")
-    fake.AutoModel = SimpleNamespace(from_pretrained=lambda path: Halves())  # type: ignore[attr-defined]
+    fake.AutoModel = SimpleNamespace(from_pretrained=lambda path, **options: Halves())  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "transformers", fake)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     found = dinov2(tmp_path)
@@ -174,7 +174,7 @@ def test_dinov2_through_transformers(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert dinov2(tmp_path).key != found.key
     with pytest.raises(UserError, match="dinov2 reads pictures"):
         found(torch.zeros(3, 2))
-    fake.AutoModel.from_pretrained = lambda path: torch.zeros(1)[2]  # type: ignore[attr-defined]
+    fake.AutoModel.from_pretrained = lambda path, **options: torch.zeros(1)[2]  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"--dinov2 cannot use .* \(index 2 .*\): give the weights as they were"):
         dinov2(tmp_path)
 

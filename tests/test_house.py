@@ -26,7 +26,7 @@ FLOORS = [
     ["interop"],
     ["recipes"],
     ["app"],
-    ["arguments"],
+    ["arguments", "terminal"],
     ["cli", "__main__"],
     ["__init__"],
 ]

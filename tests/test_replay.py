@@ -172,6 +172,7 @@ def test_the_row_behind_a_spike_is_found(
     assert victim not in {row.row for row in replay(tmp_path, spike + 2, "cpu").rows}
 
 
+@pytest.mark.filterwarnings("ignore:.*of one colour")  # that is how the rows are told apart here
 def test_rows_of_a_folder_are_named(tmp_path: Path, train_into: Callable[[Recipe, str], Path]) -> None:
     for index in range(24):
         where = tmp_path / f"{index % 2}" / f"{index:03}.png"

@@ -367,6 +367,7 @@ def test_a_text_model_draws_known_prompts_without_a_request(text_run: Path) -> N
     assert torch.equal(condition[0], condition[10])
 
 
+@pytest.mark.filterwarnings("ignore:.*of one colour")  # that is how the rows are told apart here
 def test_pictures_in_a_folder_come_in_turn(tmp_path: Path) -> None:
     root = draw_folder(tmp_path / "data", *({} for _ in range(12)))
     chosen = recipe("folder", str(root), 8).set(

@@ -29,6 +29,16 @@ def folder(path: Path) -> Path:
     return path
 
 
+def file(path: Path, option: str) -> None:
+    """Refuse what is a folder, and make the folder that the file will lie in."""
+    from unfog.files import disk
+
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give {option} the name of a file")
+    with disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def asked(
     run: "Run", label: str | None, prompt: tuple[str, ...], values: tuple[float, ...], image: Path | None
 ) -> "Asked":
@@ -50,6 +60,6 @@ def asked(
 def seconds(text: str) -> float:
     """Return the seconds of a text like 90s, 10m or 2h."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|)", text.strip())
-    if not found or float(found[1]) == 0:
+    if not found or not 0 < float(found[1]) <= 1e9:
         raise UserError(f"--budget takes a time like 90s, 10m or 2h, not {text!r}")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]

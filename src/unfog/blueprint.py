@@ -1,17 +1,23 @@
 """A recipe: everything that a run needs, as named parts with typed options, and as JSON."""
 
 import json
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from unfog.conditions import Conditioning, Known, captions
 from unfog.data.codecs import Codec
 from unfog.data.source import Data
 from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import UserError, unknown
+from unfog.files import MOST_JSON, parse_json
+from unfog.networks.conditioning import Embedder
+from unfog.networks.layers import Network
 from unfog.registry import KINDS, Config, check_value, fits, part
 from unfog.settings import Inputs, LearnedVariance
 
@@ -19,6 +25,10 @@ VERSION = 1
 """Version of the recipe format."""
 PROMPTS = 64
 """Captions, at most, that a recipe keeps as examples."""
+PARAMETERS, TENSORS = 1_000_000_000, 10_000
+"""Parameters of a denoiser, and tensors that hold them, at most."""
+VALUES = 1 << 28
+"""Numbers in a batch of rows, at most: 1 GiB of them."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +123,8 @@ class Recipe:
         Raises: UserError: If it is damaged, from a newer version, or names something unknown.
         """
         try:
-            plain = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            plain = parse_json(text)
+        except ValueError as error:
             raise UserError(f"the recipe is no JSON ({error})") from None
         if not isinstance(plain, dict) or not fits(plain.get("version"), int) or plain["version"] < 1:
             raise UserError("the recipe has no version: it is no recipe of unfog")
@@ -133,7 +143,7 @@ class Recipe:
             values[name] = tuple(values.get(name, []))
         check_value("seed", values.get("seed", 0), int)
         check_value("name", values.get("name"), str)
-        if shape is not None and (not shape or min(shape) < 1):
+        if shape is not None and not (1 <= len(shape) <= 4 and min(shape) >= 1 and max(shape) <= VALUES):
             raise UserError(f"the recipe's shape {shape} is that of no data")
         values["shape"] = None if shape is None else tuple(shape)
         for name in ("data", "network"):
@@ -145,11 +155,16 @@ class Recipe:
         """Return the data, and the recipe with their shape, classes and some captions written in."""
         data: Data = self.data.build()
         found = replace(self, shape=data.train.shape, classes=data.train.classes)
-        if self.conditioning.kind != "text":
-            return found, data
-        rows = np.linspace(0, len(data.heldout) - 1, min(len(data.heldout), PROMPTS)).astype(np.int64)
-        prompts = captions(data.heldout.take(rows), found.classes)
-        return replace(found, prompts=tuple(dict.fromkeys(prompts))), data
+        if self.conditioning.kind == "text":
+            rows = np.linspace(0, len(data.heldout) - 1, min(len(data.heldout), PROMPTS)).astype(np.int64)
+            prompts = captions(data.heldout.take(rows), found.classes)
+            found = replace(found, prompts=tuple(dict.fromkeys(prompts)))
+        if len(found.to_json()) > MOST_JSON:
+            raise UserError(
+                f"the names of {len(found.classes):,} classes, or the captions, are too long to be kept in a recipe of "
+                f"{MOST_JSON:,} bytes: make them fewer or shorter"
+            )
+        return found, data
 
     @property
     def known(self) -> Known:
@@ -162,26 +177,25 @@ class Recipe:
         codec: Codec = self.codec.build()
         return codec
 
-    def build_denoiser(self) -> Denoiser:
+    def build_denoiser(self, most: int = PARAMETERS) -> Denoiser:
         """Return the denoiser with freshly drawn weights, a function of the recipe alone.
 
-        Raises: UserError: If shape, schedule and target do not fit together.
+        Args:
+            most: Parameters that it may have.
+
+        Raises: UserError: If shape, schedule and target do not fit together, or it would be too large.
         """
         assert self.shape is not None, "build_data comes first"
+        for name in ("training", "sampling"):
+            batch = getattr(self, name).options.get("batch", 1)
+            if batch * math.prod(self.shape) > VALUES:
+                shape = "×".join(map(str, self.shape))
+                raise UserError(f"{name}.batch={batch} rows of {shape} are more than {VALUES:,} numbers: lower it")
         inputs: Inputs = self.inputs.build()
         with torch.random.fork_rng():
+            self._check_parameters(most)
             torch.manual_seed(self.seed & (2**64 - 1))
-            learned = isinstance(self.variance.build(), LearnedVariance)
-            channels = self.shape[0]
-            told: Conditioning = self.conditioning.build()
-            network = self.network.build(
-                channels=channels + told.planes(self.known),
-                outputs=(1 + learned) * channels,
-                dims=len(self.shape) - 1,
-                context=told.context,
-            )
-            self._check_sides(network.multiple)
-            embedder = told.build(self.known, network.embedding_dim)
+            network, embedder = self._build_modules()
             return Denoiser(
                 network,
                 self.schedule.build(),
@@ -190,8 +204,45 @@ class Recipe:
                 input_scale=inputs.input_scale,
                 network_time=inputs.network_time,
                 sigma_data=inputs.sigma_data,
-                learned_variance=learned,
+                learned_variance=isinstance(self.variance.build(), LearnedVariance),
             )
+
+    def _build_modules(self) -> tuple[Network, Embedder | None]:
+        """Return what has weights: the network, and the embedder of the condition."""
+        assert self.shape is not None
+        channels = self.shape[0]
+        told: Conditioning = self.conditioning.build()
+        network: Network = self.network.build(
+            channels=channels + told.planes(self.known),
+            outputs=(1 + isinstance(self.variance.build(), LearnedVariance)) * channels,
+            dims=len(self.shape) - 1,
+            context=told.context,
+        )
+        self._check_sides(network.multiple)
+        return network, told.build(self.known, network.embedding_dim)
+
+    def _check_parameters(self, most: int) -> None:
+        """Raise a UserError for more parameters than `most`: on torch's meta device they take no memory."""
+        parameters = tensors = 0
+
+        def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+            nonlocal parameters, tensors
+            parameters, tensors = parameters + parameter.numel(), tensors + 1
+            if parameters > most or tensors > TENSORS:
+                raise UserError(
+                    f"the recipe asks for more than {most:,} parameters, or more than {TENSORS:,} tensors of them: "
+                    f"make the network {self.network.kind!r} smaller"
+                )
+
+        hook = register_module_parameter_registration_hook(count)
+        try:
+            with torch.device("meta"):
+                self._build_modules()
+        except (UserError, RuntimeError):  # any other mistake shows when they are built in earnest
+            if parameters > most or tensors > TENSORS:
+                raise
+        finally:
+            hook.remove()
 
     def _check_sides(self, multiple: int) -> None:
         """Raise a UserError where the network cannot halve the sides of the data."""
@@ -209,6 +260,7 @@ class Recipe:
 def _parse(text: str) -> object:
     """Return the JSON value of a text, or the text itself; NaN and infinity are texts."""
     try:
-        return json.loads(text, parse_constant=lambda name: name)
-    except (ValueError, RecursionError):
+        parsed: object = parse_json(text, parse_constant=lambda name: name)
+    except ValueError:
         return text
+    return parsed

@@ -1,17 +1,15 @@
 """The command line: thin verbs over the library. What they need is imported when they are called."""
 
 import json
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from unfog import __version__, arguments
+from unfog import __version__, arguments, terminal
 from unfog.errors import EnvironmentFailure, Stopped, UserError
 
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")]
@@ -162,11 +160,12 @@ def sample(
     from unfog.run import load, sample_into
 
     folder = arguments.folder(out or run / "samples" / f"seed-{seed}")
+    own = out is None and folder.resolve().is_relative_to(run.resolve())  # a link in a run may lead anywhere
     loaded = load(run, device, precision)
     sampler = loaded.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
     asked = arguments.asked(loaded, label, prompt, values, image)
     try:
-        sample_into(folder, loaded, sampler, n, asked, replace=out is None, console=Console(stderr=True))
+        sample_into(folder, loaded, sampler, n, asked, replace=own, console=Console(stderr=True))
     except KeyboardInterrupt:
         raise Stopped("stopped: the same command goes on where this one was", signal.SIGINT) from None
     print(f"{n} samples: {folder / 'sheet.png'}")
@@ -484,6 +483,40 @@ def average(
     print(f"compare it with `unfog compare {run} {out}`)")
 
 
+def inspect(path: tyro.conf.Positional[Path], /, *, json: Path | None = None, sheet: Path | None = None) -> None:
+    """Look a folder of pictures over before training on it: what it holds, what is wrong, and how to train on it.
+
+    Reads every picture, one at a time. What is wrong is no failure: the exit code is 0.
+
+    For example:
+
+      unfog inspect my_pictures
+      unfog inspect my_pictures --json found.json --sheet found.png
+
+    Args:
+        path: Folder of pictures, as for `unfog train folder --data`.
+        json: Also write everything to this file, each picture named.
+        sheet: Also draw pictures as training sees them into this PNG, the faulty ones first.
+    """
+    from unfog.data.inspect import inspect as look_over
+    from unfog.data.pictures import save_picture
+    from unfog.files import write_whole
+
+    if sheet is not None and sheet.resolve().is_relative_to(path.resolve()):
+        raise UserError(f"{sheet} would be one of the pictures: choose a --sheet outside of {path}")
+    for option, file in (("--json", json), ("--sheet", sheet)):
+        if file is not None:
+            arguments.file(file, option)
+    report = look_over(path)
+    print(report.text())
+    if json is not None:
+        write_whole(json, report.to_json().encode())
+        print(f"everything: {json}")
+    if sheet is not None and (drawn := report.sheet()) is not None:
+        save_picture(drawn, sheet)
+        print(f"pictures: {sheet}")
+
+
 def verify(*, json: Path | None = None, peers: bool = False) -> None:
     """Prove that the solvers are right, on this machine: orders of convergence and answers in closed form.
 
@@ -505,20 +538,16 @@ def verify(*, json: Path | None = None, peers: bool = False) -> None:
     from unfog.evaluation.peers import report
     from unfog.evaluation.verify import Report
     from unfog.evaluation.verify import verify as proof
-    from unfog.files import disk, write_whole
+    from unfog.files import write_whole
 
     console = Console()
     if json is not None:  # what cannot be written shows before the minutes are spent
-        if json.is_dir():
-            raise UserError(f"{json} is a folder: give --json the name of a file")
-        with disk(json):
-            json.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(json, b"")
+        arguments.file(json, "--json")
+        write_whole(json, b"")
     found: Report = report(console) if peers else proof(console)
     console.print(found.table())
     if json is not None:
-        with disk(json):
-            write_whole(json, found.to_json().encode())
+        write_whole(json, found.to_json().encode())
         print(f"measurements: {json}")
     if not found.passed:
         raise EnvironmentFailure("verification failed: see the rows marked FAIL, and report them with this table")
@@ -537,29 +566,9 @@ def recipes() -> None:
     Console().print(rows)
 
 
-def _warn(message: Warning | str, *rest: Any, **more: Any) -> None:
-    """Show a warning as one line."""
-    print(f"warning: {message}", file=sys.stderr)
-
-
-@contextmanager
-def _together() -> Iterator[None]:
-    """Join the processes that torchrun started, of which the first alone talks."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # importing torch takes a second, which --help has not
-        yield
-        return
-    from unfog.distributed import joined, rank
-
-    with joined(), ExitStack() as quiet:
-        if rank():
-            null = quiet.enter_context(open(os.devnull, "w"))
-            quiet.enter_context(redirect_stdout(null))
-            quiet.enter_context(redirect_stderr(null))  # but for its last words, which are said outside
-        yield
-
-
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
+    "inspect": inspect,
     "plan": plan,
     "sample": sample,
     "film": film,
@@ -582,13 +591,15 @@ def main(argv: list[str] | None = None) -> int:
     Returns: 0 done; 1 the environment failed; 2 the user's mistake; 128 + signal if stopped.
     """
     words = sys.argv[1:] if argv is None else argv
+    terminal.prepare()
     if "--version" in words[:1]:
         print(f"unfog {__version__}")
         return 0
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _warn
-            with _together():
+            warnings.showwarning = terminal.warn
+            warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # such a picture is named as unreadable
+            with terminal.together():
                 tyro.extras.subcommand_cli_from_dict(
                     VERBS,
                     prog="unfog",
@@ -596,16 +607,6 @@ def main(argv: list[str] | None = None) -> int:
                     description="Train, sample and measure diffusion models.",
                     config=(tyro.conf.OmitArgPrefixes,),
                 )
-    except UserError as error:
-        print(f"unfog: {error}", file=sys.stderr)
-        return 2
-    except EnvironmentFailure as error:
-        print(f"unfog: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("unfog: stopped", file=sys.stderr)
-        return 130
-    except Stopped as error:
-        print(f"unfog: {error}", file=sys.stderr)
-        return error.code
+    except (Exception, KeyboardInterrupt) as error:
+        return terminal.end(error)
     return 0

@@ -12,6 +12,8 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from unfog.errors import EnvironmentFailure, UserError
 
@@ -138,9 +140,13 @@ def joined() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    seconds = float(os.environ.get("UNFOG_TIMEOUT", "600"))
+    limit = timedelta(seconds=float(os.environ.get("UNFOG_TIMEOUT", "600")))
     with _exchange():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=seconds))
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun restarts with the old store: the addresses of the dead
+            store = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         yield
         dist.destroy_process_group()
 

@@ -1,15 +1,51 @@
-"""Files that are whole or absent, and a failing disk as one sentence."""
+"""Files that are whole or absent, a failing disk as one sentence, and what strangers wrote, read within bounds."""
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from unfog.errors import EnvironmentFailure, UserError
+
+MOST_JSON, DEEPEST = 1 << 24, 32
+"""Bytes of a JSON file, and how deep its values may be nested, at most."""
+
+
+def read_bounded(path: Path, most: int = MOST_JSON) -> str:
+    """Read a text of at most `most` bytes, damaged signs replaced.
+
+    Raises: UserError: If it is larger; no more of it was read.
+    """
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise UserError(f"{path} has more than {most:,} bytes, so it is not what unfog wrote: restore or remove it")
+    return data.decode("utf-8", "replace")
+
+
+def parse_json(text: str, **options: Any) -> Any:
+    """Parse JSON whose values are nested at most 32 deep, which whoever walks through them can rely on.
+
+    Raises: ValueError: If it is no JSON, or nested deeper.
+    """
+    deep = ValueError(f"values are nested more than {DEEPEST} deep")
+    try:
+        found = json.loads(text, **options)
+    except RecursionError:
+        raise deep from None
+    layer = [found]
+    for _ in range(DEEPEST):
+        inner = (one.values() if isinstance(one, dict) else one for one in layer if isinstance(one, dict | list))
+        layer = [one for values in inner for one in values]
+    if any(isinstance(one, dict | list) for one in layer):
+        raise deep
+    return found
 
 
 @contextlib.contextmanager
@@ -44,6 +80,7 @@ def whole(path: Path) -> Iterator[Path]:
     rank = os.environ.get("RANK", "0")  # of several processes that write the same, the last one stays
     part = path.with_name(f".{path.name}.part" if rank == "0" else f".{path.name}.{rank}.part")
     with disk(path):
+        part.unlink(missing_ok=True)  # a link that lies there would lead the writing elsewhere
         try:
             yield part
             sync(part)

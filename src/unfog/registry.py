@@ -160,6 +160,21 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     "sampling": {"batches": Sampling},
 }
 
+MOST = {
+    "data.count": 10_000_000,
+    "data.side": 4096,
+    "data.workers": 256,
+    "conditioning.length": 4096,
+    "schedule.steps": 100_000,
+    "times.bins": 100_000,
+    "training.batch": 65_536,
+    "sampling.batch": 65_536,
+    "sampling.steps": 10_000,
+}
+"""The largest values of options that cost memory or time in proportion, for a recipe may come from a stranger. (What a
+network costs is seen in its number of parameters.)"""
+MOST_WHOLE, MOST_NUMBER, MOST_ENTRIES = 10**12, 1e30, 100_000
+"""The largest size of any other whole number and of any other number, and the longest list."""
 GIVEN = {"network": frozenset({"channels", "outputs", "dims", "context"})}
 """Parameters of a field's kinds that the data decide, and that are therefore no options."""
 
@@ -216,12 +231,15 @@ class Config:
     def __post_init__(self) -> None:
         """Fill in the defaults and check names and types."""
         known = self.known
+        filled = {name: default for name, (_, default) in known.items() if default is not inspect.Parameter.empty}
         for name, value in self.options.items():
             if name not in known:
                 raise unknown(f"option of {self.field} {self.kind!r}", name, known)
-            check_value(f"{self.field}.{name}", value, known[name][0])
-        defaults = {name: default for name, (_, default) in known.items() if default is not inspect.Parameter.empty}
-        filled = {**defaults, **self.options}
+            annotation = known[name][0]
+            check_value(f"{self.field}.{name}", value, annotation)
+            check_size(f"{self.field}.{name}", value)
+            whole = isinstance(value, int) and annotation in (float, float | None)
+            filled[name] = float(value) if whole else value  # torch refuses whole numbers above 2**31
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in filled.items()}
         object.__setattr__(self, "options", plain)
 
@@ -284,6 +302,17 @@ def check_value(where: str, value: object, annotation: Any) -> None:
         for long in ("typing.", "collections.abc."):
             name = name.replace(long, "")
         raise UserError(f"{where} must be {name}, not {value!r}")
+
+
+def check_size(where: str, value: object) -> None:
+    """Raise a UserError for a number or a list that is larger than an option may be."""
+    several = value if isinstance(value, list | tuple) else [value]
+    if len(several) > MOST_ENTRIES:
+        raise UserError(f"{where} may have {MOST_ENTRIES:,} entries at most, not {len(several):,}")
+    for one in several:
+        most = MOST.get(where, MOST_WHOLE if isinstance(one, int) else MOST_NUMBER)
+        if isinstance(one, int | float) and abs(one) > most:
+            raise UserError(f"{where} may be {most:,.13g} at most, not {one:.6g}: choose a smaller number")
 
 
 def part(field: str, kind: str, **options: Any) -> Config:

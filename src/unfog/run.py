@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -19,10 +20,11 @@ from torch import Tensor
 from unfog import distributed
 from unfog.blueprint import Recipe
 from unfog.conditions import Asked
+from unfog.data.inspect import quick
 from unfog.data.pictures import UnreadableError, enlargement, read_picture, row_of, save_picture, scatter, sheet, tile
 from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import EnvironmentFailure, UserError
-from unfog.files import disk, locked, write_whole
+from unfog.files import disk, locked, parse_json, read_bounded, write_whole
 from unfog.generation import Sampler
 from unfog.registry import part
 from unfog.settings import Precision
@@ -36,6 +38,8 @@ from unfog.training.trainer import Trainer
 
 SHEET, MOST = 400, 10_000_000
 """Samples on a sheet, and in a request, at most."""
+SMALL = 10_000_000
+"""Parameters that a network may have even where the weights beside its recipe are fewer: they are compared by name."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,9 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     path = Path(path)
     recipe = read_recipe(path)
     place_at = choose_device(device)
-    denoiser = recipe.build_denoiser()
-    load_into(denoiser, read_tensors(path / "model.safetensors"), path / "model.safetensors")
+    weights = read_tensors(path / "model.safetensors")
+    denoiser = recipe.build_denoiser(max(SMALL, sum(tensor.numel() for tensor in weights.values())))
+    load_into(denoiser, weights, path / "model.safetensors")
     place(denoiser, place_at)
     assert recipe.shape is not None
     return Run(path, recipe, denoiser.eval().requires_grad_(False), choose_precision(precision, place_at, recipe.shape))
@@ -159,8 +164,9 @@ def read_recipe(path: Path) -> Recipe:
     where = path / "recipe.json"
     if not where.is_file():
         raise UserError(f"{path} is no run folder (it has no recipe.json): give a folder that `unfog train` wrote")
+    text = read_bounded(where)
     try:
-        recipe = Recipe.from_json(where.read_text(encoding="utf-8", errors="replace"))
+        recipe = Recipe.from_json(text)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     if recipe.shape is None:
@@ -200,6 +206,8 @@ def train(
     started = Budget(budget) if budget else None
     recipe, data = recipe.build_data()
     trainer = Trainer(recipe, data, out, choose_device(device))
+    for sentence in quick(data):
+        warnings.warn(sentence, stacklevel=2)
     if init_from is not None:
         where = Path(init_from) / "model.safetensors"
         read_recipe(Path(init_from))
@@ -349,8 +357,8 @@ def sample_into(
     earlier = _earlier(folder / "sampling.json")
     same = {name: earlier.get(name) for name in request} == json.loads(json.dumps(request))
     written = earlier.get("n")
-    places = [folder / f"{place:05}.png" for place in range(max(count, written if isinstance(written, int) else 0))]
-    done = {place for place, path in enumerate(places) if path.is_file()}
+    most = max(count, written if isinstance(written, int) else 0)
+    done = {place for place in map(_place, folder.glob("*.png")) if place is not None and place < most}
     if not earlier and (done or (folder / "sheet.png").exists()):
         raise UserError(f"{folder} holds pictures that no request of unfog wrote: choose another --out")
     if earlier and not replace and not same:
@@ -360,7 +368,7 @@ def sample_into(
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for place in [place for place in done if not same or place >= count]:
-            places[place].unlink()
+            (folder / _name(place)).unlink()
             done.remove(place)
         write_whole(folder / "sampling.json", json.dumps({"n": count, **request}, indent=1).encode())
     size, batches = sampler.settings.batch, -(-count // sampler.settings.batch)
@@ -381,16 +389,29 @@ def sample_into(
         shown = track(coming, "sampling", total=batches - skip, console=console, disable=quiet, transient=True)
         for number, pictures in enumerate(shown, skip):
             for place, picture in enumerate(pictures, number * size):
-                save_picture(tile(picture[None], 1, gap=0), places[place])
+                save_picture(tile(picture[None], 1, gap=0), folder / _name(place))
     channels = 3 if sampler.shape[0] == 3 else 1
     try:
-        first = [read_picture(path, channels, *sampler.shape[1:]) for path in places[: min(count, SHEET)]]
+        shown_first = range(min(count, SHEET))
+        first = [read_picture(folder / _name(place), channels, *sampler.shape[1:]) for place in shown_first]
     except UnreadableError as error:
         raise UserError(f"a picture in {folder} is damaged ({error}): delete it and say the same again") from None
     columns = max(1, round(len(first) ** 0.5))
     if asked is None and 1 < sampler.classes <= 16:  # so that each column is one class
         columns = sampler.classes * max(1, round(columns / sampler.classes))
     save_picture(sheet(torch.from_numpy(np.stack(first)), columns), folder / "sheet.png")
+
+
+def _name(place: int) -> str:
+    """Return the name of the picture of sample number `place`."""
+    return f"{place:05}.png"
+
+
+def _place(path: Path) -> int | None:
+    """Return the number of the sample whose picture this is, None if it is another file."""
+    digits = path.stem
+    place = int(digits) if digits.isascii() and digits.isdigit() else None
+    return place if place is not None and path.name == _name(place) and path.is_file() else None
 
 
 def in_turn(asked: Asked, count: int) -> Asked:
@@ -405,7 +426,7 @@ def _earlier(where: Path) -> dict[str, object]:
     if not where.is_file():
         return {}
     try:
-        found = json.loads(where.read_text(encoding="utf-8", errors="replace"))
-    except (ValueError, RecursionError):
+        found = parse_json(read_bounded(where))
+    except ValueError:
         found = None
     return found if isinstance(found, dict) and found else {"damaged": True}

@@ -1,10 +1,13 @@
 """The classic sets in their original files: digits, MNIST, Fashion-MNIST and CIFAR-10."""
 
 import gzip
+import math
 import os
+import struct
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +38,8 @@ _MD5 = {
         "bb300cfdad3c16e7a12a480ee83cd310",
     ),
 }
+LARGEST = 1 << 30
+"""Bytes of a classic set's file, unpacked, at most."""
 _CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _NUMERALS = tuple("0123456789")
@@ -124,21 +129,27 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         path: The file, packed if it ends in .gz.
 
     Returns: The array that the file describes.
-    Raises: UserError: If the file is not what it says.
+    Raises: UserError: If the file is not what it says, or too large.
     """
     try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(4)
+            axes = head[3] if len(head) > 3 else 0
+            head += file.read(4 * axes)
+            if len(head) != 4 + 4 * axes or head[:3] != b"\x00\x00\x08" or axes > 8:
+                raise UserError(f"{path} is no idx file of unsigned bytes: fetch it again")
+            sizes = struct.unpack(f">{axes}I", head[4:])
+            count = math.prod(sizes)
+            room = 1100 * path.stat().st_size  # nothing is packed denser: memory for more would be taken in vain
+            body = file.read(min(count, room, LARGEST) + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}): fetch it again") from error
-    axes = data[3] if len(data) > 3 else 0
-    if len(data) < 4 + 4 * axes or data[:3] != b"\x00\x00\x08":
-        raise UserError(f"{path} is no idx file of unsigned bytes: fetch it again")
-    sizes = tuple(int(size) for size in np.frombuffer(data, ">u4", count=axes, offset=4))
-    body = np.frombuffer(data, np.uint8, offset=4 + 4 * axes)
-    if len(body) != int(np.prod(sizes, dtype=object)):
-        raise UserError(f"{path} holds {len(body)} values where its head says {sizes}: fetch it again")
-    return body.reshape(sizes)
+    if len(body) > LARGEST:
+        raise UserError(f"{path} holds more than {LARGEST:,} values: give a smaller set, or a folder of pictures")
+    if len(body) != count:
+        found = "more" if len(body) > count else f"{len(body)}"
+        raise UserError(f"{path} holds {found} values where its head says {sizes}: fetch it again")
+    return np.frombuffer(body, np.uint8).reshape(sizes)
 
 
 def _idx_set(url: str, name: str, path: str | None, classes: tuple[str, ...]) -> Data:
@@ -154,7 +165,7 @@ def _idx_set(url: str, name: str, path: str | None, classes: tuple[str, ...]) ->
     arrays = [read_idx(file) for file in files]
     parts = []
     for pictures, labels, file in ((arrays[0], arrays[1], files[1]), (arrays[2], arrays[3], files[3])):
-        if pictures.ndim != 3 or len(pictures) == 0 or labels.shape != pictures.shape[:1]:
+        if pictures.ndim != 3 or 0 in pictures.shape or labels.shape != pictures.shape[:1]:
             raise UserError(f"{file} does not label the pictures beside it one by one: fetch both again")
         if labels.max() >= len(classes):
             raise UserError(f"{file} holds the label {labels.max()}, where there are {len(classes)} classes")
@@ -180,21 +191,33 @@ def _cifar_folder() -> Path:
     with disk(cache), tempfile.TemporaryDirectory(dir=cache) as part:
         try:
             with tarfile.open(archive) as packed:
-                packed.extractall(part, filter="data")
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+                packed.extractall(part, members=_bounded(packed), filter="data")
+            if not (Path(part) / name).is_dir():
+                raise tarfile.TarError(f"it holds no {name}")
+        except (tarfile.TarError, ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{archive} is damaged ({error}): remove it, so that it is fetched again") from error
         os.replace(Path(part) / name, cache / name)
     return cache
+
+
+def _bounded(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of an archive, until there are too many or they are too large together."""
+    left = LARGEST
+    for number, member in enumerate(packed):
+        left -= member.size
+        if number > 100 or left < 0:
+            raise tarfile.TarError(f"it holds more than 100 files or {LARGEST:,} bytes")
+        yield member
 
 
 def _cifar_file(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Read records of one label and 3,072 pixels."""
     if not path.is_file():
         raise UserError(f"{path} is missing: unpack the binary version of CIFAR-10 again")
-    raw = np.fromfile(path, np.uint8)
-    if len(raw) == 0 or len(raw) % 3073 or raw.reshape(-1, 3073)[:, 0].max() > 9:
+    size = path.stat().st_size
+    records = np.fromfile(path, np.uint8).reshape(-1, 3073) if size <= LARGEST and size % 3073 == 0 else None
+    if records is None or len(records) == 0 or records[:, 0].max() > 9:
         raise UserError(f"{path} is damaged (it is no list of labelled 3×32×32 pictures): unpack it again")
-    records = raw.reshape(-1, 3073)
     return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy()), torch.from_numpy(
         records[:, 0].astype(np.int64)
     )

@@ -1,8 +1,7 @@
 """A folder of pictures: class sub-folders, or `metadata.jsonl`, or neither."""
 
-import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,9 +16,12 @@ from unfog.data.classic import existing
 from unfog.data.pictures import SUFFIXES, Pixels, UnreadableError, describe_picture, read_picture
 from unfog.data.source import Batch, Data, Indices, InMemory, Source, split, split_rows
 from unfog.errors import UserError
+from unfog.files import parse_json
 
 IN_MEMORY = 1 << 30
 """Sets of at most this many bytes are decoded once and kept; larger ones stream through processes."""
+LINE, MARKS, PLANES = 1 << 20, 1 << 27, 1024
+"""Signs in a line of `metadata.jsonl`, labels over all files where a file may have several, and channels, at most."""
 
 
 class Told(NamedTuple):
@@ -75,38 +77,56 @@ def list_pictures(path: str) -> Listing:
     root = existing(path)
     if (root / "metadata.jsonl").is_file():
         return _from_metadata(root)
-    found = (file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    files = sorted(file.as_posix() for file in found if not any(part.startswith(".") for part in file.parts))
+    files = pictures_below(root)
     if not files:
         raise UserError(f"{root} holds no picture ({', '.join(sorted(SUFFIXES))}): check the path given with --data")
     tops = [file.split("/")[0] if "/" in file else "" for file in files]
     classes = tuple(sorted(set(tops)))
     if "" in classes or len(classes) < 2:
         return Listing(root, tuple(files), None, ())
-    return Listing(root, tuple(files), tuple(classes.index(top) for top in tops), classes)
+    number = {name: place for place, name in enumerate(classes)}
+    return Listing(root, tuple(files), tuple(number[top] for top in tops), classes)
+
+
+def pictures_below(root: Path) -> list[str]:
+    """Return the names of all pictures below a folder, sorted; what is hidden, or in a hidden folder, is none."""
+    found = (file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    return sorted(file.as_posix() for file in found if not any(part.startswith(".") for part in file.parts))
+
+
+def metadata_lines(root: Path) -> Iterator[tuple[int, dict[str, object] | str]]:
+    """Yield the number of each line of `metadata.jsonl` and what it holds, or else what is wrong with it."""
+    for number, line in enumerate(_lines(root / "metadata.jsonl"), 1):
+        if line.strip():
+            yield number, _entry(root, line)
+
+
+def _entry(root: Path, line: str) -> dict[str, object] | str:
+    """Return what a line of metadata holds, or else what is wrong with it."""
+    try:
+        entry = parse_json(line)
+        name = entry["file_name"]
+    except (ValueError, KeyError, TypeError):
+        return "not a JSON object with 'file_name'"
+    if not isinstance(name, str) or not _below(root, name):
+        return f"{name!r} is no file below the folder"
+    label, text = entry.get("label"), entry.get("text")
+    several = label if isinstance(label, list) else []
+    if isinstance(label, dict) or any(isinstance(one, dict | list | None) for one in several):
+        return f"'label' is a name, or a list of names, not {label!r}"
+    if isinstance(text, dict | list):
+        return f"'text' is a text, not {text!r}"
+    return {key: entry.get(key) for key in ("file_name", "label", "text", "values")}
 
 
 def _from_metadata(root: Path) -> Listing:
     """Read `metadata.jsonl`."""
     where = root / "metadata.jsonl"
     entries: dict[str, dict[str, object]] = {}
-    for number, line in enumerate(where.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            name = entry["file_name"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{where}, line {number}: not a JSON object with 'file_name': mend the line") from None
-        if not isinstance(name, str) or not _below(root, name):
-            raise UserError(f"{where}, line {number}: {name!r} is no file below the folder: mend the line")
-        label, text = entry.get("label"), entry.get("text")
-        several = label if isinstance(label, list) else []
-        if isinstance(label, dict) or any(isinstance(one, dict | list | None) for one in several):
-            raise UserError(f"{where}, line {number}: 'label' is a name, or a list of names, not {label!r}: mend it")
-        if isinstance(text, dict | list):
-            raise UserError(f"{where}, line {number}: 'text' is a text, not {text!r}: mend it")
-        entries[name] = entry
+    for number, entry in metadata_lines(root):
+        if isinstance(entry, str):
+            raise UserError(f"{where}, line {number}: {entry}: mend the line")
+        entries[str(entry["file_name"])] = entry
     if not entries:
         raise UserError(f"{where} names no picture: add lines with 'file_name', or remove it")
     files = tuple(sorted(entries))
@@ -126,9 +146,24 @@ def _from_metadata(root: Path) -> Listing:
     names = [{str(one) for one in (label if isinstance(label, list) else [label])} for label in given]
     classes = tuple(sorted(set().union(*names), key=lambda name: (len(name), name)))
     if any(isinstance(label, list) for label in given):
+        if len(files) * len(classes) > MARKS:
+            raise UserError(f"{where}: {len(classes):,} labels of {len(files):,} files are too many: give fewer labels")
         held = tuple(tuple(name in row for name in classes) for row in names)
         return Listing(root, files, held, classes, captions, values)
-    return Listing(root, files, tuple(classes.index(next(iter(row))) for row in names), classes, captions, values)
+    number_of = {name: place for place, name in enumerate(classes)}
+    return Listing(root, files, tuple(number_of[next(iter(row))] for row in names), classes, captions, values)
+
+
+def _lines(where: Path) -> Iterator[str]:
+    """Yield the lines of a text.
+
+    Raises: UserError: If one is longer than what is worth reading.
+    """
+    with where.open(encoding="utf-8-sig", errors="replace") as file:
+        while line := file.readline(LINE + 1):
+            if len(line) > LINE:
+                raise UserError(f"{where} has a line of more than {LINE:,} signs: shorten it")
+            yield line
 
 
 def _below(root: Path, name: str) -> bool:
@@ -233,8 +268,10 @@ def folder(
     shape = (found[0] if channels is None else channels, height, width)
     if not 0 < heldout < 1:
         raise UserError(f"data.heldout is a share between 0 and 1, not {heldout}")
-    if shape[0] < 1 or workers < 1:
-        raise UserError(f"data.channels and data.workers must be 1 or more, not {shape[0]} and {workers}")
+    if not 1 <= shape[0] <= PLANES or workers < 1:
+        raise UserError(
+            f"data.channels is a number from 1 to {PLANES}, and data.workers 1 or more, not {shape[0]} and {workers}"
+        )
     if len(listing.files) < 2:
         raise UserError(f"{listing.root} holds one picture: a set needs 2 or more")
     read = partial(_read_or_reason, listing.root, shape)

@@ -1,12 +1,15 @@
 """Pictures as arrays: read from files of any mode and size, cropped to a size; sheets and films written."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from unfog.errors import UserError
@@ -14,6 +17,9 @@ from unfog.files import whole
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy"})
 """Suffixes of the files that count as pictures, in lower case."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What a picture may be, whatever its suffix says: for some other formats Pillow starts other programs."""
 
 Pixels = NDArray[np.uint8]
 
@@ -41,13 +47,13 @@ def read_picture(path: Path, channels: int, height: int, width: int) -> Pixels:
         if path.suffix.lower() == ".npy":
             planes = [Image.fromarray(plane) for plane in _array_planes(path, channels)]
         else:
-            with path.open("rb") as file, Image.open(file) as opened:
+            with _opened(path) as opened:
                 planes = [_to_mode(opened, "L" if channels == 1 else "RGB")]
         fitted = [ImageOps.fit(plane, (width, height), Image.Resampling.LANCZOS) for plane in planes]
     except UnreadableError:
         raise
     except Exception as error:  # a damaged file may lead its decoder into any error
-        raise UnreadableError(str(error) or type(error).__name__) from error
+        raise UnreadableError(_reason(error)) from error
     pixels = np.stack([np.asarray(plane) for plane in fitted], axis=-1).reshape(height, width, -1)
     if pixels.shape[2] != channels:
         raise UnreadableError(f"it has {pixels.shape[2]} channels where the set has {channels}")
@@ -55,33 +61,73 @@ def read_picture(path: Path, channels: int, height: int, width: int) -> Pixels:
 
 
 def describe_picture(path: Path) -> tuple[int, int, int]:
-    """Return (channels, height, width) of a picture: 1 channel for grey modes, 3 for all others.
+    """Return (channels, height, width) of a picture held upright: 1 channel for grey modes, 3 for all others.
 
     Raises: UnreadableError: If the file is no picture.
     """
     try:
         if path.suffix.lower() == ".npy":
-            array = np.lib.format.open_memmap(path, mode="r")
+            array = _array(path)
             if array.ndim not in (2, 3):
                 raise UnreadableError(f"an array of {array.ndim} axes is no picture")
             return (1 if array.ndim == 2 else array.shape[2]), array.shape[0], array.shape[1]
-        with path.open("rb") as file, Image.open(file) as picture:
+        with _opened(path) as picture:
             grey = picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;16")
-            return (1 if grey else 3), picture.height, picture.width
+            turned = orientation(picture) >= 5 and picture.format != "TIFF"  # whose sides Pillow exchanges itself
+            width, height = picture.size[::-1] if turned else picture.size
+            return (1 if grey else 3), height, width
     except UnreadableError:
         raise
     except Exception as error:  # a damaged file may lead its decoder into any error
-        raise UnreadableError(str(error) or type(error).__name__) from error
+        raise UnreadableError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Say why a picture cannot be read."""
+    large = isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning)
+    return ("too large: " if large else "") + (str(error) or type(error).__name__)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture. One of more pixels than Pillow's limit, above which it warns of bombs, is refused."""
+    if not path.is_file():  # a pipe would be waited for without end
+        raise UnreadableError("there is no such file")
+    with path.open("rb") as file, Image.open(file, formats=FORMATS) as picture:
+        _check_pixels(picture.width * picture.height)
+        yield picture
+
+
+def _check_pixels(pixels: int) -> None:
+    """Raise an UnreadableError for more pixels than Pillow takes to be no bomb."""
+    if pixels > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise UnreadableError(f"too large: its {pixels:,} pixels are more than {Image.MAX_IMAGE_PIXELS:,}")
+
+
+def _array(path: Path) -> NDArray[Any]:
+    """Open an array file: what its head claims and the file does not hold is refused, with no memory taken."""
+    if not path.is_file():
+        raise UnreadableError("there is no such file")
+    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    return array
+
+
+def orientation(picture: Image.Image) -> int:
+    """Return the EXIF orientation: 1 is upright, from 5 on height and width are exchanged."""
+    found = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)  # a PNG's own method would decode its pixels
+    return found if isinstance(found, int) and 2 <= found <= 8 else 1
 
 
 def _array_planes(path: Path, channels: int) -> list[Pixels]:
     """Return the planes of an array file as bytes."""
-    with path.open("rb") as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
+    array = _array(path)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or 0 in array.shape:
         raise UnreadableError(f"an array of shape {array.shape} is no picture")
+    if array.shape[2] not in (1, 3, channels):
+        raise UnreadableError(f"it has {array.shape[2]} channels where the set has {channels}")
+    _check_pixels(array.shape[0] * array.shape[1])
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         array = (array / 257).round().astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):

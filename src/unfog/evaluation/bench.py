@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import torch
 from rich.console import Console
@@ -32,16 +32,30 @@ from unfog.evaluation.features import digest
 from unfog.evaluation.intervals import Scored
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.report import aligned, bar, batches_of, draw, told
-from unfog.files import disk, whole, write_whole
+from unfog.files import disk, parse_json, read_bounded, whole, write_whole
 from unfog.generation import Sampler
+from unfog.registry import fits
 from unfog.run import Run, read_recipe, resume, train
 
 SOLVERS = ("ddim", "euler", "heun", "dpmpp-2m", "dpmpp-3m", "unipc", "adams-bashforth", "ancestral")
 NFE = (5, 8, 10, 15, 20, 35)
 NEAR = 0.1
 """How much worse than the best, as a share, the recommended setting may be."""
+RESULTS = 1 << 26
+"""Bytes of the file of earlier measurements, at most."""
 SCHEDULE_STEPS = 25
 """Steps with which schedules are compared: enough that the solver's error is small beside the models'."""
+
+
+Read = TypeVar("Read")
+
+
+def _typed(kind: type[Read], plain: dict[str, Any]) -> Read:
+    """Return a dataclass of fields that are of their types."""
+    made = kind(**plain)
+    if not all(fits(getattr(made, name), annotation) for name, annotation in get_type_hints(kind).items()):
+        raise ValueError(f"{plain} is no {kind.__name__}")
+    return made
 
 
 @dataclass(frozen=True)
@@ -75,8 +89,10 @@ class Measured:
     def from_json(cls, plain: dict[str, Any]) -> "Measured":
         """Read what `asdict` gave."""
         told = plain["adherence"]
-        parts = (Setting(**plain["setting"]), int(plain["steps"]), int(plain["nfe"]), Scored(**plain["fidelity"]))
-        return cls(*parts, None if told is None else Scored(**told))
+        if not fits([plain["steps"], plain["nfe"]], list[int]):
+            raise ValueError("steps and nfe are whole numbers")
+        parts = (_typed(Setting, plain["setting"]), plain["steps"], plain["nfe"], _typed(Scored, plain["fidelity"]))
+        return cls(*parts, None if told is None else _typed(Scored, told))
 
 
 @dataclass(frozen=True)
@@ -378,9 +394,9 @@ def _read(path: Path) -> dict[str, Measured]:
     """Return what was measured before, by key; lines that are damaged are dropped with a warning."""
     found: dict[str, Measured] = {}
     damaged = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    for line in read_bounded(path, RESULTS).splitlines() if path.is_file() else []:
         try:
-            plain = json.loads(line)
+            plain = parse_json(line)
             found[str(plain["key"])] = Measured.from_json(plain)
         except (ValueError, KeyError, TypeError):
             damaged += 1

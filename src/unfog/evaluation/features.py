@@ -320,7 +320,7 @@ def dinov2(path: str | Path) -> Pretrained:
     """
     key = _key(path, "--dinov2", "a folder with config.json and model.safetensors of facebook/dinov2-base")
     make = _package("transformers", "transformers", "--dinov2").AutoModel
-    model = _loaded(lambda: make.from_pretrained(str(path)).eval(), path, "--dinov2")
+    model = _loaded(lambda: make.from_pretrained(str(path), use_safetensors=True).eval(), path, "--dinov2")
     mean, deviation = (torch.tensor(one)[:, None, None] for one in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
     def network(x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from unfog.evaluation.intervals import Interval, Method, Scored, bootstrap
 from unfog.evaluation.neighbours import Memorised, entropy_over_classes, memorised, prdc
 from unfog.evaluation.reader import matches
 from unfog.randomness import normal, stream
+from unfog.run import MOST
 
 TRAINING, HELD_OUT, FITTED = 60_000, 10_000, 10_000
 """Rows, evenly spread, at most: of the training set, of the held-out set, and for principal components."""
@@ -145,6 +146,8 @@ class Judge:
     def _enough(self, name: str, features: int, count: int) -> None:
         """Refuse fewer rows than can be compared: a half of them must be more than the features."""
         least = max(LEAST, 2 * features + 2)
+        if count > MOST:
+            raise UserError(f"{count} samples are too many: ask for -n {MOST} or less")
         if count < least:
             raise UserError(
                 f"{count} samples are too few to compare the {features} features of {name}: ask for -n {least} or more"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from unfog.diffusion.denoiser import Conditioned, Denoiser
 from unfog.errors import UserError
-from unfog.files import disk
+from unfog.files import whole
 from unfog.run import Run
 
 
@@ -48,8 +48,8 @@ def draw_plane(run: Run, path: Path, count: int = 400, moments: int = 5) -> None
     panels[-1].scatter(*states[-1].T, s=5, c=colours)
     for panel in panels:
         panel.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=[], yticks=[])
-    with disk(path):
-        figure.savefig(path, dpi=110, bbox_inches="tight")
+    with whole(path) as part:
+        figure.savefig(part, dpi=110, bbox_inches="tight", format="png")
 
 
 def _draw_field(panel: "matplotlib.axes.Axes", denoiser: Denoiser, t: torch.Tensor) -> None:

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from unfog import distributed
 from unfog.errors import EnvironmentFailure, UserError
-from unfog.files import disk, sync, whole, write_whole
+from unfog.files import disk, parse_json, read_bounded, sync, whole, write_whole
+from unfog.registry import MOST_WHOLE, fits
 
 KEPT = 2
 """Checkpoints that stay; older ones are pruned after a new one was verified."""
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+"""Types of numbers that may stand for each other in a file of weights."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -47,7 +50,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Fill a module with tensors of its own names and shapes.
 
-    Raises: UserError: If names or shapes differ.
+    Raises: UserError: If names, shapes or types differ, or a number is not finite.
     """
     own = module.state_dict()
     for name in own.keys() | tensors.keys():
@@ -56,6 +59,11 @@ def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: Pat
         if own[name].shape != tensors[name].shape:
             shapes = f"{tuple(tensors[name].shape)} where the recipe asks for {tuple(own[name].shape)}"
             raise UserError(f"{where} does not fit the recipe beside it: the weight {name} has the shape {shapes}")
+        kinds = {tensors[name].dtype, own[name].dtype}
+        if len(kinds) > 1 and not kinds <= FLOATS:
+            raise UserError(f"{where} does not fit the recipe beside it: the weight {name} is of {tensors[name].dtype}")
+        if not tensors[name].to(own[name].dtype).isfinite().all():
+            raise UserError(f"{where} is damaged: the weight {name} is not finite: restore it, or train again")
     module.load_state_dict({name: distributed.shared_as(value, own[name]) for name, value in tensors.items()})
 
 
@@ -73,17 +81,39 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
     """Fill an optimizer from tensors named `parameter:entry`.
 
     A fused optimizer walks through memory, so a moment takes on the memory format of its weight.
+
+    Raises: UserError: If it keeps other entries of a weight, or of other shapes.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    plain = optimizer.state_dict()
+    plain: dict[str, Any] = {**optimizer.state_dict(), "state": {}}
+    wanted = _entries(optimizer, parameters)
     for name, value in tensors.items():
-        parameter, entry = name.rsplit(":", 1)
-        index = names.index(parameter)
+        parameter, _, entry = name.rpartition(":")
+        index = names.index(parameter) if parameter in names else -1
+        if wanted.get((index, entry)) != (value.shape, value.dtype):
+            raise UserError(f"the checkpoint does not fit the recipe: the optimizer keeps no {name} of this shape")
         like = parameters[index]
         whole = value.shape == like.shape
         fitted = torch.empty_like(like).copy_(distributed.shared_as(value, like)) if whole else value
         plain["state"].setdefault(index, {})[entry] = fitted
+    for index, entry in wanted:
+        if index in plain["state"] and entry not in plain["state"][index]:
+            raise UserError(f"the checkpoint is damaged: {names[index]}:{entry} is missing: use the one before it")
     optimizer.load_state_dict(plain)
+
+
+def _entries(
+    optimizer: torch.optim.Optimizer, parameters: list[Tensor]
+) -> dict[tuple[int, str], tuple[torch.Size, torch.dtype]]:
+    """Return what an optimizer keeps of its weights, by number and entry: a step of length 0 shows it."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
+    return {(index, entry): (one.shape, one.dtype) for index, kept in state.items() for entry, one in kept.items()}
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
@@ -149,11 +179,11 @@ def steps(folder: Path) -> list[Path]:
 def _verified(checkpoint: Path) -> dict[str, Any] | None:
     """Return the state of a checkpoint whose tensors have the checksum that it names, else None."""
     try:
-        state = json.loads((checkpoint / "state.json").read_bytes())
+        state = parse_json(read_bounded(checkpoint / "state.json"))
         whole = isinstance(state, dict) and state.get("sha256") == _digest(checkpoint / "state.safetensors")
     except (OSError, ValueError):
         return None
-    return state if whole and isinstance(state.get("step"), int) else None
+    return state if whole and fits(state.get("step"), int) and 0 <= state["step"] <= MOST_WHOLE else None
 
 
 def _digest(path: Path) -> str:

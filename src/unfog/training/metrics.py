@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unfog import distributed
-from unfog.files import disk, write_whole
+from unfog.files import disk, parse_json, read_bounded, whole, write_whole
+from unfog.registry import fits
 
 EVERY = 20
 """Steps that one line of `metrics.jsonl` sums up."""
+MOST = 1 << 28
+"""Bytes of a `metrics.jsonl`, at most."""
 
 
 class Metrics:
@@ -67,13 +70,16 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the lines of a `metrics.jsonl`; a last line that was cut short by a crash is left out."""
+    """Return the lines of a `metrics.jsonl`; damaged ones, as a last one that a crash cut short, are left out."""
     lines: list[dict[str, float]] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+    for text in read_bounded(path, MOST).splitlines() if path.is_file() else []:
         try:
-            lines.append(json.loads(text))
+            line = parse_json(text)
         except ValueError:
             continue
+        counted = isinstance(line, dict) and fits(line.get("step"), int) and fits(line.get("images"), int)
+        if counted and all(fits(value, float | None) for value in line.values()):
+            lines.append(line)
     return lines
 
 
@@ -92,8 +98,8 @@ def draw_losses(folder: Path) -> None:
     axes.set(xlabel="images seen", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    with disk(folder / "loss.png"):
-        figure.savefig(folder / "loss.png", dpi=120)
+    with whole(folder / "loss.png") as part:
+        figure.savefig(part, dpi=120, format="png")
 
 
 class Display:

@@ -23,7 +23,8 @@ from unfog.files import disk
 from unfog.generation import Sampler
 from unfog.optimizers import AdamW
 from unfog.randomness import normal, uniform
-from unfog.settings import PowerAverage, Training
+from unfog.registry import MOST_WHOLE, fits
+from unfog.settings import PowerAverage, Precision, Training
 from unfog.training import checkpoint
 from unfog.training.draws import Draw, Draws
 from unfog.training.ema import GAMMAS, Averaged
@@ -33,6 +34,8 @@ PATIENCE = 10
 """Non-finite losses in a row after which a run stops."""
 HELD_OUT = 512
 """Held-out rows, at most, on which the loss is measured, always with the same times and noise."""
+THREADS = 512
+"""Threads, at most, that a checkpoint can ask for."""
 
 
 class Trainer:
@@ -266,6 +269,10 @@ class Trainer:
         """
         where = self.folder / "checkpoints"
         tensors, state = checkpoint.latest(where, most)
+        counts = {"skipped": (0, MOST_WHOLE), "threads": (1, THREADS)}
+        whole = all(fits(state.get(name), int) and low <= state[name] <= high for name, (low, high) in counts.items())
+        if not (whole and fits(state.get("precision"), Precision)):
+            raise UserError(f"the state.json of the newest checkpoint in {where} is damaged: remove that checkpoint")
         parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
@@ -274,7 +281,10 @@ class Trainer:
         for name, averaged in self.averages.items():
             checkpoint.load_into(averaged.denoiser, parts[name], where)
         checkpoint.restore_optimizer(self.optimizer, self._names, parts["optimizer"])
-        self.losses = parts["times"].get("losses", self.losses)
+        losses = parts["times"].get("losses", self.losses)
+        if losses.shape != self.losses.shape:
+            raise UserError(f"the newest checkpoint in {where} does not fit the recipe: times/losses has another shape")
+        self.losses = losses.double()
         self.step, self.skipped, self.precision = state["step"], state["skipped"], state["precision"]
         torch.set_num_threads(state["threads"])
 
