@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from unfog.errors import UserError
@@ -84,6 +84,8 @@ def describe_picture(path: Path) -> tuple[int, int, int]:
 
 def _reason(error: Exception) -> str:
     """Say why a picture cannot be read."""
+    if isinstance(error, UnidentifiedImageError):
+        return "cannot identify its format"
     large = isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning)
     return ("too large: " if large else "") + (str(error) or type(error).__name__)
 
