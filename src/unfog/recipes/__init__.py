@@ -109,7 +109,8 @@ def shapes(data: str | None = None, size: int | None = None) -> Recipe:
     """Captioned shapes, drawn on demand: "a small red circle above a large blue square", no download, text in.
 
     It predicts x0, whose background is flat: eps and velocities carry the noise, and a short training leaves it there.
-    Times lie nearer to the noise than usual, where it is decided which thing goes where.
+    Times lie nearer to the noise than usual, where it is decided which thing goes where. The average is short: one over
+    the last tenth of the training tints the background by five of 255.
     """
     _no_path("shapes", data, None)
     return Recipe(
@@ -120,6 +121,7 @@ def shapes(data: str | None = None, size: int | None = None) -> Recipe:
         target=part("target", "x0"),
         times=part("times", "logit-normal", mean=0.4),
         optimizer=part("optimizer", "muon", lr=3e-3),
+        ema=part("ema", "power", gamma=100.0),
         training=part("training", "images", images=1_000_000, batch=64),
     )
 
