@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 import mutate
 from torture_files import KINDS as BROKEN
 from torture_files import Shop, run_case
-from unfog import blueprint, cli
+from unfog import blueprint, terminal
 from unfog import run as run_module
 from unfog.blueprint import Recipe
 from unfog.cli import main
@@ -749,7 +749,7 @@ def test_a_sentence_stays_one_line_and_steers_no_terminal(tmp_path: Path, capsys
 def test_a_sentence_is_not_endless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "digits", "--set", "network.width=" + json.dumps(["x"] * 5000)]) == 2
     error = capsys.readouterr().err
-    assert len(error) < cli.LONGEST + 50
+    assert len(error) < terminal.LONGEST + 50
     assert error.startswith("unfog: network.width must be int, not ['x'")
     assert error.endswith("'x']\n")
 
