@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from unfog import distributed
@@ -175,6 +176,22 @@ def test_rows_are_shared_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distributed.share(6, "a batch") == slice(2, 4)
     with pytest.raises(UserError, match="a batch of 7 cannot be shared out evenly to 3 processes"):
         distributed.share(7, "a batch")
+
+
+def test_who_begins_again_does_not_find_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store of torchrun is the same before and after a restart; what the processes see of it is not."""
+    store, seen = dist.HashStore(), []
+    monkeypatch.setattr(distributed, "rendezvous", lambda *words, **more: iter([(store, 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, *, store, **more: seen.append(store))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for attempt in ("0", "1"):
+        for name, value in (("WORLD_SIZE", "2"), ("GROUP_WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        with distributed.joined():
+            pass
+    seen[0].set("address", "of the dead")
+    assert [one.check(["address"]) for one in seen] == [True, False]
 
 
 def test_alone_nothing_is_exchanged() -> None:

@@ -471,7 +471,7 @@ def average(
 
     Args:
         run: Run folder.
-        length: Width of the average, relative to the training: above 0 and below 0.289; a recipe's own has 0.10.
+        length: Width of the average, relative to the training: above 0 and below 0.289; most recipes' own has 0.10.
         out: The new run folder.
     """
     from unfog.run import average as make

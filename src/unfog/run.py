@@ -251,7 +251,7 @@ def average(path: str | Path, length: float, out: str | Path) -> Reconstruction:
     Args:
         path: A run that was trained with `training.snapshots`.
         length: Standard deviation of the average's profile, relative to the training up to the last snapshot: 0.10 is
-            that of a recipe's own average, longer ones take in earlier weights.
+            that of most recipes' own average, longer ones take in earlier weights.
         out: The new run folder; must not hold another run.
 
     Returns: The average.
