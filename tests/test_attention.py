@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from unfog.networks import attention
 from unfog.networks.attention import attend
 from unfog.networks.conditioning import WordsLayer
 
@@ -25,6 +26,15 @@ def test_attention_and_its_gradient_are_torchs(places: int, precision: torch.dty
         found.append([out, *torch.autograd.grad(out, given, back.to(numbers))])
     for ours, exact in zip(*found, strict=True):
         torch.testing.assert_close(ours.double(), exact, rtol=PRECISE[precision], atol=PRECISE[precision])
+
+
+@pytest.mark.parametrize("at_once", [1, 9 * 20, 4 * 9 * 20, 10**9])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_pieces_is_that_at_once(monkeypatch: pytest.MonkeyPatch, masked: bool, at_once: int) -> None:
+    monkeypatch.setattr(attention, "_AT_ONCE", at_once)
+    q, k, v = (torch.randn(5, 3, n, 16, dtype=torch.float64) for n in (9, 20, 20))
+    mask = (torch.arange(20) < torch.randint(1, 21, (5, 1)))[:, None, None] if masked else None
+    torch.testing.assert_close(attention.formula(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, mask))
 
 
 def test_a_layer_over_words_is_torchs() -> None:

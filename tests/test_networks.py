@@ -9,7 +9,7 @@ from torch import nn
 from unfog.networks.compact import Compact
 from unfog.networks.conditioning import ClassEmbedding, Cond
 from unfog.networks.dit import DiT, positions
-from unfog.networks.layers import ChannelNorm, SelfAttention, sinusoidal
+from unfog.networks.layers import ChannelNorm, SelfAttention, conv, enlarged, sinusoidal
 from unfog.networks.minimal import Minimal
 from unfog.networks.mlp import MLP
 from unfog.networks.unet import UNet
@@ -172,3 +172,10 @@ def test_null_class() -> None:
     assert torch.equal(dropped[2], null[0])
     assert torch.equal(dropped[1], embedder(labels).vector[1])
     assert not torch.equal(embedder(labels).vector[0], null[0])
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_enlarging_and_convolving_is_one_step(dims: int) -> None:
+    x, layer = torch.randn(2, 3, *(5, 4, 3)[:dims], dtype=torch.float64), conv(dims, 3, 4).double()
+    expected = layer(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+    torch.testing.assert_close(enlarged(x, layer), expected)

@@ -12,6 +12,8 @@ from unfog.networks.conditioning import Cond
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 class Network(Protocol):
@@ -51,6 +53,24 @@ def gather(dims: int, inputs: int, outputs: int, side: int) -> nn.Module:
 def spread(dims: int, inputs: int, outputs: int, side: int) -> nn.Module:
     """Return the transposed convolution that maps each place to one patch of `side`."""
     return _CONV_TRANSPOSE[dims](inputs, outputs, side, stride=side)
+
+
+def enlarged(x: Tensor, conv: nn.Module) -> Tensor:
+    """Return conv(x with every place doubled along each side), in (2/3)^dims of the multiplications.
+
+    Neighbours of a doubled place are alike, so that their weights can be added first: as a transposed convolution with
+    the stride 2, whose kernel of 4 is the flipped kernel of 3 with each two neighbours summed.
+
+    Args:
+        x: `(batch, inputs, *space)`.
+        conv: A convolution of `conv`, with a kernel of 3.
+
+    Returns: `(batch, outputs, *(2·space))`.
+    """
+    dims, weight = x.ndim - 2, conv.get_parameter("weight")
+    flipped = weight.transpose(0, 1).flip(tuple(range(2, x.ndim)))
+    kernel = 2**dims * _POOL[dims](flipped, 2, stride=1, padding=1)
+    return _TRANSPOSED[dims](x, kernel, conv.get_parameter("bias"), stride=2, padding=1)
 
 
 def zeroed(module: nn.Module) -> nn.Module:

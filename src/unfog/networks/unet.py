@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfog.networks.conditioning import Cond
-from unfog.networks.layers import CrossAttention, SelfAttention, TimeEmbedding, at_least, beside, conv, over_space
+from unfog.networks.layers import (
+    CrossAttention,
+    SelfAttention,
+    TimeEmbedding,
+    at_least,
+    beside,
+    conv,
+    enlarged,
+    over_space,
+)
 
 
 def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
@@ -141,6 +150,6 @@ class UNet(nn.Module):
             h = stage(torch.cat([h, skips.pop()], dim=1), embedding, cond)
             level, place = divmod(index, self.blocks + 1)
             if place == self.blocks and level < len(self.upsample):
-                h = self.upsample[level](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+                h = enlarged(h, self.upsample[level])
         output: Tensor = self.conv_out(F.silu(self.norm_out(h)))
         return output

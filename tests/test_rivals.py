@@ -1,0 +1,24 @@
+"""Our U-Net against diffusers' with the same weights."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+rivals = pytest.importorskip("rivals", reason="diffusers is not installed")
+
+
+@pytest.mark.parametrize("name", ["course", "cifar10"])
+def test_the_same_weights_give_the_same_output_and_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    theirs, ours, shape = rivals.twins(name)
+    x, time = torch.randn(2, *shape), torch.tensor([3.0, 700.0])
+    expected = theirs(x, time).sample
+    found = ours(x, time)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    expected.square().mean().backward()
+    found.square().mean().backward()
+    for name, weight in rivals.renamed({name: one.grad for name, one in theirs.named_parameters()}, 2).items():
+        torch.testing.assert_close(ours.get_parameter(name).grad, weight, rtol=1e-3, atol=1e-5)
