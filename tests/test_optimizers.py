@@ -30,14 +30,19 @@ def layer(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(48, 96), nn.Linear(96, 40))
 
 
-@pytest.mark.parametrize("shape", [(40, 40), (32, 200), (200, 32)])
-def test_an_orthogonal_matrix_keeps_its_directions_and_loses_its_sizes(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("square", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(40, 40), (59, 40), (40, 60), (32, 200), (200, 32)])
+def test_an_orthogonal_matrix_keeps_its_directions_and_loses_its_sizes(
+    shape: tuple[int, int], square: torch.dtype
+) -> None:
+    """In bfloat16, of eight bits, directions are kept to a few hundredths."""
     draws = np.random.default_rng(0)
     left, _, right = np.linalg.svd(draws.standard_normal(shape), full_matrices=False)
     sizes = np.geomspace(1, 0.02, min(shape))
     matrix = torch.from_numpy(left * sizes @ right).float()
-    inner = left.T @ orthogonal(matrix[None])[0].numpy() @ right.T
-    assert np.abs(inner - np.diag(np.diag(inner))).max() < 1e-4
+    inner = left.T @ orthogonal(matrix[None], square)[0].numpy() @ right.T
+    rounded = square == torch.bfloat16 and 2 * max(shape) < 3 * min(shape)
+    assert np.abs(inner - np.diag(np.diag(inner))).max() < (0.1 if rounded else 1e-4)
     assert np.diag(inner).min() > 0.6
     assert np.diag(inner).max() < 1.3
 

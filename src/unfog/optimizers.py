@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unfog import distributed
 from unfog.errors import UserError
-from unfog.settings import positive
+from unfog.settings import Precision, positive
 
 _THIN = 32
 """Matrices with a thinner side are the first and last layers, whose entries Muon leaves to AdamW."""
@@ -47,8 +47,8 @@ class AdamW:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0 and self.warmup >= 0):
             raise UserError("optimizer.beta1 and beta2 lie in [0, 1), weight_decay and warmup are not below 0")
 
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimizer of a module's parameters."""
+    def build(self, module: nn.Module, precision: Precision = "float32") -> torch.optim.Optimizer:
+        """Return the optimizer of the parameters of a module that is trained in an arithmetic."""
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(
             module.parameters(), lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True
@@ -83,23 +83,25 @@ class Muon(AdamW):
         if not 0 <= self.momentum < 1:
             raise UserError(f"optimizer.momentum lies in [0, 1), not {self.momentum}")
 
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimizer of a module's parameters."""
+    def build(self, module: nn.Module, precision: Precision = "float32") -> torch.optim.Optimizer:
+        """Return the optimizer of the parameters of a module that is trained in an arithmetic."""
         tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
         hidden: list[nn.Parameter] = []
         rest: list[nn.Parameter] = []
         for parameter in module.parameters():
             sides = as_matrix(parameter).shape if parameter.ndim > 1 and id(parameter) not in tables else (0,)
             (hidden if min(sides) >= _THIN else rest).append(parameter)
-        return _Muon(hidden, rest, self)
+        return _Muon(hidden, rest, self, getattr(torch, precision))
 
 
 class _Muon(torch.optim.Optimizer):
     """Two groups: the matrices, and the rest, which an AdamW inside steps with the same groups and state."""
 
-    def __init__(self, hidden: list[nn.Parameter], rest: list[nn.Parameter], options: Muon) -> None:
-        """Take over the options."""
-        self.options = options
+    def __init__(
+        self, hidden: list[nn.Parameter], rest: list[nn.Parameter], options: Muon, square: torch.dtype
+    ) -> None:
+        """Take over the options; `square` is the arithmetic of `orthogonal`."""
+        self.options, self.square = options, square
         betas = (options.beta1, options.beta2)
         self.rest = torch.optim.AdamW([{"params": rest}], lr=options.lr, betas=betas, fused=True)
         both = [{"params": hidden}, *self.rest.param_groups]
@@ -123,7 +125,7 @@ class _Muon(torch.optim.Optimizer):
                 average = self.state[weight]["momentum"].lerp_(gradient, 1 - self.options.momentum)
                 ahead.append(as_matrix(distributed.full(torch.lerp(gradient, average, self.options.momentum))))
             size = group["lr"] * 0.2 * math.sqrt(max(shape))
-            for weight, turned in zip(weights, orthogonal(torch.stack(ahead)), strict=True):
+            for weight, turned in zip(weights, orthogonal(torch.stack(ahead), self.square), strict=True):
                 step = distributed.shared_as(turned.reshape(weight.shape), weight)
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=size)
         self.rest.state, self.rest.param_groups = self.state, self.param_groups[1:]
@@ -135,14 +137,16 @@ def as_matrix(weight: Tensor) -> Tensor:
     return weight.reshape(len(weight), -1)
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
+def orthogonal(matrices: Tensor, square: torch.dtype = torch.float32) -> Tensor:
     """Bring all singular values of matrices close to 1, between about 0.7 and 1.2, and leave their directions.
 
-    Five steps X <- (a + b·XX' + c·(XX')²)·X from X / |X|: an odd polynomial that acts on each singular value. The
-    factors are multiplied first, since they are no larger than the shorter side squared and commute with XX'.
+    Five steps X <- (a + b·XX' + c·(XX')²)·X from X / |X|: an odd polynomial that acts on each singular value. For long
+    matrices the factors are multiplied first, since they are no larger than the shorter side squared and commute with
+    XX'; in bfloat16 that would drift, the steps themselves do not.
 
     Args:
         matrices: `(count, rows, columns)`.
+        square: Arithmetic for matrices whose longer side is less than 1.5 times the shorter one.
 
     Returns: As many matrices of the same shape.
     Source: Jordan et al. 2024 (the coefficients); Kovarik 1970 (the iteration).
@@ -150,11 +154,20 @@ def orthogonal(matrices: Tensor) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-30)
-    square, product = x @ x.mT, torch.eye(x.shape[1], device=x.device).expand(len(x), -1, -1)
-    for _ in range(5):
-        factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product, square = factor @ product, factor @ (factor @ square)
-    x = product @ x
+    if 2 * x.shape[2] < 3 * x.shape[1]:
+        x = x.to(square)
+        for _ in range(5):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = x.to(matrices.dtype)
+    else:
+        gram, product = x @ x.mT, None
+        for step in range(5):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=1, dim2=2).add_(a)
+            product = factor if product is None else factor @ product
+            if step < 4:
+                gram = factor @ (factor @ gram)
+        x = product @ x
     found: Tensor = x if wide is matrices else x.mT
     return found

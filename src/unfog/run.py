@@ -32,7 +32,7 @@ from unfog.training.checkpoint import load_into, read_tensors, steps, write_tens
 from unfog.training.ema import Reconstruction, reconstruct
 from unfog.training.loop import Budget, write_recipe
 from unfog.training.loop import train as run_loop
-from unfog.training.machine import arithmetic, choose_device, choose_precision, place
+from unfog.training.machine import arithmetic, choose_device, choose_precision, keep_memory, place
 from unfog.training.metrics import draw_losses
 from unfog.training.trainer import Trainer
 
@@ -145,6 +145,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     Raises: UserError: If the folder is no run folder, its recipe is from a newer version, or its weights are
         missing, truncated or of other shapes.
     """
+    keep_memory()
     path = Path(path)
     recipe = read_recipe(path)
     place_at = choose_device(device)

@@ -28,7 +28,7 @@ from unfog.settings import PowerAverage, Precision, Training
 from unfog.training import checkpoint
 from unfog.training.draws import Draw, Draws
 from unfog.training.ema import GAMMAS, Averaged
-from unfog.training.machine import arithmetic, choose_precision, place
+from unfog.training.machine import arithmetic, choose_precision, keep_memory, place
 
 PATIENCE = 10
 """Non-finite losses in a row after which a run stops."""
@@ -53,6 +53,7 @@ class Trainer:
         Raises: UserError: If the parts do not fit together.
         """
         assert recipe.shape is not None
+        keep_memory()
         self.recipe, self.data, self.folder, self.device = recipe, data, folder, device
         self.settings: Training = recipe.training.build()
         self.optimization: AdamW = recipe.optimizer.build()
@@ -74,7 +75,7 @@ class Trainer:
         if self.settings.sharded:
             for module in (self.denoiser, *(averaged.denoiser for averaged in self.averages.values())):
                 distributed.shard(module)
-        self.optimizer = self.optimization.build(self.denoiser)
+        self.optimizer = self.optimization.build(self.denoiser, self.precision)
         accumulate = self.settings.accumulate
         each = distributed.share(self.settings.batch // accumulate, "training.batch / training.accumulate")
         self.draws = Draws(
@@ -280,6 +281,9 @@ class Trainer:
         checkpoint.load_into(self.denoiser, parts["weights"], where)
         for name, averaged in self.averages.items():
             checkpoint.load_into(averaged.denoiser, parts[name], where)
+        self.optimizer = self.optimization.build(
+            self.denoiser, state["precision"]
+        )  # that of the run, not the machine's
         checkpoint.restore_optimizer(self.optimizer, self._names, parts["optimizer"])
         losses = parts["times"].get("losses", self.losses)
         if losses.shape != self.losses.shape:
