@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from test_solvers import MIXTURE
-from unfog.diffusion.denoiser import Clipped, Conditioned, Denoiser, Rescheduled, edm_clock
+from unfog.diffusion.denoiser import Clipped, Conditioned, Denoiser, Rescheduled, edm_clock, side_by_side
 from unfog.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, TimesGrid, UniformGrid
 from unfog.diffusion.guidance import ClassifierFree
 from unfog.diffusion.objectives import denoising_loss
@@ -16,6 +16,7 @@ from unfog.diffusion.targets import X0, EDMTarget, Eps, Flow, Target, V
 from unfog.diffusion.times import Uniform
 from unfog.diffusion.weightings import MinSNR, Unit
 from unfog.errors import UserError
+from unfog.networks.compact import Compact
 from unfog.networks.conditioning import ClassEmbedding, Cond
 
 
@@ -168,6 +169,33 @@ def test_conditioned_passes_the_condition_on() -> None:
     Conditioned(Denoiser(shown, RectifiedFlow(), Flow()), cond)(torch.ones(2, 3), torch.tensor(0.5))
     assert shown.shown is not None
     assert shown.shown[2] is cond
+
+
+@pytest.mark.parametrize("many", [True, False], ids=["a time each", "one time"])
+@pytest.mark.parametrize("variance", [True, False])
+def test_one_denoiser_under_two_conditions_is_evaluated_once(variance: bool, many: bool) -> None:
+    torch.manual_seed(0)
+    network, calls = Compact(1, outputs=1 + variance, width=8), []
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    network.register_forward_hook(lambda module, given, out: calls.append(len(given[0])))
+    embedder = ClassEmbedding(3, network.embedding_dim)
+    denoiser = Denoiser(network, RectifiedFlow(), Flow(), embedder=embedder, learned_variance=variance)
+    told, free = (Conditioned(denoiser, cond) for cond in (embedder(torch.tensor([0, 2])), embedder.null(2)))
+    x, t = torch.randn(2, 1, 4, 4), torch.tensor([0.3, 0.8]) if many else torch.tensor(0.3)
+    found = side_by_side(told, free, x, t)
+    assert calls == [4]
+    for prediction, model in zip(found, (told, free), strict=True):
+        for part, expected in zip(prediction, model(x, t), strict=True):
+            torch.testing.assert_close(part, expected)
+    side_by_side(told, Conditioned(denoiser, None), x, t)
+    assert calls == [4, 2, 2, 2, 2]
+
+
+def test_conditions_follow_each_other_in_every_form() -> None:
+    full = Cond(*(torch.randn(2, 3) for _ in range(4)))
+    assert torch.equal(full.followed_by(full).tokens[2:], full.tokens)
+    assert Cond(vector=full.vector).followed_by(Cond(vector=full.vector)).mask is None
 
 
 GRIDS: list[Grid] = [UniformGrid(), LogSNRGrid(), KarrasGrid()]

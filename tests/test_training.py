@@ -180,6 +180,40 @@ def test_accumulation_changes_neither_gradients_nor_weights(tiny: MakeRecipe, tm
     assert any(parameter.grad.abs().max() > 1e-3 for parameter in whole.denoiser.parameters())  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        ("unet", "network.blocks=3", "network.widths=[16,16,16]", "network.dropout=0.2"),
+        ("compact", "network.blocks=3", "network.dropout=0.2"),
+        ("dit", "network.depth=4", "network.width=64", "network.patch=1"),
+    ],
+    ids=lambda network: network[0],
+)
+def test_gradient_checkpointing_keeps_the_bits_and_not_the_activations(
+    tmp_path: Path, network: tuple[str, ...]
+) -> None:
+    found = []
+    for settings in ((), ("training.gradient_checkpointing=true",)):
+        chosen = recipe("digits").set(f"network={network[0]}", *network[1:], "training.batch=32", *settings)
+        trainer = trainer_of(chosen, tmp_path)
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = trainer.loss(trainer.draws(0), trainer.denoiser).mean()
+        kept = sum(sizes.values()) - sum(parameter.numel() for parameter in trainer.denoiser.parameters())
+        del loss
+        for step in range(2):
+            trainer.descend(trainer.draws(step))
+        found.append((kept, trainer.denoiser.state_dict()))
+    (whole, plain), (part, again) = found
+    assert part < whole / 2
+    assert_same(plain, again)
+
+
 def test_accumulation_must_divide_the_batch(tiny: MakeRecipe) -> None:
     with pytest.raises(UserError, match="accumulate 5 must divide"):
         tiny("training.accumulate=5").training.build()

@@ -106,6 +106,8 @@ class Training:
         precision: Of the network's arithmetic; "auto" follows `training.machine.choose_precision`.
         sharded: Whether each of several processes keeps only its share of the weights, for models that do not fit one.
         snapshots: How often in the run two averages are kept of which `unfog average` makes all others; 0 is never.
+        gradient_checkpointing: Whether what the blocks compute within is computed again on the way back instead of
+            kept: less than half the memory for activations, a third more time, the same bits.
     """
 
     images: int = 100_000
@@ -117,6 +119,7 @@ class Training:
     precision: Precision = "auto"
     sharded: bool = False
     snapshots: int = 0
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unfog.diffusion.denoiser import Denoise
+from unfog.diffusion.denoiser import Denoise, side_by_side
 from unfog.diffusion.grids import LOUD
 from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
@@ -66,13 +66,12 @@ class ClassifierFree:
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict the guided (x0, eps)."""
-        conditional = self.conditional(x, t)
         scale = torch.full_like(as_time(t), self.scale)
         if self.interval is not None:
             scale = torch.where((t >= self.interval[0]) & (t <= self.interval[1]), scale, 1.0)
         if (scale == 1).all():
-            return conditional
-        free, scale = self.unconditional(x, t), expand(scale, x)
+            return self.conditional(x, t)
+        (conditional, free), scale = side_by_side(self.conditional, self.unconditional, x, t), expand(scale, x)
         x0 = free.x0 + scale * (conditional.x0 - free.x0)
         if not self.rescale:
             return conditional._replace(x0=x0, eps=free.eps + scale * (conditional.eps - free.eps))
@@ -118,7 +117,7 @@ class CFGPlusPlus:
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict the guided x0 beside the unconditional eps."""
-        conditional, free = self.conditional(x, t), self.unconditional(x, t)
+        conditional, free = side_by_side(self.conditional, self.unconditional, x, t)
         return conditional._replace(x0=torch.lerp(free.x0, conditional.x0, self.scale), eps=free.eps)
 
 

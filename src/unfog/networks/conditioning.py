@@ -1,6 +1,6 @@
 """What a network may be told beside the noisy state, and the embedders that make it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol
 
 import torch
@@ -25,6 +25,11 @@ class Cond:
     tokens: Tensor | None = None
     mask: Tensor | None = None
     concat: Tensor | None = None
+
+    def followed_by(self, other: "Cond") -> "Cond":
+        """Return the condition of both batches, one after the other; both are in the same forms."""
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return Cond(*(None if one is None else torch.cat([one, more]) for one, more in pairs))
 
 
 class Embedder(Protocol):

@@ -28,7 +28,7 @@ from unfog.settings import PowerAverage, Precision, Training
 from unfog.training import checkpoint
 from unfog.training.draws import Draw, Draws
 from unfog.training.ema import GAMMAS, Averaged
-from unfog.training.machine import arithmetic, choose_precision, keep_memory, place
+from unfog.training.machine import arithmetic, choose_precision, compute_again, keep_memory, place
 
 PATIENCE = 10
 """Non-finite losses in a row after which a run stops."""
@@ -72,6 +72,8 @@ class Trainer:
         kept = GAMMAS if self.settings.snapshots else ()
         self.averages = {"average": self.averaged}
         self.averages |= {str(gamma): Averaged(self.denoiser, PowerAverage(gamma)) for gamma in kept}
+        if self.settings.gradient_checkpointing:
+            compute_again(self.denoiser)
         if self.settings.sharded:
             for module in (self.denoiser, *(averaged.denoiser for averaged in self.averages.values())):
                 distributed.shard(module)
