@@ -5,10 +5,10 @@
     python benchmarks/race.py --report                           table and picture once more
 
 Unconditional; each toolkit with its own network, loss, optimizer, average and sampler (see `peers.py`), and once more
-with a tuned learning rate. Each run is a process of its own, whose clock begins before its imports. Pictures are drawn and
-scored off the clock: 25 evaluations of the network each, against the training set in the features of the classifier of
-`unfog evaluate`, beside the score of held-out pictures. Writes race.md, race.json and race.png into OUT/KIND, and there
-NAME.json for each run. Several hours, of which most go into drawing.
+with a tuned learning rate. Each run is a process of its own, whose clock begins before its imports. Pictures are drawn
+and scored off the clock: 25 evaluations of the network each, against the training set in the features of the classifier
+of `unfog evaluate`, beside the score of held-out pictures. Writes race.md, race.json and race.png into OUT/KIND, and
+there NAME.json for each run. Takes several hours, most of them for drawing.
 """
 
 import json
