@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,12 +41,13 @@ from unfog.run import load
 
 MOMENTS = (15, 30, 60, 120, 180, 300, 450, 600, 900, 1200, 1500, 1800)
 """Seconds at which weights are kept."""
+TICKS = (15, 30, 60, 120, 300, 600, 1200)
 EVALUATIONS = 25
 TUNED_WITH = 256
 """Pictures that tell which learning rate is best."""
 FACTORS = (1, 3, 10)
 """Of a peer's own learning rate, tried."""
-DISTANCES = (200, 100, 50, 30, 20, 10)
+DISTANCES = (50, 20, 10, 5, 2, 1)
 """For the table of when each is reached."""
 NAMES = (OURS, *PEERS)
 
@@ -123,19 +124,27 @@ class Race:
         found: dict[str, Any] = json.loads((where / "trained.json").read_text(encoding="utf-8"))
         return found
 
-    def run(self, entry: Entry, n: int, then: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    def run(
+        self,
+        entry: Entry,
+        n: int,
+        moments: Collection[float] = MOMENTS,
+        then: Callable[[], object] = lambda: None,
+    ) -> dict[str, Any]:
         """Train and score, as far as that is not done, and return the run as it stands in NAME.json.
 
         Args:
             entry: The run.
             n: Pictures that are scored, of each snapshot.
+            moments: Of which snapshots, besides the last.
             then: Called after each new score.
         """
         result = self.result(entry) or {"label": entry.label, "contestant": entry.contestant, "seed": entry.seed}
         if "snapshots" not in result:
             result |= self.trained(entry)
         for snapshot in reversed(result["snapshots"]):  # what counts most comes first
-            if "score" not in snapshot:
+            asked = snapshot["moment"] in moments or snapshot is result["snapshots"][-1]
+            if asked and "score" not in snapshot:
                 snapshot["score"] = self.score(entry, snapshot["file"], n, EVALUATIONS)
                 self.write(entry, result)
                 then()
@@ -312,12 +321,15 @@ def picture(points: Sequence[dict[str, Any]], path: Path) -> None:
     for floor in dict.fromkeys(one["floor"] for one in race):
         axes.axhline(floor, color="grey", linestyle=":", label="real held-out pictures")
     axes.set(xscale="log", yscale="log", xlabel="seconds from a cold start", ylabel="Fréchet distance")
+    shown = [moment for moment in TICKS if axes.get_xlim()[0] <= moment <= axes.get_xlim()[1]]
+    axes.set_xticks(shown, labels=[str(moment) for moment in shown])
+    axes.set_xticks([], minor=True)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def moments(minutes: float) -> tuple[float, ...]:
+def until(minutes: float) -> tuple[float, ...]:
     """Return the moments of a run of so many minutes, the last of which is its end."""
     return (*(moment for moment in MOMENTS if moment < 60 * minutes), 60 * minutes)
 
@@ -347,12 +359,12 @@ def entries(race: Race, names: Sequence[str], minutes: float, ours_minutes: floa
     """Return the runs of a race: ours for each moment and seed, the peers as shipped, the peers as tuned."""
     peers, found = [name for name in names if name != OURS], []
     if OURS in names:
-        found = [Entry(OURS, (moment,), seed=seed) for seed in range(seeds) for moment in moments(ours_minutes)]
-    found += [Entry(name, moments(minutes), PEERS[name].rate, PEERS[name].size) for name in peers]
+        found = [Entry(OURS, (moment,), seed=seed) for seed in range(seeds) for moment in until(ours_minutes)]
+    found += [Entry(name, until(minutes), PEERS[name].rate, PEERS[name].size) for name in peers]
     best = tuned(race)
     for name in peers:
         if name in best:
-            found.append(Entry(name, moments(minutes), best[name]["learning_rate"], best[name]["batch"]))
+            found.append(Entry(name, until(minutes), best[name]["learning_rate"], best[name]["batch"]))
         else:
             print(f"{name} takes no part with a tuned learning rate: run --tune first")
     return list(dict.fromkeys(found))
@@ -368,6 +380,7 @@ def main(
     seeds: int = 3,
     n: int = 1000,
     n_default: int = 256,
+    moments: tuple[float, ...] = MOMENTS,
     tune_minutes: float = 3.0,
     tune: bool = False,
     report: bool = False,
@@ -384,6 +397,8 @@ def main(
         seeds: Trainings of ours.
         n: Pictures from each moment.
         n_default: Pictures from the last moment with the contestant's own sampler, of up to 1,000 evaluations; 0: none.
+        moments: Seconds after which pictures of the peers are drawn, which takes longer than to train; the last moment
+            always counts, and others can be asked for later.
         tune_minutes: That each learning rate is tried.
         tune: Find learning rates, and do not race.
         report: Only write the report.
@@ -398,7 +413,7 @@ def main(
     elif not report:
         runs = entries(race, only, minutes, ours_minutes, seeds)
         for entry in runs:
-            race.run(entry, n, race.report)
+            race.run(entry, n, moments, race.report)
         for entry in runs if n_default else []:
             race.default(entry, n_default)
             race.report()
