@@ -102,6 +102,7 @@ def train_ours(kind: Kind, data: Path | None, out: Path, clock: Clock, seconds: 
         "learning_rate": rate,
         "batch": options["batch"],
         "source": f"recipe {kind}",
+        "precision": run.precision,
         "snapshots": [snapshot],
     }
 
@@ -142,6 +143,7 @@ def train_peer(
         "learning_rate": peer.learning_rate,
         "batch": peer.batch,
         "source": peer.source,
+        "precision": "float32",
         "snapshots": snapshots,
     }
 

@@ -220,7 +220,7 @@ def _point(own: bool, label: str, found: Sequence[tuple[dict[str, Any], dict[str
     """Return the mean over runs of one contestant at one moment."""
     first, values = found[0], [score["value"] for _, _, score in found]
     low, high = (first[2]["low"], first[2]["high"]) if len(found) == 1 else (min(values), max(values))
-    copied = {name: first[0][name] for name in ("learning_rate", "batch", "parameters", "source", "threads", "torch")}
+    names = ("learning_rate", "batch", "parameters", "precision", "source", "threads", "torch")
     return {
         "label": label,
         "own_sampler": own,
@@ -231,7 +231,7 @@ def _point(own: bool, label: str, found: Sequence[tuple[dict[str, Any], dict[str
         "low": low,
         "high": high,
         **{name: first[2][name] for name in ("n", "evaluations", "floor", "ceiling", "protocol")},
-        **copied,
+        **{name: first[0][name] for name in names},
     }
 
 
@@ -266,10 +266,11 @@ def page(points: Sequence[dict[str, Any]], kind: Kind) -> str:
         lines += [*table(race), ""]
     if own:
         lines += ["The last moment of each, with its own sampler:", "", *table(own), ""]
-    lines += ["| contestant | parameters | learning rate | batch | settings from |", row(*["---"] * 5)]
+    names = ("contestant", "parameters", "learning rate", "batch", "arithmetic", "settings from")
+    lines += [row(*names), row(*["---"] * len(names))]
     seen = {(one["label"], one["learning_rate"], one["batch"]): one for one in points}
     for (label, rate, batch), one in seen.items():
-        lines.append(row(label, f"{one['parameters']:,}", f"{rate:g}", batch, one["source"]))
+        lines.append(row(label, f"{one['parameters']:,}", f"{rate:g}", batch, one["precision"], one["source"]))
     return "\n".join([*lines, ""])
 
 

@@ -26,7 +26,15 @@ from race import Entry, Race
 
 COUNT = 100
 """The least that the judge of the digits compares."""
-TOLD = {"parameters": 1, "learning_rate": 0.1, "batch": 2, "source": "nowhere", "threads": 1, "torch": "none"}
+TOLD = {
+    "threads": 1,
+    "torch": "none",
+    "parameters": 1,
+    "learning_rate": 0.1,
+    "batch": 2,
+    "precision": "float32",
+    "source": "nowhere",
+}
 
 
 def scored(value: float, n: int = 1000) -> dict[str, Any]:
