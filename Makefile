@@ -1,13 +1,14 @@
-# make demo | test | check | torture | docs | bench: each sets up what it needs; PIP_FLAGS passes through to pip.
+# make demo | test | check | torture | docs | bench | race: each sets up what it needs; PIP_FLAGS passes through to pip.
 PYTHON ?= python3
 PIP_FLAGS ?=
+DATA ?=
 BIN := .venv/bin
 RUN := runs/digits
 # The pins hold for what builds the package, too.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check torture docs bench clean
+.PHONY: demo test check torture docs bench race clean
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -16,6 +17,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .venv/test: .venv/core
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --editable '.[test,dev]'
+	touch $@
+
+# Both name torchvision, which nothing here uses and which has no build for the CPU alone.
+.venv/bench: .venv/core
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --editable '.[bench]'
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --no-deps denoising-diffusion-pytorch smalldiffusion
 	touch $@
 
 demo: .venv/core
@@ -46,6 +53,10 @@ docs: .venv/test
 bench: .venv/core
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/training.py --shape 1,8,8 --set width=32
+
+race: .venv/bench
+	$(BIN)/python benchmarks/race.py $(if $(DATA),--data $(DATA)) --tune
+	$(BIN)/python benchmarks/race.py $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache
