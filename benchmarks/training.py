@@ -1,85 +1,193 @@
-"""Training throughput of the networks: images/s in each arithmetic and memory format, interleaved.
+"""Training throughput: diffusers' networks and ours of the same topology and weights, and our recipes' defaults.
 
-    python benchmarks/training.py [--shape 1,28,28] [--network compact] [--set width=40 patch=2] [--rounds 3]
+    python benchmarks/training.py --out runs/speed/training
 
-Prints a Markdown table of medians, each as a ratio to float32 in the default memory format of the same run.
+A step is all that a training does: rows and noise drawn, forward, backward, optimizer and averaged weights. Both sides
+run in one process, one after the other, under one allocator: glibc that keeps what is freed, as our trainings have it,
+or as it comes with UNFOG_KEEP_MEMORY=0. 'As shipped' is float32 in the default memory format, AdamW and EMAModel.
 """
 
-import argparse
-import platform
-import statistics
-import time
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import peers
+import rig
 import torch
+import tyro
+from diffusers import DDPMScheduler
+from diffusers.training_utils import EMAModel
+from rivals import Answer, twins
+from torch import Tensor, nn
 
 from unfog.blueprint import Recipe
-from unfog.diffusion.objectives import denoising_loss
-from unfog.optimizers import AdamW
+from unfog.data.source import Data, InMemory
 from unfog.registry import part
-from unfog.training.machine import arithmetic, choose_device
+from unfog.training.loop import batches
+from unfog.training.machine import choose_device, keep_memory
+from unfog.training.trainer import Trainer
+
+RECIPES = {
+    "digits": ((1, 8, 8), ("network=compact", "optimizer.lr=5e-3")),
+    "mnist, fashion": ((1, 28, 28), ("network.width=64", "network.patch=2", "optimizer=muon")),
+    "cifar10": ((3, 32, 32), ("network.width=96", "network.patch=2", "network.blocks=2", "training.batch=128")),
+}
+"""Shapes and settings of the recipes."""
 
 
-def one(recipe: Recipe, precision: str, channels_last: bool, batch: int, seconds: float, device: torch.device) -> float:
-    """Return images/s of forward, backward and optimizer over some seconds."""
-    denoiser = recipe.build_denoiser().to(device)
-    x0 = torch.randn(batch, *recipe.shape, device=device)
-    if channels_last:
-        denoiser.to(memory_format=torch.channels_last)
-        x0 = x0.to(memory_format=torch.channels_last)
-    optimizer = AdamW().build(denoiser)
-    times, weighting = recipe.times.build(), recipe.weighting.build()
-    u, noise = torch.rand(batch, device=device).double(), torch.randn_like(x0)
+def theirs(network: nn.Module, x0: Tensor, *, low: bool, last: bool) -> Callable[[], object]:
+    """Return a training step as diffusers' examples have it.
+
+    Args:
+        network: Predicts the noise.
+        x0: The batch.
+        low: Whether under autocast to bfloat16.
+        last: Whether channels-last.
+    """
+    network = copy.deepcopy(network)
+    if last:
+        network, x0 = network.to(memory_format=torch.channels_last), x0.to(memory_format=torch.channels_last)
+    optimizer, scheduler = torch.optim.AdamW(network.parameters(), lr=1e-4), DDPMScheduler()
+    average = EMAModel(network.parameters())
 
     def step() -> None:
-        cond = denoiser.embedder.null(batch) if denoiser.embedder else None
-        with arithmetic(precision, device):
-            loss = denoising_loss(denoiser, x0, cond, times=times, weighting=weighting, u=u, noise=noise).mean()
+        noise = torch.randn_like(x0)
+        times = torch.randint(0, 1000, (len(x0),), device=x0.device)
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=low):
+            answer = network(scheduler.add_noise(x0, noise, times), times)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(nn.functional.mse_loss(answer.float(), noise))
         optimizer.step()
+        average.step(network.parameters())
 
-    for _ in range(3):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started, steps = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        step()
-        steps += 1
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    return steps * batch / (time.perf_counter() - started)
+    return step
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="1,28,28")
-    parser.add_argument("--network", default="compact")
-    parser.add_argument("--set", nargs="*", default=["width=40", "patch=2"])
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--device", default="auto")
-    arguments = parser.parse_args()
-    shape = tuple(int(side) for side in arguments.shape.split(","))
-    recipe = Recipe("bench", part("data", "digits"), part("network", arguments.network), shape=shape)
-    recipe = recipe.set(*(f"network.{setting}" for setting in arguments.set))
-    device = choose_device(arguments.device)
-    parameters = sum(parameter.numel() for parameter in recipe.build_denoiser().parameters())
-    settings = [(p, c) for p in ("float32", "bfloat16") for c in (False, True)]
-    found: dict[tuple[str, bool], list[float]] = {setting: [] for setting in settings}
-    for _ in range(arguments.rounds):
-        for setting in settings:
-            found[setting].append(one(recipe, *setting, arguments.batch, arguments.seconds, device))
-    base = statistics.median(found[settings[0]])
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{arguments.network} {' '.join(arguments.set)}, {parameters:,} parameters, {arguments.shape}, {device}\n")
-    print("| arithmetic | channels last | images/s | ratio |\n|---|---|---|---|")
-    for (precision, last), speeds in found.items():
-        median = statistics.median(speeds)
-        print(f"| {precision} | {'yes' if last else 'no'} | {median:.0f} | {median / base:.2f} |")
+def ours(
+    shape: tuple[int, ...], folder: Path, device: torch.device, *settings: str, network: nn.Module | None = None
+) -> tuple[Callable[[], object], Trainer]:
+    """Return a training step of a recipe on made-up pictures, and its trainer."""
+    pictures = torch.randint(0, 256, (4096, *shape), dtype=torch.uint8)
+    recipe = Recipe("bench", part("data", "digits"), part("network", "compact"), shape=shape).set(*settings)
+    trainer = Trainer(recipe, Data(InMemory(pictures), InMemory(pictures[:64])), folder, device)
+    if network is not None:
+        trainer.denoiser.network.load_state_dict(network.state_dict())
+    coming = batches(trainer)
+    return lambda: trainer.descend(next(coming)), trainer
+
+
+def twin_rows(name: str, batch: int, most: float, rounds: int, seconds: float, device: torch.device) -> rig.Table:
+    """Measure one topology with the same weights on both sides."""
+    torch.manual_seed(0)
+    pair = twins(name)
+    flops = {"diffusers": rig.training_flops(Answer(pair.theirs), pair.shape)}
+    flops["unfog"] = rig.training_flops(pair.ours, pair.shape)
+    x, time = torch.randn(4, *pair.shape), torch.rand(4) * 999
+    with torch.inference_mode():
+        apart = float((Answer(pair.theirs)(x, time) - pair.ours(x, time)).abs().max())
+    x0, answering = torch.randn(batch, *pair.shape, device=device), Answer(pair.theirs).to(device)
+    widths, attends = ("[32,64,64]", "[false,true,true]") if name == "course" else (
+        "[128,256,256,256]", "[false,true,false,false]"
+    )  # fmt: skip
+    settings = (
+        "network=unet", f"network.widths={widths}", f"network.attention={attends}", "optimizer=adamw",
+        f"network.head={8 if name == 'course' else 256}", "schedule=linear", "target=eps", f"training.batch={batch}",
+    )  # fmt: skip
+    with TemporaryDirectory() as folder:
+        calls = {
+            "diffusers as shipped": theirs(answering, x0, low=False, last=False),
+            "diffusers channels-last": theirs(answering, x0, low=False, last=True),
+            "diffusers bfloat16": theirs(answering, x0, low=True, last=False),
+            "diffusers bfloat16 channels-last": theirs(answering, x0, low=True, last=True),
+            "unfog float32": ours(
+                pair.shape, Path(folder), device, *settings, "training.precision=float32", network=pair.ours
+            )[0],
+            "unfog": ours(pair.shape, Path(folder), device, *settings, network=pair.ours)[0],
+        }
+        taken = rig.interleaved(calls, rounds=rounds, seconds=seconds, device=device, what=name)
+    shipped, best = taken["diffusers as shipped"], min(time for key, time in taken.items() if key.startswith("diff"))
+    rows = [
+        {
+            "training": key,
+            "images/s": batch / time,
+            "GFLOP/s": batch / time * flops[key.split()[0]] / 1e9,
+            "of the ceiling": f"{batch / time * flops[key.split()[0]] / most:.0%}",
+            "to diffusers as shipped": shipped / time,
+            "to its best": best / time,
+        }
+        for key, time in taken.items()
+    ]
+    size = sum(parameter.numel() for parameter in pair.ours.parameters()) / 1e6
+    note = (
+        f"{size:.2f} M parameters, {'×'.join(map(str, pair.shape))}, batches of {batch}. With the same weights the two "
+        f"networks differ by at most {apart:.1e} in float32. Counted operations: "
+        f"{flops['diffusers'] / 1e6:,.0f} million a training image at diffusers, {flops['unfog'] / 1e6:,.0f} here."
+    )
+    return rig.Table(f"Training: diffusers' {name} network", note, rows)
+
+
+def default_rows(most: float, rounds: int, seconds: float, device: torch.device) -> rig.Table:
+    """Measure our recipes' networks, and the peers' small defaults where they are installed."""
+    rows, calls, images = [], {}, {}
+    flops: dict[str, int] = {}
+    with TemporaryDirectory() as folder:
+        for name, (shape, settings) in RECIPES.items():
+            call, trainer = ours(shape, Path(folder), device, *settings)
+            plain = copy.deepcopy(trainer.denoiser.network).cpu()
+            calls[f"unfog {name}"], images[f"unfog {name}"] = call, trainer.settings.batch
+            flops[f"unfog {name}"] = rig.training_flops(plain, shape)
+        for kind in peers.PEERS.values() if device.type == "cpu" else ():
+            try:
+                peer = kind(batch=64)
+            except ImportError as error:
+                rig.CONSOLE.print(f"{kind.name} is left out: {error}")
+                continue
+            x0 = torch.rand(64, 1, peers.SIDE, peers.SIDE) * 2 - 1
+            calls[kind.name], images[kind.name] = (lambda peer=peer, x0=x0: peer.step(x0)), 64
+        taken = rig.interleaved(calls, rounds=rounds, seconds=seconds, device=device, what="defaults")
+    for name, time in taken.items():
+        speed = images[name] / time
+        found = {"GFLOP/s": None, "of the ceiling": None}
+        if name in flops:
+            found = {"GFLOP/s": speed * flops[name] / 1e9, "of the ceiling": f"{speed * flops[name] / most:.0%}"}
+        rows.append({"training": name, "batch": images[name], "images/s": speed, **found})
+    note = (
+        "Whole steps of the recipes as they are, on made-up pictures, and of the peers' own examples on pictures of "
+        "28×28, float32 as shipped."
+    )
+    return rig.Table("Training: defaults", note, rows)
+
+
+def tables(rounds: int, seconds: float, device: torch.device) -> list[rig.Table]:
+    """Measure everything."""
+    most = rig.ceiling(device, rounds=rounds, seconds=min(seconds, 1.0))
+    stands = rig.Table(
+        "The ceiling",
+        "The fastest of five 3×3 convolutions, forward and backward, bfloat16, channels last.",
+        [{"GFLOP/s": most / 1e9}],
+    )
+    return [
+        stands,
+        twin_rows("course", 64, most, rounds, seconds, device),
+        twin_rows("cifar10", 16 if device.type == "cpu" else 128, most, rounds, seconds, device),
+        default_rows(most, rounds, seconds, device),
+    ]
+
+
+def main(out: Path = Path("runs/speed/training"), rounds: int = 5, seconds: float = 4.0, device: str = "auto") -> None:
+    """Measure and write a table.
+
+    Args:
+        out: OUT.md and OUT.json are written.
+        rounds: Turns of each variant, of which the median counts.
+        seconds: Length of a turn.
+        device: cpu, cuda or auto.
+    """
+    keep_memory()
+    chosen = choose_device(device)
+    rig.write(tables(rounds, seconds, chosen), out, chosen, "Training throughput")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -52,9 +52,9 @@ def test_third_order_rule_of_diffusers_halves_the_quadratic_term(monkeypatch: py
     pair, moments = parity.third_order(20), solvers._moments
     assert parity.largest_difference(pair) > 1e-3
 
-    def halved(h: float, count: int) -> list[float]:
+    def halved(h: float, count: int) -> tuple[float, ...]:
         first, *rest = moments(h, count)
-        return [first, *(value / 2 for value in rest)]
+        return (first, *(value / 2 for value in rest))
 
     monkeypatch.setattr(solvers, "_moments", halved)
     assert parity.largest_difference(pair) <= parity.TOLERANCE

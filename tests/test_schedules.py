@@ -465,3 +465,38 @@ def test_schedules_are_values() -> None:
     assert tables.linear() == tables.linear()
     assert hash(LinearContinuous()) == hash(LinearContinuous())
     assert tables.linear() != tables.quadratic()
+
+
+# What is remembered at single times
+
+
+def test_what_a_schedule_remembers_is_what_it_would_compute() -> None:
+    schedule = LinearContinuous()
+    times = torch.linspace(0.01, 1, 50, dtype=torch.float64)
+    for _ in range(2):
+        for t in times:
+            for name in ("alpha", "sigma", "log_snr", "rates"):
+                single, row = getattr(schedule, name)(t), getattr(schedule, name)(times[times == t])
+                for one, many in zip(*((found if name == "rates" else (found,)) for found in (single, row)), strict=True):
+                    torch.testing.assert_close(one, many[0], rtol=1e-14, atol=0)
+    assert LinearContinuous(beta_max=10).alpha(times[7]) != schedule.alpha(times[7])
+
+
+def test_what_was_remembered_without_gradients_can_be_used_with_them() -> None:
+    schedule = LinearContinuous()
+    with torch.inference_mode():
+        schedule.alpha(0.5)
+    x = torch.randn(3, requires_grad=True)
+    (x / schedule.alpha(torch.tensor(0.5).double())).sum().backward()
+    assert x.grad is not None
+    t = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    schedule.sigma(t).backward()
+    assert t.grad == pytest.approx(float(schedule.rates(0.5)[1]))
+
+
+def test_no_more_is_remembered_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "_MOST", 10)
+    schedule = CosineContinuous()
+    for t in torch.linspace(0, 1, 100):
+        schedule.alpha(t)
+    assert len(schedule.__dict__["_known"]) <= 10

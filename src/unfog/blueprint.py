@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from unfog.conditions import Conditioning, Known, captions
 from unfog.data.codecs import Codec
@@ -236,7 +237,7 @@ class Recipe:
 
         hook = register_module_parameter_registration_hook(count)
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Undrawn():
                 self._build_modules()
         except (UserError, RuntimeError):  # any other mistake shows when they are built in earnest
             if parameters > most or tensors > TENSORS:
@@ -255,6 +256,16 @@ class Recipe:
                     f"the network {self.network.kind!r} needs sides that are multiples of {multiple}, not {side}: "
                     f"use {near} (data.size where the data are a folder), or another network"
                 )
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights undrawn: drawing them on the meta device loads torch's compiler, most of a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, but for those of torch.nn.init."""
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _parse(text: str) -> object:

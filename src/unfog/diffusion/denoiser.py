@@ -71,8 +71,9 @@ class Denoiser(nn.Module):
         self.input_scale, self.network_time, self.sigma_data = input_scale, network_time, sigma_data
         self.learned_variance = learned_variance
 
-    def time_input(self, t: Tensor) -> Tensor:
+    def time_input(self, t: Tensor | float) -> Tensor:
         """Return what the network is told of time `t`, in float64 and in the shape of `t`."""
+        t = as_time(t)
         if self.network_time == "index":
             assert self.schedule.steps is not None
             return self.schedule.steps * t - 1
@@ -97,7 +98,7 @@ class Denoiser(nn.Module):
             scaled = expand(variance.rsqrt(), x) * x
         else:
             scaled = x
-        time = self.time_input(t).to(x.device, torch.float32).expand(len(x))
+        time = self.schedule.recall(self.network_time, t, self.time_input).to(x.device, torch.float32).expand(len(x))
         output = self.network(scaled, time, cond).to(x.dtype)
         wanted = (1 + self.learned_variance) * x.shape[1]
         if output.shape[1] != wanted:

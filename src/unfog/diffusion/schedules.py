@@ -5,10 +5,10 @@ Time runs from t = 0 (clean) to t = t_max (noise). All values are computed in fl
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import ClassVar, Literal, final
+from functools import cached_property, partial, wraps
+from typing import ClassVar, Literal, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -18,6 +18,12 @@ from unfog.errors import UserError
 QUIET = 14.0
 """The log-SNR at which continuous schedules begin to be trained: sigma/alpha = e^-7 = 0.0009, a ninth of
 half a step of an 8-bit picture on [-1, 1]."""
+
+
+_MOST = 10_000
+"""Values that a schedule remembers at most."""
+
+Found = TypeVar("Found")
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
@@ -44,9 +50,25 @@ def as_time(t: Tensor | float | Sequence[float]) -> Tensor:
     return torch.as_tensor(t, dtype=torch.float64)
 
 
+def _remembered(method: Callable[["Schedule", Tensor | float], Found]) -> Callable[["Schedule", Tensor | float], Found]:
+    """Let a method of a schedule remember what it gives at single times."""
+
+    @wraps(method)
+    def recall(schedule: "Schedule", t: Tensor | float) -> Found:
+        return schedule.recall(method.__qualname__, t, partial(method, schedule))
+
+    return recall
+
+
 @dataclass(frozen=True)
 class Schedule(ABC):
     """How much signal alpha and noise sigma a state holds at each time of a clock [0, t_max]."""
+
+    def __init_subclass__(cls) -> None:
+        """Let each schedule remember its alpha and sigma at single times."""
+        for name in ("alpha", "sigma"):
+            if name in vars(cls) and not getattr(vars(cls)[name], "__isabstractmethod__", False):
+                setattr(cls, name, _remembered(vars(cls)[name]))
 
     t_max: float = field(default=1.0, init=False)
     """The time of pure noise."""
@@ -68,12 +90,33 @@ class Schedule(ABC):
         """Return the time at which the schedule has this log-SNR: the inverse of `log_snr`."""
 
     @final
+    @_remembered
     def log_snr(self, t: Tensor | float) -> Tensor:
         """Return log(alpha²/sigma²): +inf at clean data, -inf at pure noise.
 
         Source: Kingma et al. 2021, Variational Diffusion Models, eq. 2.
         """
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    @final
+    def recall(self, what: Hashable, t: Tensor | float, compute: Callable[[Tensor | float], Found]) -> Found:
+        """Return compute(t); for single times it is computed once and remembered, since samplers ask again and again.
+
+        Args:
+            what: Names the function.
+            t: Time, of any shape.
+            compute: A function of schedule and time alone.
+        """
+        if isinstance(t, Tensor) and (t.ndim or t.requires_grad):
+            return compute(t)
+        known: dict[tuple[Hashable, float], Found] = self.__dict__.setdefault("_known", {})
+        key = what, float(t)
+        if key not in known:
+            if len(known) >= _MOST:
+                known.clear()
+            with torch.inference_mode(False):  # so that it can be used with gradients, too
+                known[key] = compute(key[1])
+        return known[key]
 
     @final
     def check(self) -> None:
@@ -101,6 +144,7 @@ class Schedule(ABC):
         return 1 / self.steps if self.steps else float(self.time(QUIET))
 
     @final
+    @_remembered
     def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return the derivatives alpha'(t) and sigma'(t).
 

@@ -20,6 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, reduce
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -81,6 +82,11 @@ class Solver(ABC):
 def _ends(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[float, float, float, float]:
     """Return alpha and sigma at `t`, then at `s`."""
     return float(schedule.alpha(t)), float(schedule.sigma(t)), float(schedule.alpha(s)), float(schedule.sigma(s))
+
+
+def _mixed(alpha: float, sigma: float, prediction: Prediction) -> Tensor:
+    """Return alpha·x0 + sigma·eps, with one pass less over memory than if it were written so."""
+    return torch.add(alpha * prediction.x0, prediction.eps, alpha=sigma)
 
 
 def _level(schedule: Schedule, t: Tensor) -> float:
@@ -159,7 +165,7 @@ class Ancestral(Solver):
         prediction = denoise(x, t)
         _, _, alpha_s, sigma_s = _ends(denoise.schedule, t, s)
         _, small = _variances(denoise.schedule, t, s)
-        mean = alpha_s * prediction.x0 + _rest(sigma_s, small) * prediction.eps
+        mean = _mixed(alpha_s, _rest(sigma_s, small), prediction)
         if sigma_s == 0:
             return Step(t, s, mean, prediction)
         deviation = torch.exp(step_log_variance(denoise.schedule, prediction, x, t, s, self.variance) / 2)
@@ -190,14 +196,14 @@ class DDIM(Solver):
         prediction = denoise(x, t)
         _, _, alpha_s, sigma_s = _ends(denoise.schedule, t, s)
         fresh = self.eta**2 * _variances(denoise.schedule, t, s)[1] if self.eta else 0.0
-        state = alpha_s * prediction.x0 + _rest(sigma_s, fresh) * prediction.eps
+        state = _mixed(alpha_s, _rest(sigma_s, fresh), prediction)
         return Step(t, s, state + math.sqrt(fresh) * noise(x) if fresh else state, prediction)
 
 
 def _velocity(schedule: Schedule, t: Tensor, prediction: Prediction) -> Tensor:
     """Return dx/dt = alpha'·x0 + sigma'·eps of the probability-flow equation."""
     alpha_rate, sigma_rate = (float(rate) for rate in schedule.rates(t))
-    return alpha_rate * prediction.x0 + sigma_rate * prediction.eps
+    return _mixed(alpha_rate, sigma_rate, prediction)
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,7 @@ class Euler(Solver):
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step along the velocity at `t`."""
         prediction = denoise(x, t)
-        return Step(t, s, x + float(s - t) * _velocity(denoise.schedule, t, prediction), prediction)
+        return Step(t, s, x + (float(s) - float(t)) * _velocity(denoise.schedule, t, prediction), prediction)
 
 
 @dataclass(frozen=True)
@@ -289,11 +295,11 @@ class Heun(Solver):
             x = float(schedule.alpha(start) / schedule.alpha(t)) * x + self.churn_noise * math.sqrt(added) * noise(x)
         prediction = denoise(x, start)
         velocity = _velocity(schedule, start, prediction)
-        euler = x + float(s - start) * velocity
+        euler = x + (float(s) - float(start)) * velocity
         if float(schedule.sigma(s)) == 0:
             return Step(t, s, euler, prediction)
         corrected = (velocity + _velocity(schedule, s, denoise(euler, s))) / 2
-        return Step(t, s, x + float(s - start) * corrected, prediction)
+        return Step(t, s, x + (float(s) - float(start)) * corrected, prediction)
 
 
 @dataclass(frozen=True)
@@ -311,36 +317,39 @@ class DPMSolver2(Solver):
         """Look half a step ahead, then step with the noise found there."""
         schedule, prediction = denoise.schedule, denoise(x, t)
         alpha_t, _, alpha_s, sigma_s = _ends(schedule, t, s)
-        state = alpha_s * prediction.x0 + sigma_s * prediction.eps
+        state = _mixed(alpha_s, sigma_s, prediction)
         if alpha_t == 0 or sigma_s == 0:
             return Step(t, s, state, prediction)
-        middle = schedule.time((schedule.log_snr(t) + schedule.log_snr(s)) / 2)
-        halfway = float(schedule.alpha(middle)) * prediction.x0 + float(schedule.sigma(middle)) * prediction.eps
+        middle = schedule.recall(float(s), t, lambda t: schedule.time((schedule.log_snr(t) + schedule.log_snr(s)) / 2))
+        halfway = _mixed(float(schedule.alpha(middle)), float(schedule.sigma(middle)), prediction)
         growth = math.expm1(_level(schedule, s) - _level(schedule, t))
         return Step(t, s, state - sigma_s * growth * (denoise(halfway, middle).eps - prediction.eps), prediction)
 
 
-def _moments(h: float, count: int) -> list[float]:
+@lru_cache(10_000)
+def _moments(h: float, count: int) -> tuple[float, ...]:
     """Return the means of u^k, k = 1 .. count, under the weight exp(u) on 0 < u < h; exact limits at small h."""
     if abs(h) < 0.5:  # the series of the integrals, where the closed form cancels
         whole = sum(h**j / math.factorial(j + 1) for j in range(24))
-        return [
+        return tuple(
             h**k * sum(h**j / math.factorial(j) / (j + k + 1) for j in range(24)) / whole for k in range(1, count + 1)
-        ]
+        )
     found: list[float] = []
     share = -1 / math.expm1(-h)  # integral of u^k·exp(u): h^k·exp(h) - k·(the one before)
     for k in range(1, count + 1):
         found.append(h**k * share - k * (found[-1] if found else 1.0))
-    return found
+    return tuple(found)
 
 
-def _weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+@lru_cache(10_000)
+def _weights(nodes: tuple[float, ...], moments: tuple[float, ...]) -> list[float]:
     """Return w with sum_j w_j·node_j^k = moment_k for all k: the polynomial through 0 and the nodes, integrated."""
     if not nodes:
         return []
     unit, rows = nodes[0], range(1, len(nodes) + 1)
     powers = np.array([[(node / unit) ** k for node in nodes] for k in rows])
-    return list(np.linalg.solve(powers, np.array([moments[k - 1] / unit**k for k in rows])))
+    found: list[float] = np.linalg.solve(powers, np.array([moments[k - 1] / unit**k for k in rows])).tolist()
+    return found
 
 
 def _correction(x0: Tensor, nodes: Sequence[float], values: Sequence[Tensor], h: float, *, halved: bool) -> Tensor:
@@ -353,8 +362,8 @@ def _correction(x0: Tensor, nodes: Sequence[float], values: Sequence[Tensor], h:
         h: Length of the step.
         halved: Whether the mean of u is taken for h/2 where there is a single node, as the published rules do.
     """
-    weights = [h / 2 / nodes[0]] if halved and len(nodes) == 1 else _weights(nodes, _moments(h, len(nodes)))
-    return sum((weight * (value - x0) for weight, value in zip(weights, values, strict=True)), torch.zeros_like(x0))
+    weights = [h / 2 / nodes[0]] if halved and len(nodes) == 1 else _weights(tuple(nodes), _moments(h, len(nodes)))
+    return reduce(torch.add, (weight * (value - x0) for weight, value in zip(weights, values, strict=True)))
 
 
 def _known(schedule: Schedule, t: Tensor, past: Sequence[Step], count: int) -> tuple[list[float], list[Tensor]]:
@@ -370,12 +379,13 @@ def _exponential(
 ) -> Tensor:
     """Return the state at `s` by the polynomial through the present x0 and up to `count` past ones."""
     alpha_t, sigma_t, alpha_s, sigma_s = _ends(schedule, t, s)
-    state = alpha_s * prediction.x0 + sigma_s * prediction.eps
+    state = _mixed(alpha_s, sigma_s, prediction)
     nodes, values = _known(schedule, t, past, count)
     h = _level(schedule, s) - _level(schedule, t)
     if not nodes or not math.isfinite(h):
         return state
-    return state + (alpha_s - alpha_t * sigma_s / sigma_t) * _correction(prediction.x0, nodes, values, h, halved=True)
+    correction = _correction(prediction.x0, nodes, values, h, halved=True)
+    return torch.add(state, correction, alpha=alpha_s - alpha_t * sigma_s / sigma_t)
 
 
 @dataclass(frozen=True)
@@ -435,7 +445,7 @@ class DPMSolverPPSDE2M(Solver):
         schedule, prediction = denoise.schedule, denoise(x, t)
         alpha_s, fresh = float(schedule.alpha(s)), _variances(schedule, t, s)[1]
         sigma_s = float(schedule.sigma(s))
-        state = alpha_s * prediction.x0 + _rest(sigma_s, fresh) * prediction.eps
+        state = _mixed(alpha_s, _rest(sigma_s, fresh), prediction)
         if sigma_s == 0:
             return Step(t, s, state, prediction)
         nodes, values = _known(schedule, t, past, 1)
@@ -474,18 +484,18 @@ class UniPC(Solver):
         schedule, prediction = denoise.schedule, denoise(x, t)
         if past and math.isfinite(_level(schedule, past[-1].t)):  # what began in pure noise stays as it was predicted
             shift = self.correct(schedule, t, prediction.x0, past) - x
-            prediction = prediction._replace(eps=prediction.eps + shift / float(schedule.sigma(t)))
+            prediction = prediction._replace(eps=torch.add(prediction.eps, shift, alpha=1 / float(schedule.sigma(t))))
         return Step(t, s, _exponential(schedule, t, s, prediction, past, self.p - 1), prediction)
 
     def correct(self, schedule: Schedule, t: Tensor, x0: Tensor, past: Sequence[Step]) -> Tensor:
         """Return the state at `t` that the last step would have found, had it known `x0` there."""
         last = past[-1]
         alpha_t, sigma_t, alpha_s, sigma_s = _ends(schedule, last.t, t)
-        state = alpha_s * last.prediction.x0 + sigma_s * last.prediction.eps
+        state = _mixed(alpha_s, sigma_s, last.prediction)
         h = _level(schedule, t) - _level(schedule, last.t)
         nodes, values = _known(schedule, last.t, past[:-1], self.p - 1)
         correction = _correction(last.prediction.x0, [h, *nodes], [x0, *values], h, halved=True)
-        return state + (alpha_s - alpha_t * sigma_s / sigma_t) * correction
+        return torch.add(state, correction, alpha=alpha_s - alpha_t * sigma_s / sigma_t)
 
 
 @dataclass(frozen=True)
@@ -514,14 +524,13 @@ class AdamsBashforth(Solver):
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step along the extrapolated velocity."""
-        prediction, h = denoise(x, t), float(s - t)
+        prediction, h = denoise(x, t), float(s) - float(t)
         latest = [Step(t, s, x, prediction), *reversed(past)]
-        rates = denoise.schedule.rates(torch.stack([step.t for step in latest]))
-        nodes = [float(step.t - t) for step in latest[1:]]
-        weights = _weights(nodes, [h**k / (k + 1) for k in range(1, len(nodes) + 1)])
-        for weight, step, rate in zip([1 - sum(weights), *weights], latest, zip(*rates, strict=True), strict=True):
-            alpha_rate, sigma_rate = h * weight * float(rate[0]), h * weight * float(rate[1])
-            x = x + alpha_rate * step.prediction.x0 + sigma_rate * step.prediction.eps
+        nodes = tuple(float(step.t) - float(t) for step in latest[1:])
+        weights = _weights(nodes, tuple(h**k / (k + 1) for k in range(1, len(nodes) + 1)))
+        for weight, step in zip([1 - sum(weights), *weights], latest, strict=True):
+            alpha_rate, sigma_rate = (h * weight * float(rate) for rate in denoise.schedule.rates(step.t))
+            x = x + _mixed(alpha_rate, sigma_rate, step.prediction)
         return Step(t, s, x, prediction)
 
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, final
 
 import torch
@@ -88,12 +89,17 @@ class Target(ABC):
 
         Returns: The pair (x0, eps), each shaped like `x_t`.
         """
+        shares = schedule.recall(self, t, partial(self._solution, schedule))
+        b, sigma, alpha, a = (expand(share, x_t) for share in shares)
+        return Prediction(b * x_t - sigma * output, alpha * output - a * x_t)
+
+    @final
+    def _solution(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return b/D, sigma/D, alpha/D and a/D."""
         a, b = self.coefficients(schedule, t)
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         d = b * alpha - a * sigma
-        x0 = expand(b / d, x_t) * x_t - expand(sigma / d, x_t) * output
-        eps = expand(alpha / d, x_t) * output - expand(a / d, x_t) * x_t
-        return Prediction(x0, eps)
+        return b / d, sigma / d, alpha / d, a / d
 
 
 @dataclass(frozen=True)
