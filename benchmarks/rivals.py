@@ -20,6 +20,21 @@ _PARTS = {
 """What diffusers calls a part, and what we do."""
 
 
+class Topology(NamedTuple):
+    """What both sides build: channels of a picture, and widths, attention and its heads level by level."""
+
+    channels: int
+    widths: tuple[int, ...]
+    attends: tuple[bool, ...]
+    head: int | None
+
+
+TOPOLOGIES = {
+    "course": Topology(1, (32, 64, 64), (False, True, True), 8),
+    "cifar10": Topology(3, (128, 256, 256, 256), (False, True, False, False), None),
+}
+
+
 class Twins(NamedTuple):
     """Two networks that compute the same.
 
@@ -40,10 +55,7 @@ def twins(name: str) -> Twins:
     Args:
         name: "course" or "cifar10".
     """
-    channels, widths, attends, head = {
-        "course": (1, (32, 64, 64), (False, True, True), 8),
-        "cifar10": (3, (128, 256, 256, 256), (False, True, False, False), None),
-    }[name]
+    channels, widths, attends, head = TOPOLOGIES[name]
     theirs = UNet2DModel(
         sample_size=32,
         in_channels=channels,

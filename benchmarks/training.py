@@ -8,6 +8,7 @@ or as it comes with UNFOG_KEEP_MEMORY=0. 'As shipped' is float32 in the default 
 """
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ import torch
 import tyro
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
-from rivals import Answer, twins
+from rivals import TOPOLOGIES, Answer, twins
 from torch import Tensor, nn
 
 from unfog.blueprint import Recipe
@@ -77,6 +78,20 @@ def ours(
     return lambda: trainer.descend(next(coming)), trainer
 
 
+def unet(name: str) -> tuple[str, ...]:
+    """Return the settings of a recipe with our side of `twins(name)`."""
+    network = TOPOLOGIES[name]
+    return (
+        "network=unet",
+        f"network.widths={json.dumps(network.widths)}",
+        f"network.attention={json.dumps(network.attends)}",
+        f"network.head={network.head or max(network.widths)}",
+        "optimizer=adamw",
+        "schedule=linear",
+        "target=eps",
+    )
+
+
 def twin_rows(name: str, batch: int, most: float, rounds: int, seconds: float, device: torch.device) -> rig.Table:
     """Measure one topology with the same weights on both sides."""
     torch.manual_seed(0)
@@ -87,13 +102,7 @@ def twin_rows(name: str, batch: int, most: float, rounds: int, seconds: float, d
     with torch.inference_mode():
         apart = float((Answer(pair.theirs)(x, time) - pair.ours(x, time)).abs().max())
     x0, answering = torch.randn(batch, *pair.shape, device=device), Answer(pair.theirs).to(device)
-    widths, attends = ("[32,64,64]", "[false,true,true]") if name == "course" else (
-        "[128,256,256,256]", "[false,true,false,false]"
-    )  # fmt: skip
-    settings = (
-        "network=unet", f"network.widths={widths}", f"network.attention={attends}", "optimizer=adamw",
-        f"network.head={8 if name == 'course' else 256}", "schedule=linear", "target=eps", f"training.batch={batch}",
-    )  # fmt: skip
+    settings = (*unet(name), f"training.batch={batch}")
     with TemporaryDirectory() as folder:
         calls = {
             "diffusers as shipped": theirs(answering, x0, low=False, last=False),

@@ -477,7 +477,8 @@ def test_what_a_schedule_remembers_is_what_it_would_compute() -> None:
         for t in times:
             for name in ("alpha", "sigma", "log_snr", "rates"):
                 single, row = getattr(schedule, name)(t), getattr(schedule, name)(times[times == t])
-                for one, many in zip(*((found if name == "rates" else (found,)) for found in (single, row)), strict=True):
+                pairs = zip(single, row, strict=True) if name == "rates" else [(single, row)]
+                for one, many in pairs:
                     torch.testing.assert_close(one, many[0], rtol=1e-14, atol=0)
     assert LinearContinuous(beta_max=10).alpha(times[7]) != schedule.alpha(times[7])
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,9 +30,9 @@ from unfog.recipes import recipe
 from unfog.run import load, resume, train
 from unfog.settings import ExponentialAverage, PowerAverage
 from unfog.training import checkpoint, loop
-from unfog.training.draws import Draw, Draws, ahead
+from unfog.training.draws import Draw, Draws, ahead, pinned
 from unfog.training.ema import Averaged
-from unfog.training.machine import choose_device, choose_precision
+from unfog.training.machine import channels_last, choose_device, choose_precision, keep_memory
 from unfog.training.metrics import Metrics, read_metrics
 from unfog.training.trainer import Trainer
 
@@ -212,6 +213,53 @@ def test_gradient_checkpointing_keeps_the_bits_and_not_the_activations(
     (whole, plain), (part, again) = found
     assert part < whole / 2
     assert_same(plain, again)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's tracer looks there
+def test_a_compiled_training_is_the_same_training(
+    tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as for a GPU, and run by the interpreter: names, weights and averages stay what they were."""
+    monkeypatch.setattr("unfog.training.trainer.COMPILED", {"backend": "aot_eager", "dynamic": False})
+    plain, compiled = (trainer_of(tiny(f"training.compile={on}"), tmp_path) for on in ("false", "true"))
+    for step in range(2):
+        assert compiled.descend(plain.draws(step)) == pytest.approx(plain.descend(plain.draws(step)), rel=1e-5)
+    for name, tensor in plain.denoiser.state_dict().items():
+        torch.testing.assert_close(compiled.denoiser.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+    compiled.save()
+    again = trainer_of(tiny(), tmp_path)
+    again.restore()
+    assert_same(compiled.averaged.denoiser.state_dict(), again.averaged.denoiser.state_dict())
+
+
+def test_a_pinned_draw_is_the_same_draw(draws: Draws, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU nothing can be pinned: a copy stands in."""
+    monkeypatch.setattr(Tensor, "pin_memory", Tensor.clone)
+    assert_draws_equal(pinned(draws(3)), draws(3))
+
+
+@pytest.mark.parametrize(("wish", "options"), [(None, [(-4, 0), (-1, -1)]), ("1", [(-4, 0), (-1, -1)]), ("0", [])])
+def test_memory_is_kept_unless_the_user_wants_it_back(
+    monkeypatch: pytest.MonkeyPatch, wish: str | None, options: list[tuple[int, int]]
+) -> None:
+    """No mapping of its own for any block, and no trimming: the two options of glibc."""
+    said: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda name, value: said.append((name, value)))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("UNFOG_KEEP_MEMORY", raising=False)
+    if wish is not None:
+        monkeypatch.setenv("UNFOG_KEEP_MEMORY", wish)
+    keep_memory()
+    assert said == options
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace())
+    keep_memory()  # another C library
+
+
+def test_channels_come_last_on_cuda(tiny: MakeRecipe, tmp_path: Path) -> None:
+    denoiser = trainer_of(tiny("network=unet", "network.widths=[16,16]", "network.attention=[false,false]"), tmp_path)
+    assert not channels_last(denoiser.denoiser, torch.device("cpu"))
+    assert channels_last(denoiser.denoiser, torch.device("cuda"))
 
 
 def test_accumulation_must_divide_the_batch(tiny: MakeRecipe) -> None:

@@ -108,6 +108,7 @@ class Training:
         snapshots: How often in the run two averages are kept of which `unfog average` makes all others; 0 is never.
         gradient_checkpointing: Whether what the blocks compute within is computed again on the way back instead of
             kept: less than half the memory for activations, a third more time, the same bits.
+        compile: Whether torch compiles the network: minutes before the first step, and on CPUs nothing gained.
     """
 
     images: int = 100_000
@@ -120,6 +121,7 @@ class Training:
     sharded: bool = False
     snapshots: int = 0
     gradient_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""

@@ -20,7 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -363,7 +363,10 @@ def _correction(x0: Tensor, nodes: Sequence[float], values: Sequence[Tensor], h:
         halved: Whether the mean of u is taken for h/2 where there is a single node, as the published rules do.
     """
     weights = [h / 2 / nodes[0]] if halved and len(nodes) == 1 else _weights(tuple(nodes), _moments(h, len(nodes)))
-    return reduce(torch.add, (weight * (value - x0) for weight, value in zip(weights, values, strict=True)))
+    found = weights[0] * (values[0] - x0)
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        found = torch.add(found, value - x0, alpha=weight)
+    return found
 
 
 def _known(schedule: Schedule, t: Tensor, past: Sequence[Step], count: int) -> tuple[list[float], list[Tensor]]:

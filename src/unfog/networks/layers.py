@@ -20,7 +20,7 @@ class Network(Protocol):
     """What every network of this floor offers to the denoiser."""
 
     channels_last: ClassVar[bool]
-    """Whether two-dimensional states are fastest with the channels last in memory."""
+    """Whether two-dimensional states are fastest with the channels last in memory on a CPU."""
     embedding_dim: int
     """Length of the time embedding, and so of `Cond.vector`."""
     multiple: int

@@ -79,6 +79,11 @@ class Draws:
         return Draw(x0, condition, drop, (stratify(u) if self.stratified else u)[part], noise)
 
 
+def pinned(draw: Draw) -> Draw:
+    """Return a batch in page-locked memory, from which a GPU copies while it computes."""
+    return draw._replace(**{name: part.pin_memory() for name, part in draw._asdict().items() if part is not None})
+
+
 def in_turn(draw: Callable[[int], Draw], first: int) -> Iterator[Draw]:
     """Yield draw(first), draw(first + 1), ... without end, each made when it is asked for."""
     return (draw(step) for step in count(first))

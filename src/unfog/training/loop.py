@@ -14,7 +14,7 @@ from rich.console import Console
 from unfog import distributed
 from unfog.errors import Stopped
 from unfog.files import write_whole
-from unfog.training.draws import Draw, ahead, in_turn
+from unfog.training.draws import Draw, ahead, in_turn, pinned
 from unfog.training.metrics import Display, Metrics
 from unfog.training.trainer import Trainer
 
@@ -148,6 +148,8 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> N
 
 def batches(trainer: Trainer) -> Iterator[Draw]:
     """Return the batches of a training from where it stands, without end."""
+    if trainer.device.type == "cuda":
+        return ahead(lambda step: pinned(trainer.draws(step)), trainer.step)
     order = ahead if trainer.data.train.slow or trainer.device.type != "cpu" else in_turn
     return order(trainer.draws, trainer.step)
 

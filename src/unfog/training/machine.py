@@ -5,6 +5,7 @@ import os
 import sys
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from unfog.settings import Precision
 SMALL = 12
 """Pictures of at most this side gain nothing from bf16 on a CPU: its conversions outweigh its products."""
 
+COMPILED: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}
+"""How a network is compiled: with CUDA graphs where there are some, for one batch size."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Numbers of two options in glibc's malloc.h: -1 turns the first one off, 0 blocks of their own the second."""
 
@@ -74,10 +77,15 @@ def choose_precision(wanted: Precision, device: torch.device, shape: tuple[int, 
     return "bfloat16" if device.type == "cpu" and able and large else "float32"
 
 
+def channels_last(denoiser: Denoiser, device: torch.device) -> bool:
+    """Return whether pictures are to have their channels last in memory: always on CUDA, elsewhere as networks say."""
+    return device.type == "cuda" or denoiser.network.channels_last
+
+
 def place(denoiser: Denoiser, device: torch.device) -> None:
     """Move a denoiser to its device, and its weights to channels-last where its network is faster so."""
     denoiser.to(device)
-    if denoiser.network.channels_last and all(parameter.ndim in (0, 1, 2, 4) for parameter in denoiser.parameters()):
+    if channels_last(denoiser, device) and all(parameter.ndim in (0, 1, 2, 4) for parameter in denoiser.parameters()):
         for parameter in denoiser.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

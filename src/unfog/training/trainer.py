@@ -28,7 +28,15 @@ from unfog.settings import PowerAverage, Precision, Training
 from unfog.training import checkpoint
 from unfog.training.draws import Draw, Draws
 from unfog.training.ema import GAMMAS, Averaged
-from unfog.training.machine import arithmetic, choose_precision, compute_again, keep_memory, place
+from unfog.training.machine import (
+    COMPILED,
+    arithmetic,
+    channels_last,
+    choose_precision,
+    compute_again,
+    keep_memory,
+    place,
+)
 
 PATIENCE = 10
 """Non-finite losses in a row after which a run stops."""
@@ -65,7 +73,7 @@ class Trainer:
         self.conditioning: Conditioning = recipe.conditioning.build()
         # a mistake in what to tell, or in how to sample, shows now and not at the first preview
         Sampler.of(recipe, self.denoiser).denoise(self.held_out(np.zeros(1, dtype=np.int64)).condition)
-        self.channels_last = self.denoiser.network.channels_last and len(recipe.shape) == 3
+        self.channels_last = channels_last(self.denoiser, device) and len(recipe.shape) == 3
         place(self.denoiser, device)
         self.precision = choose_precision(self.settings.precision, device, recipe.shape)
         self.averaged = Averaged(self.denoiser, recipe.ema.build())
@@ -74,6 +82,8 @@ class Trainer:
         self.averages |= {str(gamma): Averaged(self.denoiser, PowerAverage(gamma)) for gamma in kept}
         if self.settings.gradient_checkpointing:
             compute_again(self.denoiser)
+        if self.settings.compile:
+            self.denoiser.get_submodule("network").compile(**COMPILED)
         if self.settings.sharded:
             for module in (self.denoiser, *(averaged.denoiser for averaged in self.averages.values())):
                 distributed.shard(module)
@@ -152,15 +162,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimization.rate(self.seen, self.images)
         self.optimizer.zero_grad()
-        mean = torch.zeros(())
+        mean = torch.zeros((), device=self.device)
         draw, weight = self.spread(draw)
         parts = self.settings.accumulate * distributed.size()
         found = []
         for each, share in zip(self.each(draw), weight.chunk(self.settings.accumulate), strict=True):
-            found.append(each.detach().cpu())
+            found.append(each.detach())
             loss = (each * share.to(each)).mean() / parts
             torch.autograd.backward(loss)
-            mean = mean + loss.detach().cpu()
+            mean = mean + loss.detach()
         gradients = [parameter.grad for parameter in self.denoiser.parameters() if parameter.grad is not None]
         distributed.total([mean] if self.settings.sharded else [mean, *gradients])
         norm = distributed.full(torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.optimization.clip))
@@ -171,7 +181,7 @@ class Trainer:
                 averaged.update(self.denoiser, self.step, self.settings.batch)
             self.bad_in_row = 0
             if self.importance:
-                u, losses = distributed.gather(draw.u), distributed.gather(torch.cat(found))
+                u, losses = distributed.gather(draw.u), distributed.gather(torch.cat(found).cpu())
                 self.losses = self.importance.update(self.losses, u, losses)
             return float(mean)
         self.skipped, self.bad_in_row = self.skipped + 1, self.bad_in_row + 1
