@@ -90,7 +90,8 @@ def measure(seconds: float, device: torch.device) -> list[rig.Table]:
         )
     notes = {curve: " ".join(next(iter(along.values()))[1]) for curve, along in curves().items()}
     return [
-        rig.Table(curve[0].upper() + curve[1:], f"First place: `{notes[curve]}`.", rows) for curve, rows in made.items()
+        rig.Table(curve[0].upper() + curve[1:], f"Settings of the first row: `{notes[curve]}`.", rows)
+        for curve, rows in made.items()
     ]
 
 
@@ -106,6 +107,8 @@ def draw(tables: Sequence[rig.Table], path: Path) -> None:
                     heights = [float(str(row[what])) for row in table.rows]
                     axes[place][column].loglog(along, heights, "o-", label=table.title)
                     axes[place][column].set_ylabel(what if not column else "")
+                    axes[place][column].set_xticks(along, [f"{one:g}" for one in along], minor=False)
+                    axes[place][column].minorticks_off()
         axes[0][column].set_title(kind)
         axes[0][column].legend(fontsize=7)
     figure.savefig(path, dpi=110)

@@ -52,7 +52,6 @@ class ClassEmbedding(nn.Module):
         super().__init__()
         self.classes = classes
         self.table = nn.Embedding(classes + 1, dim)
-        nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, condition: Tensor, drop: Tensor | None = None) -> Cond:
         """Embed class numbers, `(batch,)`; `classes` itself is the null class."""
