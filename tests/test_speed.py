@@ -70,6 +70,7 @@ def test_every_solver_is_measured_beside_the_network() -> None:
     assert all(row["µs a step, 1×1×8×8"] > 0 for row in table.rows)  # type: ignore[operator]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 @pytest.mark.parametrize("rule", sampling.RULES)
 def test_both_sides_take_ten_steps(rule: str) -> None:
     scheduler, solver, steps = sampling.RULES[rule]
