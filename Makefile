@@ -20,7 +20,37 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 	touch $@
 
 # Both name torchvision, which nothing here uses and which has no build for the CPU alone.
-.venv/bench: .venv/bench
+.venv/bench: .venv/core
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --editable '.[bench]'
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --no-deps denoising-diffusion-pytorch smalldiffusion
+	touch $@
+
+demo: .venv/core
+	@if [ -e $(RUN)/checkpoints ]; then $(BIN)/unfog train --resume $(RUN); else $(BIN)/unfog train digits --out $(RUN); fi
+	@$(BIN)/unfog sample $(RUN) -n 100
+	@$(BIN)/unfog film $(RUN) -n 10
+	@$(BIN)/unfog evaluate $(RUN) -n 1000
+
+test: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+check: .venv/test
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/mypy
+	rm -rf build && $(BIN)/python -m build --quiet --wheel --outdir build
+	$(BIN)/pip install --quiet --no-deps --target build/wheel build/*.whl
+	test -f build/wheel/unfog/py.typed
+	cd build && PYTHONPATH=wheel ../$(BIN)/python -c "import unfog, sys; sys.exit('build/wheel' not in unfog.__file__)"
+
+torture: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 200
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture_files.py --count 2000
+
+docs: .venv/test
+	$(BIN)/python -m pytest --quiet tests/test_docs.py
+
+bench: .venv/bench
 	$(BIN)/python benchmarks/training.py --out docs/speed/training
 	$(BIN)/python benchmarks/sampling.py --out docs/speed/sampling
 	$(BIN)/python benchmarks/startup.py --out docs/speed/startup
