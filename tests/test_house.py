@@ -156,3 +156,11 @@ def test_no_machine_paths_are_committed() -> None:
     ]
     found = [str(path) for path in texts if path.is_file() and home.search(path.read_text(encoding="utf-8"))]
     assert found == []
+
+
+def test_every_target_of_the_makefile_has_a_rule() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    assert targets is not None
+    ruled = set(re.findall(r"^([a-z]+):", text, re.MULTILINE))
+    assert {"demo", "test", "check", "bench"} <= set(targets[1].split()) <= ruled
