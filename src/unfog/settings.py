@@ -107,7 +107,7 @@ class Training:
         sharded: Whether each of several processes keeps only its share of the weights, for models that do not fit one.
         snapshots: How often in the run two averages are kept of which `unfog average` makes all others; 0 is never.
         gradient_checkpointing: Whether what the blocks compute within is computed again on the way back instead of
-            kept: less than half the memory for activations, a third more time, the same bits.
+            kept: less than half the memory for activations, another pass forward, the same bits.
         compile: Whether torch compiles the network: minutes before the first step, and on CPUs nothing gained.
     """
 

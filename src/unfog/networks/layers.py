@@ -55,22 +55,22 @@ def spread(dims: int, inputs: int, outputs: int, side: int) -> nn.Module:
     return _CONV_TRANSPOSE[dims](inputs, outputs, side, stride=side)
 
 
-def enlarged(x: Tensor, conv: nn.Module) -> Tensor:
-    """Return conv(x with every place doubled along each side), in (2/3)^dims of the multiplications.
+def enlarged(x: Tensor, layer: nn.Module) -> Tensor:
+    """Return layer(x with every place doubled along each side), in (2/3)^dims of the multiplications.
 
     Neighbours of a doubled place are alike, so that their weights can be added first: as a transposed convolution with
     the stride 2, whose kernel of 4 is the flipped kernel of 3 with each two neighbours summed.
 
     Args:
         x: `(batch, inputs, *space)`.
-        conv: A convolution of `conv`, with a kernel of 3.
+        layer: What `conv` returns, with a kernel of 3.
 
     Returns: `(batch, outputs, *(2·space))`.
     """
-    dims, weight = x.ndim - 2, conv.get_parameter("weight")
+    dims, weight = x.ndim - 2, layer.get_parameter("weight")
     flipped = weight.transpose(0, 1).flip(tuple(range(2, x.ndim)))
     kernel = 2**dims * _POOL[dims](flipped, 2, stride=1, padding=1)
-    return _TRANSPOSED[dims](x, kernel, conv.get_parameter("bias"), stride=2, padding=1)
+    return _TRANSPOSED[dims](x, kernel, layer.get_parameter("bias"), stride=2, padding=1)
 
 
 def zeroed(module: nn.Module) -> nn.Module:

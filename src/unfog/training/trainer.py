@@ -293,9 +293,8 @@ class Trainer:
         checkpoint.load_into(self.denoiser, parts["weights"], where)
         for name, averaged in self.averages.items():
             checkpoint.load_into(averaged.denoiser, parts[name], where)
-        self.optimizer = self.optimization.build(
-            self.denoiser, state["precision"]
-        )  # that of the run, not the machine's
+        # in the run's arithmetic, which may not be this machine's choice
+        self.optimizer = self.optimization.build(self.denoiser, state["precision"])
         checkpoint.restore_optimizer(self.optimizer, self._names, parts["optimizer"])
         losses = parts["times"].get("losses", self.losses)
         if losses.shape != self.losses.shape:
