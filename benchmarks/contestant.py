@@ -2,9 +2,10 @@
 
     python benchmarks/contestant.py lucidrains --data DIR --out runs/one --started $(date +%s) --moments 60 120
 
-The clock began at --started, before Python did, and stands still only while weights are written. A peer is trained once
-and leaves its weights at each of the moments; ours has a learning rate that falls to 0 at the end, so that each of its
-moments is a training of its own. Nothing is imported that the contestant does not need.
+The clock began at --started, before Python did, and stands still only while weights are written, and between two steps
+of a peer while there is a file named pause beside its folder. A peer is trained once and leaves its weights at each of
+the moments; ours has a learning rate that falls to 0 at the end, so that each of its moments is a training of its own.
+Nothing is imported that the contestant does not need.
 """
 
 import json
@@ -128,6 +129,9 @@ def train_peer(
     torch.manual_seed(seed)
     peer, snapshots, images = PEERS[name](learning_rate, batch), [], 0
     while moments:
+        with clock.standing():
+            while (out.parent / "pause").exists():
+                time.sleep(1)
         pictures = source.take(shuffled(len(source), seed, images, peer.batch)).x
         peer.step(pictures.float() / 127.5 - 1)
         images += peer.batch

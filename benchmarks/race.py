@@ -8,7 +8,8 @@ Unconditional; each toolkit with its own network, loss, optimizer, average and s
 with a tuned learning rate. Each run is a process of its own, whose clock begins before its imports. Pictures are drawn
 and scored off the clock: 25 evaluations of the network each, against the training set in the features of the classifier
 of `unfog evaluate`, beside the score of held-out pictures. Writes race.md, race.json and race.png into OUT/KIND, and
-there NAME.json for each run. Takes several hours, most of them for drawing.
+there NAME.json for each run. Takes several hours, most of them for drawing; a file named pause in OUT/KIND, or in
+OUT/KIND/tune, holds a peer and its clock between two steps for as long as the machine is needed for something else.
 """
 
 import json

@@ -1,23 +1,12 @@
 """Networks of diffusers, and ours of the same topology with the same weights."""
 
-from collections import defaultdict
 from typing import Any, NamedTuple
 
-import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from unfog.interop import names
 from unfog.networks.unet import UNet
-
-_PARTS = {
-    "resnets": "block",
-    "attentions": "attention",
-    "conv_shortcut": "shortcut",
-    "group_norm": "norm",
-    "to_out.0": "out",
-    "conv_norm_out": "norm_out",
-}
-"""What diffusers calls a part, and what we do."""
 
 
 class Topology(NamedTuple):
@@ -67,33 +56,8 @@ def twins(name: str) -> Twins:
         attention_head_dim=head,
     )
     ours = UNet(channels, widths=widths, blocks=2, attention=attends, head=head or max(widths))
-    ours.load_state_dict(renamed(theirs.state_dict(), blocks=2))
+    ours.load_state_dict(names.ours(theirs.state_dict(), ours, name))
     return Twins(theirs, ours, (channels, 32, 32))
-
-
-def renamed(state: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
-    """Return the weights of a `UNet2DModel` with `blocks` blocks a level under our names."""
-    found: dict[str, Tensor] = {}
-    products: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, tensor in state.items():
-        for theirs, ours in _PARTS.items():
-            name = name.replace(theirs, ours)
-        words = name.split(".")
-        if words[0] in ("down_blocks", "up_blocks"):
-            way = words[0].removesuffix("_blocks")
-            level, kind, place, *rest = words[1:]
-            if kind.endswith("samplers"):
-                words = [f"{way}sample", level, rest[-1]]
-            else:
-                words = [way, str(int(level) * (blocks + (way == "up")) + int(place)), kind, *rest]
-        elif words[0] == "mid_block":
-            words = ["middle", words[2] if words[1] == "block" else "0", words[1], *words[3:]]
-        if words[-2] in ("to_q", "to_k", "to_v"):
-            products[".".join([*words[:-2], "qkv", words[-1]])][words[-2]] = tensor
-        else:
-            found[".".join(words)] = tensor
-    joined = {name: torch.cat([parts[word] for word in ("to_q", "to_k", "to_v")]) for name, parts in products.items()}
-    return found | joined
 
 
 class Answer(nn.Module):

@@ -23,8 +23,8 @@ from unfog.cli import main
 from unfog.errors import Stopped, UserError
 from unfog.run import average, load, resume
 from unfog.settings import PowerAverage, Training
+from unfog.tensors import write_tensors
 from unfog.training import ema, loop
-from unfog.training.checkpoint import write_tensors
 from unfog.training.draws import Draw, Draws
 from unfog.training.ema import GAMMAS, Averaged, Profile, combine, gamma_of, reconstruct
 from unfog.training.trainer import Trainer
@@ -138,14 +138,12 @@ def snapshots(folder: Path, count: int, *others: float) -> list[dict[str, Tensor
     folder.mkdir(parents=True, exist_ok=True)
     for step, layer in enumerate(walk(), 1):
         for one in averages:
-            one.update(layer, step, 64)  # type: ignore[arg-type]
+            one.update(layer, step, 64)
         if step % (STEPS // count) == 0:
             kept = zip(GAMMAS, averages, strict=False)
-            tensors = {
-                f"{gamma}/{name}": part for gamma, one in kept for name, part in one.denoiser.state_dict().items()
-            }
+            tensors = {f"{gamma}/{name}": part for gamma, one in kept for name, part in one.model.state_dict().items()}
             write_tensors(folder / f"{step:09}.safetensors", tensors)
-    return [one.denoiser.state_dict() for one in averages[len(GAMMAS) :]] + [layer.state_dict()]
+    return [one.model.state_dict() for one in averages[len(GAMMAS) :]] + [layer.state_dict()]
 
 
 @pytest.mark.parametrize("length", [0.03, 0.07, 0.15, 0.22])
@@ -221,7 +219,7 @@ def test_snapshots_are_evenly_spaced_and_hold_the_averages(kept: Path, tiny: Mak
     for step in range(6):
         trainer.descend(trainer.draws(step))
     held = load_file(kept / "averages" / "000000006.safetensors")
-    for name, tensor in trainer.averaged.denoiser.state_dict().items():
+    for name, tensor in trainer.averaged.model.state_dict().items():
         assert torch.equal(held[f"16.97/{name}"], tensor), name
     assert {name.split("/")[0] for name in held} == {"16.97", "6.94"}
 
@@ -259,7 +257,7 @@ def test_a_snapshot_that_is_not_finite_is_not_written(tiny: MakeRecipe, tmp_path
     trainer = trainer_of(tiny("training.snapshots=2"), tmp_path / "run")
     trainer.descend(trainer.draws(0))
     with torch.no_grad():
-        next(trainer.averages["6.94"].denoiser.parameters()).view(-1)[0] = math.nan
+        next(trainer.averages["6.94"].model.parameters()).view(-1)[0] = math.nan
     trainer.snapshot()
     assert list((tmp_path / "run").rglob("*.safetensors")) == []
 

@@ -96,11 +96,11 @@ def test_what_a_loss_keeps_is_counted_to_the_byte(tiny: MakeRecipe, tmp_path: Pa
     trainer = Trainer(found, data, tmp_path, torch.device("cpu"))
     weight = torch.ones(64, requires_grad=True)
 
-    def loss(draw: Draw, denoiser: object) -> torch.Tensor:
+    def loss(draw: Draw) -> torch.Tensor:
         scaled = draw.x0.flatten(1) * weight  # keeps the rows
         return (scaled * scaled.exp()).sum(1)  # keeps both factors, one of which exp() keeps too
 
-    trainer.loss = loss  # type: ignore[method-assign, assignment]
+    trainer.loss = loss  # type: ignore[method-assign]
     counts = [planning._kept(trainer, rows) for rows in (1, 2, 7)]
     assert [count - counts[0] for count in counts] == [0, 3 * 256, 18 * 256]
 

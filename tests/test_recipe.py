@@ -299,9 +299,9 @@ def test_set_every_kind(field: str) -> None:
         ("schedule.steps=3", r"unknown setting 'schedule\.steps'"),  # the flow schedule has no steps
         ("schedule=cosin", "unknown schedule 'cosin': did you mean 'cosine'"),
         ("network=", "unknown network ''"),
-        ("network=3", "network takes one of compact, .*, not 3"),
-        ("network=null", "network takes one of compact"),
-        ('network={"kind": "unet"}', "network takes one of compact"),
+        ("network=3", "network takes one of autoencoder, .*, not 3"),
+        ("network=null", "network takes one of autoencoder"),
+        ('network={"kind": "unet"}', "network takes one of autoencoder"),
         ("solver=qqqqq", "unknown solver 'qqqqq': choose one of adams-bashforth, "),
     ],
 )

@@ -17,7 +17,6 @@ from unfog.cli import main
 from unfog.data.classic import digits
 from unfog.data.pictures import paired
 from unfog.data.source import Data, InMemory
-from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.schedules import EDM, RectifiedFlow
 from unfog.errors import UserError
 from unfog.evaluation.replay import replay
@@ -44,10 +43,9 @@ def noted(trainer: Trainer) -> list[Draw]:
     """Return the list into which the batches go whose loss is taken in training."""
     seen, loss = [], trainer.loss
 
-    def note(draw: Draw, denoiser: Denoiser) -> torch.Tensor:
-        if denoiser is trainer.denoiser:
-            seen.append(Draw(*(None if part is None else part.clone() for part in draw)))  # type: ignore[arg-type]
-        return loss(draw, denoiser)
+    def note(draw: Draw) -> torch.Tensor:
+        seen.append(Draw(*(None if part is None else part.clone() for part in draw)))  # type: ignore[arg-type]
+        return loss(draw)
 
     trainer.loss = note  # type: ignore[method-assign]
     return seen
@@ -72,7 +70,7 @@ def test_a_replay_is_what_the_training_saw(tiny: MakeRecipe, tmp_path: Path, str
     for step in (1, 2, 9, 16):
         found = replay(tmp_path, step, "cpu")
         assert_same(found.draw, seen[step - 1])
-        t = trainer.times(seen[step - 1].u, trainer.denoiser.schedule)
+        t = trainer.recipe.times.build()(seen[step - 1].u, trainer.denoiser.schedule)
         assert [row.t for row in found.rows] == t.tolist()
         assert [row.dropped for row in found.rows] == seen[step - 1].drop.tolist()
         assert [row.shows for row in found.rows] == [str(label) for label in seen[step - 1].condition.tolist()]  # type: ignore[union-attr]
@@ -120,7 +118,7 @@ def test_without_a_checkpoint_so_old_the_model_is_used(tiny: MakeRecipe, tmp_pat
     found = replay(tmp_path, 3, "cpu")
     assert found.weights.startswith("the averaged weights of the run")
     with torch.no_grad():
-        losses = trainer.loss(trainer.draws(2), trainer.averaged.denoiser)
+        losses = trainer.task.loss(trainer.averaged.model, trainer.draws(2), 0.0)
     torch.testing.assert_close(torch.tensor([row.loss for row in found.rows]), losses)
 
 

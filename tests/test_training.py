@@ -29,6 +29,7 @@ from unfog.optimizers import AdamW
 from unfog.recipes import recipe
 from unfog.run import load, resume, train
 from unfog.settings import ExponentialAverage, PowerAverage
+from unfog.tensors import write_tensors
 from unfog.training import checkpoint, loop
 from unfog.training.draws import Draw, Draws, ahead, pinned
 from unfog.training.ema import Averaged
@@ -204,7 +205,7 @@ def test_gradient_checkpointing_keeps_the_bits_and_not_the_activations(
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = trainer.loss(trainer.draws(0), trainer.denoiser).mean()
+            loss = trainer.loss(trainer.draws(0)).mean()
         kept = sum(sizes.values()) - sum(parameter.numel() for parameter in trainer.denoiser.parameters())
         del loss
         for step in range(2):
@@ -229,7 +230,7 @@ def test_a_compiled_training_is_the_same_training(
     compiled.save()
     again = trainer_of(tiny(), tmp_path)
     again.restore()
-    assert_same(compiled.averaged.denoiser.state_dict(), again.averaged.denoiser.state_dict())
+    assert_same(compiled.averaged.model.state_dict(), again.averaged.model.state_dict())
 
 
 def test_a_pinned_draw_is_the_same_draw(draws: Draws, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,14 +305,14 @@ def test_a_non_finite_step_changes_nothing_and_is_counted(tiny: MakeRecipe, tmp_
     trainer = trainer_of(tiny("optimizer.warmup=0", "training.accumulate=2"), tmp_path)
     for step in range(2):
         trainer.descend(trainer.draws(step))
-    weights, average = copied(trainer.denoiser.state_dict()), copied(trainer.averaged.denoiser.state_dict())
+    weights, average = copied(trainer.denoiser.state_dict()), copied(trainer.averaged.model.state_dict())
     state = moments(trainer)
     draw = trainer.draws(2)
     draw.x0[-1] = math.inf  # one row, of the second portion, is enough
     assert math.isnan(trainer.descend(draw))
     assert (trainer.step, trainer.skipped, trainer.bad_in_row) == (3, 1, 1)
     assert_same(trainer.denoiser.state_dict(), weights)
-    assert_same(trainer.averaged.denoiser.state_dict(), average)
+    assert_same(trainer.averaged.model.state_dict(), average)
     assert_same(moments(trainer), state)
     assert math.isfinite(trainer.descend(trainer.draws(3)))
     assert (trainer.skipped, trainer.bad_in_row) == (1, 0)
@@ -355,7 +356,7 @@ def test_a_non_finite_model_is_never_written(tiny: MakeRecipe, tmp_path: Path, w
     trainer.save()
     before = (tmp_path / "model.safetensors").read_bytes()
     trainer.descend(trainer.draws(1))
-    broken = trainer.denoiser if which == "denoiser" else trainer.averaged.denoiser
+    broken = trainer.denoiser if which == "denoiser" else trainer.averaged.model
     with torch.no_grad():
         next(broken.parameters()).view(-1)[0] = math.nan
     trainer.save()
@@ -388,7 +389,7 @@ def test_the_power_average_of_a_ramp_is_its_closed_form(tiny: MakeRecipe, tmp_pa
         averaged.update(trainer.denoiser, step, 32)
     # a weight k counts k^(gamma+1) - (k-1)^(gamma+1), over n^(gamma+1): summed by parts
     expected = last - sum((k / last) ** (gamma + 1) for k in range(1, last))
-    for parameter in averaged.denoiser.parameters():
+    for parameter in averaged.model.parameters():
         torch.testing.assert_close(parameter, torch.full_like(parameter, expected), rtol=1e-5, atol=0)
 
 
@@ -451,7 +452,7 @@ def test_a_training_is_restored_whole(tiny: MakeRecipe, tmp_path: Path) -> None:
     again.restore()
     assert (again.step, again.skipped, again.precision) == (4, 1, trainer.precision)
     assert_same(again.denoiser.state_dict(), trainer.denoiser.state_dict())
-    assert_same(again.averaged.denoiser.state_dict(), trainer.averaged.denoiser.state_dict())
+    assert_same(again.averaged.model.state_dict(), trainer.averaged.model.state_dict())
     assert_same(moments(again), moments(trainer))
     assert len(moments(again)) == 3 * len(list(trainer.denoiser.parameters()))
     for step in (4, 5):
@@ -563,7 +564,7 @@ def test_a_full_disk_as_safetensors_says_it(two_checkpoints: Path, monkeypatch: 
     def full(*arguments: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("unfog.tensors.save_file", full)
     with pytest.raises(EnvironmentFailure, match=r"state\.safetensors: the disk is full"):
         checkpoint.save(two_checkpoints, 30, plain(30), {})
     tensors, state = checkpoint.latest(two_checkpoints)
@@ -584,14 +585,14 @@ def test_a_failed_write_leaves_no_part_file(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFailure, match=r"cannot write .*taken"):
         checkpoint.write_whole(taken, b"data")
     with pytest.raises(EnvironmentFailure, match=r"cannot write .*taken"):
-        checkpoint.write_tensors(taken, plain(1))
+        write_tensors(taken, plain(1))
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 def test_written_weights_are_readable_for_whom_the_umask_lets_read(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        checkpoint.write_tensors(tmp_path / "model.safetensors", plain(1))
+        write_tensors(tmp_path / "model.safetensors", plain(1))
     finally:
         os.umask(before)
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640
@@ -783,7 +784,7 @@ def test_init_from_takes_another_number_of_classes(digits_run: Path, tiny: MakeR
     table = trainer.denoiser.state_dict()["embedder.table.weight"].clone()
     given = load_file(digits_run / "model.safetensors")
     trainer.start_from(given, digits_run)
-    for denoiser in (trainer.denoiser, trainer.averaged.denoiser):
+    for denoiser in (trainer.denoiser, trainer.averaged.model):
         assert_same(denoiser.state_dict(), {**given, "embedder.table.weight": table})
     assert math.isfinite(trainer.descend(trainer.draws(0)))
 
@@ -955,7 +956,7 @@ def test_every_meaningful_pair_learns_and_samples(tiny: MakeRecipe, tmp_path: Pa
     assert trainer.skipped == 0
     assert sum(losses[-5:]) < sum(losses[:5])
     assert trainer.held_out_loss() < before
-    sampler = Sampler.of(trainer.recipe, trainer.averaged.denoiser)
+    sampler = Sampler.of(trainer.recipe, trainer.averaged.model)
     steps = list(sampler.steps(0, sampler.condition(sampler.settings.batch)))
     assert len(steps) == 4
     for step in steps:
@@ -1027,7 +1028,7 @@ def test_a_learned_variance_trains_and_samples(tmp_path: Path, network: str, sch
     losses = [trainer.descend(trainer.draws(step)) for step in range(12)]
     assert all(math.isfinite(loss) for loss in losses)
     assert trainer.skipped == 0
-    sampler = Sampler.of(trainer.recipe, trainer.averaged.denoiser)
+    sampler = Sampler.of(trainer.recipe, trainer.averaged.model)
     steps = list(sampler.steps(0, sampler.condition(sampler.settings.batch)))
     for step in steps:
         assert step.x.isfinite().all()

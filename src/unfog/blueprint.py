@@ -2,7 +2,10 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,19 +14,24 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
+from unfog.compression import Compressor, LatentCodec
 from unfog.conditions import Conditioning, Known, captions
 from unfog.data.codecs import Codec
 from unfog.data.source import Data
 from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import UserError, unknown
 from unfog.files import MOST_JSON, parse_json
+from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditioning import Embedder
+from unfog.networks.critic import Critic
 from unfog.networks.layers import Network
 from unfog.registry import KINDS, Config, check_value, fits, part
-from unfog.settings import Inputs, LearnedVariance
+from unfog.settings import Inputs, LearnedVariance, Reconstruction
 
 VERSION = 1
 """Version of the recipe format."""
+PATHS = (("codec", "path"), ("conditioning", "path"))
+"""Options that name what lies in the run folder."""
 PROMPTS = 64
 """Captions, at most, that a recipe keeps as examples."""
 PARAMETERS, TENSORS = 1_000_000_000, 10_000
@@ -49,6 +57,7 @@ class Recipe:
     network: Config
     augment: Config = part("augment", "flip-crop")
     codec: Config = part("codec", "pixels")
+    objective: Config = part("objective", "denoising")
     conditioning: Config = part("conditioning", "classes")
     inputs: Config = part("inputs", "scaled")
     schedule: Config = part("schedule", "flow")
@@ -108,6 +117,21 @@ class Recipe:
         """Return every path that `set` takes."""
         options = [f"{name}.{option}" for name in KINDS for option in self._config(name).known]
         return ["seed", "name", *KINDS, *options]
+
+    def beside(self, folder: Path, relative: bool = False) -> "Recipe":
+        """Return the recipe with the paths of what lies in its run folder counted from there, or made absolute."""
+        found = self
+        for name, option in PATHS:
+            config = self._config(name)
+            path = config.options.get(option)
+            if path:
+                inside = Path(path).resolve().is_relative_to(folder.resolve())
+                if relative:
+                    path = Path(path).resolve().relative_to(folder.resolve()).as_posix() if inside else path
+                else:
+                    path = str(folder.resolve() / path)
+                found = found._with(name, Config(name, config.kind, {**config.options, option: path}))
+        return found
 
     def to_json(self) -> str:
         """Return the recipe as JSON text."""
@@ -171,12 +195,24 @@ class Recipe:
     def known(self) -> Known:
         """What the model knows of its data."""
         assert self.shape is not None, "build_data comes first"
-        return Known(self.shape, self.classes, self.prompts)
+        return Known(self.build_codec().shape(self.shape), self.classes, self.prompts, self.shape)
 
     def build_codec(self) -> Codec:
-        """Return the codec."""
-        codec: Codec = self.codec.build()
+        """Return the codec.
+
+        Raises: UserError: If it is one of latents, and their autoencoder is missing or does not fit the data.
+        """
+        made = self.codec.build()
+        if isinstance(made, LatentCodec):
+            assert self.shape is not None, "build_data comes first"
+            made = made.build(self.shape)
+        codec: Codec = made
         return codec
+
+    @property
+    def compresses(self) -> bool:
+        """Whether an autoencoder is what is trained."""
+        return isinstance(self.objective.build(), Reconstruction)
 
     def build_denoiser(self, most: int = PARAMETERS) -> Denoiser:
         """Return the denoiser with freshly drawn weights, a function of the recipe alone.
@@ -186,17 +222,13 @@ class Recipe:
 
         Raises: UserError: If shape, schedule and target do not fit together, or it would be too large.
         """
-        assert self.shape is not None, "build_data comes first"
-        for name in ("training", "sampling"):
-            batch = getattr(self, name).options.get("batch", 1)
-            if batch * math.prod(self.shape) > VALUES:
-                shape = "×".join(map(str, self.shape))
-                raise UserError(f"{name}.batch={batch} rows of {shape} are more than {VALUES:,} numbers: lower it")
+        self._check_values()
         inputs: Inputs = self.inputs.build()
+        build = partial(self._build_modules, self.known)
         with torch.random.fork_rng():
-            self._check_parameters(most)
+            self._check_parameters(most, build)
             torch.manual_seed(self.seed & (2**64 - 1))
-            network, embedder = self._build_modules()
+            network, embedder = build()
             return Denoiser(
                 network,
                 self.schedule.build(),
@@ -208,21 +240,53 @@ class Recipe:
                 learned_variance=isinstance(self.variance.build(), LearnedVariance),
             )
 
-    def _build_modules(self) -> tuple[Network, Embedder | None]:
-        """Return what has weights: the network, and the embedder of the condition."""
+    def build_compressor(self, most: int = PARAMETERS) -> Compressor:
+        """Return the autoencoder with freshly drawn weights, and its critic if it has one.
+
+        Raises: UserError: If the network is none for pictures of this shape, or would be too large.
+        """
+        self._check_values()
+        with torch.random.fork_rng():
+            self._check_parameters(most, self._build_compressor)
+            torch.manual_seed(self.seed & (2**64 - 1))
+            return self._build_compressor()
+
+    def _build_compressor(self) -> Compressor:
+        """Return what has weights where an autoencoder is trained."""
         assert self.shape is not None
-        channels = self.shape[0]
+        objective: Reconstruction = self.objective.build()
+        dims = len(self.shape) - 1
+        network = self.network.build(channels=self.shape[0], dims=dims)
+        if not isinstance(network, Autoencoder):
+            raise UserError(f"objective=reconstruction trains network=autoencoder, not {self.network.kind!r}")
+        self._check_sides(network.multiple, self.shape)
+        return Compressor(network, Critic(self.shape[0], dims=dims) if objective.criticised else None)
+
+    def _check_values(self) -> None:
+        """Raise a UserError for batches that hold too many numbers."""
+        assert self.shape is not None, "build_data comes first"
+        for name in ("training", "sampling"):
+            batch = getattr(self, name).options.get("batch", 1)
+            if batch * math.prod(self.shape) > VALUES:
+                shape = "×".join(map(str, self.shape))
+                raise UserError(f"{name}.batch={batch} rows of {shape} are more than {VALUES:,} numbers: lower it")
+
+    def _build_modules(self, known: Known) -> tuple[Network, Embedder | None]:
+        """Return what has weights: the network, and the embedder of the condition."""
+        channels = known.shape[0]
         told: Conditioning = self.conditioning.build()
         network: Network = self.network.build(
-            channels=channels + told.planes(self.known),
+            channels=channels + told.planes(known),
             outputs=(1 + isinstance(self.variance.build(), LearnedVariance)) * channels,
-            dims=len(self.shape) - 1,
+            dims=len(known.shape) - 1,
             context=told.context,
         )
-        self._check_sides(network.multiple)
-        return network, told.build(self.known, network.embedding_dim)
+        if isinstance(network, Autoencoder):
+            raise UserError("network=autoencoder goes with objective=reconstruction: use the recipe 'autoencoder'")
+        self._check_sides(network.multiple, known.shape)
+        return network, told.build(known, network.embedding_dim)
 
-    def _check_parameters(self, most: int) -> None:
+    def _check_parameters(self, most: int, build: Callable[[], object]) -> None:
         """Raise a UserError for more parameters than `most`: on torch's meta device they take no memory."""
         parameters = tensors = 0
 
@@ -238,17 +302,16 @@ class Recipe:
         hook = register_module_parameter_registration_hook(count)
         try:
             with torch.device("meta"), _Undrawn():
-                self._build_modules()
+                build()
         except (UserError, RuntimeError):  # any other mistake shows when they are built in earnest
             if parameters > most or tensors > TENSORS:
                 raise
         finally:
             hook.remove()
 
-    def _check_sides(self, multiple: int) -> None:
-        """Raise a UserError where the network cannot halve the sides of the data."""
-        assert self.shape is not None
-        for side in self.shape[1:]:
+    def _check_sides(self, multiple: int, shape: tuple[int, ...]) -> None:
+        """Raise a UserError where the network cannot halve the sides of what it sees."""
+        for side in shape[1:]:
             if side % multiple:
                 low, high = side // multiple * multiple, -(-side // multiple) * multiple
                 near = f"{low} or {high}" if low else str(high)

@@ -60,16 +60,20 @@ def train(
         if recipe or data or size or out or budget or set or init_from or precision != "auto":
             raise UserError("--resume goes on with a run as it is: give it alone, or start anew with --init-from")
         folder = resume
-        finished = run.resume(folder, device=device)
+        run.refit(folder, device=device)
     else:
         chosen = arguments.chosen(recipe, data, size, set, precision)
         seconds = None if budget is None else arguments.seconds(budget)
         folder = out or Path("runs") / recipe
-        finished = run.train(chosen, folder, budget=seconds, init_from=init_from, device=device)
-    if finished.recipe.shape == (2,):
-        draw_plane(finished, folder / "plane.png")
+        run.fit(chosen, folder, budget=seconds, init_from=init_from, device=device)
+    finished = run.read_recipe(folder)
+    if finished.compresses:
+        print(f"trained: {folder}   (measure it with `unfog evaluate {folder}`)")
+        return
+    if finished.shape == (2,):
+        draw_plane(run.load(folder, device), folder / "plane.png")
         print(f"field and trajectories: {folder / 'plane.png'}")
-    told = {"values": " --values ...", "image": " --image FILE"}.get(finished.recipe.conditioning.kind, "")
+    told = {"values": " --values ...", "image": " --image FILE"}.get(finished.conditioning.kind, "")
     print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64{told}`)")
 
 
@@ -271,8 +275,20 @@ def evaluate(
     from unfog.evaluation.report import draw_sheets, table, to_json
     from unfog.evaluation.report import evaluate as measure
     from unfog.files import disk, write_whole
-    from unfog.run import load
+    from unfog.run import load, read_recipe
 
+    if read_recipe(run).compresses:
+        given = {"--guidance": guidance, "--steps": steps, "--likelihood": likelihood}
+        for name, value in given.items():
+            if value:
+                raise UserError(f"{name} is for models that draw samples, and {run} holds an autoencoder")
+        from unfog.evaluation.reconstruction import reconstruction
+
+        kept = reconstruction(run, n, seed, device)
+        kept.write(run)
+        print(kept.table())
+        print(f"written: {run / 'evaluation.json'}, and originals above what is left of them: {run / 'evaluation'}")
+        return
     loaded = load(run, device)
     data = loaded.recipe.build_data()[1]
     if likelihood is not None:
@@ -284,7 +300,7 @@ def evaluate(
     scales = guidance or sorted({1.0, loaded.recipe.sampling.options["guidance"]})
     for scale in scales:  # a mistake shows before the minutes are spent
         loaded.sampler(guidance=scale, steps=steps)
-    codec, console = loaded.recipe.build_codec(), Console(stderr=True)
+    codec, console = loaded.recipe.build_codec().plain, Console(stderr=True)
     judge = Judge(data, codec, n, batch=batch, seed=seed, console=console, inception=inception, dinov2=dinov2)
     found = [measure(loaded, judge, n, guidance=scale, steps=steps, seed=seed, console=console) for scale in scales]
     levels = measure_levels(loaded, judge, seed)

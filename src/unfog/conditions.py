@@ -25,11 +25,13 @@ class Known(NamedTuple):
         shape: Shape of one row, as the network sees it.
         classes: Names of the classes.
         prompts: Some captions, or names of classes, of held-out rows.
+        stored: Shape of one row as it is stored; the same if left away.
     """
 
     shape: tuple[int, ...]
     classes: tuple[str, ...]
     prompts: tuple[str, ...]
+    stored: tuple[int, ...] | None = None
 
 
 class Conditioning(Protocol):
@@ -251,8 +253,8 @@ class ImageConditioning(_WithNull):
 
     def build(self, known: Known, dim: int) -> Embedder | None:
         """Return the embedder."""
-        if len(known.shape) != 3:
-            raise UserError("conditioning=image is for pictures: use another")
+        if len(known.shape) != 3 or known.shape != (known.stored or known.shape):
+            raise UserError("conditioning=image is for pictures in pixels: use another, or codec=pixels")
         if self.task == "colour" and known.shape[0] == 1:
             raise UserError("conditioning.task=colour needs pictures in colour, and these are grey: use another task")
         if self.task == "enlarge" and (self.factor < 1 or any(side % self.factor for side in known.shape[1:])):

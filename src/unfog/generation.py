@@ -62,8 +62,13 @@ class Sampler:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
+        """Shape of one sample as it is diffused."""
         return self.known.shape
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Shape of one sample as it is stored."""
+        return self.known.stored or self.known.shape
 
     @property
     def classes(self) -> int:

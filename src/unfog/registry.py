@@ -13,6 +13,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
+from unfog.compression import LatentCodec
 from unfog.conditions import (
     ClassConditioning,
     ImageConditioning,
@@ -25,18 +26,22 @@ from unfog.data import classic, codecs, folder, points, shapes
 from unfog.data.source import Augment
 from unfog.diffusion import grids, schedules, solvers, tables, targets, times, weightings
 from unfog.errors import EnvironmentFailure, UserError, unknown
+from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.compact import Compact
+from unfog.networks.conditional import ConditionalUNet
 from unfog.networks.dit import DiT
 from unfog.networks.minimal import Minimal
 from unfog.networks.mlp import MLP
 from unfog.networks.unet import UNet
 from unfog.optimizers import AdamW, Muon
 from unfog.settings import (
+    Denoising,
     ExponentialAverage,
     FixedVariance,
     Inputs,
     LearnedVariance,
     PowerAverage,
+    Reconstruction,
     Sampling,
     Training,
 )
@@ -81,8 +86,17 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
         "shapes": shapes.shapes,
     },
     "augment": {"flip-crop": Augment},
-    "codec": {"pixels": codecs.Pixels, "identity": codecs.Identity},
-    "network": {"compact": Compact, "unet": UNet, "dit": DiT, "minimal": Minimal, "mlp": MLP},
+    "codec": {"pixels": codecs.Pixels, "identity": codecs.Identity, "latents": LatentCodec},
+    "network": {
+        "compact": Compact,
+        "unet": UNet,
+        "conditional-unet": ConditionalUNet,
+        "dit": DiT,
+        "minimal": Minimal,
+        "mlp": MLP,
+        "autoencoder": Autoencoder,
+    },
+    "objective": {"denoising": Denoising, "reconstruction": Reconstruction},
     "conditioning": {
         "classes": ClassConditioning,
         "labels": LabelsConditioning,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -19,16 +20,18 @@ from torch import Tensor
 
 from unfog import distributed
 from unfog.blueprint import Recipe
+from unfog.compression import LatentCodec, autoencoder
 from unfog.conditions import Asked
 from unfog.data.inspect import quick
 from unfog.data.pictures import UnreadableError, enlargement, read_picture, row_of, save_picture, scatter, sheet, tile
 from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import EnvironmentFailure, UserError
-from unfog.files import disk, locked, parse_json, read_bounded, write_whole
+from unfog.files import disk, locked, parse_json, read_bounded, whole, write_whole
 from unfog.generation import Sampler
 from unfog.registry import part
 from unfog.settings import Precision
-from unfog.training.checkpoint import load_into, read_tensors, steps, write_tensors
+from unfog.tensors import load_into, read_tensors, write_tensors
+from unfog.training.checkpoint import steps
 from unfog.training.ema import Reconstruction, reconstruct
 from unfog.training.loop import Budget, write_recipe
 from unfog.training.loop import train as run_loop
@@ -148,6 +151,11 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     keep_memory()
     path = Path(path)
     recipe = read_recipe(path)
+    if recipe.compresses:
+        raise UserError(
+            f"{path} holds an autoencoder, which draws nothing by itself: train a model in its latents with --set "
+            f"codec=latents --set codec.path={path}, or measure it with `unfog evaluate {path}`"
+        )
     place_at = choose_device(device)
     weights = read_tensors(path / "model.safetensors")
     denoiser = recipe.build_denoiser(max(SMALL, sum(tensor.numel() for tensor in weights.values())))
@@ -172,7 +180,7 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{where}: {error}") from error
     if recipe.shape is None:
         raise UserError(f"{where}: the recipe names no shape, so the run never began: train it")
-    return recipe
+    return recipe.beside(path)
 
 
 def train(
@@ -198,24 +206,86 @@ def train(
     Raises: UserError: If the recipe does not fit the data, or the folder is taken.
         EnvironmentFailure: If disk or network fail.
     """
+    fit(recipe, out, budget=budget, init_from=init_from, device=device, console=console)
+    return _trained(Path(out), device)
+
+
+def fit(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    budget: float | None = None,
+    init_from: str | Path | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> None:
+    """Train what a recipe describes, a denoiser or an autoencoder, as `train` does, and load nothing."""
     out = Path(out)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and steps(out / "checkpoints"):
-        return resume(out, device=device, console=console)  # torchrun began again after a process was lost
+        refit(out, device=device, console=console)  # torchrun began again after a process was lost
+        return
     _check_vacant(out)
     if budget is not None and not budget > 0:
         raise UserError(f"the budget must be above 0 seconds, not {budget}")
     started = Budget(budget) if budget else None
     recipe, data = recipe.build_data()
-    trainer = Trainer(recipe, data, out, choose_device(device))
     for sentence in quick(data):
         warnings.warn(sentence, stacklevel=2)
+    if recipe.codec.kind == "latents":
+        recipe = _with_autoencoder(recipe, out, budget, device, console)
+    trainer = Trainer(recipe, data, out, choose_device(device))
     if init_from is not None:
         where = Path(init_from) / "model.safetensors"
         read_recipe(Path(init_from))
         trainer.start_from(read_tensors(where), where)
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
-    return _train(trainer, started, console)
+    _train(trainer, started, console)
+
+
+def _with_autoencoder(recipe: Recipe, out: Path, budget: float | None, device: str, console: Console | None) -> Recipe:
+    """Return a recipe in latents whose autoencoder lies in the run folder, copied or trained there.
+
+    Raises: UserError: If the autoencoder that the recipe names does not fit the data.
+    """
+    own, settings = out / "autoencoder", recipe.codec.build()
+    placed = recipe.set(f"codec.path={own.resolve()}")
+    if settings.path:
+        autoencoder(settings.path, (recipe.shape or (0,))[0])  # a mistake shows before anything is written
+    if distributed.rank() == 0:
+        with disk(out):
+            own.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "recipe.json", placed.beside(out, relative=True).to_json().encode())
+        if settings.path and Path(settings.path).resolve() != own.resolve():
+            for name in ("recipe.json", "model.safetensors"):
+                with whole(own / name) as part:
+                    shutil.copyfile(Path(settings.path) / name, part)
+    distributed.agreed(0)
+    if not settings.path:
+        (console or Console(stderr=True)).print("first an autoencoder, then the model in its latents")
+        share = None if budget is None else budget * settings.share
+        first = compressing(recipe)
+        fit(first, own, budget=share, device=device, console=console)
+    return placed
+
+
+def compressing(recipe: Recipe) -> Recipe:
+    """Return the recipe of the autoencoder in whose latents a recipe works."""
+    settings: LatentCodec = recipe.codec.build()
+    levels = settings.factor.bit_length() - 1
+    widths = [settings.width, *[2 * settings.width] * levels]
+    reports = recipe.training.options["reports"]
+    return Recipe(
+        f"{recipe.name}-autoencoder",
+        data=recipe.data,
+        augment=recipe.augment,
+        network=part("network", "autoencoder", latent=settings.channels, widths=widths),
+        objective=part("objective", "reconstruction"),
+        conditioning=part("conditioning", "none"),
+        optimizer=part("optimizer", "adamw", lr=2e-3),
+        training=part("training", "images", images=settings.images, batch=32, reports=min(4, reports)),
+        seed=recipe.seed,
+    )
 
 
 def resume(path: str | Path, *, device: str = "auto", console: Console | None = None) -> Run:
@@ -229,9 +299,20 @@ def resume(path: str | Path, *, device: str = "auto", console: Console | None = 
     Returns: The finished run.
     Raises: UserError: If the folder is no run folder, holds no checkpoint, or its data changed.
     """
-    trainer = reopen(Path(path), device)
-    trainer.restore()
-    return _train(trainer, None, console)
+    refit(path, device=device, console=console)
+    return _trained(Path(path), device)
+
+
+def refit(path: str | Path, *, device: str = "auto", console: Console | None = None) -> None:
+    """Go on with a training, as `resume` does, and load nothing; one that broke off at its autoencoder begins there."""
+    path = Path(path)
+    own = path / "autoencoder"
+    if steps(own / "checkpoints"):
+        refit(own, device=device, console=console)
+    trainer = reopen(path, device)
+    if steps(path / "checkpoints") or not steps(own / "checkpoints"):
+        trainer.restore()
+    _train(trainer, None, console)
 
 
 def reopen(path: Path, device: str = "auto") -> Trainer:
@@ -281,8 +362,13 @@ def _check_vacant(out: Path) -> None:
         raise UserError(f"{out} is a file: choose another --out")
 
 
-def _train(trainer: Trainer, budget: Budget | None, console: Console | None) -> Run:
-    """Run the loop and load what it wrote."""
+def _trained(path: Path, device: str) -> Run:
+    """Load a run in the arithmetic that it was trained in."""
+    return load(path, device, read_recipe(path).training.build().precision)
+
+
+def _train(trainer: Trainer, budget: Budget | None, console: Console | None) -> None:
+    """Run the loop."""
     with nullcontext() if distributed.rank() else locked(trainer.folder):
         write_recipe(trainer)
         try:
@@ -294,7 +380,6 @@ def _train(trainer: Trainer, budget: Budget | None, console: Console | None) -> 
             raise
         draw_losses(trainer.folder)
     distributed.agreed(0)  # the others read what the first one wrote
-    return load(trainer.folder, str(trainer.device), trainer.precision)
 
 
 def film(run: Run, sampler: Sampler, count: int, condition: Asked) -> tuple[Image.Image, list[Image.Image]]:
@@ -314,7 +399,7 @@ def film(run: Run, sampler: Sampler, count: int, condition: Asked) -> tuple[Imag
     if len(sampler.shape) == 1:
         frames = [row_of([scatter(x), scatter(x0)]) for x, x0 in moments]
         return row_of([row_of([scatter(x, 160), scatter(x0, 160)], down=True) for x, x0 in picked]), frames
-    enlarge = enlargement(min(sampler.shape[1:]), 64)
+    enlarge = enlargement(min(sampler.stored[1:]), 64)
     rows = [moment[kind][sample] for sample in range(min(count, 3)) for kind in (0, 1) for moment in picked]
     return tile(torch.stack(rows), 8, enlarge), [tile(torch.cat(moment), count, enlarge) for moment in moments]
 
@@ -391,10 +476,10 @@ def sample_into(
         for number, pictures in enumerate(shown, skip):
             for place, picture in enumerate(pictures, number * size):
                 save_picture(tile(picture[None], 1, gap=0), folder / _name(place))
-    channels = 3 if sampler.shape[0] == 3 else 1
+    channels = 3 if sampler.stored[0] == 3 else 1
     try:
         shown_first = range(min(count, SHEET))
-        first = [read_picture(folder / _name(place), channels, *sampler.shape[1:]) for place in shown_first]
+        first = [read_picture(folder / _name(place), channels, *sampler.stored[1:]) for place in shown_first]
     except UnreadableError as error:
         raise UserError(f"a picture in {folder} is damaged ({error}): delete it and say the same again") from None
     columns = max(1, round(len(first) ** 0.5))

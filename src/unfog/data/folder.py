@@ -1,5 +1,6 @@
 """A folder of pictures: class sub-folders, or `metadata.jsonl`, or neither."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -62,7 +63,7 @@ class Listing:
         return Told(labels, self.classes, captions, values, tuple(self.files[row] for row in rows))
 
 
-def list_pictures(path: str) -> Listing:
+def list_pictures(path: str, where: str = "") -> Listing:
     """Find the pictures of a folder and their classes.
 
     `metadata.jsonl` decides where there is one: lines with `file_name` and what is known of it: `label`, a name or a
@@ -70,13 +71,16 @@ def list_pictures(path: str) -> Listing:
 
     Args:
         path: The folder.
+        where: Only the lines in which this holds, see `folder`.
 
     Returns: The listing.
     Raises: UserError: If the folder is missing or holds no picture, or its metadata is damaged.
     """
     root = existing(path)
     if (root / "metadata.jsonl").is_file():
-        return _from_metadata(root)
+        return _from_metadata(root, where)
+    if where:
+        raise UserError(f"data.where chooses lines of metadata.jsonl, and {root} has none: leave it away")
     files = pictures_below(root)
     if not files:
         raise UserError(f"{root} holds no picture ({', '.join(sorted(SUFFIXES))}): check the path given with --data")
@@ -94,11 +98,30 @@ def pictures_below(root: Path) -> list[str]:
     return sorted(file.as_posix() for file in found if not any(part.startswith(".") for part in file.parts))
 
 
-def metadata_lines(root: Path) -> Iterator[tuple[int, dict[str, object] | str]]:
-    """Yield the number of each line of `metadata.jsonl` and what it holds, or else what is wrong with it."""
+def metadata_lines(root: Path, where: str = "") -> Iterator[tuple[int, dict[str, object] | str]]:
+    """Yield the number of each line of `metadata.jsonl` and what it holds, or else what is wrong with it.
+
+    Args:
+        root: The folder.
+        where: Only the lines in which this holds, see `folder`.
+    """
     for number, line in enumerate(_lines(root / "metadata.jsonl"), 1):
         if line.strip():
-            yield number, _entry(root, line)
+            entry = _entry(root, line)
+            if isinstance(entry, str) or _holds(entry, where):
+                yield number, entry
+
+
+def _holds(entry: dict[str, object], where: str) -> bool:
+    """Say whether a line has the value that is asked for."""
+    key, equals, text = where.partition("=")
+    if where and not equals:
+        raise UserError(f"data.where is key=value, for instance group=Objects, not {where!r}")
+    try:
+        wanted: object = parse_json(text)
+    except ValueError:
+        wanted = text
+    return not where or entry.get(key.strip()) in (wanted, text)
 
 
 def _entry(root: Path, line: str) -> dict[str, object] | str:
@@ -116,17 +139,19 @@ def _entry(root: Path, line: str) -> dict[str, object] | str:
         return f"'label' is a name, or a list of names, not {label!r}"
     if isinstance(text, dict | list):
         return f"'text' is a text, not {text!r}"
-    return {key: entry.get(key) for key in ("file_name", "label", "text", "values")}
+    return dict(entry)
 
 
-def _from_metadata(root: Path) -> Listing:
+def _from_metadata(root: Path, condition: str) -> Listing:
     """Read `metadata.jsonl`."""
     where = root / "metadata.jsonl"
     entries: dict[str, dict[str, object]] = {}
-    for number, entry in metadata_lines(root):
+    for number, entry in metadata_lines(root, condition):
         if isinstance(entry, str):
             raise UserError(f"{where}, line {number}: {entry}: mend the line")
         entries[str(entry["file_name"])] = entry
+    if not entries and condition:
+        raise UserError(f"in no line of {where} {condition} holds: check data.where")
     if not entries:
         raise UserError(f"{where} names no picture: add lines with 'file_name', or remove it")
     files = tuple(sorted(entries))
@@ -232,7 +257,11 @@ class Streamed:
                 found = self.read(self.files[rows[place]])
             pixels[place] = found
         x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
-        return InMemory(torch.empty(len(self.files), 0), *self.told).take(np.array(rows))._replace(x=x)
+        return self.about(np.array(rows))._replace(x=x)
+
+    def about(self, indices: Indices) -> Batch:
+        """Return what is known of these files."""
+        return InMemory(torch.empty(len(self.files), 0), *self.told).about(indices)
 
 
 def _read_or_reason(root: Path, shape: tuple[int, int, int], file: str) -> "Pixels | str":
@@ -249,6 +278,8 @@ def folder(
     channels: int | None = None,
     heldout: float = 0.1,
     workers: int = 2,
+    where: str = "",
+    together: str = "",
 ) -> Data:
     """Read a folder of pictures, each centre-cropped to the wanted shape and resized.
 
@@ -258,12 +289,16 @@ def folder(
         channels: 1 or 3 (or as many as the arrays have); None chooses as `look` does.
         heldout: Share of the pictures that is held out, by the hash of their names.
         workers: Processes that decode a set too large for memory.
+        where: Only the lines of `metadata.jsonl` in which this holds: `key=value`, the value as JSON or a text.
+        together: Signs that end the part of a caption, for instance ":", by which pictures are split: those whose
+            captions begin alike are held out together. By their names if left away.
 
     Returns: The set; unreadable pictures are named in a warning, skipped and counted.
     Raises: UserError: If there is no folder, or no picture in it can be read.
     """
-    listing = list_pictures(path)
+    listing = list_pictures(path, where)
     found = look(listing)
+    keys = _keys(listing, together)
     height, width = _sides(size) or (found[1], found[2])
     shape = (found[0] if channels is None else channels, height, width)
     if not 0 < heldout < 1:
@@ -276,7 +311,7 @@ def folder(
         raise UserError(f"{listing.root} holds one picture: a set needs 2 or more")
     read = partial(_read_or_reason, listing.root, shape)
     if len(listing.files) * int(np.prod(shape)) > IN_MEMORY:
-        parts = [_streamed(listing, rows, read, shape, workers) for rows in split_rows(listing.files, heldout)]
+        parts = [_streamed(listing, rows, read, shape, workers) for rows in split_rows(keys, heldout)]
         return Data(*parts)
     pixels = [read(file) for file in listing.files]
     good = [row for row, found_row in enumerate(pixels) if not isinstance(found_row, str)]
@@ -285,7 +320,16 @@ def folder(
         raise UserError(f"{listing.root} holds {len(good)} readable pictures: a set needs 2 or more")
     x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
     source: Source = InMemory(x, *listing.told(good))
-    return split(source, heldout, [listing.files[row] for row in good])
+    return split(source, heldout, [keys[row] for row in good])
+
+
+def _keys(listing: Listing, together: str) -> tuple[str, ...]:
+    """Return for each file what its side is drawn by."""
+    if not together:
+        return listing.files
+    if listing.captions is None:
+        raise UserError("data.together splits by captions, and the folder has none: leave it away")
+    return tuple(re.split(f"[{re.escape(together)}]", text, maxsplit=1)[0].strip() for text in listing.captions)
 
 
 def _streamed(

@@ -338,6 +338,10 @@ class Shapes:
             captions.append(scene.caption)
         return Batch(torch.from_numpy(x), captions=captions)
 
+    def about(self, indices: Indices) -> Batch:
+        """Return the captions of these rows."""
+        return Batch(torch.empty(len(indices), 0), captions=[self.scene(int(index)).caption for index in indices])
+
     def _begin(self, index: int) -> tuple[Scene, np.random.Generator]:
         """Return the scene of a row, and its stream as the choice of the scene left it."""
         draws = stream(self.seed, f"shapes/{self.part}", index)

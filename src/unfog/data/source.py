@@ -61,6 +61,10 @@ class Source(Protocol):
         """Return the rows with these numbers."""
         ...
 
+    def about(self, indices: Indices) -> Batch:
+        """Return what is known of these rows, with rows of no number each instead of their own."""
+        ...
+
 
 @dataclass(frozen=True)
 class InMemory:
@@ -94,11 +98,15 @@ class InMemory:
 
     def take(self, indices: Indices) -> Batch:
         """Return the rows with these numbers."""
+        return self.about(indices)._replace(x=self.x[torch.from_numpy(indices)])
+
+    def about(self, indices: Indices) -> Batch:
+        """Return what is known of these rows."""
         rows = torch.from_numpy(indices)
         texts = (self.captions, self.files)
         captions, files = (None if part is None else [part[row] for row in indices] for part in texts)
         labels, values = (None if part is None else part[rows] for part in (self.labels, self.values))
-        return Batch(self.x[rows], labels, captions, values, files)
+        return Batch(torch.empty(len(rows), 0), labels, captions, values, files)
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,10 @@ class Subset:
         """Return the rows with these numbers."""
         return self.source.take(self.rows[indices])
 
+    def about(self, indices: Indices) -> Batch:
+        """Return what is known of these rows."""
+        return self.source.about(self.rows[indices])
+
 
 class Data(NamedTuple):
     """A data set: what is trained on, and what is held out and never trained on."""
@@ -154,10 +166,19 @@ def split(source: Source, share: float, names: Sequence[str] | None = None) -> D
 
 
 def split_rows(names: Sequence[str], share: float) -> tuple[Indices, Indices]:
-    """Return the rows to train on and those to hold out, each rising, by the hashes of their names."""
+    """Return the rows to train on and those to hold out, each rising, by the hashes of their names.
+
+    Rows of one name stay on one side.
+
+    Raises: UserError: If all rows have one name.
+    """
     hashes = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
     order = np.array(sorted(range(len(names)), key=lambda row: hashes[row]), dtype=np.int64)
     count = min(max(1, round(share * len(names))), len(names) - 1)
+    while count < len(names) and hashes[order[count]] == hashes[order[count - 1]]:
+        count += 1
+    if count == len(names):
+        raise UserError("all rows belong together, so that none can be held out: check data.together")
     return np.sort(order[count:]), np.sort(order[:count])
 
 

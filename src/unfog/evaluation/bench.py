@@ -291,7 +291,7 @@ def bench(
     settings = [Setting(*one) for one in product(*kinds, scales)]
     for setting in settings:
         run.sampler(**asdict(setting))  # refuses unknown names before anything takes time
-    judge = Judge(run.recipe.build_data()[1], run.recipe.build_codec(), count, console=console)
+    judge = Judge(run.recipe.build_data()[1], run.recipe.build_codec().plain, count, console=console)
     condition, asked = told(run, judge, count, seed)
     plan, left_out = _plan(run, settings, wanted, seed, condition)
     path = run.path / "bench" / "results.jsonl"

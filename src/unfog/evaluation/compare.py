@@ -230,7 +230,7 @@ def compare(
         return run.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed + place)
 
     sampler = sampler_of(first, 0)
-    judge = Judge(first.recipe.build_data()[1], first.recipe.build_codec(), count, console=console)
+    judge = Judge(first.recipe.build_data()[1], first.recipe.build_codec().plain, count, console=console)
     found: list[list[Sampled]] = [[] for _ in models]
     with bar(console) as progress:
         task = progress.add_task("", total=sum(map(len, models)) * batches_of(sampler, count))

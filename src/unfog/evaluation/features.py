@@ -24,7 +24,7 @@ from unfog.data.source import Batch, shuffled
 from unfog.errors import EnvironmentFailure, UserError
 from unfog.evaluation.distances import Rows
 from unfog.files import disk
-from unfog.training.checkpoint import load_into, read_tensors, write_tensors
+from unfog.tensors import load_into, read_tensors, write_tensors
 
 FEATURES, FEW, LARGE = 64, 16, 10_000
 """Features of the classifier, and principal components: for large sets, from so many rows on, and for small ones.

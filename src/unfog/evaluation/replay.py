@@ -17,7 +17,7 @@ from unfog.evaluation.report import aligned
 from unfog.files import disk, write_whole
 from unfog.generation import shown
 from unfog.run import reopen
-from unfog.training.checkpoint import load_into, read_tensors
+from unfog.tensors import load_into, read_tensors
 from unfog.training.draws import Draw
 
 
@@ -149,7 +149,7 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
     with torch.random.fork_rng():
         losses = torch.cat([each.detach().cpu() for each in trainer.each(draw)])
     schedule, codec = trainer.denoiser.schedule, trainer.recipe.build_codec()
-    t = trainer.times(draw.u, schedule)
+    t = trainer.recipe.times.build()(draw.u, schedule)
     noisy = shown(schedule.add_noise(draw.x0, draw.noise, t), schedule, t)
     numbers = trainer.draws.rows(trainer.step)
     batch = trainer.data.train.take(numbers)

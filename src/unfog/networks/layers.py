@@ -38,10 +38,25 @@ def at_least(minimum: int, **values: int) -> None:
             raise ValueError(f"{name} must be {minimum} or more")
 
 
-def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-    """Return a convolution over `dims` space dimensions that keeps the size at stride 1."""
+def conv(dims: int, inputs: int, outputs: int, kernel: int = 3) -> nn.Module:
+    """Return a convolution over `dims` space dimensions that keeps the size."""
     at_least(1, **{"space dimensions of this network": dims})
-    return _CONV[dims](inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+    return _CONV[dims](inputs, outputs, kernel, padding=kernel // 2)
+
+
+class Halving(nn.Module):
+    """A convolution with a kernel of 3 that halves each side; zeros stand around the input, or only behind it."""
+
+    def __init__(self, dims: int, channels: int, pad_behind: bool = False) -> None:
+        """Keep `channels` channels; `pad_behind` puts no zeros before the first place of a side."""
+        super().__init__()
+        self.behind = (0, 1) * dims if pad_behind else ()
+        self.conv = _CONV[dims](channels, channels, 3, stride=2, padding=0 if pad_behind else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(batch, channels, *space)` to `(batch, channels, *(space/2))`."""
+        output: Tensor = self.conv(F.pad(x, self.behind) if self.behind else x)
+        return output
 
 
 def gather(dims: int, inputs: int, outputs: int, side: int) -> nn.Module:
@@ -90,19 +105,21 @@ def over_space(vector: Tensor, like: Tensor) -> Tensor:
     return vector.reshape(*vector.shape, *([1] * (like.ndim - 2)))
 
 
-def sinusoidal(time: Tensor, dim: int, longest: float = 10_000.0) -> Tensor:
-    """Embed times as [cos(time·w_i), sin(time·w_i)] with w_i = longest^(-i / (dim/2)).
+def sinusoidal(time: Tensor, dim: int, longest: float = 10_000.0, shift: int = 0) -> Tensor:
+    """Embed times as [cos(time·w_i), sin(time·w_i)] with w_i = longest^(-i / (dim/2 - shift)).
 
     Args:
         time: Times, `(batch,)`, on the scale of about a thousand.
         dim: Even length of the embedding.
-        longest: Longest wavelength over 2 pi.
+        longest: Longest wavelength over 2 pi, of the last i if `shift` is 1.
+        shift: 0, or 1 as in DDPM.
 
     Returns: The embedding, `(batch, dim)`, float32.
     Source: Vaswani et al. 2017, section 3.5; Ho et al. 2020, appendix B.
     """
     half = dim // 2
-    rates = torch.exp(torch.arange(half, device=time.device, dtype=torch.float32) * (-math.log(longest) / max(half, 1)))
+    slope = -math.log(longest) / max(half - shift, 1)
+    rates = torch.exp(torch.arange(half, device=time.device, dtype=torch.float32) * slope)
     angles = time.float()[:, None] * rates[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -121,18 +138,21 @@ def positions(sides: tuple[int, ...], dim: int, like: Tensor) -> Tensor:
 class TimeEmbedding(nn.Module):
     """linear(SiLU(linear(sinusoidal(time)))) + condition: what every block is told."""
 
-    def __init__(self, frequencies: int, dim: int) -> None:
-        """Embed times with `frequencies` sines and cosines and lift them to `dim` entries."""
+    def __init__(self, frequencies: int, dim: int, shift: int = 0, sines_first: bool = False) -> None:
+        """Embed times with `frequencies` sines and cosines, see `sinusoidal`, and lift them to `dim` entries."""
         super().__init__()
         if frequencies < 2 or frequencies % 2:
             raise ValueError("the width must be even, 2 or more, since times become pairs of a sine and a cosine")
-        self.frequencies = frequencies
+        self.frequencies, self.shift, self.sines_first = frequencies, shift, sines_first
         self.linear_1 = nn.Linear(frequencies, dim)
         self.linear_2 = nn.Linear(dim, dim)
 
     def forward(self, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Return the embedding, `(batch, dim)`, of times `(batch,)` and a condition's vector."""
-        embedding: Tensor = self.linear_2(F.silu(self.linear_1(sinusoidal(time, self.frequencies))))
+        waves = sinusoidal(time, self.frequencies, shift=self.shift)
+        if self.sines_first:
+            waves = waves.roll(self.frequencies // 2, -1)
+        embedding: Tensor = self.linear_2(F.silu(self.linear_1(waves)))
         if cond is not None and cond.vector is not None:
             embedding = embedding + cond.vector
         return embedding

@@ -1,7 +1,8 @@
 """The U-Net of the ecosystem: the topology of DDPM as diffusers' `UNet2DModel` lays it out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from unfog.networks.conditioning import Cond
 from unfog.networks.layers import (
     CrossAttention,
+    Halving,
     SelfAttention,
     TimeEmbedding,
     at_least,
@@ -20,43 +22,56 @@ from unfog.networks.layers import (
     over_space,
 )
 
+Norm = Callable[[int], nn.Module]
+"""Makes the norm of some channels."""
+Attends = Callable[[int, int | None], tuple[nn.Module, nn.Module | None]]
+"""(channels, level) -> what stands behind a block: attention, and attention to tokens; the level None is the middle."""
 
-def group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
+
+def group_norm(channels: int, groups: int = 32, epsilon: float = 1e-5) -> nn.GroupNorm:
     """Return a group norm with `groups` groups, or the most that divide both numbers."""
-    return nn.GroupNorm(math.gcd(groups, channels), channels, eps=1e-5)
+    return nn.GroupNorm(math.gcd(groups, channels), channels, eps=epsilon)
 
 
 class ResidualBlock(nn.Module):
-    """shortcut(x) + conv(SiLU(norm(conv(SiLU(norm(x))) + linear(SiLU(embedding)))))."""
+    """shortcut(x) + conv(SiLU(norm(conv(SiLU(norm(x))) + linear(SiLU(embedding))))); without a time, no embedding."""
 
-    def __init__(self, dims: int, inputs: int, outputs: int, embedding: int, dropout: float) -> None:
+    def __init__(
+        self,
+        dims: int,
+        inputs: int,
+        outputs: int,
+        norm: Norm = group_norm,
+        embedding: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         """Map `inputs` to `outputs` channels."""
         super().__init__()
-        self.norm1 = group_norm(inputs)
+        self.norm1 = norm(inputs)
         self.conv1 = conv(dims, inputs, outputs)
-        self.time_emb_proj = nn.Linear(embedding, outputs)
-        self.norm2 = group_norm(outputs)
+        if embedding is not None:
+            self.time_emb_proj = nn.Linear(embedding, outputs)
+        self.norm2 = norm(outputs)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv(dims, outputs, outputs)
         self.shortcut = nn.Identity() if inputs == outputs else conv(dims, inputs, outputs, kernel=1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Map `(batch, inputs, *space)` to `(batch, outputs, *space)`."""
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + over_space(self.time_emb_proj(F.silu(embedding)), h)
+        if embedding is not None:
+            h = h + over_space(self.time_emb_proj(F.silu(embedding)), h)
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return torch.add(self.shortcut(x), h)
 
 
 class Stage(nn.Module):
-    """A residual block, and where asked self-attention behind it, and cross-attention to the condition's tokens."""
+    """A residual block, and behind it what attends: among the places, and to the condition's tokens."""
 
-    def __init__(self, block: ResidualBlock, channels: int, attention: bool, head: int, context: int | None) -> None:
-        """Put attention over `channels` channels behind `block` if `attention`, to `context` entries if there are."""
+    def __init__(self, block: ResidualBlock, attention: nn.Module, cross: nn.Module | None) -> None:
+        """Put `attention`, and `cross` if there is one, behind `block`."""
         super().__init__()
-        self.block = block
-        self.attention = SelfAttention(group_norm(channels), channels, head) if attention else nn.Identity()
-        self.cross = CrossAttention(channels, context, head) if attention and context else None
+        self.block, self.attention, self.cross = block, attention, cross
 
     def forward(self, x: Tensor, embedding: Tensor, cond: Cond | None) -> Tensor:
         """Map `(batch, inputs, *space)` to `(batch, channels, *space)`."""
@@ -64,7 +79,7 @@ class Stage(nn.Module):
         return h if self.cross is None else self.cross(h, cond)
 
 
-class UNet(nn.Module):
+class Ladder(nn.Module):
     """Encoder, middle and decoder with skip connections at every residual block.
 
     Source: Ho et al. 2020, appendix B.
@@ -75,63 +90,47 @@ class UNet(nn.Module):
     def __init__(
         self,
         channels: int,
-        *,
-        outputs: int | None = None,
-        dims: int = 2,
-        context: int | None = None,
-        widths: Sequence[int] = (32, 64, 64),
-        blocks: int = 2,
-        attention: Sequence[bool] = (False, True, True),
-        head: int = 32,
-        dropout: float = 0.0,
+        outputs: int,
+        dims: int,
+        widths: Sequence[int],
+        blocks: int,
+        attends: Attends,
+        norm: Norm,
+        dropout: float,
+        pad_behind: bool,
+        time: TimeEmbedding,
     ) -> None:
-        """Build the network.
-
-        Args:
-            channels: Channels of the state.
-            outputs: Channels of the output; as many if left away.
-            dims: Space dimensions, 1, 2 or 3.
-            context: Entries of a token of the condition; None for conditions without tokens.
-            widths: Channels of each level, from the finest; each further level halves the sides.
-            blocks: Residual blocks of each level.
-            attention: Which levels attend.
-            head: Channels of one attention head.
-            dropout: Dropout inside the residual blocks.
-
-        Raises: ValueError: If `attention` does not name every level, or a number is too small.
-        """
+        """Build all levels; `attends` makes what stands behind a block, `norm` the norms, see `UNet`."""
         super().__init__()
-        if len(attention) != len(widths):
-            raise ValueError(f"attention names {len(attention)} levels where widths has {len(widths)}")
-        at_least(1, levels=len(widths), blocks=blocks, head=head, **{f"width {width}": width for width in widths})
+        at_least(1, levels=len(widths), blocks=blocks, **{f"width {width}": width for width in widths})
         self.embedding_dim = 4 * widths[0]
         self.multiple = 2 ** (len(widths) - 1)
-        self.time_embedding = TimeEmbedding(widths[0], self.embedding_dim)
+        self.time_embedding = time
         self.conv_in = conv(dims, channels, widths[0])
 
-        def stage(inputs: int, outputs: int, attends: bool) -> Stage:
-            block = ResidualBlock(dims, inputs, outputs, self.embedding_dim, dropout)
-            return Stage(block, outputs, attends, head, context)
+        def stage(inputs: int, outputs: int, level: int | None, attending: bool = True) -> Stage:
+            block = ResidualBlock(dims, inputs, outputs, norm, self.embedding_dim, dropout)
+            return Stage(block, *(attends(outputs, level) if attending else (nn.Identity(), None)))
 
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         skips, width, last = [widths[0]], widths[0], len(widths) - 1
         for level, wide in enumerate(widths):
             for _ in range(blocks):
-                self.down.append(stage(width, wide, attention[level]))
+                self.down.append(stage(width, wide, level))
                 skips.append(width := wide)
             if level < last:
-                self.downsample.append(conv(dims, width, width, stride=2))
+                self.downsample.append(Halving(dims, width, pad_behind))
                 skips.append(width)
-        self.middle = nn.ModuleList([stage(width, width, True), stage(width, width, False)])
+        self.middle = nn.ModuleList([stage(width, width, None), stage(width, width, None, attending=False)])
         for level in reversed(range(len(widths))):
             for _ in range(blocks + 1):
-                self.up.append(stage(width + skips.pop(), widths[level], attention[level]))
+                self.up.append(stage(width + skips.pop(), widths[level], level))
                 width = widths[level]
             if level > 0:
                 self.upsample.append(conv(dims, width, width))
-        self.norm_out = group_norm(width)
-        self.conv_out = conv(dims, width, outputs or channels)
+        self.norm_out = norm(width)
+        self.conv_out = conv(dims, width, outputs)
         self.blocks = blocks
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
@@ -153,3 +152,59 @@ class UNet(nn.Module):
                 h = enlarged(h, self.upsample[level])
         output: Tensor = self.conv_out(F.silu(self.norm_out(h)))
         return output
+
+
+class UNet(Ladder):
+    """A ladder with self-attention, and where there are tokens cross-attention, at some levels and in the middle."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        outputs: int | None = None,
+        dims: int = 2,
+        context: int | None = None,
+        widths: Sequence[int] = (32, 64, 64),
+        blocks: int = 2,
+        attention: Sequence[bool] = (False, True, True),
+        head: int = 32,
+        dropout: float = 0.0,
+        groups: int = 32,
+        epsilon: float = 1e-5,
+        pad_behind: bool = False,
+        time_shift: int = 0,
+        sines_first: bool = False,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            channels: Channels of the state.
+            outputs: Channels of the output; as many if left away.
+            dims: Space dimensions, 1, 2 or 3.
+            context: Entries of a token of the condition; None for conditions without tokens.
+            widths: Channels of each level, from the finest; each further level halves the sides.
+            blocks: Residual blocks of each level.
+            attention: Which levels attend.
+            head: Channels of one attention head.
+            dropout: Dropout inside the residual blocks.
+            groups: Groups of a norm.
+            epsilon: Added to the variance in a norm.
+            pad_behind: Whether halving pads behind the places only, as DDPM did.
+            time_shift: Of `sinusoidal`, 1 as DDPM had it.
+            sines_first: Whether the time's sines stand before its cosines, as DDPM had them.
+
+        Raises: ValueError: If `attention` does not name every level, or a number is too small.
+        """
+        if len(attention) != len(widths):
+            raise ValueError(f"attention names {len(attention)} levels where widths has {len(widths)}")
+        at_least(1, head=head, groups=groups, levels=len(widths))
+        norm = partial(group_norm, groups=groups, epsilon=epsilon)
+
+        def attends(channels: int, level: int | None) -> tuple[nn.Module, nn.Module | None]:
+            if level is not None and not attention[level]:
+                return nn.Identity(), None
+            cross = CrossAttention(channels, context, head) if context else None
+            return SelfAttention(norm(channels), channels, head), cross
+
+        time = TimeEmbedding(widths[0], 4 * widths[0], time_shift, sines_first)
+        super().__init__(channels, outputs or channels, dims, widths, blocks, attends, norm, dropout, pad_behind, time)

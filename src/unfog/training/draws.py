@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unfog.data.codecs import Codec
-from unfog.data.source import Augment, Batch, Indices, Source, shuffled
+from unfog.data.source import Batch, Indices, Source, shuffled
 from unfog.diffusion.times import stratify
 from unfog.randomness import normal, uniform
 
@@ -52,7 +52,7 @@ class Draws:
 
     source: Source
     codec: Codec
-    augment: Augment
+    augment: Callable[[Tensor, int, int], Tensor]
     batch: int
     seed: int
     read: Callable[[Batch, Tensor, Tensor], Tensor | None]

@@ -9,13 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from unfog import distributed
-from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import UserError
 from unfog.settings import Average
-from unfog.training.checkpoint import read_tensors
+from unfog.tensors import read_tensors
 
 GAMMAS = (16.97, 6.94)
 """Exponents of the averages that snapshots hold: lengths of 0.05 and 0.10."""
@@ -28,18 +27,18 @@ Weights that walk at random are then off by up to a twelfth of the way from the 
 
 
 class Averaged:
-    """A copy of a denoiser whose weights follow the trained ones: average += share·(weights - average)."""
+    """A copy of a model whose weights follow the trained ones: average += share·(weights - average)."""
 
-    def __init__(self, denoiser: Denoiser, profile: Average) -> None:
-        """Start at the weights of `denoiser` and follow them as `profile` says."""
-        self.denoiser = copy.deepcopy(denoiser).eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, profile: Average) -> None:
+        """Start at the weights of `model` and follow them as `profile` says."""
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.profile = profile
 
     @torch.no_grad()
-    def update(self, denoiser: Denoiser, step: int, batch: int) -> None:
+    def update(self, model: nn.Module, step: int, batch: int) -> None:
         """Take in the weights after optimizer step `step` (1, 2, ...) of `batch` images."""
-        mine: list[Tensor] = [distributed.local(parameter) for parameter in self.denoiser.parameters()]
-        new: list[Tensor] = [distributed.local(parameter.detach()) for parameter in denoiser.parameters()]
+        mine: list[Tensor] = [distributed.local(parameter) for parameter in self.model.parameters()]
+        new: list[Tensor] = [distributed.local(parameter.detach()) for parameter in model.parameters()]
         torch._foreach_lerp_(mine, new, self.profile.share(step, batch))
 
 

@@ -150,16 +150,16 @@ def batches(trainer: Trainer) -> Iterator[Draw]:
     """Return the batches of a training from where it stands, without end."""
     if trainer.device.type == "cuda":
         return ahead(lambda step: pinned(trainer.draws(step)), trainer.step)
-    order = ahead if trainer.data.train.slow or trainer.device.type != "cpu" else in_turn
+    order = ahead if trainer.prepared.train.slow or trainer.device.type != "cpu" else in_turn
     return order(trainer.draws, trainer.step)
 
 
 def headline(trainer: Trainer) -> str:
     """Say what is about to be trained, on what, and how."""
-    parameters = sum(parameter.numel() for parameter in trainer.denoiser.parameters())
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     shape = "×".join(str(side) for side in trainer.recipe.shape or ())
     rows = f"{len(trainer.data.train):,} rows of {shape}, {len(trainer.data.heldout):,} held out"
-    told = trainer.recipe.conditioning.kind if trainer.denoiser.embedder else "nothing"
+    told = trainer.recipe.conditioning.kind if getattr(trainer.model, "embedder", None) else "nothing"
     return f"{rows}; told {told}; {parameters:,} parameters; {trainer.device}, {trainer.precision}"
 
 
@@ -175,7 +175,8 @@ def write_recipe(trainer: Trainer) -> None:
     """Write the recipe into the run folder."""
     if distributed.rank():
         return
-    write_whole(trainer.folder / "recipe.json", trainer.recipe.to_json().encode())
+    recipe = trainer.recipe.beside(trainer.folder, relative=True)
+    write_whole(trainer.folder / "recipe.json", recipe.to_json().encode())
 
 
 def _due(trainer: Trainer, times: int) -> bool:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import UserError
 from unfog.settings import Precision
 
@@ -77,16 +76,16 @@ def choose_precision(wanted: Precision, device: torch.device, shape: tuple[int, 
     return "bfloat16" if device.type == "cpu" and able and large else "float32"
 
 
-def channels_last(denoiser: Denoiser, device: torch.device) -> bool:
+def channels_last(model: nn.Module, device: torch.device) -> bool:
     """Return whether pictures are to have their channels last in memory: always on CUDA, elsewhere as networks say."""
-    return device.type == "cuda" or denoiser.network.channels_last
+    return device.type == "cuda" or any(getattr(part, "channels_last", False) for part in model.children())
 
 
-def place(denoiser: Denoiser, device: torch.device) -> None:
-    """Move a denoiser to its device, and its weights to channels-last where its network is faster so."""
-    denoiser.to(device)
-    if channels_last(denoiser, device) and all(parameter.ndim in (0, 1, 2, 4) for parameter in denoiser.parameters()):
-        for parameter in denoiser.parameters():
+def place(model: nn.Module, device: torch.device) -> None:
+    """Move a model to its device, and its weights to channels-last where its network is faster so."""
+    model.to(device)
+    if channels_last(model, device) and all(parameter.ndim in (0, 1, 2, 4) for parameter in model.parameters()):
+        for parameter in model.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 

@@ -157,7 +157,7 @@ def _kept(trainer: Trainer, rows: int) -> int:
         return tensor.detach()  # the tensor itself would hold its own graph
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        trainer.loss(replace(trainer.draws, batch=rows, part=None)(0), trainer.denoiser)
+        trainer.loss(replace(trainer.draws, batch=rows, part=None)(0))
     return sum(kept.values())
 
 

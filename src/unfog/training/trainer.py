@@ -13,10 +13,9 @@ from torch import Tensor
 from unfog import distributed
 from unfog.blueprint import Recipe
 from unfog.conditions import Conditioning
-from unfog.data.pictures import save_picture, sheet
+from unfog.data.pictures import save_picture
 from unfog.data.source import Data, Indices
 from unfog.diffusion.denoiser import Denoiser
-from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.times import Importance
 from unfog.errors import UserError
 from unfog.files import disk
@@ -25,9 +24,11 @@ from unfog.optimizers import AdamW
 from unfog.randomness import normal, uniform
 from unfog.registry import MOST_WHOLE, fits
 from unfog.settings import PowerAverage, Precision, Training
+from unfog.tensors import load_into, write_tensors
 from unfog.training import checkpoint
 from unfog.training.draws import Draw, Draws
 from unfog.training.ema import GAMMAS, Averaged
+from unfog.training.latents import prepared
 from unfog.training.machine import (
     COMPILED,
     arithmetic,
@@ -37,6 +38,7 @@ from unfog.training.machine import (
     keep_memory,
     place,
 )
+from unfog.training.tasks import task
 
 PATIENCE = 10
 """Non-finite losses in a row after which a run stops."""
@@ -65,35 +67,39 @@ class Trainer:
         self.recipe, self.data, self.folder, self.device = recipe, data, folder, device
         self.settings: Training = recipe.training.build()
         self.optimization: AdamW = recipe.optimizer.build()
-        self.times, self.weighting = recipe.times.build(), recipe.weighting.build()
-        self.importance = self.times if isinstance(self.times, Importance) else None
+        times = recipe.times.build()
+        self.importance = times if isinstance(times, Importance) else None
         self.losses = self.importance.history() if self.importance else torch.zeros(2, 0, dtype=torch.float64)
-        self.bound, self.bin_width = recipe.variance.build().bound, recipe.build_codec().bin_width
-        self.denoiser = recipe.build_denoiser()
+        self.task = task(recipe)
+        self.model = self.task.build()
         self.conditioning: Conditioning = recipe.conditioning.build()
-        # a mistake in what to tell, or in how to sample, shows now and not at the first preview
-        Sampler.of(recipe, self.denoiser).denoise(self.held_out(np.zeros(1, dtype=np.int64)).condition)
-        self.channels_last = channels_last(self.denoiser, device) and len(recipe.shape) == 3
-        place(self.denoiser, device)
+        self.prepared = prepared(data, recipe.build_codec(), recipe.augment.build(), folder)
+        if isinstance(self.model, Denoiser):
+            # a mistake in what to tell, or in how to sample, shows now and not at the first preview
+            Sampler.of(recipe, self.model).denoise(self.held_out(np.zeros(1, dtype=np.int64)).condition)
+        self.channels_last = channels_last(self.model, device) and len(recipe.shape) == 3
+        place(self.model, device)
         self.precision = choose_precision(self.settings.precision, device, recipe.shape)
-        self.averaged = Averaged(self.denoiser, recipe.ema.build())
+        self.averaged = Averaged(self.model, recipe.ema.build())
         kept = GAMMAS if self.settings.snapshots else ()
         self.averages = {"average": self.averaged}
-        self.averages |= {str(gamma): Averaged(self.denoiser, PowerAverage(gamma)) for gamma in kept}
+        self.averages |= {str(gamma): Averaged(self.model, PowerAverage(gamma)) for gamma in kept}
         if self.settings.gradient_checkpointing:
-            compute_again(self.denoiser)
+            compute_again(self.model)
         if self.settings.compile:
-            self.denoiser.get_submodule("network").compile(**COMPILED)
+            for name, part in self.model.named_children():
+                if name != "embedder":
+                    part.compile(**COMPILED)
         if self.settings.sharded:
-            for module in (self.denoiser, *(averaged.denoiser for averaged in self.averages.values())):
+            for module in (self.model, *(averaged.model for averaged in self.averages.values())):
                 distributed.shard(module)
-        self.optimizer = self.optimization.build(self.denoiser, self.precision)
+        self.optimizer = self.optimization.build(self.model, self.precision)
         accumulate = self.settings.accumulate
         each = distributed.share(self.settings.batch // accumulate, "training.batch / training.accumulate")
         self.draws = Draws(
-            data.train,
-            recipe.build_codec(),
-            recipe.augment.build(),
+            self.prepared.train,
+            self.prepared.codec,
+            self.prepared.augment,
             self.settings.batch,
             recipe.seed,
             partial(self.conditioning.read, recipe.known),
@@ -105,6 +111,16 @@ class Trainer:
         self.step = self.skipped = self.bad_in_row = 0
 
     @property
+    def denoiser(self) -> Denoiser:
+        """The model, where it is a denoiser.
+
+        Raises: UserError: If it is not.
+        """
+        if not isinstance(self.model, Denoiser):
+            raise UserError(f"{self.folder} is the training of an autoencoder, and not of a denoiser")
+        return self.model
+
+    @property
     def seen(self) -> int:
         """Images seen so far."""
         return self.step * self.settings.batch
@@ -114,27 +130,19 @@ class Trainer:
         """Whether all images were seen."""
         return self.images is not None and self.seen >= self.images
 
-    def loss(self, draw: Draw, denoiser: Denoiser) -> Tensor:
+    def loss(self, draw: Draw) -> Tensor:
         """Return the loss of each row of a batch, `(batch,)`."""
-        x0 = draw.x0.to(self.device, non_blocking=True)
+        progress = self.seen / self.images if self.images else 0.0
+        with arithmetic(self.precision, self.device):
+            return self.task.loss(self.model, self._moved(draw), progress)
+
+    def _moved(self, draw: Draw) -> Draw:
+        """Return a batch on the model's device, but for its times, of which coefficients are made here."""
+        x0, noise = (part.to(self.device, non_blocking=True) for part in (draw.x0, draw.noise))
         if self.channels_last:
             x0 = x0.to(memory_format=torch.channels_last)
-        noise = draw.noise.to(self.device, non_blocking=True)
-        cond = None
-        with arithmetic(self.precision, self.device):
-            if denoiser.embedder is not None and draw.condition is not None:
-                cond = denoiser.embedder(draw.condition.to(self.device), draw.drop.to(self.device))
-            return denoising_loss(
-                denoiser,
-                x0,
-                cond,
-                times=self.times,
-                weighting=self.weighting,
-                u=draw.u,
-                noise=noise,
-                bound=self.bound,
-                bin_width=self.bin_width,
-            )
+        condition = None if draw.condition is None else draw.condition.to(self.device)
+        return Draw(x0, condition, draw.drop.to(self.device), draw.u, noise)
 
     def spread(self, draw: Draw) -> tuple[Draw, Tensor]:
         """Return a batch, its times where the loss is large if the recipe asks for that, and the weight of each row."""
@@ -148,7 +156,7 @@ class Trainer:
         place = self.step * distributed.size() + distributed.rank()
         torch.manual_seed((self.recipe.seed * 1_000_003 + place) % 2**63)  # what dropout draws from
         for portion in _portions(draw, len(draw.x0) // self.settings.accumulate):
-            yield self.loss(portion, self.denoiser)
+            yield self.loss(portion)
 
     def descend(self, draw: Draw) -> float:
         """Take one optimizer step; where the loss is not finite, the weights stay as they are.
@@ -171,14 +179,14 @@ class Trainer:
             loss = (each * share.to(each)).mean() / parts
             torch.autograd.backward(loss)
             mean = mean + loss.detach()
-        gradients = [parameter.grad for parameter in self.denoiser.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         distributed.total([mean] if self.settings.sharded else [mean, *gradients])
-        norm = distributed.full(torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.optimization.clip))
+        norm = distributed.full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.clip))
         self.step += 1
         if bool(mean.isfinite()) and bool(norm.isfinite()):
             self.optimizer.step()
             for averaged in self.averages.values():
-                averaged.update(self.denoiser, self.step, self.settings.batch)
+                averaged.update(self.model, self.step, self.settings.batch)
             self.bad_in_row = 0
             if self.importance:
                 u, losses = distributed.gather(draw.u), distributed.gather(torch.cat(found).cpu())
@@ -194,11 +202,13 @@ class Trainer:
 
     def held_out_loss(self) -> float:
         """Return the averaged weights' loss on held-out rows, with times and noise that never change."""
-        source, batch = self.data.heldout, self.settings.batch
+        source, batch = self.prepared.heldout, self.settings.batch
         rows = np.linspace(0, len(source) - 1, min(len(source), HELD_OUT)).astype(np.int64)
-        with torch.inference_mode():
+        with torch.inference_mode(), arithmetic(self.precision, self.device):
             losses = [
-                self.loss(self.held_out(rows[first : first + batch], first), self.averaged.denoiser).sum()
+                self.task.measured(
+                    self.averaged.model, self._moved(self.held_out(rows[first : first + batch], first))
+                ).sum()
                 for first in range(0, len(rows), batch)[distributed.rank() :: distributed.size()]
             ]
         summed = torch.stack([*losses, torch.zeros((), device=self.device)]).sum()
@@ -208,8 +218,8 @@ class Trainer:
     def held_out(self, rows: Indices, first: int = 0) -> Draw:
         """Return held-out rows as a batch whose times and noise never change, the first of them number `first`."""
         seed, count = self.recipe.seed, len(rows)
-        batch = self.data.heldout.take(rows)
-        x0 = self.recipe.build_codec().encode(batch.x)
+        batch = self.prepared.heldout.take(rows % len(self.prepared.heldout))
+        x0 = self.prepared.encode(batch.x)
         drawn = torch.from_numpy(uniform(seed, "held-out condition", 0, first, count, 4))
         u = torch.from_numpy(uniform(seed, "held-out times", 0, first, count)[:, 0])
         noise = normal(seed, "held-out noise", 0, first, count, tuple(x0.shape[1:]))
@@ -217,26 +227,20 @@ class Trainer:
         return Draw(x0, condition, torch.zeros(count, dtype=torch.bool), u, noise)
 
     def preview(self) -> None:
-        """Write a sheet of samples of the averaged weights."""
-        sampler = Sampler.of(self.recipe, self.averaged.denoiser)
-        points = len(sampler.shape) == 1
-        columns = sampler.classes if 1 < sampler.classes <= 16 else 8
-        count = 1024 if points else columns * max(1, sampler.settings.batch // columns)
-        rows = np.arange(count) % len(self.data.heldout)
-        told = None if sampler.classes else self.held_out(rows).condition
+        """Write a sheet of what the averaged weights can do."""
         with arithmetic(self.precision, self.device):
-            samples = sampler(count, condition=told)
+            picture = self.task.preview(self.averaged.model, self.held_out)
         folder = self.folder / "samples"
         if distributed.rank():
             return
         with disk(folder):
             folder.mkdir(exist_ok=True)
-            save_picture(sheet(samples, columns), folder / f"{self.step:09}.png")
+            save_picture(picture, folder / f"{self.step:09}.png")
 
     @property
     def _names(self) -> list[str]:
         """Names of the parameters in the order in which the optimizer holds them."""
-        names = {id(parameter): name for name, parameter in self.denoiser.named_parameters()}
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def save(self) -> bool:
@@ -245,8 +249,10 @@ class Trainer:
         Returns: Whether the model is finite and was written.
         Raises: EnvironmentFailure: If the disk fails; what was written before is intact.
         """
-        averages = {name: _whole(averaged.denoiser) for name, averaged in self.averages.items()}
-        parts = {"weights": _whole(self.denoiser), **averages}
+        with arithmetic(self.precision, self.device):
+            self.task.settle(self.averaged.model, self.data)
+        averages = {name: _whole(averaged.model) for name, averaged in self.averages.items()}
+        parts = {"weights": _whole(self.model), **averages}
         if not _finite(parts):
             return False
         parts["optimizer"] = checkpoint.optimizer_tensors(self.optimizer, self._names)
@@ -256,7 +262,7 @@ class Trainer:
             parts["times"] = {"losses": self.losses}
         state = {"skipped": self.skipped, "threads": torch.get_num_threads(), "precision": self.precision}
         checkpoint.save(self.folder / "checkpoints", self.step, _flat(parts), state)
-        checkpoint.write_tensors(self.folder / "model.safetensors", averages["average"])
+        write_tensors(self.folder / "model.safetensors", averages["average"])
         return True
 
     def snapshot(self) -> None:
@@ -264,13 +270,13 @@ class Trainer:
 
         Raises: EnvironmentFailure: If the disk fails.
         """
-        parts = {name: _whole(one.denoiser) for name, one in self.averages.items() if name != "average"}
+        parts = {name: _whole(one.model) for name, one in self.averages.items() if name != "average"}
         if distributed.rank() or not _finite(parts):
             return
         where = self.folder / "averages" / f"{self.step:09}.safetensors"
         with disk(where):
             where.parent.mkdir(exist_ok=True)
-        checkpoint.write_tensors(where, _flat(parts))
+        write_tensors(where, _flat(parts))
 
     def restore(self, most: int | None = None) -> None:
         """Go back to the newest whole checkpoint, and to its thread count, on which sums depend.
@@ -290,11 +296,11 @@ class Trainer:
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             parts[kind][rest] = tensor
-        checkpoint.load_into(self.denoiser, parts["weights"], where)
+        load_into(self.model, parts["weights"], where)
         for name, averaged in self.averages.items():
-            checkpoint.load_into(averaged.denoiser, parts[name], where)
+            load_into(averaged.model, parts[name], where)
         # in the run's arithmetic, which may not be this machine's choice
-        self.optimizer = self.optimization.build(self.denoiser, state["precision"])
+        self.optimizer = self.optimization.build(self.model, state["precision"])
         checkpoint.restore_optimizer(self.optimizer, self._names, parts["optimizer"])
         losses = parts["times"].get("losses", self.losses)
         if losses.shape != self.losses.shape:
@@ -312,14 +318,14 @@ class Trainer:
 
         Raises: UserError: If the networks differ.
         """
-        own = self.denoiser.state_dict()
+        own = self.model.state_dict()
         given = {name: tensor for name, tensor in tensors.items() if not name.startswith("embedder.")}
         for name, tensor in own.items():
             if name.startswith("embedder."):
                 fits = name in tensors and tensors[name].shape == tensor.shape
                 given[name] = tensors[name] if fits else tensor
-        checkpoint.load_into(self.denoiser, given, where)
-        checkpoint.load_into(self.averaged.denoiser, given, where)
+        load_into(self.model, given, where)
+        load_into(self.averaged.model, given, where)
 
 
 def _portions(draw: Draw, size: int) -> Iterator[Draw]:

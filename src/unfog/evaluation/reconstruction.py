@@ -1,0 +1,103 @@
+"""What an autoencoder keeps of pictures that it never saw: signal to noise, and how far what is left lies from data."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from unfog.compression import autoencoder
+from unfog.data.codecs import Latents
+from unfog.data.pictures import paired, save_picture
+from unfog.evaluation.distances import Rows
+from unfog.evaluation.intervals import Interval, Scored, bootstrap
+from unfog.evaluation.judge import Judge, spread
+from unfog.files import disk, write_whole
+from unfog.run import read_recipe
+from unfog.training.machine import arithmetic, choose_device, choose_precision
+
+SHOWN = 48
+"""Pictures on the sheet."""
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """How well an autoencoder gives back held-out pictures.
+
+    Attributes:
+        psnr: Mean of 10·log10(255²/MSE) over pictures, in dB.
+        interval: Its 95 % interval, over pictures.
+        fidelity: Fréchet distance of what it gives back from training rows.
+        numbers: Numbers of a picture over those of its latent.
+        originals: The pictures.
+        pictures: What it gives back.
+    """
+
+    psnr: float
+    interval: Interval
+    fidelity: Scored
+    numbers: float
+    originals: Tensor = field(repr=False)
+    pictures: Tensor = field(repr=False)
+
+    def table(self) -> str:
+        """Return the figures as text."""
+        low, high = self.interval
+        found = self.fidelity
+        return "\n".join(
+            [
+                f"PSNR of {len(self.pictures)} held-out pictures: {self.psnr:.2f} dB [{low:.2f}, {high:.2f}]",
+                f"Fréchet distance of what is given back: {found.value:.3f}, of held-out pictures themselves "
+                f"{found.floor:.3f}, of noise {found.ceiling:.3f}",
+                f"a latent has {self.numbers:.1f} times fewer numbers than a picture",
+            ]
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write evaluation.json, and in evaluation/ the sheet: originals above what is given back."""
+        with disk(folder):
+            (folder / "evaluation").mkdir(exist_ok=True)
+        places = torch.from_numpy(spread(min(SHOWN, len(self.pictures)), len(self.pictures)))
+        save_picture(paired(self.originals[places], self.pictures[places]), folder / "evaluation" / "pairs.png")
+        plain = {"psnr": self.psnr, "interval": self.interval, "fidelity": asdict(self.fidelity)}
+        write_whole(folder / "evaluation.json", json.dumps(plain, indent=1).encode())
+
+
+def psnr(pictures: Tensor, originals: Tensor) -> Rows:
+    """Return 10·log10(255²/MSE) of each picture in dB, `(n,)`; 100 where nothing differs.
+
+    Args:
+        pictures: uint8, `(n, channels, *space)`.
+        originals: As many.
+    """
+    apart = (pictures.double() - originals.double()).square().flatten(1).mean(1)
+    decibels: Rows = (10 * torch.log10(255**2 / apart.clamp(min=255**2 / 1e10))).numpy()
+    return decibels
+
+
+def reconstruction(path: Path, count: int, seed: int = 0, device: str = "auto") -> Reconstructed:
+    """Measure the autoencoder of a run folder on held-out pictures.
+
+    Args:
+        path: The run folder.
+        count: Pictures, at most.
+        seed: Seed of the intervals.
+        device: Where to compute.
+
+    Raises: UserError: If it holds no autoencoder, or its data hold out too few pictures.
+    """
+    recipe, data = read_recipe(path).build_data()
+    assert recipe.shape is not None
+    place, shape = choose_device(device), recipe.shape
+    codec = Latents(autoencoder(path, shape[0]), shape)
+    judge = Judge(data, codec.plain, min(count, len(data.heldout)), seed=seed, console=Console(stderr=True))
+    originals = judge.heldout.x[torch.from_numpy(spread(judge.m, len(judge.heldout.x)))]
+    with arithmetic(choose_precision(recipe.training.options["precision"], place, shape), place):
+        pictures = codec.decode(codec.encode(originals.to(place))).cpu()
+    each = psnr(pictures, originals)
+    numbers = float(np.prod(shape) / np.prod(codec.shape(shape)))
+    interval = bootstrap(lambda rows: float(rows.mean()), each, seed=seed)
+    return Reconstructed(float(each.mean()), interval, judge.fidelity(pictures), numbers, originals, pictures)

@@ -1,0 +1,1 @@
+"""Floor 10, exchange: models of other toolkits in, and ours out."""

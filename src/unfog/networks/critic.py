@@ -1,0 +1,38 @@
+"""The critic of an autoencoder: it tells real pictures from restored ones, patch by patch."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unfog.networks.layers import conv, gather
+from unfog.networks.unet import group_norm
+
+
+class Critic(nn.Module):
+    """Convolutions that halve the sides, and one number for each patch: the larger, the more it looks real.
+
+    Source: Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, section 3.2.2.
+    """
+
+    def __init__(self, channels: int, *, dims: int = 2, widths: Sequence[int] = (32, 64, 128)) -> None:
+        """Judge pictures of `channels` channels."""
+        super().__init__()
+        wide = (channels, *widths)
+        self.halving = nn.ModuleList(gather(dims, wide[i], wide[i + 1], 2) for i in range(len(widths)))
+        self.mixing = nn.ModuleList(conv(dims, width, width) for width in widths)
+        self.norms = nn.ModuleList(group_norm(width, 8) for width in widths)
+        self.out = conv(dims, widths[-1], 1, kernel=1)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return what each level sees of pictures, `(batch, width, *space)`."""
+        found = []
+        for halve, mix, norm in zip(self.halving, self.mixing, self.norms, strict=True):
+            x = F.leaky_relu(norm(mix(F.leaky_relu(halve(x), 0.2))), 0.2)
+            found.append(x)
+        return found
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the features of pictures, `(batch, channels, *space)`, and the verdicts, `(batch, 1, *patches)`."""
+        features = self.features(x)
+        return features, self.out(features[-1])

@@ -1,0 +1,133 @@
+"""The rows of a training as it draws them: pictures, or latents that were encoded once and for all."""
+
+import hashlib
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from unfog import distributed
+from unfog.data.codecs import PORTION, Codec, Identity, Latents
+from unfog.data.source import Augment, Batch, Data, Indices, Source
+from unfog.errors import UserError
+from unfog.files import disk, whole
+
+MOST = 1 << 34
+"""Bytes of latents, at most, that are kept; those of larger sets are encoded again and again."""
+
+
+class Flip:
+    """Chooses between the latent of a picture and that of its mirror image, as `Augment` would mirror the picture."""
+
+    def __init__(self, flip: bool) -> None:
+        """Choose the mirror image half of the time if `flip`."""
+        self.augment = Augment(flip=flip)
+
+    def __call__(self, x: Tensor, seed: int, position: int) -> Tensor:
+        """Return one latent of each row of `(batch, 1 or 2, *shape)`."""
+        which = torch.arange(x.shape[1]).expand(len(x), 1, 1, -1)
+        return x[torch.arange(len(x)), self.augment(which, seed, position)[:, 0, 0, 0]]
+
+
+class Encoded:
+    """Latents of a source, with what is known of its rows."""
+
+    slow: ClassVar[bool] = False
+
+    def __init__(self, source: Source, x: Tensor) -> None:
+        """Stand for `source`, whose latents, and perhaps their mirror images', are `x`: `(rows, 1 or 2, *shape)`."""
+        self.source, self.x = source, x
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a latent."""
+        return tuple(self.x.shape[2:])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.source.classes
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.x)
+
+    def take(self, indices: Indices) -> Batch:
+        """Return the latents with these numbers."""
+        return self.about(indices)._replace(x=self.x[torch.from_numpy(indices)])
+
+    def about(self, indices: Indices) -> Batch:
+        """Return what is known of these rows."""
+        return self.source.about(indices)
+
+
+class Prepared(NamedTuple):
+    """What a training draws from.
+
+    Attributes:
+        train: The rows.
+        heldout: Those that are held out.
+        codec: Encodes them.
+        augment: Changes them at random before.
+    """
+
+    train: Source
+    heldout: Source
+    codec: Codec
+    augment: Augment | Flip
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return rows as they are diffused, none of them changed at random."""
+        return x[:, 0] if isinstance(self.augment, Flip) else self.codec.encode(x)
+
+
+def prepared(data: Data, codec: Codec, augment: Augment, folder: Path) -> Prepared:
+    """Return the rows of a data set, in latents encoded and kept in `folder`/latents where the codec is one of them.
+
+    Raises: UserError: If the rows are to be shifted, for which latents would have to be encoded anew.
+        EnvironmentFailure: If the disk fails.
+    """
+    if not isinstance(codec, Latents):
+        return Prepared(data.train, data.heldout, codec, augment)
+    if augment.crop:
+        raise UserError("augment.crop shifts pixels, and the latents are encoded once: leave it 0")
+    numbers = int(np.prod(codec.shape(codec.stored))) * (1 + augment.flip)
+    if 4 * numbers * (len(data.train) + len(data.heldout)) > MOST:
+        return Prepared(data.train, data.heldout, codec, augment)
+    train = _encoded(data.train, codec, augment.flip, folder / "latents" / "train")
+    heldout = _encoded(data.heldout, codec, False, folder / "latents" / "heldout")
+    return Prepared(train, heldout, Identity(), Flip(augment.flip))
+
+
+def _encoded(source: Source, codec: Latents, flip: bool, where: Path) -> Encoded:
+    """Return the latents of a source, out of a file that is written first if there is none."""
+    key = hashlib.sha256(repr((len(source), source.shape, flip)).encode())
+    for tensor in codec.autoencoder.state_dict().values():
+        key.update(tensor.cpu().numpy().tobytes())
+    path = where.with_name(f"{where.name}-{key.hexdigest()[:12]}.npy")
+    if not path.is_file() and not distributed.rank():
+        with disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as part:
+            _write(source, codec, flip, part)
+    distributed.agreed(0)  # the others read what the first one wrote
+    return Encoded(source, torch.from_numpy(np.load(path, mmap_mode="c")))
+
+
+def _write(source: Source, codec: Latents, flip: bool, path: Path) -> None:
+    """Encode all rows into an array file."""
+    shape = (len(source), 1 + flip, *codec.shape(codec.stored))
+    latents = open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    parts = np.array_split(np.arange(len(source)), -(-len(source) // PORTION))
+    console = Console(stderr=True)
+    for part in track(parts, "encoding", console=console, transient=True, disable=len(parts) < 8):
+        x = source.take(part).x
+        latents[part, 0] = codec.encode(x).numpy()
+        if flip:
+            latents[part, 1] = codec.encode(x.flip(-1)).numpy()
+    latents.flush()
