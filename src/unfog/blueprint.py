@@ -125,10 +125,9 @@ class Recipe:
             config = self._config(name)
             path = config.options.get(option)
             if path:
-                inside = Path(path).resolve().is_relative_to(folder.resolve())
-                if relative:
-                    path = Path(path).resolve().relative_to(folder.resolve()).as_posix() if inside else path
-                else:
+                if relative and Path(path).resolve().is_relative_to(folder.resolve()):
+                    path = Path(path).resolve().relative_to(folder.resolve()).as_posix()
+                elif (folder / path).exists():
                     path = str(folder.resolve() / path)
                 found = found._with(name, Config(name, config.kind, {**config.options, option: path}))
         return found
@@ -180,7 +179,7 @@ class Recipe:
         """Return the data, and the recipe with their shape, classes and some captions written in."""
         data: Data = self.data.build()
         found = replace(self, shape=data.train.shape, classes=data.train.classes)
-        if self.conditioning.kind == "text":
+        if self.conditioning.kind in ("text", "pretrained"):
             rows = np.linspace(0, len(data.heldout) - 1, min(len(data.heldout), PROMPTS)).astype(np.int64)
             prompts = captions(data.heldout.take(rows), found.classes)
             found = replace(found, prompts=tuple(dict.fromkeys(prompts)))

@@ -73,7 +73,7 @@ class Conditioning(Protocol):
 
 
 @dataclass(frozen=True)
-class _WithNull:
+class WithNull:
     """The model is told something, and learns to do without it.
 
     Attributes:
@@ -94,7 +94,7 @@ class _WithNull:
 
 
 @dataclass(frozen=True)
-class ClassConditioning(_WithNull):
+class ClassConditioning(WithNull):
     """The model is told the class, by its number or its name; without a request, all classes in turn."""
 
     def build(self, known: Known, dim: int) -> Embedder | None:
@@ -114,12 +114,12 @@ class ClassConditioning(_WithNull):
             return None
         if asked is None:
             return torch.arange(count) % len(known.classes)
-        each = _each(asked, count, (int, str))
-        return torch.tensor([_class_number(known, one) for one in each], dtype=torch.long)
+        numbers = [_class_number(known, one) for one in each(asked, count, (int, str))]
+        return torch.tensor(numbers, dtype=torch.long)
 
 
 @dataclass(frozen=True)
-class LabelsConditioning(_WithNull):
+class LabelsConditioning(WithNull):
     """The model is told which of several labels hold; asked by names with commas, or by a tensor of 0 and 1."""
 
     def build(self, known: Known, dim: int) -> Embedder | None:
@@ -140,7 +140,7 @@ class LabelsConditioning(_WithNull):
         if isinstance(asked, Tensor):
             return _rows(asked, count, (len(known.classes),)).bool()
         rows = torch.zeros(count, len(known.classes), dtype=torch.bool)
-        for row, one in enumerate(_each(asked, count, (int, str))):
+        for row, one in enumerate(each(asked, count, (int, str))):
             whole = not isinstance(one, str) or one in known.classes  # a name may have a comma itself
             names = [one] if whole else [name.strip() for name in one.split(",") if name.strip()]
             rows[row, [_class_number(known, name) for name in names]] = True
@@ -148,7 +148,7 @@ class LabelsConditioning(_WithNull):
 
 
 @dataclass(frozen=True)
-class ValuesConditioning(_WithNull):
+class ValuesConditioning(WithNull):
     """The model is told numbers of about unit size.
 
     Attributes:
@@ -188,7 +188,7 @@ class ValuesConditioning(_WithNull):
 
 
 @dataclass(frozen=True)
-class TextConditioning(_WithNull):
+class TextConditioning(WithNull):
     """The model is told a text, which an encoder of its own reads, trained together with it; the empty text is none.
 
     Where the data have no captions, the names of the classes are the text.
@@ -230,12 +230,12 @@ class TextConditioning(_WithNull):
         if asked is None:
             prompts = [known.prompts[place % len(known.prompts)] if known.prompts else "" for place in range(count)]
         else:
-            prompts = _each(asked, count, (str,))
+            prompts = each(asked, count, (str,))
         return tokenise(prompts, self.length, warn=True)
 
 
 @dataclass(frozen=True)
-class ImageConditioning(_WithNull):
+class ImageConditioning(WithNull):
     """The model is told a poorer version of the picture, in planes beside the state.
 
     Attributes:
@@ -336,22 +336,22 @@ def _nothing(asked: Asked) -> None:
         raise UserError("this model was trained without conditions: ask it for nothing")
 
 
-def _each(asked: Asked, count: int, kinds: tuple[type, ...]) -> list[Any]:
+def each(asked: Asked, count: int, kinds: tuple[type, ...]) -> list[Any]:
     """Return what is asked of each sample."""
     whole = asked.tolist() if isinstance(asked, Tensor) else asked
     given: list[Any] = list(whole) if isinstance(whole, Iterable) and not isinstance(whole, str) else [whole] * count
     wanted = " or ".join({int: "labels, whole numbers", str: "text"}[kind] for kind in kinds)
-    each = []
+    found = []
     for one in given:
         try:
-            each.append(one if isinstance(one, str) else index(one))
+            found.append(one if isinstance(one, str) else index(one))
         except TypeError:
             raise UserError(f"this model is asked by {wanted}, not by {one!r}") from None
-        if not isinstance(each[-1], kinds):
+        if not isinstance(found[-1], kinds):
             raise UserError(f"this model is asked by {wanted}, not by {one!r}")
-    if len(each) != count:
-        raise UserError(f"{len(each)} labels or prompts do not fit {count} samples")
-    return each
+    if len(found) != count:
+        raise UserError(f"{len(found)} labels or prompts do not fit {count} samples")
+    return found
 
 
 def _rows(rows: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:

@@ -1,7 +1,7 @@
 """From a denoiser to samples: fixed batches, one stream of noise for each sample, conditions and guidance."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import Schedule, expand
 from unfog.diffusion.solvers import Ancestral, Solver, Step
 from unfog.errors import UserError
-from unfog.networks.conditioning import ClassEmbedding
+from unfog.networks.conditioning import ClassEmbedding, Cond
 from unfog.randomness import normal
 from unfog.settings import Sampling
 
@@ -35,6 +35,7 @@ class Sampler:
         conditioning: Reads what is asked for.
         known: What the model knows of its data.
         seed: Seed of the noise.
+        negative: What the samples shall not show: guidance leads away from it instead of from nothing.
     """
 
     denoiser: Denoiser
@@ -45,9 +46,10 @@ class Sampler:
     conditioning: Conditioning
     known: Known
     seed: int = 0
+    negative: Asked = None
 
     @classmethod
-    def of(cls, recipe: Recipe, denoiser: Denoiser, seed: int = 0) -> "Sampler":
+    def of(cls, recipe: Recipe, denoiser: Denoiser, seed: int = 0, negative: Asked = None) -> "Sampler":
         """Return the sampler that a recipe describes."""
         return cls(
             denoiser,
@@ -58,6 +60,7 @@ class Sampler:
             recipe.conditioning.build(),
             recipe.known,
             seed,
+            negative,
         )
 
     @property
@@ -94,15 +97,23 @@ class Sampler:
         """
         denoise: Denoise = Conditioned(self.denoiser, None)
         if self.denoiser.embedder is not None and condition is not None:
-            told = self.denoiser.embedder(condition.to(next(self.denoiser.parameters()).device))
-            free = Conditioned(self.denoiser, self.denoiser.embedder.null(len(condition)))
-            denoise = self._guided(Conditioned(self.denoiser, told), free)
-        elif self.settings.guidance != 1:
+            embedder, device = self.denoiser.embedder, next(self.denoiser.parameters()).device
+            free = embedder.null(len(condition))
+            if self.negative is not None:
+                shunned = self.conditioning.ask(self.known, self.negative, len(condition))
+                assert shunned is not None
+                free = embedder(shunned.to(device))
+            told = embedder(condition.to(device))
+            denoise = self._guided(*(Conditioned(self.denoiser, _at(cond, device)) for cond in (told, free)))
+        if self.negative is not None and self.settings.guidance == 1:
+            raise UserError("what samples shall not show works by guidance: set it above 1")
+        if isinstance(denoise, Conditioned) and denoise.cond is None and self.settings.guidance != 1:
             raise UserError(
                 "guidance needs a model that was trained with conditions: set it to 1 (sampling.guidance=1 in a recipe)"
             )
         if self.settings.clip and self.codec.bounds is not None:
-            denoise = Clipped(denoise, *self.codec.bounds, keep_eps=self.settings.guidance_kind == "cfg++")
+            keep_eps = self.settings.keep_eps or self.settings.guidance_kind == "cfg++"
+            denoise = Clipped(denoise, *self.codec.bounds, keep_eps=keep_eps)
         learned = isinstance(self.solver, Ancestral) and self.solver.variance == "learned"
         if learned and not self.denoiser.learned_variance:
             raise UserError("solver.variance 'learned' needs a model that was trained with variance=learned")
@@ -157,13 +168,13 @@ class Sampler:
         size = self.settings.batch
         for start in range(skip * size, count, size * distributed.size()):
             first = start + size * distributed.rank()
-            for step in self.steps(first, self._padded(condition, first)):
+            for step in self.steps(first, self.padded(condition, first)):
                 x = step.x
             for place, batch in enumerate(torch.split(distributed.gather(self.codec.decode(x)), size)):
                 if (left := count - start - place * size) > 0:
                     yield batch[:left].cpu()
 
-    def _padded(self, condition: Tensor | None, first: int) -> Tensor | None:
+    def padded(self, condition: Tensor | None, first: int) -> Tensor | None:
         """Return the condition of one batch, the last one repeated to fill it."""
         if condition is None:
             return None
@@ -192,7 +203,7 @@ class Sampler:
         """
         if not 1 <= count <= self.settings.batch:
             raise UserError(f"a film shows 1 to {self.settings.batch} samples, not {count}")
-        condition = self._padded(self.condition(count, asked), 0)
+        condition = self.padded(self.condition(count, asked), 0)
         denoise, times = self.denoise(condition)
         x, moments = self.start(0, denoise.schedule, times[0]), []
         for step in self.steps(0, condition):
@@ -200,6 +211,12 @@ class Sampler:
             x = step.x
         moments.append((x, x))
         return [(self.codec.decode(x[:count]).cpu(), self.codec.decode(x0[:count]).cpu()) for x, x0 in moments]
+
+
+def _at(cond: Cond, device: torch.device) -> Cond:
+    """Return a condition on a device."""
+    parts = (getattr(cond, field.name) for field in fields(cond))
+    return Cond(*(None if part is None else part.to(device) for part in parts))
 
 
 def shown(x: Tensor, schedule: Schedule, t: Tensor) -> Tensor:

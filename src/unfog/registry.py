@@ -22,7 +22,7 @@ from unfog.conditions import (
     TextConditioning,
     ValuesConditioning,
 )
-from unfog.data import classic, codecs, folder, points, shapes
+from unfog.data import classic, codecs, elsewhere, folder, points, shapes
 from unfog.data.source import Augment
 from unfog.diffusion import grids, schedules, solvers, tables, targets, times, weightings
 from unfog.errors import EnvironmentFailure, UserError, unknown
@@ -34,6 +34,7 @@ from unfog.networks.minimal import Minimal
 from unfog.networks.mlp import MLP
 from unfog.networks.unet import UNet
 from unfog.optimizers import AdamW, Muon
+from unfog.pretrained import PretrainedConditioning
 from unfog.settings import (
     Denoising,
     ExponentialAverage,
@@ -84,6 +85,7 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
         "cifar10": classic.cifar10,
         "folder": folder.folder,
         "shapes": shapes.shapes,
+        "elsewhere": elsewhere.elsewhere,
     },
     "augment": {"flip-crop": Augment},
     "codec": {"pixels": codecs.Pixels, "identity": codecs.Identity, "latents": LatentCodec},
@@ -102,6 +104,7 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
         "labels": LabelsConditioning,
         "values": ValuesConditioning,
         "text": TextConditioning,
+        "pretrained": PretrainedConditioning,
         "image": ImageConditioning,
         "none": NoConditioning,
     },

@@ -28,6 +28,7 @@ from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import EnvironmentFailure, UserError
 from unfog.files import disk, locked, parse_json, read_bounded, whole, write_whole
 from unfog.generation import Sampler
+from unfog.pretrained import copy_encoder
 from unfog.registry import part
 from unfog.settings import Precision
 from unfog.tensors import load_into, read_tensors, write_tensors
@@ -69,6 +70,7 @@ class Run:
         grid: str | None = None,
         guidance: float | None = None,
         seed: int = 0,
+        negative: Asked = None,
     ) -> Sampler:
         """Return the sampler of the recipe with some settings changed.
 
@@ -78,6 +80,7 @@ class Run:
             grid: Name of a grid.
             guidance: Scale of classifier-free guidance; 1 is off.
             seed: Seed of the noise.
+            negative: What samples shall not show, one thing for all.
 
         Raises: UserError: For an unknown name or a value out of range.
         """
@@ -89,7 +92,7 @@ class Run:
             grid=self.recipe.grid if grid in (None, self.recipe.grid.kind) else part("grid", grid),
             sampling=part("sampling", self.recipe.sampling.kind, **{**self.recipe.sampling.options, **given}),
         )
-        return Sampler.of(recipe, self.denoiser, seed)
+        return Sampler.of(recipe, self.denoiser, seed, negative)
 
     def sample(
         self,
@@ -101,6 +104,7 @@ class Run:
         grid: str | None = None,
         guidance: float | None = None,
         seed: int = 0,
+        negative: Asked = None,
     ) -> Tensor:
         """Draw samples; number i is the same in whatever request it comes.
 
@@ -113,11 +117,12 @@ class Run:
             grid: Name of a grid; the recipe's if None.
             guidance: Scale of classifier-free guidance, 1 is off; the recipe's if None.
             seed: Seed of the noise.
+            negative: What samples shall not show, one thing for all: guidance leads away from it.
 
         Returns: uint8 pictures `(count, channels, height, width)`, or float32 points `(count, coordinates)`.
         Raises: UserError: For an unknown name or a value out of range.
         """
-        sampler = self.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed)
+        sampler = self.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed, negative=negative)
         with self.arithmetic():
             return sampler(count, asked)
 
@@ -231,6 +236,8 @@ def fit(
     recipe, data = recipe.build_data()
     for sentence in quick(data):
         warnings.warn(sentence, stacklevel=2)
+    if recipe.conditioning.kind == "pretrained":
+        recipe = _with_encoder(recipe, out)
     if recipe.codec.kind == "latents":
         recipe = _with_autoencoder(recipe, out, budget, device, console)
     trainer = Trainer(recipe, data, out, choose_device(device))
@@ -241,6 +248,15 @@ def fit(
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
     _train(trainer, started, console)
+
+
+def _with_encoder(recipe: Recipe, out: Path) -> Recipe:
+    """Return a recipe whose text encoder lies in the run folder, copied there."""
+    own = out / "text"
+    if distributed.rank() == 0 and not own.exists():
+        copy_encoder(recipe.conditioning.options["path"], own)
+    distributed.agreed(0)
+    return recipe.set(f"conditioning.path={own.resolve()}")
 
 
 def _with_autoencoder(recipe: Recipe, out: Path, budget: float | None, device: str, console: Console | None) -> Recipe:
@@ -433,6 +449,7 @@ def sample_into(
         "asked": asked if not isinstance(asked, Tensor) else hashlib.sha256(asked.numpy().tobytes()).hexdigest()[:16],
         **{name: repr(getattr(sampler, name)) for name in ("solver", "grid", "settings")},
         "seed": sampler.seed,
+        **({} if sampler.negative is None else {"negative": sampler.negative}),
         "precision": run.precision,
         "device": next(run.denoiser.parameters()).device.type,
     }

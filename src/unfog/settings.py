@@ -156,6 +156,7 @@ class Sampling:
         guidance_interval: The two times between which guidance is on; None is always.
         guidance_rescale: Share by which the guided x0 gets back its standard deviation, against over-exposure.
         clip: Whether x0 is held to the range of the data.
+        keep_eps: Whether eps stays as it was where x0 is held; else it follows x0, so that both still make x_t.
         batch: Samples that go through the network together; always as many, the last batch padded.
     """
 
@@ -165,6 +166,7 @@ class Sampling:
     guidance_interval: Sequence[float] | None = None
     guidance_rescale: float = 0.0
     clip: bool = True
+    keep_eps: bool = False
     batch: int = 64
 
     def __post_init__(self) -> None:
@@ -184,12 +186,12 @@ class Inputs:
 
     Attributes:
         input_scale: "none" or "unit", see `Denoiser`.
-        network_time: "thousand", "index" or "log_snr", see `Denoiser`.
+        network_time: "thousand", "index", "whole" or "log_snr", see `Denoiser`.
         sigma_data: Standard deviation of the clean data, for "unit".
     """
 
     input_scale: Literal["none", "unit"] = "none"
-    network_time: Literal["index", "thousand", "log_snr"] = "thousand"
+    network_time: Literal["index", "whole", "thousand", "log_snr"] = "thousand"
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:

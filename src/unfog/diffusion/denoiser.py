@@ -13,7 +13,7 @@ from unfog.networks.conditioning import Cond, Embedder
 from unfog.networks.layers import Network
 
 InputScale = Literal["none", "unit"]
-NetworkTime = Literal["index", "thousand", "log_snr"]
+NetworkTime = Literal["index", "whole", "thousand", "log_snr"]
 
 
 class Denoise(Protocol):
@@ -53,8 +53,8 @@ class Denoiser(nn.Module):
             embedder: Maps what is told of each row to a condition; None for unconditional models.
             input_scale: `"none"` shows x_t as it is, `"unit"` divides it by its standard deviation
                 sqrt(alpha²·sigma_data² + sigma²).
-            network_time: What the network is told: `"index"` is T·t - 1 (tables only), `"thousand"`
-                1000·t/t_max, `"log_snr"` -log_snr/8 = ln(sigma/alpha)/4.
+            network_time: What the network is told: `"index"` is T·t - 1 (tables only), `"whole"` that rounded,
+                `"thousand"` 1000·t/t_max, `"log_snr"` -log_snr/8 = ln(sigma/alpha)/4.
             sigma_data: Standard deviation of the clean data, for `"unit"`.
             learned_variance: Whether the network gives twice the channels, the second half of them v, with
                 (v + 1)/2 the variance fraction.
@@ -64,8 +64,10 @@ class Denoiser(nn.Module):
         super().__init__()
         schedule.check()
         target.check(schedule)
-        if network_time == "index" and not schedule.steps:
-            raise UserError("network_time 'index' needs a schedule of discrete steps: use 'thousand' or 'log_snr'")
+        if network_time in ("index", "whole") and not schedule.steps:
+            raise UserError(
+                f"network_time {network_time!r} needs a schedule of discrete steps: use 'thousand' or 'log_snr'"
+            )
         self.network, self.embedder = network, embedder
         self.schedule, self.target = schedule, target
         self.input_scale, self.network_time, self.sigma_data = input_scale, network_time, sigma_data
@@ -74,9 +76,10 @@ class Denoiser(nn.Module):
     def time_input(self, t: Tensor | float) -> Tensor:
         """Return what the network is told of time `t`, in float64 and in the shape of `t`."""
         t = as_time(t)
-        if self.network_time == "index":
+        if self.network_time in ("index", "whole"):
             assert self.schedule.steps is not None
-            return self.schedule.steps * t - 1
+            index = self.schedule.steps * t - 1
+            return index.round() if self.network_time == "whole" else index
         if self.network_time == "thousand":
             return 1000 * t / self.schedule.t_max
         return -self.schedule.log_snr(t) / 8

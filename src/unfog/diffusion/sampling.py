@@ -22,7 +22,10 @@ def gaussian(step: int, like: Tensor) -> Tensor:
 
 
 def check_times(times: Tensor, schedule: Schedule, solver: Solver) -> None:
-    """Raise a UserError unless the times lie on the clock and fall, or for deterministic solvers rise, all the way."""
+    """Raise a UserError unless the times lie on the clock and fall all the way.
+
+    For deterministic solvers they may also rise all the way; for those that draw noise some steps may climb.
+    """
     name = type(schedule).__name__
     if times.ndim != 1 or len(times) < 2:
         raise UserError(f"times are a row of two or more, not of shape {tuple(times.shape)}")
@@ -31,10 +34,13 @@ def check_times(times: Tensor, schedule: Schedule, solver: Solver) -> None:
             f"times from {times.min():g} to {times.max():g} leave the clock of {name}, [0, {schedule.t_max:g}]"
         )
     steps = times.diff()
-    if not ((steps < 0).all() or (steps > 0).all()):
+    if solver.stochastic:
+        if steps[0] > 0 or (steps == 0).any():
+            raise UserError("a solver that draws noise goes from noise to data: its times must fall at first")
+        if (times[:-1] == 0).any():
+            raise UserError("times may not climb from 0, which is clean data: let them climb before")
+    elif not ((steps < 0).all() or (steps > 0).all()):
         raise UserError("times must fall at every step to sample, or rise at every step to invert: sort them")
-    if solver.stochastic and steps[0] > 0:
-        raise UserError("a solver that draws noise goes from noise to data: its times must fall")
 
 
 def trajectory(
@@ -51,7 +57,8 @@ def trajectory(
     Args:
         denoise: Predicts (x0, eps).
         x: State at `times[0]`, `(batch, *shape)`.
-        times: Times on the schedule's clock, `(steps + 1,)`, falling for sampling, rising for inversion.
+        times: Times on the schedule's clock, `(steps + 1,)`, falling for sampling, rising for inversion. Where they
+            climb in between, which needs a stochastic solver, the state is noised again.
         solver: The rule of one step.
         noise: The noise of step i for a state; only stochastic solvers ask for it.
         past: Steps that led to `x`, the latest last, for a multistep solver that goes on; it begins without any.
@@ -60,11 +67,26 @@ def trajectory(
     Raises: UserError: If times leave the clock, neither fall nor rise, or rise for a solver that draws noise.
     """
     check_times(times, denoise.schedule, solver)
+    reached: Step | None = None
     for index, (t, s) in enumerate(pairwise(times.double().cpu().unbind())):
-        step = solver.step(denoise, x, t, s, past, partial(noise, index))
-        yield step
-        x = step.x
-        past = (*past, step)[-solver.memory :] if solver.memory else ()
+        if solver.stochastic and s > t:
+            assert reached is not None  # the first step falls
+            reached = reached._replace(t=t, s=s, x=climb(denoise.schedule, x, t, s, noise(index, x)))
+            past = ()
+        else:
+            reached = solver.step(denoise, x, t, s, past, partial(noise, index))
+            past = (*past, reached)[-solver.memory :] if solver.memory else ()
+        yield reached
+        x = reached.x
+
+
+def climb(schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
+    """Return a state of the later time s out of that at t: (alpha_s/alpha_t)·x + sqrt(beta)·noise, see `transition`.
+
+    Source: Lugmayr et al. 2022, RePaint, algorithm 1, line 10.
+    """
+    beta, _ = schedule.transition(s, t)
+    return float(schedule.alpha(s) / schedule.alpha(t)) * x + float(beta.sqrt()) * noise
 
 
 def sample(denoise: Denoise, x: Tensor, times: Tensor, solver: Solver, *, noise: Draw = gaussian) -> Tensor:

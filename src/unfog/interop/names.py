@@ -82,6 +82,14 @@ def autoencoder_name(name: str) -> str:
     return _replaced(name, _BLOCK)
 
 
+def unlike(network: object) -> UserError:
+    """Return the error for a network that diffusers does not have."""
+    return UserError(
+        f"diffusers has no network like {type(network).__name__}: train one with --set network=unet or "
+        "network=conditional-unet"
+    )
+
+
 def names(network: nn.Module) -> dict[str, tuple[str, ...]]:
     """Return for each of our weights what diffusers calls it; several names where ours is several of theirs in one.
 
@@ -92,10 +100,7 @@ def names(network: nn.Module) -> dict[str, tuple[str, ...]]:
     elif isinstance(network, Autoencoder):
         translate = autoencoder_name
     else:
-        raise UserError(
-            f"diffusers has no network like {type(network).__name__}: train one with --set network=unet or "
-            "network=conditional-unet"
-        )
+        raise unlike(network)
     extra = {"shift", "scale"} if isinstance(network, Autoencoder) else set()
     return {name: _spread(translate(name)) for name in network.state_dict() if name not in extra}
 

@@ -1,0 +1,216 @@
+"""diffusers' configurations of networks as ours, and back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unfog.errors import UserError
+from unfog.networks.autoencoder import Autoencoder
+from unfog.networks.conditional import ConditionalUNet
+from unfog.networks.unet import UNet
+from unfog.registry import Config, part
+
+Given = Mapping[str, Any]
+_UNET: dict[str, tuple[Any, ...]] = {
+    "center_input_sample": (False,),
+    "time_embedding_type": ("positional",),
+    "mid_block_scale_factor": (1, 1.0),
+    "act_fn": ("silu", "swish"),
+    "resnet_time_scale_shift": ("default",),
+    "class_embed_type": (None,),
+}
+"""Options with one meaning here, with the values that say so."""
+_PLAIN = {
+    **_UNET,
+    "mid_block_type": ("UNetMidBlock2D",),
+    "downsample_type": ("conv",),
+    "upsample_type": ("conv",),
+    "attn_norm_num_groups": (None,),
+    "add_attention": (True,),
+}
+_CONDITIONAL = {
+    **_UNET,
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "only_cross_attention": (False,),
+    "reverse_transformer_layers_per_block": (None,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "dual_cross_attention": (False,),
+    "addition_embed_type": (None,),
+    "num_class_embeds": (None,),
+    "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1, 1.0),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "time_cond_proj_dim": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "attention_type": ("default",),
+    "class_embeddings_concat": (False,),
+    "mid_block_only_cross_attention": (None, False),
+    "cross_attention_norm": (None,),
+}
+_AUTOENCODER: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+}
+CLASSES = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL")
+"""Networks that can be read."""
+
+
+def _check(config: Given, meant: Mapping[str, tuple[Any, ...]], where: str) -> None:
+    """Raise a UserError for an option that has no meaning here."""
+    for option, values in meant.items():
+        if option in config and config[option] not in values:
+            raise UserError(f"{where}: {option}={config[option]!r} is not supported, only {values[0]!r}")
+    widths = config.get("block_out_channels")
+    if not isinstance(widths, list) or not all(isinstance(one, int) for one in widths) or not widths:
+        raise UserError(f"{where} names no block_out_channels: it is no configuration of a network")
+    if config.get("time_embedding_dim") not in (None, 4 * widths[0]):
+        raise UserError(f"{where}: time_embedding_dim={config['time_embedding_dim']} is not supported, only four times")
+
+
+def _levels(config: Given, attending: str, plain: str, where: str) -> list[bool]:
+    """Return which levels attend, from the names of their blocks."""
+    down, up = config.get("down_block_types", []), config.get("up_block_types", [])
+    known = {f"{attending}DownBlock2D": True, f"{plain}DownBlock2D": False}
+    for name in down:
+        if name not in known:
+            raise UserError(f"{where}: the block {name!r} is not supported: there are {', '.join(known)}")
+    levels = [known[name] for name in down]
+    wanted = [f"{attending if one else plain}UpBlock2D" for one in reversed(levels)]
+    if list(up) != wanted or len(down) != len(config["block_out_channels"]):
+        raise UserError(f"{where}: up_block_types must mirror down_block_types, one for each of block_out_channels")
+    return levels
+
+
+def _each(value: Any, count: int, name: str, where: str) -> list[int]:
+    """Return a number for each level."""
+    several = value if isinstance(value, list) else [value] * count
+    if len(several) != count or not all(isinstance(one, int) and one > 0 for one in several):
+        raise UserError(f"{where}: {name} must be a number, or one for each level, not {value!r}")
+    return several
+
+
+def _same(value: Any, count: int, name: str, where: str) -> int:
+    """Return a number that is the same for all levels."""
+    several = set(_each(value, count, name, where))
+    if len(several) > 1:
+        raise UserError(f"{where}: {name} must be the same for all levels, not {value!r}")
+    return several.pop()
+
+
+def _common(config: Given, where: str) -> dict[str, Any]:
+    """Return the options that both U-Nets share."""
+    widths = config["block_out_channels"]
+    return {
+        "widths": widths,
+        "blocks": _same(config.get("layers_per_block", 2), len(widths), "layers_per_block", where),
+        "dropout": float(config.get("dropout", 0.0)),
+        "groups": config.get("norm_num_groups") or 32,
+        "epsilon": float(config.get("norm_eps", 1e-5)),
+        "pad_behind": config.get("downsample_padding", 1) == 0,
+        "time_shift": config.get("freq_shift", 0),
+        "sines_first": not config.get("flip_sin_to_cos", True),
+    }
+
+
+def network(config: Given, where: str) -> Config:
+    """Return our network of the topology that a config.json of diffusers describes.
+
+    Raises: UserError: For a class or an option that has no equal here.
+    """
+    kind = config.get("_class_name")
+    if kind == "UNet2DModel":
+        _check(config, _PLAIN, where)
+        attends = _levels(config, "Attn", "", where)
+        head = config.get("attention_head_dim", 8) or max(config["block_out_channels"])
+        return part("network", "unet", attention=attends, head=head, **_common(config, where))
+    if kind == "UNet2DConditionModel":
+        _check(config, _CONDITIONAL, where)
+        attends, count = _levels(config, "CrossAttn", "", where), len(config["block_out_channels"])
+        heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # misnamed there
+        layers = _same(config.get("transformer_layers_per_block", 1), count, "transformer_layers_per_block", where)
+        several = _each(heads, count, "attention_head_dim", where)
+        options = _common(config, where)
+        return part("network", "conditional-unet", attention=attends, heads=several, layers=layers, **options)
+    if kind == "AutoencoderKL":
+        _check(config, _AUTOENCODER, where)
+        _same_blocks(config, where)
+        return part(
+            "network",
+            "autoencoder",
+            latent=config.get("latent_channels", 4),
+            widths=config["block_out_channels"],
+            blocks=config.get("layers_per_block", 1),
+            groups=config.get("norm_num_groups", 32),
+            attention=config.get("mid_block_add_attention", True),
+            quant=config.get("use_quant_conv", True),
+            post_quant=config.get("use_post_quant_conv", True),
+        )
+    raise UserError(f"{where}: the class {kind!r} is not supported: there are {', '.join(CLASSES)}")
+
+
+def _same_blocks(config: Given, where: str) -> None:
+    """Raise a UserError unless an autoencoder consists of its plain blocks."""
+    for key, name in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        types = config.get(key, [])
+        strange = [one for one in types if one != name]
+        if strange or len(types) != len(config["block_out_channels"]):
+            raise UserError(f"{where}: {key} must be {name} for each of block_out_channels, not {types}")
+
+
+def config_of(
+    made: UNet | ConditionalUNet | Autoencoder, recipe_options: Given, channels: int, side: int
+) -> dict[str, Any]:
+    """Return the config.json of diffusers for a network of ours.
+
+    Args:
+        made: The network.
+        recipe_options: What it was made with.
+        channels: Channels of its state, or of its pictures.
+        side: Their side.
+    """
+    options = dict(recipe_options)
+    widths: Sequence[int] = options["widths"]
+    plain = {"in_channels": channels, "out_channels": channels, "sample_size": side, "block_out_channels": list(widths)}
+    if isinstance(made, Autoencoder):
+        return {
+            "_class_name": "AutoencoderKL",
+            **plain,
+            "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+            "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+            "latent_channels": options["latent"],
+            "layers_per_block": options["blocks"],
+            "norm_num_groups": options["groups"],
+            "mid_block_add_attention": options["attention"],
+            "use_quant_conv": True,
+            "use_post_quant_conv": True,
+            "scaling_factor": 1.0,
+        }
+    for width in widths:
+        if width % options["groups"]:
+            raise UserError(
+                f"diffusers wants norms of {options['groups']} groups to divide all channels, and {width} are not "
+                "divided: train with --set network.groups= a number that divides all widths"
+            )
+    conditional = isinstance(made, ConditionalUNet)
+    word = "CrossAttn" if conditional else "Attn"
+    found = {
+        "_class_name": "UNet2DConditionModel" if conditional else "UNet2DModel",
+        **plain,
+        "layers_per_block": options["blocks"],
+        "dropout": options["dropout"],
+        "norm_num_groups": options["groups"],
+        "norm_eps": options["epsilon"],
+        "downsample_padding": 0 if options["pad_behind"] else 1,
+        "freq_shift": options["time_shift"],
+        "flip_sin_to_cos": not options["sines_first"],
+        "down_block_types": [f"{word if one else ''}DownBlock2D" for one in options["attention"]],
+        "up_block_types": [f"{word if one else ''}UpBlock2D" for one in reversed(options["attention"])],
+    }
+    if conditional:
+        context = made.get_parameter("middle.0.cross.layers.0.kv.weight").shape[1]
+        layers = {"transformer_layers_per_block": options["layers"], "use_linear_projection": True}
+        return {**found, **layers, "attention_head_dim": list(options["heads"]), "cross_attention_dim": context}
+    return {**found, "attention_head_dim": options["head"]}

@@ -1,0 +1,258 @@
+"""Models of diffusers as run folders: networks, autoencoders, text encoders and schedulers, without diffusers."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unfog.blueprint import Recipe
+from unfog.compression import weights_of
+from unfog.errors import UserError
+from unfog.files import disk, write_whole
+from unfog.interop import configs, files, names, schedulers
+from unfog.networks.autoencoder import Autoencoder
+from unfog.pretrained import ENCODERS, PretrainedConditioning
+from unfog.registry import Config, part
+from unfog.tensors import write_tensors
+
+IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of pipelines that are left away."""
+KNOWN = ("unet", "scheduler", "vae", "vqvae", "text_encoder", "tokenizer", *IGNORED)
+NOTHING = Config("data", "elsewhere")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model that was read.
+
+    Attributes:
+        recipe: What it is, as one of ours.
+        parameters: How many the denoiser has.
+        notes: What is not as it was there.
+    """
+
+    recipe: Recipe
+    parameters: int
+    notes: tuple[str, ...]
+
+
+def import_model(source: str, out: Path, trust: Path | None = None) -> Imported:
+    """Make a run folder of a model of diffusers.
+
+    Args:
+        source: Its folder, or its name on the hub.
+        out: The new run folder.
+        trust: A pickle of weights that may be read.
+
+    Returns: What was read.
+    Raises: UserError: If the folder is no model, or one with parts or options that are not supported.
+        EnvironmentFailure: If network or disk fail.
+    """
+    if (out / "model.safetensors").exists() or (out / "checkpoints").exists():
+        raise UserError(f"{out} holds a run: choose another folder")
+    folder = files.found(source)
+    if not (folder / "model_index.json").is_file() and (folder / "config.json").is_file():
+        return _autoencoder_alone(folder, out, trust)
+    index = _index(folder)
+    where = folder / "unet" if (folder / "unet").is_dir() else folder
+    given = files.config(where / "config.json")
+    network = configs.network(given, str(where / "config.json"))
+    place = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    sampled = schedulers.read(files.config(place / "scheduler_config.json"), str(place / "scheduler_config.json"))
+    codec, coder, shape = Config("codec", "pixels"), None, _shape(given, str(where))
+    kind = next((name for name in ("vae", "vqvae") if index.get(name)), None)
+    if kind:
+        coder = _autoencoder(folder / kind, trust)
+        codec = part("codec", "latents", path="autoencoder")
+        shape = (coder.made.channels, *(side * coder.made.factor for side in shape[1:]))
+    told, classes, embedder = _told(folder, index, given, network)
+    notes = sampled.notes + tuple(f"{name} is left away" for name in IGNORED if index.get(name))
+    recipe = Recipe(
+        str(index.get("_class_name", "imported")),
+        data=NOTHING,
+        network=network,
+        codec=codec,
+        conditioning=told,
+        inputs=part("inputs", "scaled", network_time=sampled.network_time),
+        schedule=sampled.schedule,
+        target=sampled.target,
+        variance=part("variance", "learned" if sampled.solver.options.get("variance") == "learned" else "fixed"),
+        times=part("times", "uniform" if sampled.network_time == "thousand" else "discrete"),
+        solver=sampled.solver,
+        grid=sampled.grid,
+        sampling=_sampling(sampled, told, coder is not None),
+        shape=shape,
+        classes=classes,
+    )
+    channels = given.get("in_channels", 4 if kind else 3)
+    tensors = _denoiser(network, channels, told, files.weights(where, trust), str(where), embedder)
+    _write(out, recipe, tensors, coder)
+    if told.kind == "pretrained":
+        for name in ("text_encoder", "tokenizer"):
+            shutil.copytree(folder / name, out / "text" / name, dirs_exist_ok=True)
+    return Imported(recipe, sum(tensor.numel() for tensor in tensors.values()), notes)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """Return which parts a pipeline has, by name: None for those that it names without having them."""
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"{folder} is no folder of diffusers: it has no model_index.json and no config.json")
+    index = files.config(folder / "model_index.json")
+    found: dict[str, Any] = {"_class_name": index.get("_class_name")}
+    for name, value in index.items():
+        if isinstance(value, list) and len(value) == 2 and value[1] is not None:
+            if name not in KNOWN:
+                raise UserError(
+                    f"{folder / 'model_index.json'}: the part {name} ({value[1]}) of {index.get('_class_name')} is not "
+                    f"supported: there are {', '.join(KNOWN)}"
+                )
+            found[name] = str(value[1])
+    for name in ("unet", "scheduler"):
+        if name not in found:
+            raise UserError(f"{folder / 'model_index.json'} names no {name}: it is no pipeline with a U-Net")
+    return found
+
+
+def _shape(given: dict[str, Any], where: str) -> tuple[int, ...]:
+    """Return the shape of a state."""
+    size = given.get("sample_size")
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= 4096 for side in sides):
+        raise UserError(f"{where}: sample_size must be a side, or two, not {size!r}: write it into the config.json")
+    return (int(given.get("in_channels", 3)), *sides)
+
+
+def _told(
+    folder: Path, index: dict[str, Any], given: dict[str, Any], network: Config
+) -> tuple[Config, tuple[str, ...], str | None]:
+    """Return what the model is told, the names of its classes, and diffusers' name of what embeds them."""
+    classes = given.get("num_class_embeds")
+    if network.kind == "unet":
+        if classes is None:
+            return part("conditioning", "none"), (), None
+        return (
+            part("conditioning", "classes"),
+            tuple(str(number) for number in range(classes)),
+            "class_embedding.weight",
+        )
+    if index.get("text_encoder") not in ENCODERS.values():
+        raise UserError(
+            f"{folder}: a UNet2DConditionModel is told a text here, and the text encoder {index.get('text_encoder')} "
+            f"is not supported: there are {', '.join(dict.fromkeys(ENCODERS.values()))}"
+        )
+    told = PretrainedConditioning(path=str(folder))
+    if told.context != given.get("cross_attention_dim", 1280):
+        raise UserError(
+            f"{folder}: the text encoder gives tokens of {told.context} entries, and the U-Net takes "
+            f"{given.get('cross_attention_dim', 1280)}"
+        )
+    return part("conditioning", "pretrained", path="text"), (), None
+
+
+def _sampling(sampled: schedulers.Sampled, told: Config, latent: bool) -> Config:
+    """Return how samples are drawn unless the request says otherwise."""
+    ddpm = sampled.solver.kind == "ancestral"
+    return part(
+        "sampling",
+        "batches",
+        steps=int(sampled.schedule.options.get("steps", 1000)) if ddpm and not latent else 50,
+        guidance=7.5 if told.kind == "pretrained" else 1.0,
+        clip=sampled.clip and not latent,
+        keep_eps=sampled.solver.kind == "ddim",  # as there, where eps does not follow a clipped x0
+        batch=4 if latent else 16,
+    )
+
+
+def _denoiser(
+    config: Config, channels: int, told: Config, theirs: dict[str, Tensor], where: str, embedder: str | None
+) -> dict[str, Tensor]:
+    """Return the weights of a denoiser under our names."""
+    table = theirs.pop(embedder, None) if embedder else None
+    context = theirs.get("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
+    with torch.device("meta"):
+        made = config.build(
+            channels=channels,
+            outputs=len(theirs.get("conv_out.weight", torch.empty(channels))),
+            dims=2,
+            context=None if context is None else context.shape[1],
+        )
+    found = {f"network.{name}": tensor for name, tensor in names.ours(theirs, made, where).items()}
+    if embedder:
+        if table is None:
+            raise UserError(f"{where} lacks {embedder}: weights and config do not fit")
+        # theirs has no class for 'no label': to be told nothing adds nothing
+        found["embedder.table.weight"] = torch.cat([table.float(), torch.zeros(1, table.shape[1])])
+    return found
+
+
+@dataclass(frozen=True)
+class Coder:
+    """An autoencoder of diffusers.
+
+    Attributes:
+        config: Ours of the same topology.
+        made: With its weights.
+        side: The side of its pictures.
+    """
+
+    config: Config
+    made: Autoencoder
+    side: int
+
+
+def _autoencoder(folder: Path, trust: Path | None) -> Coder:
+    """Read an autoencoder."""
+    given = files.config(folder / "config.json")
+    config = configs.network(given, str(folder / "config.json"))
+    channels = given.get("in_channels", 3)
+    made = config.build(channels=channels, dims=2)
+    if not isinstance(made, Autoencoder):
+        raise UserError(f"{folder} holds a {given.get('_class_name')}, where an AutoencoderKL is needed")
+    made.load_state_dict(names.ours(files.weights(folder, trust), made, str(folder)), strict=False)
+    scale, shift = given.get("scaling_factor", 0.18215), given.get("shift_factor") or 0.0
+    if not all(isinstance(one, int | float) and math.isfinite(one) for one in (scale, shift)) or not scale:
+        raise UserError(f"{folder / 'config.json'}: scaling_factor and shift_factor must be numbers, the first not 0")
+    made.scale.fill_(scale)
+    made.shift.fill_(shift)
+    return Coder(config, made.eval(), int(given.get("sample_size", 32)))
+
+
+def _autoencoder_alone(folder: Path, out: Path, trust: Path | None) -> Imported:
+    """Make a run folder of an autoencoder, in whose latents models can be trained here."""
+    coder = _autoencoder(folder, trust)
+    recipe = _coder_recipe(coder, (coder.made.channels, coder.side, coder.side))
+    _write(out, recipe, weights_of(coder.made), None)
+    return Imported(recipe, sum(one.numel() for one in coder.made.parameters()), ())
+
+
+def _coder_recipe(coder: Coder, shape: tuple[int, ...]) -> Recipe:
+    """Return the recipe of an autoencoder."""
+    return Recipe(
+        "AutoencoderKL",
+        data=NOTHING,
+        network=coder.config,
+        objective=part("objective", "reconstruction"),
+        conditioning=part("conditioning", "none"),
+        shape=shape,
+    )
+
+
+def _write(out: Path, recipe: Recipe, tensors: dict[str, Tensor], coder: Coder | None) -> None:
+    """Write a run folder.
+
+    Raises: EnvironmentFailure: If the disk fails.
+    """
+    with disk(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if coder is not None:
+            (out / "autoencoder").mkdir(exist_ok=True)
+    if coder is not None:
+        inner = _coder_recipe(coder, recipe.shape or ())
+        write_whole(out / "autoencoder" / "recipe.json", inner.to_json().encode())
+        write_tensors(out / "autoencoder" / "model.safetensors", weights_of(coder.made))
+    write_whole(out / "recipe.json", recipe.to_json().encode())
+    write_tensors(out / "model.safetensors", tensors)

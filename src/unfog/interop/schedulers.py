@@ -1,0 +1,288 @@
+"""diffusers' scheduler configurations as schedule, target, solver and grid, and back.
+
+Which of them are equal, and where diffusers is not right, is measured in docs/parity.md.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from unfog.blueprint import Recipe
+from unfog.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, DPMSolverPPSDE2M, Euler, EulerAncestral, Heun, UniPC
+from unfog.diffusion.tables import Table
+from unfog.errors import UserError
+from unfog.registry import Config, part
+
+Given = Mapping[str, Any]
+"""A configuration."""
+TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+"""diffusers' prediction types, and our targets."""
+FAMILIES = (
+    "DDPM",
+    "DDIM",
+    "PNDM",
+    "EulerDiscrete",
+    "EulerAncestralDiscrete",
+    "HeunDiscrete",
+    "LMSDiscrete",
+    "DPMSolverMultistep",
+    "UniPCMultistep",
+    "FlowMatchEulerDiscrete",
+)
+"""Schedulers that can be read, without the word behind."""
+_BETAS = {"HeunDiscrete": (0.00085, 0.012)}
+"""Default ends of the betas where they are not those of DDPM."""
+_LINSPACE = ("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete")
+_MULTISTEP = ("DPMSolverMultistep", "UniPCMultistep")
+_MEANT = {
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "use_flow_sigmas": (False, None),
+    "use_dynamic_shifting": (False, None),
+    "thresholding": (False, None),
+    "invert_sigmas": (False, None),
+    "stochastic_sampling": (False, None),
+    "shift_terminal": (None, 0),
+    "shift": (None, 1, 1.0),
+    "timestep_type": (None, "discrete"),
+    "interpolation_type": (None, "linear"),
+    "predict_x0": (None, True),
+    "clip_sample_range": (None, 1, 1.0),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+}
+"""Options that have one meaning here, with the values that say so."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """How a pipeline samples, as parts of a recipe.
+
+    Attributes:
+        schedule: The noise.
+        target: What the network is asked for.
+        solver: The rule of a step.
+        grid: Where the steps are.
+        network_time: What the network is told of the time.
+        clip: Whether x0 is held to the range of pixels.
+        notes: What is not as it was there.
+    """
+
+    schedule: Config
+    target: Config
+    solver: Config
+    grid: Config
+    network_time: str
+    clip: bool
+    notes: tuple[str, ...]
+
+
+def read(config: Given, where: str) -> Sampled:
+    """Return what a scheduler's configuration means.
+
+    Args:
+        config: The scheduler_config.json.
+        where: Its file, for the error's sentence.
+
+    Raises: UserError: For a scheduler or an option that has no equal here.
+    """
+    name = str(config.get("_class_name", ""))
+    family = name.removesuffix("Scheduler")
+    if family not in FAMILIES:
+        supported = ", ".join(f"{one}Scheduler" for one in FAMILIES)
+        raise UserError(f"{where}: the scheduler {name or 'without a name'!r} is not supported: there are {supported}")
+    for option, values in _MEANT.items():
+        if option in config and config[option] not in values:
+            raise UserError(
+                f"{where}: {name} with {option}={config[option]!r} is not supported: set it to {values[-1]!r}"
+            )
+    flow = family.startswith("FlowMatch")
+    prediction = "flow_prediction" if flow else config.get("prediction_type", "epsilon")
+    if prediction not in TARGETS:
+        raise UserError(f"{where}: prediction_type {prediction!r} is not supported: there are {', '.join(TARGETS)}")
+    schedule = part("schedule", "flow") if flow else _schedule(config, family, where)
+    solver, notes = _solver(config, family, where)
+    karras = bool(config.get("use_karras_sigmas"))
+    return Sampled(
+        schedule,
+        part("target", TARGETS[prediction]),
+        solver,
+        _grid(config, family, where),
+        "thousand" if flow else "whole" if karras and family in _MULTISTEP else "index",
+        bool(config.get("clip_sample", family in ("DDPM", "DDIM"))),
+        notes,
+    )
+
+
+def _schedule(config: Given, family: str, where: str) -> Config:
+    """Return the schedule of the betas."""
+    steps = config.get("num_train_timesteps", 1000)
+    start, end = _BETAS.get(family, (1e-4, 0.02))
+    ends = {"beta_start": float(config.get("beta_start", start)), "beta_end": float(config.get("beta_end", end))}
+    kind = config.get("beta_schedule", "linear")
+    given = config.get("trained_betas")
+    if given is not None:
+        products, product = [], 1.0
+        for beta in given:
+            products.append(product := product * (1 - float(beta)))
+        found = part("schedule", "table", alphas_cumprod=products)
+    elif kind == "linear":
+        found = part("schedule", "linear", steps=steps, **ends)
+    elif kind == "scaled_linear":
+        found = part("schedule", "quadratic", steps=steps, **ends)
+    elif kind == "squaredcos_cap_v2":
+        found = part("schedule", "cosine", steps=steps)
+    else:
+        known = "linear, scaled_linear, squaredcos_cap_v2"
+        raise UserError(f"{where}: beta_schedule {kind!r} is not supported: there are {known}, and trained_betas")
+    if config.get("rescale_betas_zero_snr"):
+        return part("schedule", "zero-terminal-snr", base=found.to_json())
+    return found
+
+
+def _solver(config: Given, family: str, where: str) -> tuple[Config, tuple[str, ...]]:
+    """Return the rule, and what is not as it was there."""
+    if family == "DDPM":
+        kind = config.get("variance_type", "fixed_small")
+        known = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "learned_range": "learned"}
+        if kind not in known:
+            raise UserError(f"{where}: variance_type {kind!r} is not supported: there are {', '.join(known)}")
+        return part("solver", "ancestral", variance=known[kind]), ()
+    if family == "DPMSolverMultistep":
+        return _multistep(config, where), ()
+    if family == "UniPCMultistep":
+        return part("solver", "unipc", p=min(3, max(2, int(config.get("solver_order", 2))))), ()
+    if family in ("PNDM", "LMSDiscrete"):
+        note = "PNDM is not here: it is replaced by Adams-Bashforth of order 4, which has the same idea"
+        return part("solver", "adams-bashforth", order=4), (note,) if family == "PNDM" else ()
+    rules = {"DDIM": "ddim", "EulerAncestralDiscrete": "euler-ancestral", "HeunDiscrete": "heun"}
+    return part("solver", rules.get(family, "euler")), ()
+
+
+def _multistep(config: Given, where: str) -> Config:
+    """Return the rule of DPMSolverMultistepScheduler."""
+    kind, order = config.get("algorithm_type", "dpmsolver++"), config.get("solver_order", 2)
+    rules = {
+        ("dpmsolver++", 1): "ddim",
+        ("dpmsolver++", 2): "dpmpp-2m",
+        ("dpmsolver++", 3): "dpmpp-3m",
+        ("sde-dpmsolver++", 2): "dpmpp-2m-sde",
+    }
+    if (kind, order) not in rules or config.get("solver_type", "midpoint") != "midpoint":
+        known = ", ".join(f"{one} of order {number}" for one, number in rules)
+        raise UserError(f"{where}: {kind} of order {order} is not supported: there are {known}, of type midpoint")
+    return part("solver", rules[kind, order])
+
+
+def _grid(config: Given, family: str, where: str) -> Config:
+    """Return where the steps are."""
+    if config.get("use_karras_sigmas"):
+        return part("grid", "karras")
+    if family.startswith("FlowMatch"):
+        return part("grid", "linspace")
+    linspace = family in (*_LINSPACE, *_MULTISTEP)
+    spacing = config.get("timestep_spacing", "linspace" if linspace else "leading")
+    offset = int(config.get("steps_offset", 0))
+    drop = family in _MULTISTEP
+    if family in ("DDIM", "PNDM"):  # configurations of others carry the option along, and do not read it
+        first = config.get("set_alpha_to_one", family == "DDIM") is False
+    else:
+        first = config.get("final_sigmas_type") == "sigma_min"
+    if spacing == "leading":
+        if family in ("DDIM", "PNDM") and not offset:  # its last step leads from the first index to itself
+            first = False
+        return part("grid", "leading", offset=offset, drop_last=drop, end="first" if first else "data")
+    if spacing == "linspace":
+        return part("grid", "linspace", drop_last=drop, end="first" if first and drop else "data")
+    if spacing == "trailing":
+        return part("grid", "trailing")
+    raise UserError(f"{where}: timestep_spacing {spacing!r} is not supported: there are leading, linspace, trailing")
+
+
+def write(recipe: Recipe) -> dict[str, Any]:
+    """Return the scheduler_config.json under which diffusers samples a recipe's model.
+
+    Raises: UserError: If diffusers has no such schedule, target, solver or input.
+    """
+    schedule, solver, target = recipe.schedule.build(), recipe.solver.build(), recipe.target.kind
+    inputs = recipe.inputs.build()
+    if inputs.input_scale != "none":
+        raise UserError("diffusers shows a network the state as it is: only inputs.input_scale=none is exported")
+    if recipe.schedule.kind == "flow" and target == "flow" and inputs.network_time == "thousand":
+        if not isinstance(solver, Euler):
+            raise UserError("diffusers integrates flows by Euler's rule: set solver=euler to export this model")
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
+    predictions = {ours: theirs for theirs, ours in TARGETS.items()}
+    if not isinstance(schedule, Table) or inputs.network_time not in ("index", "whole") or target == "flow":
+        raise UserError(
+            "diffusers knows tables (linear, quadratic, cosine, ...) with network_time=index and the targets eps, x0 "
+            "and v, and flow with the target flow: train such a model to export it"
+        )
+    if target not in predictions:
+        raise UserError(f"diffusers has no prediction_type for the target {target!r}: export eps, x0 or v")
+    spacing, extra = _spacing(recipe)
+    common = {
+        "num_train_timesteps": len(schedule.alphas_cumprod),
+        **_betas(recipe, schedule),
+        "prediction_type": predictions[target],
+        "timestep_spacing": spacing,
+        **extra,
+    }
+    return {**_family(solver, recipe), **common}
+
+
+def _betas(recipe: Recipe, schedule: Table) -> dict[str, Any]:
+    """Return diffusers' name of a table, or else its betas."""
+    kind, options = recipe.schedule.kind, recipe.schedule.options
+    if kind in ("linear", "quadratic"):
+        ends = {name: options[name] for name in ("beta_start", "beta_end")}
+        return {"beta_schedule": "linear" if kind == "linear" else "scaled_linear", **ends}
+    if kind == "cosine" and (options["s"], options["max_beta"]) == (0.008, 0.999):
+        return {"beta_schedule": "squaredcos_cap_v2"}
+    alphas = (1.0, *schedule.alphas_cumprod)
+    return {"trained_betas": [1 - after / before for before, after in pairwise(alphas)]}
+
+
+def clips(recipe: Recipe) -> bool:
+    """Return whether samples of a recipe have their x0 held to a range."""
+    return bool(recipe.sampling.options["clip"]) and recipe.codec.kind == "pixels"
+
+
+def _spacing(recipe: Recipe) -> tuple[str, dict[str, Any]]:
+    """Return diffusers' timestep spacing, and the options that go with it."""
+    kind, options = recipe.grid.kind, recipe.grid.options
+    if kind == "karras":
+        return "linspace", {"use_karras_sigmas": True}
+    if kind in ("uniform", "trailing"):
+        return "trailing", {}
+    if kind == "leading":
+        return "leading", {"steps_offset": options["offset"], "set_alpha_to_one": options["end"] == "data"}
+    if kind == "linspace":
+        return "linspace", {}
+    raise UserError(f"diffusers has no grid {kind!r}: set grid to uniform, trailing, leading, linspace or karras")
+
+
+def _family(solver: object, recipe: Recipe) -> dict[str, Any]:
+    """Return the class of a rule, and its options."""
+    clip = clips(recipe)
+    if isinstance(solver, Ancestral) and solver.variance in ("small", "large"):
+        return {"_class_name": "DDPMScheduler", "clip_sample": clip, "variance_type": f"fixed_{solver.variance}"}
+    if isinstance(solver, DDIM) and math.isclose(solver.eta, 0):
+        return {"_class_name": "DDIMScheduler", "clip_sample": clip and recipe.sampling.options["keep_eps"]}
+    plain = {Euler: "EulerDiscrete", EulerAncestral: "EulerAncestralDiscrete", Heun: "HeunDiscrete"}
+    multistep = {DPMSolverPP2M: "dpmsolver++", DPMSolverPPSDE2M: "sde-dpmsolver++"}
+    for kind, name in plain.items():
+        if type(solver) is kind:
+            return {"_class_name": f"{name}Scheduler"}
+    for kind, name in multistep.items():
+        if type(solver) is kind:
+            return {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": name, "solver_order": 2}
+    if isinstance(solver, UniPC):
+        return {"_class_name": "UniPCMultistepScheduler", "solver_order": solver.p}
+    raise UserError(
+        f"diffusers has no solver like {recipe.solver.kind!r} with these options: set solver to ddim, ancestral, "
+        "dpmpp-2m, unipc, euler or heun"
+    )
