@@ -30,6 +30,7 @@ from unfog.run import fit, load, refit, train
 from unfog.training import latents, loop
 from unfog.training.draws import Draw
 from unfog.training.latents import Encoded, Flip
+from unfog.training.plan import plan
 from unfog.training.tasks import Compressing
 from unfog.training.trainer import Trainer
 
@@ -392,6 +393,16 @@ def test_without_an_autoencoder_one_is_trained_first(tiny: MakeRecipe, tmp_path:
     assert inner["training"]["images"] == 256
 
 
+def test_a_plan_has_both_trainings(tiny: MakeRecipe) -> None:
+    found = plan(tiny(*OWN, "sampling.batch=4"), budget=100, device="cpu")
+    assert found.first is not None
+    assert "first an autoencoder:" in found.table()
+    assert "then the model in its latents:" in found.table()
+    assert found.first.seconds <= 41
+    assert found.first.seconds + found.pace.seconds(found.steps, found.reports) < 101
+    assert found.spent >= found.first.seconds
+
+
 def test_a_training_that_stops_at_its_autoencoder_goes_on_there(
     tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,7 +429,7 @@ def test_a_training_that_stops_at_its_autoencoder_goes_on_there(
     ("changes", "sentence"),
     [
         (["codec.path=nowhere"], "nowhere is no run folder of an autoencoder"),
-        (["codec.path={digits}"], "is a run of the network 'compact', not of an autoencoder"),
+        (["codec.path={digits}"], "it is the run of a network 'compact', not of an autoencoder"),
         (["codec.factor=3"], "codec.factor is a power of two"),
         (["codec.share=1"], "codec.share is a share of the budget"),
         (["codec.path={coder}", "augment.crop=1"], "augment.crop shifts pixels"),

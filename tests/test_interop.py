@@ -543,7 +543,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "heads": (
         lambda f: change(f / "unet" / "config.json", attention_head_dim=[2, 2]),
-        "attention_head_dim must be a number, or one",
+        "attention_head_dim must be a number above 0, or one",
     ),
     "layers": (
         lambda f: change(f / "unet" / "config.json", layers_per_block=[1, 2, 1]),

@@ -1,14 +1,17 @@
 """Networks: shapes in one, two and three dimensions, what conditions reach, and layers against literal formulas."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from unfog.networks.compact import Compact
+from unfog.networks.conditional import ConditionalUNet
 from unfog.networks.conditioning import ClassEmbedding, Cond
 from unfog.networks.dit import DiT, positions
+from unfog.networks.joint import JointBlock, JointDiT
 from unfog.networks.layers import ChannelNorm, SelfAttention, conv, enlarged, sinusoidal
 from unfog.networks.minimal import Minimal
 from unfog.networks.mlp import MLP
@@ -179,3 +182,99 @@ def test_enlarging_and_convolving_is_one_step(dims: int) -> None:
     x, layer = torch.randn(2, 3, *(5, 4, 3)[:dims], dtype=torch.float64), conv(dims, 3, 4).double()
     expected = layer(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
     torch.testing.assert_close(enlarged(x, layer), expected)
+
+
+# Networks that read tokens
+
+READERS = {
+    "conditional": lambda dims: ConditionalUNet(
+        3, dims=dims, context=12, widths=(16, 32), attention=(True, False), heads=(2, 4)
+    ),
+    "joint": lambda dims: JointDiT(3, dims=dims, context=12, width=32, depth=2, head=16),
+}
+
+
+def drawn(network: nn.Module) -> nn.Module:
+    """Draw all weights: the zeroed layers would hide what stands before them."""
+    for name, parameter in network.named_parameters():
+        nn.init.normal_(parameter, mean=float("norm_" in name and name.endswith("weight")), std=0.1)
+    return network
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("name", READERS)
+def test_readers_in_every_dimension(name: str, dims: int) -> None:
+    network = READERS[name](dims)
+    x, tokens = torch.randn(2, 3, *[8, 12, 4][:dims]), torch.randn(2, 5, 12)
+    assert network(x, torch.tensor([3.0, 700.0]), Cond(tokens=tokens)).shape == x.shape
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_part_of_a_reader_takes_part(name: str) -> None:
+    network = drawn(READERS[name](2))
+    x, time, tokens = torch.randn(2, 3, 8, 8), torch.tensor([10.0, 500.0]), torch.randn(2, 5, 12)
+    plain = network(x, time, Cond(tokens=tokens))
+    assert not torch.allclose(plain, network(x, time + 50, Cond(tokens=tokens)))
+    assert not torch.allclose(plain, network(x, time, Cond(tokens=tokens.roll(1, 0))))
+    vector = Cond(torch.randn(2, network.embedding_dim), tokens)
+    assert not torch.allclose(plain, network(x, time, vector))
+    network(x, time, vector).square().sum().backward()
+    idle = [name for name, one in network.named_parameters() if one.grad is None or not one.grad.abs().sum()]
+    assert idle == []
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_masked_tokens_are_as_if_they_were_not(name: str) -> None:
+    network = drawn(READERS[name](2)).eval()
+    x, time, tokens = torch.randn(2, 3, 8, 8), torch.tensor([10.0, 500.0]), torch.randn(2, 5, 12)
+    mask = torch.tensor([[True] * 3 + [False] * 2] * 2)
+    short = network(x, time, Cond(tokens=tokens[:, :3]))
+    torch.testing.assert_close(network(x, time, Cond(tokens=tokens, mask=mask)), short, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(network(x, time, Cond(tokens=tokens)), short, atol=1e-3)
+
+
+def test_a_joint_block_is_one_attention_over_both() -> None:
+    """With one head and open gates, written out."""
+    block = drawn(JointBlock(8, 8, 2, 0.0, last=False))
+    h, words, embedding = torch.randn(2, 5, 8), torch.randn(2, 3, 8), torch.randn(2, 8)
+    mask = torch.ones(2, 1, 1, 8, dtype=torch.bool)
+
+    def norm(value: torch.Tensor) -> torch.Tensor:
+        return (value - value.mean(-1, keepdim=True)) / (value.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+
+    told, parts = [], []
+    for stream, x in ((block.patches, h), (block.words, words)):
+        told.append(stream.modulation(nn.functional.silu(embedding))[:, None].chunk(6, -1))
+        seen = norm(x) * (1 + told[-1][1]) + told[-1][0]
+        k, v = stream.kv(seen).chunk(2, -1)
+        parts.append((stream.norm_q(stream.q(seen)), stream.norm_k(k), v))
+    q, k, v = (torch.cat(pair, 1) for pair in zip(*parts, strict=True))
+    attended = (q @ k.transpose(1, 2) / 8**0.5).softmax(-1) @ v
+    expected = []
+    for stream, x, (_, _, gate, shift, scale, gate2), part in zip(
+        (block.patches, block.words), (h, words), told, attended.split([5, 3], 1), strict=True
+    ):
+        middle = x + gate * stream.out(part)
+        expected.append(middle + gate2 * stream.mlp(norm(middle) * (1 + scale) + shift))
+    for found, known in zip(block(h, words, mask, embedding), expected, strict=True):
+        torch.testing.assert_close(found, known, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: ConditionalUNet(3), "it reads tokens"),
+        (lambda: JointDiT(3), "it reads tokens"),
+        (lambda: ConditionalUNet(3, context=4, heads=(2, 2)), "attention names 3 levels and heads 2"),
+        (lambda: ConditionalUNet(3, context=4, heads=(2, 3, 4)), "3 heads do not divide 128 channels"),
+        (lambda: JointDiT(3, context=4, width=64, head=48), "head 48 does not divide width 64"),
+    ],
+)
+def test_readers_that_cannot_be(build: Callable[[], nn.Module], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        build()
+
+
+def test_a_joint_network_without_tokens() -> None:
+    with pytest.raises(ValueError, match="give it a condition that has some"):
+        READERS["joint"](2)(torch.randn(1, 3, 8, 8), torch.zeros(1))

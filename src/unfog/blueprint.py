@@ -261,6 +261,24 @@ class Recipe:
         self._check_sides(network.multiple, self.shape)
         return Compressor(network, Critic(self.shape[0], dims=dims) if objective.criticised else None)
 
+    def compressing(self) -> "Recipe":
+        """Return the recipe of the autoencoder in whose latents this one works."""
+        settings: LatentCodec = self.codec.build()
+        levels = settings.factor.bit_length() - 1
+        widths = [settings.width, *[2 * settings.width] * levels]
+        reports = self.training.options["reports"]
+        return Recipe(
+            f"{self.name}-autoencoder",
+            data=self.data,
+            augment=self.augment,
+            network=part("network", "autoencoder", latent=settings.channels, widths=widths),
+            objective=part("objective", "reconstruction"),
+            conditioning=part("conditioning", "none"),
+            optimizer=part("optimizer", "adamw", lr=2e-3),
+            training=part("training", "images", images=settings.images, batch=32, reports=min(4, reports)),
+            seed=self.seed,
+        )
+
     def _check_values(self) -> None:
         """Raise a UserError for batches that hold too many numbers."""
         assert self.shape is not None, "build_data comes first"

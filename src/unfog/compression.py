@@ -3,20 +3,21 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unfog.data.codecs import Codec, Latents
 from unfog.errors import UserError
-from unfog.files import parse_json, read_bounded
+from unfog.files import read_bounded
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.critic import Critic
 from unfog.settings import positive
 from unfog.tensors import load_into, read_tensors
 
 PREFIX = "autoencoder."
+SMALL = 10_000_000
+"""Parameters that an autoencoder may have even where its weights are fewer: they are compared by name."""
 
 
 class Compressor(nn.Module):
@@ -84,17 +85,16 @@ def autoencoder(path: str | Path, channels: int) -> Autoencoder:
 @lru_cache(maxsize=4)
 def _loaded(where: Path, changed: int) -> Autoencoder:
     """Return an autoencoder; asked for again it is the same one, as long as its file does not change."""
-    from unfog.registry import Config
+    from unfog.blueprint import Recipe
 
-    try:
-        recipe: Any = parse_json(read_bounded(where / "recipe.json"))
-        config, shape = Config.from_json("network", recipe["network"]), recipe["shape"]
-        made = config.build(channels=int(shape[0]), dims=len(shape) - 1)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{where / 'recipe.json'} is no recipe of an autoencoder ({error})") from None
-    if not isinstance(made, Autoencoder):
-        raise UserError(f"{where} is a run of the network {config.kind!r}, not of an autoencoder: check codec.path")
     weights = read_tensors(where / "model.safetensors")
+    try:
+        recipe = Recipe.from_json(read_bounded(where / "recipe.json"))
+        if recipe.shape is None or not recipe.compresses:
+            raise UserError(f"it is the run of a network {recipe.network.kind!r}, not of an autoencoder")
+        made = recipe.build_compressor(max(SMALL, sum(tensor.numel() for tensor in weights.values()))).autoencoder
+    except UserError as error:
+        raise UserError(f"{where / 'recipe.json'}: {error}: check codec.path") from None
     own = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
     load_into(made, own, where / "model.safetensors")
     return made.eval().requires_grad_(False)

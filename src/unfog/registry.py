@@ -30,6 +30,7 @@ from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.compact import Compact
 from unfog.networks.conditional import ConditionalUNet
 from unfog.networks.dit import DiT
+from unfog.networks.joint import JointDiT
 from unfog.networks.minimal import Minimal
 from unfog.networks.mlp import MLP
 from unfog.networks.unet import UNet
@@ -94,6 +95,7 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
         "unet": UNet,
         "conditional-unet": ConditionalUNet,
         "dit": DiT,
+        "joint-dit": JointDiT,
         "minimal": Minimal,
         "mlp": MLP,
         "autoencoder": Autoencoder,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unfog import distributed
 from unfog.blueprint import Recipe
-from unfog.compression import LatentCodec, autoencoder
+from unfog.compression import autoencoder
 from unfog.conditions import Asked
 from unfog.data.inspect import quick
 from unfog.data.pictures import UnreadableError, enlargement, read_picture, row_of, save_picture, scatter, sheet, tile
@@ -280,28 +280,9 @@ def _with_autoencoder(recipe: Recipe, out: Path, budget: float | None, device: s
     if not settings.path:
         (console or Console(stderr=True)).print("first an autoencoder, then the model in its latents")
         share = None if budget is None else budget * settings.share
-        first = compressing(recipe)
+        first = recipe.compressing()
         fit(first, own, budget=share, device=device, console=console)
     return placed
-
-
-def compressing(recipe: Recipe) -> Recipe:
-    """Return the recipe of the autoencoder in whose latents a recipe works."""
-    settings: LatentCodec = recipe.codec.build()
-    levels = settings.factor.bit_length() - 1
-    widths = [settings.width, *[2 * settings.width] * levels]
-    reports = recipe.training.options["reports"]
-    return Recipe(
-        f"{recipe.name}-autoencoder",
-        data=recipe.data,
-        augment=recipe.augment,
-        network=part("network", "autoencoder", latent=settings.channels, widths=widths),
-        objective=part("objective", "reconstruction"),
-        conditioning=part("conditioning", "none"),
-        optimizer=part("optimizer", "adamw", lr=2e-3),
-        training=part("training", "images", images=settings.images, batch=32, reports=min(4, reports)),
-        seed=recipe.seed,
-    )
 
 
 def resume(path: str | Path, *, device: str = "auto", console: Console | None = None) -> Run:

@@ -54,6 +54,8 @@ _AUTOENCODER: dict[str, tuple[Any, ...]] = {
     "latents_mean": (None,),
     "latents_std": (None,),
 }
+LEVELS, WIDEST, DEEPEST = 12, 1 << 14, 64
+"""Levels of a network, channels of one, and blocks or layers in a row, at most."""
 CLASSES = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL")
 """Networks that can be read."""
 
@@ -66,6 +68,8 @@ def _check(config: Given, meant: Mapping[str, tuple[Any, ...]], where: str) -> N
     widths = config.get("block_out_channels")
     if not isinstance(widths, list) or not all(isinstance(one, int) for one in widths) or not widths:
         raise UserError(f"{where} names no block_out_channels: it is no configuration of a network")
+    if len(widths) > LEVELS or not all(0 < width <= WIDEST for width in widths):
+        raise UserError(f"{where}: block_out_channels are at most {LEVELS} numbers from 1 to {WIDEST}, not {widths}")
     if config.get("time_embedding_dim") not in (None, 4 * widths[0]):
         raise UserError(f"{where}: time_embedding_dim={config['time_embedding_dim']} is not supported, only four times")
 
@@ -87,16 +91,16 @@ def _levels(config: Given, attending: str, plain: str, where: str) -> list[bool]
 def _each(value: Any, count: int, name: str, where: str) -> list[int]:
     """Return a number for each level."""
     several = value if isinstance(value, list) else [value] * count
-    if len(several) != count or not all(isinstance(one, int) and one > 0 for one in several):
-        raise UserError(f"{where}: {name} must be a number, or one for each level, not {value!r}")
+    if len(several) != count or not all(isinstance(one, int) and 0 < one <= WIDEST for one in several):
+        raise UserError(f"{where}: {name} must be a number above 0, or one for each level, not {value!r}")
     return several
 
 
 def _same(value: Any, count: int, name: str, where: str) -> int:
     """Return a number that is the same for all levels."""
     several = set(_each(value, count, name, where))
-    if len(several) > 1:
-        raise UserError(f"{where}: {name} must be the same for all levels, not {value!r}")
+    if len(several) > 1 or max(several) > DEEPEST:
+        raise UserError(f"{where}: {name} must be the same for all levels, {DEEPEST} at most, not {value!r}")
     return several.pop()
 
 
@@ -142,7 +146,7 @@ def network(config: Given, where: str) -> Config:
             "autoencoder",
             latent=config.get("latent_channels", 4),
             widths=config["block_out_channels"],
-            blocks=config.get("layers_per_block", 1),
+            blocks=_same(config.get("layers_per_block", 1), 1, "layers_per_block", where),
             groups=config.get("norm_num_groups", 32),
             attention=config.get("mid_block_add_attention", True),
             quant=config.get("use_quant_conv", True),

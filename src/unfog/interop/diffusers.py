@@ -209,10 +209,13 @@ def _autoencoder(folder: Path, trust: Path | None) -> Coder:
     given = files.config(folder / "config.json")
     config = configs.network(given, str(folder / "config.json"))
     channels = given.get("in_channels", 3)
-    made = config.build(channels=channels, dims=2)
-    if not isinstance(made, Autoencoder):
+    with torch.device("meta"):  # so that what does not fit takes no memory
+        sketch = config.build(channels=channels, dims=2)
+    if not isinstance(sketch, Autoencoder):
         raise UserError(f"{folder} holds a {given.get('_class_name')}, where an AutoencoderKL is needed")
-    made.load_state_dict(names.ours(files.weights(folder, trust), made, str(folder)), strict=False)
+    weights = names.ours(files.weights(folder, trust), sketch, str(folder))
+    made: Autoencoder = config.build(channels=channels, dims=2)
+    made.load_state_dict(weights, strict=False)
     scale, shift = given.get("scaling_factor", 0.18215), given.get("shift_factor") or 0.0
     if not all(isinstance(one, int | float) and math.isfinite(one) for one in (scale, shift)) or not scale:
         raise UserError(f"{folder / 'config.json'}: scaling_factor and shift_factor must be numbers, the first not 0")

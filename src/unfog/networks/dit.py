@@ -39,10 +39,10 @@ class Block(nn.Module):
         """Map `(batch, places, width)` to the same shape, told `(batch, width)`."""
         told = self.modulation(F.silu(embedding))[:, None].chunk(6, dim=-1)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = told
-        h = h + gate * self.attend(_norm(h) * (1 + scale) + shift)
+        h = h + gate * self.attend(norm(h) * (1 + scale) + shift)
         if self.cross is not None:
             h = self.cross(h.transpose(1, 2), cond).transpose(1, 2)
-        result: Tensor = h + gate_mlp * self.mlp(_norm(h) * (1 + scale_mlp) + shift_mlp)
+        result: Tensor = h + gate_mlp * self.mlp(norm(h) * (1 + scale_mlp) + shift_mlp)
         return result
 
     def attend(self, h: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Block(nn.Module):
         return out
 
 
-def _norm(h: Tensor) -> Tensor:
+def norm(h: Tensor) -> Tensor:
     """Return layer norm over the features, without a scale of its own."""
     return F.layer_norm(h, h.shape[-1:], eps=1e-6)
 
@@ -117,6 +117,6 @@ class DiT(nn.Module):
         for block in self.blocks:
             h = block(h, embedding, cond)
         shift, scale = self.modulation_out(F.silu(embedding))[:, None].chunk(2, dim=-1)
-        h = _norm(h) * (1 + scale) + shift
+        h = norm(h) * (1 + scale) + shift
         output: Tensor = self.patch_out(h.transpose(1, 2).reshape(patches.shape))
         return output

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from unfog.blueprint import Recipe
+from unfog.compression import weights_of
 from unfog.errors import UserError
+from unfog.files import write_whole
+from unfog.tensors import write_tensors
 from unfog.training.checkpoint import KEPT
 from unfog.training.ema import GAMMAS
 from unfog.training.loop import Pace, Stopwatch, batches, headline
@@ -43,6 +46,7 @@ class Plan:
         most: How many rows the memory holds at a time; an estimate.
         checkpoint: Bytes of a checkpoint.
         rest: Bytes of everything else in the run folder.
+        first: The plan of the autoencoder that is trained before, if there is one to train.
     """
 
     headline: str
@@ -56,6 +60,7 @@ class Plan:
     most: int
     checkpoint: int
     rest: int
+    first: "Plan | None" = None
 
     @property
     def images(self) -> int:
@@ -84,7 +89,10 @@ class Plan:
             "disk": f"{_bytes(self.disk)}: {KEPT} checkpoints of {_bytes(self.checkpoint)}, one more while it is "
             f"written, and {_bytes(self.rest)} of weights and samples",
         }
-        return "\n".join([self.headline, *(f"{name:<8}{text}" for name, text in lines.items())])
+        own = [self.headline, *(f"{name:<8}{text}" for name, text in lines.items())]
+        if self.first is None:
+            return "\n".join(own)
+        return "\n".join(["first an autoencoder:", self.first.table(), "", "then the model in its latents:", *own])
 
 
 def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -> Plan:
@@ -102,7 +110,11 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
     started = time.monotonic()
     recipe, data = recipe.build_data()
     with tempfile.TemporaryDirectory(prefix="unfog-") as name, torch.random.fork_rng():
-        folder = Path(name)
+        folder, first = Path(name), None
+        if recipe.codec.kind == "latents" and not recipe.codec.options["path"]:
+            share = None if budget is None else budget * recipe.codec.options["share"]
+            first = plan(recipe.compressing(), budget=share, device=device)
+            recipe, started = _with_untrained(recipe, folder / "autoencoder"), time.monotonic() - first.seconds
         trainer = Trainer(recipe, data, folder, choose_device(device))
         settings, spent = trainer.settings, time.monotonic() - started
         portion = settings.batch // settings.accumulate
@@ -136,7 +148,17 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
         max(portion, int((1 - RESERVE) * free / each)),
         checkpoint,
         model * (1 + len(GAMMAS) * settings.snapshots) + reports * sheet,
+        first,
     )
+
+
+def _with_untrained(recipe: Recipe, folder: Path) -> Recipe:
+    """Return a recipe in the latents of an autoencoder that is as large as the one to come, and as slow."""
+    inner = replace(recipe.compressing(), shape=recipe.shape)
+    folder.mkdir()
+    write_whole(folder / "recipe.json", inner.to_json().encode())
+    write_tensors(folder / "model.safetensors", weights_of(inner.build_compressor().autoencoder))
+    return recipe.set(f"codec.path={folder}")
 
 
 def _measure(trainer: Trainer) -> Pace:

@@ -1,0 +1,161 @@
+"""The diffusion transformer of two streams: patches and words attend to each other as equals, each with own weights."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unfog.networks.attention import attend
+from unfog.networks.conditioning import Cond
+from unfog.networks.dit import norm
+from unfog.networks.layers import TimeEmbedding, at_least, beside, gather, positions, spread, zeroed
+
+
+class Stream(nn.Module):
+    """What one of the two streams has for itself in a block: modulation, projections, perceptron."""
+
+    def __init__(self, width: int, head: int, ratio: int, dropout: float, goes_on: bool = True) -> None:
+        """Keep `width` features, in heads of `head`; a stream that ends here is only looked at."""
+        super().__init__()
+        self.head, self.goes_on = head, goes_on
+        self.modulation = zeroed(nn.Linear(width, (6 if goes_on else 2) * width))
+        self.kv, self.norm_k = nn.Linear(width, 2 * width), nn.RMSNorm(head)
+        if goes_on:
+            self.q, self.norm_q, self.out = nn.Linear(width, width), nn.RMSNorm(head), nn.Linear(width, width)
+            self.mlp = nn.Sequential(
+                nn.Linear(width, ratio * width),
+                nn.GELU(approximate="tanh"),
+                nn.Dropout(dropout),
+                nn.Linear(ratio * width, width),
+            )
+
+    def told(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """Return shift and scale of the attention, and if it goes on all gates and those of the perceptron."""
+        modulation: Tensor = self.modulation(F.silu(embedding))[:, None]
+        return modulation.chunk(6 if self.goes_on else 2, dim=-1)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Return features, `(batch, length, k·width)`, as `(batch, k·heads, length, head)`."""
+        return x.view(*x.shape[:2], -1, self.head).transpose(1, 2)
+
+    def go_on(self, h: Tensor, attended: Tensor, told: tuple[Tensor, ...]) -> Tensor:
+        """Return the state behind the block."""
+        _, _, gate, shift, scale, gate_mlp = told
+        h = h + gate * self.out(attended)
+        return torch.add(h, gate_mlp * self.mlp(norm(h) * (1 + scale) + shift))
+
+
+class JointBlock(nn.Module):
+    """One attention over patches and words together, and a perceptron for each; gates start at zero.
+
+    Source: Esser et al. 2024, Scaling Rectified Flow Transformers, section 4 (MM-DiT, with normed queries and keys).
+    """
+
+    def __init__(self, width: int, head: int, ratio: int, dropout: float, last: bool) -> None:
+        """Keep `width` features in both streams; behind the last block words are no longer needed."""
+        super().__init__()
+        self.patches = Stream(width, head, ratio, dropout)
+        self.words = Stream(width, head, ratio, dropout, goes_on=not last)
+
+    def forward(self, h: Tensor, words: Tensor, mask: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Map patches `(batch, places, width)` and words `(batch, length, width)` to the same shapes.
+
+        Args:
+            h: Patches.
+            words: Words.
+            mask: Which patches and words there are, `(batch, 1, 1, places + length)` of bool.
+            embedding: What all are told, `(batch, width)`.
+        """
+        streams, states = (self.patches, self.words), (h, words)
+        told = [stream.told(embedding) for stream in streams]
+        seen = [norm(x) * (1 + scale) + shift for x, (shift, scale, *_) in zip(states, told, strict=True)]
+        keys, values, queries = [], [], []
+        for stream, x in zip(streams, seen, strict=True):
+            k, v = stream.heads(stream.kv(x)).chunk(2, dim=1)
+            keys.append(stream.norm_k(k))
+            values.append(v)
+            if stream.goes_on:
+                queries.append(stream.norm_q(stream.heads(stream.q(x))))
+        q, k, v = (torch.cat(parts, dim=2) for parts in (queries, keys, values))
+        attended = attend(q, k, v, mask)
+        flat = attended.transpose(1, 2).flatten(2)
+        places = h.shape[1]
+        found = self.patches.go_on(h, flat[:, :places], told[0])
+        return found, self.words.go_on(words, flat[:, places:], told[1]) if self.words.goes_on else words
+
+
+class JointDiT(nn.Module):
+    """Patches and words through `depth` joint blocks.
+
+    Source: Esser et al. 2024, section 4.
+    """
+
+    channels_last: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        outputs: int | None = None,
+        dims: int = 2,
+        context: int | None = None,
+        width: int = 128,
+        depth: int = 6,
+        head: int = 64,
+        patch: int = 2,
+        ratio: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            channels: Channels of the state.
+            outputs: Channels of the output; as many if left away.
+            dims: Space dimensions, 1, 2 or 3.
+            context: Entries of a token of the condition.
+            width: Features of a patch and of a word; a multiple of `head`.
+            depth: Number of blocks.
+            head: Features of one attention head.
+            patch: Side of a patch.
+            ratio: Width of a block's perceptrons over `width`.
+            dropout: Dropout inside the perceptrons.
+
+        Raises: ValueError: If a number is too small, `head` does not divide `width`, or there are no tokens.
+        """
+        super().__init__()
+        at_least(1, width=width, depth=depth, head=head, patch=patch, ratio=ratio)
+        if width % head:
+            raise ValueError(f"head {head} does not divide width {width}")
+        if context is None:
+            raise ValueError("it reads tokens, which only conditioning=text and conditioning=pretrained give")
+        self.embedding_dim, self.multiple = width, patch
+        self.time_embedding = TimeEmbedding(256, width)
+        self.patch_in = gather(dims, channels, width, patch)
+        self.words_in = nn.Linear(context, width)
+        self.blocks = nn.ModuleList(
+            JointBlock(width, head, ratio, dropout, last=place == depth - 1) for place in range(depth)
+        )
+        self.modulation_out = zeroed(nn.Linear(width, 2 * width))
+        self.patch_out = zeroed(spread(dims, width, outputs or channels, patch))
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places.
+
+        Raises: ValueError: If the condition has no tokens.
+        """
+        if cond is None or cond.tokens is None:
+            raise ValueError("this network reads tokens: give it a condition that has some")
+        embedding = self.time_embedding(time, cond)
+        patches = self.patch_in(beside(x, cond))
+        h = patches.flatten(2).transpose(1, 2)
+        h = h + positions(tuple(patches.shape[2:]), h.shape[-1], h)
+        words = self.words_in(cond.tokens)
+        there = torch.ones(words.shape[:2], dtype=torch.bool, device=h.device) if cond.mask is None else cond.mask
+        mask = F.pad(there, (h.shape[1], 0), value=True)[:, None, None]
+        for block in self.blocks:
+            h, words = block(h, words, mask, embedding)
+        shift, scale = self.modulation_out(F.silu(embedding))[:, None].chunk(2, dim=-1)
+        h = norm(h) * (1 + scale) + shift
+        output: Tensor = self.patch_out(h.transpose(1, 2).reshape(patches.shape))
+        return output
