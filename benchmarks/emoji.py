@@ -12,6 +12,7 @@ writes OUT/STAGE and prints a line of JSON; what is done is not done again.
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -90,7 +91,7 @@ class Reader(nn.Module):
         super().__init__()
         widths = (3, 32, 64, 128, FEATURES)
         blocks: list[nn.Module] = []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in pairwise(widths):
             blocks += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
             blocks += [nn.Conv2d(outputs, outputs, 3, padding=1, stride=2), nn.GroupNorm(8, outputs), nn.SiLU()]
         self.body = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2))
