@@ -139,11 +139,8 @@ SCHEDULERS = {
 }
 
 
-@pytest.mark.parametrize("name", list(SCHEDULERS))
-def test_text_to_image_is_that_of_diffusers(pictured: tuple[Any, Path], tmp_path: Path, name: str) -> None:
-    """From the same latents, at guidance 7.5 and with a negative prompt: the decoded picture is equal to 1e-3."""
-    pipe, folder = pictured
-    pipe.scheduler = SCHEDULERS[name](diffusers.DDIMScheduler.load_config(folder, subfolder="scheduler"))
+def drawn_by_both(pipe: Any, folder: Path, tmp_path: Path, name: str) -> tuple[Tensor, Tensor]:
+    """Our picture and that of diffusers from the same latents, at guidance 7.5 and with a negative prompt."""
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     known = pipe(
         "a red fox", negative_prompt="blue", guidance_scale=7.5, num_inference_steps=10, latents=noise, output_type="pt"
@@ -159,8 +156,27 @@ def test_text_to_image_is_that_of_diffusers(pictured: tuple[Any, Path], tmp_path
             last = step.x
         codec: Any = sampler.codec
         found = codec.autoencoder.decode(last)
-    assert float((found / 2 + 0.5).clamp(0, 1).sub(known).abs().max()) < 1e-3
     assert float(known.std()) > 0.05, "a picture of one colour shows nothing"
+    return (found / 2 + 0.5).clamp(0, 1), known
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_text_to_image_is_that_of_diffusers(pictured: tuple[Any, Path], tmp_path: Path, name: str) -> None:
+    """The decoded picture is equal to 1e-3."""
+    pipe, folder = pictured
+    pipe.scheduler = SCHEDULERS[name](diffusers.DDIMScheduler.load_config(folder, subfolder="scheduler"))
+    found, known = drawn_by_both(pipe, folder, tmp_path, name)
+    assert float((found - known).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m-karras"])
+def test_the_second_stable_diffusion_too(tmp_path: Path, name: str) -> None:
+    """With linear projections, heads for each level, and v for a target."""
+    pipe = pipelines.stable_diffusion(tmp_path / "sd2", "sd2", prediction_type="v_prediction")
+    pipe.scheduler = SCHEDULERS[name](pipe.scheduler.config)
+    found, known = drawn_by_both(pipe, tmp_path / "sd2", tmp_path, name)
+    assert float((found - known).abs().max()) < 1e-3
+    assert load(tmp_path / "run", "cpu").recipe.target.kind == "v"
 
 
 def test_a_prompt_and_a_negative_prompt_matter(pictured: tuple[Any, Path], tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def _sampling(sampled: schedulers.Sampled, told: Config, latent: bool) -> Config
         guidance=7.5 if told.kind == "pretrained" else 1.0,
         clip=sampled.clip and not latent,
         keep_eps=sampled.solver.kind == "ddim",  # as there, where eps does not follow a clipped x0
-        batch=4 if latent else 16,
+        batch=1 if latent else 16,
     )
 
 
