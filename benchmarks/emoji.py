@@ -36,7 +36,7 @@ from unfog.run import fit, load
 FILTER = ("data.where=skin_tone=false", "data.together=:,")
 PROMPTS, EACH, TOP = 50, 4, 10
 """Prompts that are asked for, pictures of each, and how far up the own caption must rank."""
-STEPS, BATCH, FEATURES = 3000, 128, 256
+STEPS, BATCH, FEATURES = 2000, 64, 256
 """Of the reader's training, and its last features."""
 Stage = Literal["autoencoder", "latent", "pixel", "text", "retrieval"]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from unfog.evaluation.reconstruction import psnr, reconstruction
 from unfog.networks.autoencoder import Autoencoder, Posterior, tiled
 from unfog.networks.critic import Critic
 from unfog.recipes import recipe
-from unfog.run import fit, load, refit, train
+from unfog.run import average, fit, load, refit, train
 from unfog.training import latents, loop
 from unfog.training.draws import Draw
 from unfog.training.latents import Encoded, Flip
@@ -366,6 +367,24 @@ def test_the_run_folder_holds_its_autoencoder(
     (moved / "autoencoder" / "model.safetensors").unlink()
     assert main(["sample", str(moved), "--out", str(tmp_path / "x")]) == 2
     assert "is no run folder of an autoencoder" in capsys.readouterr().err
+
+
+def test_an_average_takes_its_autoencoder_along(tiny: MakeRecipe, coder: Path, tmp_path: Path) -> None:
+    chosen = tiny("codec=latents", f"codec.path={coder}", "training.snapshots=16")
+    fit(chosen, tmp_path / "run", device="cpu", console=QUIET)
+    average(tmp_path / "run", 0.1, tmp_path / "average")
+    shutil.rmtree(tmp_path / "run")
+    assert json.loads((tmp_path / "average" / "recipe.json").read_text())["codec"]["path"] == "autoencoder"
+    assert load(tmp_path / "average", "cpu").sample(2).shape == (2, 1, 8, 8)
+    with pytest.raises(UserError, match="holds an autoencoder, whose latents are measured"):
+        average(coder, 0.1, tmp_path / "other")
+
+
+def test_what_a_bench_stores_stays_in_its_folder(tiny: MakeRecipe, coder: Path, tmp_path: Path) -> None:
+    fit(tiny("codec=latents", f"codec.path={coder}"), tmp_path / "run", device="cpu", console=QUIET)
+    words = ["--nfe", "2", "4", "-n", "100", "--solvers", "ddim", "--save", "--device", "cpu"]
+    assert main(["bench", str(tmp_path / "run"), *words]) == 0
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["codec"]["path"] == "autoencoder"
 
 
 def test_resuming_in_latents_is_exact(tiny: MakeRecipe, coder: Path, tmp_path: Path) -> None:

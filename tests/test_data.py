@@ -909,6 +909,71 @@ def test_metadata_stays_in_the_folder(tmp_path: Path, name: object) -> None:
         list_pictures(str(tmp_path))
 
 
+def grouped(root: Path, *texts: str) -> None:
+    """A folder of captioned pictures, every second one with the key "kind"."""
+    make_folder(root, {f"{place}.png": 20 * place for place in range(len(texts))})
+    entries = [{"file_name": f"{place}.png", "text": text} for place, text in enumerate(texts)]
+    write_metadata(
+        root, *(one | ({"kind": True, "size": "7"} if place % 2 else {}) for place, one in enumerate(entries))
+    )
+
+
+@pytest.mark.parametrize("where", ["kind=true", "size=7", ' size ="7"'])
+def test_some_lines_of_metadata(tmp_path: Path, where: str) -> None:
+    """The value is JSON, or a text."""
+    grouped(tmp_path, "a", "b", "c", "d", "e", "f")
+    assert list_pictures(str(tmp_path), where).files == ("1.png", "3.png", "5.png")
+    data = folder(str(tmp_path), heldout=0.4, where=where)
+    assert sorted([*data.train.about(np.arange(2)).captions, *data.heldout.about(np.arange(1)).captions]) == [  # type: ignore[misc]
+        "b",
+        "d",
+        "f",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("where", "sentence"),
+    [
+        ("kind", "data.where is key=value, for instance group=Objects, not 'kind'"),
+        ("kind=false", "in no line of .* kind=false holds: check data.where"),
+    ],
+)
+def test_a_choice_of_lines_that_is_none(tmp_path: Path, where: str, sentence: str) -> None:
+    grouped(tmp_path, "a", "b")
+    with pytest.raises(UserError, match=sentence):
+        folder(str(tmp_path), where=where)
+
+
+def test_a_choice_of_lines_needs_lines(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"a.png": 1, "b.png": 2})
+    with pytest.raises(UserError, match=r"data\.where chooses lines of metadata\.jsonl, and .* has none"):
+        folder(str(tmp_path), where="kind=1")
+    with pytest.raises(UserError, match=r"data\.together splits by captions, and the folder has none"):
+        folder(str(tmp_path), together=":")
+
+
+def test_what_belongs_together_is_held_out_together(tmp_path: Path) -> None:
+    grouped(
+        tmp_path,
+        *(f"thing {place // 3}{sign} kind {place % 3}" for place, sign in zip(range(30), ":,:" * 10, strict=True)),
+    )
+    for share in (0.1, 0.25, 0.5):
+        data = folder(str(tmp_path), heldout=share, together=":,")
+        names = [
+            {text[:7] for text in side.about(np.arange(len(side))).captions or []}
+            for side in (data.train, data.heldout)
+        ]
+        assert not names[0] & names[1]
+        assert len(data.train) + len(data.heldout) == 30
+        assert len(data.heldout) % 3 == 0
+
+
+def test_all_together_leaves_nothing_to_hold_out(tmp_path: Path) -> None:
+    grouped(tmp_path, "same: a", "same: b", "same: c")
+    with pytest.raises(UserError, match="all rows belong together, so that none can be held out"):
+        folder(str(tmp_path), together=":")
+
+
 def test_links_out_of_the_folder_are_refused_in_metadata(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()

@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,6 +12,8 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -621,6 +624,37 @@ def test_folders_that_are_refused(broken: Path, tmp_path: Path, case: str, capsy
     assert sentence in said
     assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+PLAIN = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats() | st.text(max_size=5)
+VALUES = PLAIN | st.lists(PLAIN | st.sampled_from(["DownBlock2D", "CrossAttnDownBlock2D"]), max_size=5)
+KNOWN = {
+    "plain": dict(pipelines.plain("cifar10").config),
+    "conditional": dict(pipelines.conditional("sd1").config),
+    "autoencoder": dict(pipelines.autoencoder().config),
+}
+CLASSES = {"plain": "UNet2DModel", "conditional": "UNet2DConditionModel", "autoencoder": "AutoencoderKL"}
+
+
+@given(which=st.sampled_from(list(KNOWN)), place=st.integers(0, 100), value=VALUES)
+@settings(max_examples=300, deadline=None)
+def test_strangers_networks_are_read_or_refused(which: str, place: int, value: object) -> None:
+    config = json.loads(json.dumps(KNOWN[which])) | {"_class_name": CLASSES[which]}
+    config[sorted(config)[place % len(config)]] = value
+    with suppress(UserError), torch.device("meta"):
+        configs.network(config, "it").build(channels=4, dims=2, context=32)
+
+
+@given(which=st.sampled_from(schedulers.FAMILIES), key=st.text(max_size=3), place=st.integers(0, 100), value=VALUES)
+@settings(max_examples=300, deadline=None)
+def test_strangers_schedulers_are_read_or_refused(which: str, key: str, place: int, value: object) -> None:
+    config = {**getattr(diffusers, f"{which}Scheduler")().config, "_class_name": f"{which}Scheduler"}
+    config = json.loads(json.dumps(config, default=list))
+    config[sorted(config)[place % len(config)] if place else key] = value
+    with suppress(UserError):
+        found = schedulers.read(config, "it")
+        for one in (found.target, found.solver, found.grid):
+            one.build()
 
 
 def test_a_pickle_is_read_only_where_it_is_named(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unfog.blueprint import Recipe
     from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Rescheduled
+    from unfog.diffusion.editing import Inpainting
     from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, ClassifierGuided, autoguidance
     from unfog.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
     from unfog.diffusion.objectives import denoising_loss
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from unfog.diffusion.schedules import Schedule
     from unfog.diffusion.solvers import Solver, Step
     from unfog.diffusion.targets import Prediction, Target
+    from unfog.edits import inpaint, interpolate, invert, outpaint, restyle, vary
     from unfog.errors import EnvironmentFailure, UserError
+    from unfog.interop.diffusers import import_model
     from unfog.recipes import recipe
     from unfog.registry import part, register
     from unfog.run import Run, load, resume, train
@@ -30,6 +33,7 @@ _HOMES = {
     "Denoise": "diffusion.denoiser",
     "Denoiser": "diffusion.denoiser",
     "EnvironmentFailure": "errors",
+    "Inpainting": "diffusion.editing",
     "Mixture": "diffusion.oracle",
     "MixtureDenoiser": "diffusion.oracle",
     "Prediction": "diffusion.targets",
@@ -44,16 +48,23 @@ _HOMES = {
     "autoguidance": "diffusion.guidance",
     "bits_per_dim": "diffusion.likelihood",
     "denoising_loss": "diffusion.objectives",
+    "import_model": "interop.diffusers",
+    "inpaint": "edits",
+    "interpolate": "edits",
+    "invert": "edits",
     "load": "run",
     "log_likelihood": "diffusion.likelihood",
+    "outpaint": "edits",
     "part": "registry",
     "recipe": "recipes",
     "register": "registry",
+    "restyle": "edits",
     "resume": "run",
     "sample": "diffusion.sampling",
     "train": "run",
     "trajectory": "diffusion.sampling",
     "variational_bound": "diffusion.likelihood",
+    "vary": "edits",
 }
 
 __all__ = [
@@ -65,6 +76,7 @@ __all__ = [
     "Denoise",
     "Denoiser",
     "EnvironmentFailure",
+    "Inpainting",
     "Mixture",
     "MixtureDenoiser",
     "Prediction",
@@ -79,16 +91,23 @@ __all__ = [
     "autoguidance",
     "bits_per_dim",
     "denoising_loss",
+    "import_model",
+    "inpaint",
+    "interpolate",
+    "invert",
     "load",
     "log_likelihood",
+    "outpaint",
     "part",
     "recipe",
     "register",
+    "restyle",
     "resume",
     "sample",
     "train",
     "trajectory",
     "variational_bound",
+    "vary",
 ]
 
 

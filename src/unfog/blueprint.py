@@ -274,7 +274,7 @@ class Recipe:
             network=part("network", "autoencoder", latent=settings.channels, widths=widths),
             objective=part("objective", "reconstruction"),
             conditioning=part("conditioning", "none"),
-            optimizer=part("optimizer", "adamw", lr=2e-3),
+            optimizer=part("optimizer", "muon", lr=3e-3),
             training=part("training", "images", images=settings.images, batch=32, reports=min(4, reports)),
             seed=self.seed,
         )

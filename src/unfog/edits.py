@@ -112,18 +112,20 @@ class Canvas:
         condition, size = self.sampler.condition(count, asked), self.sampler.settings.batch
         for first in range(0, count, size):
             denoise, times = replace(self.sampler, solver=solver).denoise(self.sampler.padded(condition, first))
-            with torch.inference_mode():
-                begun = start(denoise, times, first)
-                shape = tuple(begun.x.shape[1:])
+            yield self._end(start(denoise, times, first), solver, first)[: count - first]
 
-                def noise(step: int, like: Tensor, first: int = first, shape: tuple[int, ...] = shape) -> Tensor:
-                    return self.noise("step", step, first, shape)
+    @torch.inference_mode()
+    def _end(self, begun: Beginning, solver: Solver, first: int) -> Tensor:
+        """Return the pictures that a batch ends with."""
 
-                x = begun.x
-                if len(begun.times) > 1:
-                    for step in trajectory(begun.denoise, x, begun.times, solver, noise=noise):
-                        x = step.x
-                yield self.decode(x)[: count - first]
+        def noise(step: int, like: Tensor) -> Tensor:
+            return self.noise("step", step, first, tuple(like.shape[1:]))
+
+        x = begun.x
+        if len(begun.times) > 1:
+            for step in trajectory(begun.denoise, x, begun.times, solver, noise=noise):
+                x = step.x
+        return self.decode(x)
 
 
 def restyle(sampler: Sampler, picture: Tensor, strength: float, count: int = 1, asked: Asked = None) -> Tensor:

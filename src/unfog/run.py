@@ -236,9 +236,8 @@ def fit(
     recipe, data = recipe.build_data()
     for sentence in quick(data):
         warnings.warn(sentence, stacklevel=2)
-    if recipe.conditioning.kind == "pretrained":
-        recipe = _with_encoder(recipe, out)
-    if recipe.codec.kind == "latents":
+    recipe = _taken_in(recipe, out)
+    if recipe.codec.kind == "latents" and not recipe.codec.options["path"]:
         recipe = _with_autoencoder(recipe, out, budget, device, console)
     trainer = Trainer(recipe, data, out, choose_device(device))
     if init_from is not None:
@@ -250,38 +249,41 @@ def fit(
     _train(trainer, started, console)
 
 
-def _with_encoder(recipe: Recipe, out: Path) -> Recipe:
-    """Return a recipe whose text encoder lies in the run folder, copied there."""
-    own = out / "text"
-    if distributed.rank() == 0 and not own.exists():
-        copy_encoder(recipe.conditioning.options["path"], own)
+def _taken_in(recipe: Recipe, out: Path) -> Recipe:
+    """Return a recipe whose autoencoder and text encoder, if it names some, were copied into a run folder.
+
+    Raises: UserError: If one is missing, or does not fit the data.
+    """
+    coder, reader = (config.options.get("path") for config in (recipe.codec, recipe.conditioning))
+    if coder:
+        autoencoder(coder, (recipe.shape or (0,))[0])  # a mistake shows before anything is written
+        recipe = recipe.set(f"codec.path={(out / 'autoencoder').resolve()}")
+    if recipe.conditioning.kind == "pretrained":
+        recipe = recipe.set(f"conditioning.path={(out / 'text').resolve()}")
+    if distributed.rank() == 0:
+        for name in ("recipe.json", "model.safetensors") if coder else ():
+            own = out / "autoencoder" / name
+            with disk(own):
+                own.parent.mkdir(parents=True, exist_ok=True)
+            with whole(own) as part:
+                shutil.copyfile(Path(coder) / name, part)
+        if recipe.conditioning.kind == "pretrained" and not (out / "text").exists():
+            copy_encoder(reader or "", out / "text")
     distributed.agreed(0)
-    return recipe.set(f"conditioning.path={own.resolve()}")
+    return recipe
 
 
 def _with_autoencoder(recipe: Recipe, out: Path, budget: float | None, device: str, console: Console | None) -> Recipe:
-    """Return a recipe in latents whose autoencoder lies in the run folder, copied or trained there.
-
-    Raises: UserError: If the autoencoder that the recipe names does not fit the data.
-    """
-    own, settings = out / "autoencoder", recipe.codec.build()
+    """Return a recipe in latents whose autoencoder was trained in the run folder."""
+    own = out / "autoencoder"
     placed = recipe.set(f"codec.path={own.resolve()}")
-    if settings.path:
-        autoencoder(settings.path, (recipe.shape or (0,))[0])  # a mistake shows before anything is written
     if distributed.rank() == 0:
         with disk(out):
             own.mkdir(parents=True, exist_ok=True)
         write_whole(out / "recipe.json", placed.beside(out, relative=True).to_json().encode())
-        if settings.path and Path(settings.path).resolve() != own.resolve():
-            for name in ("recipe.json", "model.safetensors"):
-                with whole(own / name) as part:
-                    shutil.copyfile(Path(settings.path) / name, part)
-    distributed.agreed(0)
-    if not settings.path:
-        (console or Console(stderr=True)).print("first an autoencoder, then the model in its latents")
-        share = None if budget is None else budget * settings.share
-        first = recipe.compressing()
-        fit(first, own, budget=share, device=device, console=console)
+    (console or Console(stderr=True)).print("first an autoencoder, then the model in its latents")
+    share = None if budget is None else budget * recipe.codec.options["share"]
+    fit(recipe.compressing(), own, budget=share, device=device, console=console)
     return placed
 
 
@@ -339,14 +341,18 @@ def average(path: str | Path, length: float, out: str | Path) -> Reconstruction:
     """
     where, out = Path(path) / "averages", Path(out)
     recipe = read_recipe(Path(path))
+    if recipe.compresses:
+        raise UserError(
+            f"{path} holds an autoencoder, whose latents are measured for its own average: leave it as it is"
+        )
     _check_vacant(out)
     found = reconstruct(where, length)
     denoiser = recipe.build_denoiser()
     load_into(denoiser, found.tensors, where)
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
-    recipe = replace(recipe, ema=part("ema", "power", gamma=found.gamma))
-    write_whole(out / "recipe.json", recipe.to_json().encode())
+    recipe = replace(_taken_in(recipe, out), ema=part("ema", "power", gamma=found.gamma))
+    write_whole(out / "recipe.json", recipe.beside(out, relative=True).to_json().encode())
     write_tensors(out / "model.safetensors", denoiser.state_dict())
     return found
 

@@ -426,7 +426,7 @@ def save(run: Run, chosen: Measured) -> None:
         if getattr(recipe, field).kind != kind:  # of the same kind it keeps its options, which were measured
             recipe = recipe.set(f"{field}={kind}")
     recipe = recipe.set(f"sampling.steps={chosen.steps}", f"sampling.guidance={chosen.setting.guidance}")
-    write_whole(run.path / "recipe.json", recipe.to_json().encode())
+    write_whole(run.path / "recipe.json", recipe.beside(run.path, relative=True).to_json().encode())
 
 
 def schedules(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unfog.errors import UserError
+from unfog.interop.files import meant
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditional import ConditionalUNet
 from unfog.networks.unet import UNet
@@ -124,6 +125,12 @@ def network(config: Given, where: str) -> Config:
 
     Raises: UserError: For a class or an option that has no equal here.
     """
+    with meant(where):
+        return _network(config, where)
+
+
+def _network(config: Given, where: str) -> Config:
+    """Return our network, values taken as they stand."""
     kind = config.get("_class_name")
     if kind == "UNet2DModel":
         _check(config, _PLAIN, where)

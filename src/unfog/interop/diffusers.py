@@ -52,6 +52,12 @@ def import_model(source: str, out: Path, trust: Path | None = None) -> Imported:
     Raises: UserError: If the folder is no model, or one with parts or options that are not supported.
         EnvironmentFailure: If network or disk fail.
     """
+    with files.meant(source):
+        return _import(source, out, trust)
+
+
+def _import(source: str, out: Path, trust: Path | None) -> Imported:
+    """Make a run folder, values taken as they stand."""
     if (out / "model.safetensors").exists() or (out / "checkpoints").exists():
         raise UserError(f"{out} holds a run: choose another folder")
     folder = files.found(source)

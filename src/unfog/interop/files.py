@@ -1,6 +1,8 @@
 """Folders of other toolkits: where they lie, and their configurations and weights, read as a stranger's files are."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,20 @@ def found(source: str) -> Path:
         raise UserError(f"there is no folder {source} here, and no such model on the hub: check the name") from None
     except (OSError, hub.errors.HfHubHTTPError, RuntimeError) as error:
         raise EnvironmentFailure(f"{source} cannot be fetched from the hub: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def meant(where: str) -> Iterator[None]:
+    """Turn what goes wrong with a stranger's values into one sentence.
+
+    Raises: UserError: If a value is not of the kind that its name promises.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{where} holds a value that means nothing ({error}): restore it") from error
 
 
 def config(file: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from unfog.blueprint import Recipe
 from unfog.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, DPMSolverPPSDE2M, Euler, EulerAncestral, Heun, UniPC
 from unfog.diffusion.tables import Table
 from unfog.errors import UserError
+from unfog.interop.files import meant
 from unfog.registry import Config, part
 
 Given = Mapping[str, Any]
@@ -89,6 +90,12 @@ def read(config: Given, where: str) -> Sampled:
 
     Raises: UserError: For a scheduler or an option that has no equal here.
     """
+    with meant(where):
+        return _read(config, where)
+
+
+def _read(config: Given, where: str) -> Sampled:
+    """Return what a configuration means, values taken as they stand."""
     name = str(config.get("_class_name", ""))
     family = name.removesuffix("Scheduler")
     if family not in FAMILIES:

@@ -120,7 +120,7 @@ def autoencoder(data: str | None = None, size: int | None = None) -> Recipe:
         network=part("network", "autoencoder", widths=[32, *[64] * levels]),
         objective=part("objective", "reconstruction"),
         conditioning=part("conditioning", "none"),
-        optimizer=part("optimizer", "adamw", lr=2e-3),
+        optimizer=part("optimizer", "muon", lr=3e-3),
         training=part("training", "images", images=max(100_000, 30 * len(listing.files)), batch=32, reports=4),
     )
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from unfog.conditions import Asked
     from unfog.generation import Sampler
+    from unfog.run import Run
 
 
 def _model(
@@ -25,8 +26,8 @@ def _model(
     guidance: float | None,
     seed: int,
     device: str,
-) -> "tuple[Sampler, Asked]":
-    """Return the sampler of a run, and what is asked of it."""
+) -> "tuple[Run, Sampler, Asked]":
+    """Return a run, its sampler, and what is asked of it."""
     from unfog.run import load
 
     loaded = load(run, device)
@@ -36,7 +37,7 @@ def _model(
         asked = ""
     if asked is None and sampler.classes:
         raise UserError(f"say what the picture shows: --label with one of {', '.join(loaded.recipe.classes[:10])}")
-    return sampler, asked
+    return loaded, sampler, asked
 
 
 def _written(pictures: "Tensor", out: Path, first: "list[Tensor]") -> None:
@@ -106,9 +107,11 @@ def restyle(
     """
     from unfog import edits
 
-    sampler, asked = _model(run, label, prompt, negative, steps, guidance, seed, device)
+    loaded, sampler, asked = _model(run, label, prompt, negative, steps, guidance, seed, device)
     picture = arguments.picture(image, sampler, own_size)
-    _written(edits.restyle(sampler, picture, strength, n, asked), out or run / "edits" / "restyle", [picture])
+    with loaded.arithmetic():
+        found = edits.restyle(sampler, picture, strength, n, asked)
+    _written(found, out or run / "edits" / "restyle", [picture])
 
 
 def inpaint(
@@ -153,10 +156,11 @@ def inpaint(
     """
     from unfog import edits
 
-    sampler, asked = _model(run, label, prompt, negative, steps, guidance, seed, device)
+    loaded, sampler, asked = _model(run, label, prompt, negative, steps, guidance, seed, device)
     picture = arguments.picture(image, sampler, own_size)
     where = arguments.mask(mask, image, sampler, own_size)
-    found = edits.inpaint(sampler, picture, where, n, asked, repeats=repeats)
+    with loaded.arithmetic():
+        found = edits.inpaint(sampler, picture, where, n, asked, repeats=repeats)
     _written(found, out or run / "edits" / "inpaint", [picture])
 
 
@@ -204,9 +208,10 @@ def outpaint(
     """
     from unfog import edits
 
-    sampler, asked = _model(run, label, prompt, None, steps, guidance, seed, device)
+    loaded, sampler, asked = _model(run, label, prompt, None, steps, guidance, seed, device)
     picture = arguments.picture(image, sampler, own_size)
-    found = edits.outpaint(sampler, picture, (left, right, top, bottom), n, asked)
+    with loaded.arithmetic():
+        found = edits.outpaint(sampler, picture, (left, right, top, bottom), n, asked)
     _written(found, out or run / "edits" / "outpaint", [])
 
 
@@ -246,7 +251,7 @@ def invert(
     from unfog.evaluation.reconstruction import psnr
     from unfog.files import write_whole
 
-    sampler, asked = _model(run, label, prompt, None, steps, 1.0, 0, device)
+    _, sampler, asked = _model(run, label, prompt, None, steps, 1.0, 0, device)
     picture = arguments.picture(image, sampler, False)
     noise, again = edits.invert(sampler, picture, asked)
     folder = out or run / "edits" / "invert"
@@ -287,7 +292,7 @@ def interpolate(
     """
     from unfog import edits
 
-    sampler, asked = _model(run, label, prompt, None, steps, 1.0, 0, device)
+    _, sampler, asked = _model(run, label, prompt, None, steps, 1.0, 0, device)
     first, second = (arguments.picture(image, sampler, False) for image in images)
     _written(edits.interpolate(sampler, first, second, n, asked), out or run / "edits" / "interpolate", [])
 
@@ -326,6 +331,6 @@ def vary(
     """
     from unfog import edits
 
-    sampler, asked = _model(run, label, prompt, None, steps, 1.0, seed, device)
+    _, sampler, asked = _model(run, label, prompt, None, steps, 1.0, seed, device)
     picture = arguments.picture(image, sampler, False)
     _written(edits.vary(sampler, picture, amount, n, asked), out or run / "edits" / "vary", [picture])
