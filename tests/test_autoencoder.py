@@ -508,9 +508,18 @@ def test_what_begins_alike_is_held_out_together(photographs: Path) -> None:
     assert (len(sides[0]), len(sides[1])) == (9, 3)
 
 
-def test_text_to_image_in_one_command(photographs: Path, tmp_path: Path) -> None:
-    small = ["network.widths=[8, 8]", "network.attention=[true, true]", "network.heads=[1, 1]", "training.images=64"]
-    small += ["training.batch=8", "codec.width=4", "codec.images=64", "conditioning.width=32", "sampling.batch=8"]
+READERS = {
+    "compact": ["network.width=8", "network.middle=1"],
+    "conditional-unet": ["network.widths=[8, 8]", "network.attention=[true, true]", "network.heads=[1, 1]"],
+    "joint-dit": ["network.width=16", "network.head=8", "network.depth=2"],
+}
+"""Networks that read text, and how they are made small."""
+
+
+@pytest.mark.parametrize("network", READERS)
+def test_text_to_image_in_one_command(photographs: Path, tmp_path: Path, network: str) -> None:
+    small = [f"network={network}", *READERS[network], "training.images=64", "training.batch=8"]
+    small += ["codec.width=4", "codec.images=64", "conditioning.width=32", "sampling.batch=8"]
     settings = [word for one in small for word in ("--set", one)]
     out = str(tmp_path / "run")
     data = ["--data", str(photographs), "--size", "64", "--device", "cpu"]

@@ -266,7 +266,7 @@ def _taken_in(recipe: Recipe, out: Path) -> Recipe:
             with disk(own):
                 own.parent.mkdir(parents=True, exist_ok=True)
             with whole(own) as part:
-                shutil.copyfile(Path(coder) / name, part)
+                shutil.copyfile(Path(str(coder)) / name, part)
         if recipe.conditioning.kind == "pretrained" and not (out / "text").exists():
             copy_encoder(reader or "", out / "text")
     distributed.agreed(0)

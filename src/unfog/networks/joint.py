@@ -73,16 +73,22 @@ class JointBlock(nn.Module):
         keys, values, queries = [], [], []
         for stream, x in zip(streams, seen, strict=True):
             k, v = stream.heads(stream.kv(x)).chunk(2, dim=1)
-            keys.append(stream.norm_k(k))
+            keys.append(_normed(stream.norm_k, k))
             values.append(v)
             if stream.goes_on:
-                queries.append(stream.norm_q(stream.heads(stream.q(x))))
+                queries.append(_normed(stream.norm_q, stream.heads(stream.q(x))))
         q, k, v = (torch.cat(parts, dim=2) for parts in (queries, keys, values))
         attended = attend(q, k, v, mask)
         flat = attended.transpose(1, 2).flatten(2)
         places = h.shape[1]
         found = self.patches.go_on(h, flat[:, :places], told[0])
         return found, self.words.go_on(words, flat[:, places:], told[1]) if self.words.goes_on else words
+
+
+def _normed(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return a norm of features that may be of half precision, computed in that of its weights."""
+    output: Tensor = layer(x.float())
+    return output.to(x.dtype)
 
 
 class JointDiT(nn.Module):
