@@ -22,6 +22,7 @@ from unfog.errors import UserError
 from unfog.recipes import RECIPES, recipe
 from unfog.registry import GIVEN, KINDS, Config, part, register
 
+OF_FOLDERS = ("folder", "autoencoder", "text-to-image")
 NAMES = sorted(RECIPES)
 TABLES = ("linear", "quadratic", "cosine")
 
@@ -41,7 +42,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def made(name: str, pictures: str) -> Recipe:
-    return recipe(name, pictures if name == "folder" else None)
+    return recipe(name, pictures if name in OF_FOLDERS else None)
 
 
 def looked_at(chosen: Recipe, *shape: int) -> Recipe:
@@ -74,7 +75,7 @@ def test_json_names_every_option(name: str, pictures: str) -> None:
     assert value["version"] == VERSION
     assert set(value) == {"version", *(one.name for one in fields(Recipe))}
     assert value["training"]["batch"] == made(name, pictures).training.options["batch"]
-    assert "width" in value["network"]
+    assert {"width", "widths"} & set(value["network"])
     assert not set(GIVEN) & set(value["network"])
 
 
@@ -429,7 +430,7 @@ def test_values_out_of_range(field: str, options: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------ build
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("folder", "mnist", "fashion", "cifar10")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OF_FOLDERS, "mnist", "fashion", "cifar10")])
 def test_own_data_build(name: str) -> None:
     chosen, data = recipe(name).build_data()
     assert chosen.shape == data.train.shape
@@ -652,7 +653,7 @@ def test_recipes_with_own_data_take_no_path(name: str) -> None:
         recipe(name, "somewhere")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("folder", "shapes")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OF_FOLDERS, "shapes")])
 def test_only_folders_are_resized(name: str) -> None:
     with pytest.raises(UserError, match="have one size: leave --size away"):
         recipe(name, None, 16)
