@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from conftest import MakeRecipe
+from unfog import edits
 from unfog.blueprint import Recipe
 from unfog.cli import main
 from unfog.compression import Compressor, looked_at
@@ -327,14 +329,22 @@ def test_what_is_known_of_rows_stays(tmp_path: Path) -> None:
 
 
 def test_latents_are_encoded_once_and_again_where_the_autoencoder_is_another(
-    latent_run: Path, tiny: MakeRecipe, coder: Path, monkeypatch: pytest.MonkeyPatch
+    latent_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = sorted((latent_run / "latents").iterdir())
+    copied = tmp_path / "run"
+    shutil.copytree(latent_run, copied)
+    files = sorted(path.name for path in (copied / "latents").iterdir())
     assert len(files) == 2
-    chosen = load(latent_run, "cpu").recipe
-    found, data = chosen.build_data()
-    monkeypatch.setattr(latents, "_write", lambda *given: pytest.fail("encoded again"))
-    Trainer(found, data, latent_run, torch.device("cpu"))
+    with monkeypatch.context() as patch:
+        patch.setattr(latents, "_write", lambda *given: pytest.fail("encoded again"))
+        Trainer(*load(copied, "cpu").recipe.build_data(), copied, torch.device("cpu"))
+    weights = load_file(copied / "autoencoder" / "model.safetensors")
+    weights["autoencoder.shift"] += 1
+    save_file(weights, copied / "autoencoder" / "model.safetensors")
+    trainer = Trainer(*load(copied, "cpu").recipe.build_data(), copied, torch.device("cpu"))
+    assert len({path.name for path in (copied / "latents").iterdir()} - set(files)) == 2
+    rows = trainer.data.train.take(trainer.draws.rows(0))
+    torch.testing.assert_close(trainer.draws(0).x0, trainer.recipe.build_codec().encode(rows.x), atol=1e-5, rtol=1e-4)
 
 
 def test_a_model_in_latents(latent_run: Path, coder: Path) -> None:
@@ -349,6 +359,17 @@ def test_a_model_in_latents(latent_run: Path, coder: Path) -> None:
     trainer = Trainer(run.recipe, run.recipe.build_data()[1], latent_run, torch.device("cpu"))
     rows = trainer.data.train.take(trainer.draws.rows(0))
     torch.testing.assert_close(trainer.draws(0).x0, run.recipe.build_codec().encode(rows.x), atol=1e-5, rtol=1e-4)
+
+
+def test_known_pixels_stay_to_the_bit_in_latents_too(latent_run: Path) -> None:
+    """What the autoencoder loses of them is pasted again behind the decoder."""
+    run = load(latent_run, "cpu")
+    picture = run.recipe.build_data()[1].heldout.take(np.zeros(1, dtype=np.int64)).x[0]
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[3:, 2:7] = True
+    found = edits.inpaint(run.sampler(steps=4), picture, mask, 3, 3, repeats=2)
+    assert torch.equal(found[:, :, ~mask], picture[:, ~mask].expand(3, -1, -1))
+    assert not torch.equal(found[0], found[1])
 
 
 def test_the_run_folder_holds_its_autoencoder(

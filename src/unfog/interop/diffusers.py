@@ -95,7 +95,7 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
         classes=classes,
     )
     channels = given.get("in_channels", 4 if kind else 3)
-    tensors = _denoiser(network, channels, told, files.weights(where, trust), str(where), embedder)
+    tensors = _denoiser(network, channels, files.weights(where, trust), str(where), embedder)
     _write(out, recipe, tensors, coder)
     if told.kind == "pretrained":
         for name in ("text_encoder", "tokenizer"):
@@ -104,7 +104,7 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    """Return which parts a pipeline has, by name: None for those that it names without having them."""
+    """Return the classes of the parts that a pipeline has, by name, and its own class."""
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{folder} is no folder of diffusers: it has no model_index.json and no config.json")
     index = files.config(folder / "model_index.json")
@@ -174,7 +174,7 @@ def _sampling(sampled: schedulers.Sampled, told: Config, latent: bool) -> Config
 
 
 def _denoiser(
-    config: Config, channels: int, told: Config, theirs: dict[str, Tensor], where: str, embedder: str | None
+    config: Config, channels: int, theirs: dict[str, Tensor], where: str, embedder: str | None
 ) -> dict[str, Tensor]:
     """Return the weights of a denoiser under our names."""
     table = theirs.pop(embedder, None) if embedder else None
