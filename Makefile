@@ -1,4 +1,5 @@
-# make demo | test | check | torture | docs | bench | race: each sets up what it needs; PIP_FLAGS passes through to pip.
+# make demo | test | test-app | check | torture | docs | figures | bench | race: each sets up what it needs; PIP_FLAGS
+# passes through to pip.
 PYTHON ?= python3
 PIP_FLAGS ?=
 DATA ?=
@@ -8,7 +9,7 @@ RUN := runs/digits
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check torture docs bench race clean
+.PHONY: demo test test-app check torture docs figures bench race clean
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -17,6 +18,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .venv/test: .venv/core
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --editable '.[test,dev]'
+	touch $@
+
+.venv/browser: .venv/test
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --editable '.[browser]'
+	command -v chromium >/dev/null || apt-get install --yes --quiet chromium || (apt-get update && apt-get install --yes --quiet chromium)
+	touch $@
+
+.venv/docs: .venv/core
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --editable '.[docs]'
 	touch $@
 
 # Both name torchvision, which nothing here uses and which has no build for the CPU alone.
@@ -34,6 +44,10 @@ demo: .venv/core
 test: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
+# Writes a picture of each tab, at two widths, into build/screenshots.
+test-app: .venv/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_browser.py
+
 check: .venv/test
 	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/ruff check src tests benchmarks examples
@@ -47,8 +61,15 @@ torture: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 200
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture_files.py --count 2000
 
-docs: .venv/test
-	$(BIN)/python -m pytest --quiet tests/test_docs.py
+# The pages in build/docs, strictly; then their snippets, links and tables.
+docs: .venv/docs .venv/test
+	$(BIN)/zensical build --clean --strict
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n auto tests/test_docs.py
+
+# From the runs digits, mnist and fashion in RUNS, those that are there.
+RUNS ?= runs
+figures: .venv/test
+	$(BIN)/python benchmarks/figures.py --runs $(RUNS)
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/training.py --out docs/speed/training

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -599,13 +600,16 @@ def test_points_are_drawn_and_sampled_as_numbers(call: Call, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("run", ["digits_run", "points_run"])
-def test_film_writes_a_strip_and_an_animation(
+def test_film_writes_a_strip_animations_and_ways(
     call: Call, tmp_path: Path, run: str, request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(run)
     outcome = call("film", folder, "-n", 3, "--steps", 5, "--out", tmp_path / "film", "--device", "cpu")
     assert outcome.code == 0, outcome.err
-    assert sorted(path.name for path in (tmp_path / "film").iterdir()) == ["film.gif", "strip.png"]
+    names = ["film.gif", "film.mp4", "strip.png", "ways.png"]
+    assert sorted(path.name for path in (tmp_path / "film").iterdir()) == names
+    with av.open(tmp_path / "film" / "film.mp4") as video:
+        assert sum(1 for _ in video.decode(video=0)) == 6 + 2000 // 80
     with Image.open(tmp_path / "film" / "film.gif") as film:
         assert film.n_frames == 6  # type: ignore[attr-defined]
     with Image.open(tmp_path / "film" / "strip.png") as strip:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unfog
 from unfog.cli import VERBS, main
 from unfog.registry import KINDS
 
@@ -37,10 +38,13 @@ def home(tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_snippets_run(page: Path, home: Path) -> None:
+    """One after the other: a page is read from its top."""
+    names: dict[str, object] = {}
     for block in _blocks(page, "python"):
-        exec(compile(block, str(page), "exec"), {})
+        exec(compile(block, str(page), "exec"), names)
 
 
+@pytest.mark.filterwarnings("ignore:all samples of a report were one colour")  # so short are the trainings
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_shell_lines_run(page: Path, home: Path) -> None:
     """Each `unfog` line exits with 0; trainings are cut short, those on data that must be fetched only parsed."""
@@ -63,7 +67,8 @@ def test_shell_lines_run(page: Path, home: Path) -> None:
             if "--budget" in arguments:
                 arguments[arguments.index("--budget") + 1] = "3s"
             wide = arguments[0] == "autoencoder" or "network=unet" in arguments
-            arguments += [word for setting in SHORT[wide:] for word in ("--set", setting)]
+            cuts = SHORT[wide:] + ["codec.images=256"] * ("codec=latents" in arguments)
+            arguments += [word for setting in cuts for word in ("--set", setting)]
         few = verb == "evaluate" and "runs/coder" in arguments  # of the reader's pictures too few are held out
         if few or any("runs/mnist" in word for word in arguments):
             continue
@@ -74,6 +79,34 @@ def test_shell_lines_run(page: Path, home: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_tutorials_lead_to_what_exists() -> None:
+    """Each function that the table names is defined, each stop that it leads to is a heading of the tour."""
+    text = (ROOT / "docs" / "tutorials.md").read_text(encoding="utf-8")
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    tour = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    anchors = {
+        re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in re.findall("^## (.+)$", tour, re.M)
+    }
+    assert set(re.findall(r"tour\.md#([\w-]+)", text)) == anchors
+    rows = [line.split("|") for line in text.splitlines() if re.match(r"\| [ABCD]", line)]
+    assert len(rows) >= 30
+    for row in rows:
+        for name in re.findall(r"`([\w.]+)`|`([\w.]+)\(", row[3]):
+            last = "".join(name).removesuffix(".py").split(".")[-1].split("/")[-1]
+            defined = re.search(rf"(def|class) {last}\b", source) or list((ROOT / "src").rglob(f"{last}.py"))
+            assert defined or last in {kind for kinds in KINDS.values() for kind in kinds}, last
+
+
+def test_every_pain_has_an_answer() -> None:
+    rows = re.findall(r"^\| (\d+) \| .+? \| .{40,} \|$", (ROOT / "docs" / "pains.md").read_text("utf-8"), re.M)
+    assert rows == [str(number) for number in range(1, 25)]
+
+
+def test_the_reference_has_all_public_names() -> None:
+    named = re.findall(r"^::: unfog\.[\w.]+\.(\w+)$", (ROOT / "docs" / "api.md").read_text("utf-8"), re.M)
+    assert sorted(named) == unfog.__all__
 
 
 def test_the_table_of_settings_is_complete() -> None:

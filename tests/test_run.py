@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import unfog
 from unfog.errors import UserError
+from unfog.evaluation.film import STILLS, Film, Still, film
+from unfog.generation import Moment
 from unfog.registry import KINDS
-from unfog.run import Run, film, load
+from unfog.run import Run, load
 from unfog.settings import Precision
 
 SOLVERS = sorted(KINDS["solver"])
@@ -216,34 +218,63 @@ def test_points_come_as_coordinates(points_run: Path) -> None:
 @pytest.mark.parametrize("kind", ["flow", "table"])
 def test_a_film_ends_at_the_sample(kind: str, solver: str, request: pytest.FixtureRequest) -> None:
     run: Run = request.getfixturevalue(kind)
-    moments = run.sampler(solver=solver, steps=6, seed=4).film(3, 7)
-    assert len(moments) == 7
-    assert all(x.shape == x0.shape == (3, 1, 8, 8) for x, x0 in moments)
-    last, last_x0 = moments[-1]
-    assert torch.equal(last, last_x0)
-    assert torch.equal(last, run.sample(3, 7, solver=solver, steps=6, seed=4))
-    assert not torch.equal(moments[0][0], last)
+    stills = film(run, run.sampler(solver=solver, steps=6, seed=4), 3, 7).stills
+    assert len(stills) == 7
+    assert all(still.x.shape == still.x0.shape == still.state.shape == (3, 1, 8, 8) for still in stills)
+    times = [still.t for still in stills]
+    assert times == sorted(times, reverse=True)
+    assert times[-1] == 0
+    assert torch.equal(stills[-1].state, stills[-1].guess)
+    assert torch.equal(stills[-1].x, run.sample(3, 7, solver=solver, steps=6, seed=4))
+    assert not torch.equal(stills[0].x, stills[-1].x)
 
 
 @pytest.mark.parametrize("count", [0, 65])
 def test_a_film_of_too_many_or_no_samples_is_refused(flow: Run, count: int) -> None:
     with pytest.raises(UserError, match="a film shows 1 to 64 samples"):
-        flow.sampler().film(count)
+        film(flow, flow.sampler(), count)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 12])
 def test_a_film_has_a_frame_for_each_time_and_a_strip_of_eight(flow: Run, steps: int) -> None:
-    strip, frames = film(flow, flow.sampler(steps=steps), 2, None)
-    assert len(frames) == steps + 1
-    assert len({frame.size for frame in frames}) == 1
-    assert strip.size[0] == 8 * (9 * 8) + 8  # eight pictures of 8 pixels and their gaps, eightfold
+    shot = film(flow, flow.sampler(steps=steps), 2)
+    assert len(shot.frames()) == steps + 1
+    assert {frame.size for frame in shot.frames()} == {((2 * 9 + 1) * 8, (3 * 9 + 1) * 8)}
+    assert shot.strip().size == (8 * (9 * 8) + 8, 6 * (9 * 8) + 8)  # eight pictures of 8 pixels and their gaps
+
+
+def test_a_film_shows_what_each_step_changes() -> None:
+    """Grey where nothing happens, white where most is added; nothing follows the last moment."""
+    x = torch.full((2, 1, 1, 1, 2), 128, dtype=torch.uint8)
+    x[1, 0, 0, 0] = torch.tensor([191, 96])
+    shot = Film(tuple(Still(1.0 - place, one, one, one, one) for place, one in enumerate(x)))
+    change = shot.rows(0)[2].flatten().tolist()
+    assert change == [255, 63]
+    assert shot.rows(1)[2].flatten().tolist() == [128, 128]
+
+
+def test_a_long_film_keeps_some_moments(flow: Run) -> None:
+    """First and last among them, evenly spread, and the last is still the sample."""
+    shot = film(flow, flow.sampler(steps=150), 1)
+    assert len(shot.stills) == STILLS
+    assert torch.equal(shot.stills[-1].x, flow.sample(1, steps=150))
+    assert shot.stills[0].t == film(flow, flow.sampler(steps=1), 1).stills[0].t
+
+
+@pytest.mark.parametrize("last", [1, 2, 58, 59, 60, 61, 118, 1000])
+def test_kept_moments(last: int) -> None:
+    x = torch.zeros(1)
+    kept = [number for number in range(last + 1) if Moment(0.0, x, x, number, last).kept(60)]
+    assert len(kept) == min(60, last + 1)
+    assert (kept[0], kept[-1]) == (0, last)
+    assert np.diff(kept).max() - np.diff(kept).min() <= 1
 
 
 def test_a_film_of_points(points_run: Path) -> None:
     run = load(points_run, "cpu")
-    strip, frames = film(run, run.sampler(), 100, None)
-    assert len(frames) == 5
-    assert strip.size == (8 * 160, 2 * 160)
+    shot = film(run, run.sampler(), 100)
+    assert len(shot.frames()) == 5
+    assert shot.strip().size == (8 * 160, 2 * 160)
 
 
 # Folders that are no run

@@ -10,8 +10,9 @@ from unfog import __version__, terminal
 from unfog.verbs import editing
 from unfog.verbs.drawing import film, sample
 from unfog.verbs.exchange import export, import_
-from unfog.verbs.looking import inspect, recipes
+from unfog.verbs.looking import explain, inspect, recipes, report
 from unfog.verbs.measuring import bench, compare, evaluate, verify
+from unfog.verbs.serving import app
 from unfog.verbs.training import average, plan, replay, train
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -27,6 +28,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "average": average,
     "replay": replay,
     "verify": verify,
+    "explain": explain,
+    "report": report,
+    "app": app,
     "import": import_,
     "export": export,
     "recipes": recipes,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,28 @@ from unfog.errors import UserError
 from unfog.networks.conditioning import ClassEmbedding, Cond
 from unfog.randomness import normal
 from unfog.settings import Sampling
+
+
+class Moment(NamedTuple):
+    """How samples stand at one time of their denoising, in the space of the diffusion.
+
+    Attributes:
+        t: The time.
+        x: The states, scaled down to unit variance where they exceed it, `(count, *shape)`.
+        x0: What the model takes them to become; at the last time the samples themselves.
+        number: Of the time, from 0.
+        last: Number of the last time.
+    """
+
+    t: float
+    x: Tensor
+    x0: Tensor
+    number: int
+    last: int
+
+    def kept(self, most: int) -> bool:
+        """Say whether this moment is one of at most `most` that show the whole, first and last among them."""
+        return self.number * (most - 1) % max(self.last, most - 1) < most - 1
 
 
 @dataclass(frozen=True)
@@ -195,22 +218,26 @@ class Sampler:
         told = self.condition(count, asked) if condition is None else condition
         return torch.cat(list(self.batches(told, count)))
 
-    def film(self, count: int, asked: Asked = None) -> list[tuple[Tensor, Tensor]]:
-        """Return the decoded (x_t, predicted x0) of samples 0 to `count` - 1 at every time of the grid.
+    def moments(self, count: int, asked: Asked = None) -> Iterator[Moment]:
+        """Yield how samples 0 to `count` - 1 stand at every time of the grid, from noise to data.
 
-        Returns: One pair for each time, each part `(count, *shape)`; at the last time both are the sample.
+        Args:
+            count: Number of samples.
+            asked: What they shall show, see `condition`.
+
         Raises: UserError: If `count` is not between 1 and the size of a batch.
         """
         if not 1 <= count <= self.settings.batch:
             raise UserError(f"a film shows 1 to {self.settings.batch} samples, not {count}")
         condition = self.padded(self.condition(count, asked), 0)
         denoise, times = self.denoise(condition)
-        x, moments = self.start(0, denoise.schedule, times[0]), []
-        for step in self.steps(0, condition):
-            moments.append((shown(x, denoise.schedule, step.t), step.prediction.x0))
+        x = self.start(0, denoise.schedule, times[0])
+        last = len(times) - 1
+        for number, step in enumerate(self.steps(0, condition)):
+            state = shown(x, denoise.schedule, step.t)[:count]
+            yield Moment(float(step.t), state, step.prediction.x0[:count], number, last)
             x = step.x
-        moments.append((x, x))
-        return [(self.codec.decode(x[:count]).cpu(), self.codec.decode(x0[:count]).cpu()) for x, x0 in moments]
+        yield Moment(float(times[-1]), x[:count], x[:count], last, last)
 
 
 def _at(cond: Cond, device: torch.device) -> Cond:

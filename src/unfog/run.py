@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -23,7 +23,7 @@ from unfog.blueprint import Recipe
 from unfog.compression import autoencoder
 from unfog.conditions import Asked
 from unfog.data.inspect import quick
-from unfog.data.pictures import UnreadableError, enlargement, read_picture, row_of, save_picture, scatter, sheet, tile
+from unfog.data.pictures import UnreadableError, read_picture, save_picture, sheet, tile
 from unfog.diffusion.denoiser import Denoiser
 from unfog.errors import EnvironmentFailure, UserError
 from unfog.files import disk, locked, parse_json, read_bounded, whole, write_whole
@@ -40,6 +40,7 @@ from unfog.training.machine import arithmetic, choose_device, choose_precision, 
 from unfog.training.metrics import draw_losses
 from unfog.training.trainer import Trainer
 
+Part = TypeVar("Part")
 SHEET, MOST = 400, 10_000_000
 """Samples on a sheet, and in a request, at most."""
 SMALL = 10_000_000
@@ -128,13 +129,16 @@ class Run:
 
     def batches(self, sampler: Sampler, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
         """Yield the batches of a sampler in the run's arithmetic, see `Sampler.batches`."""
-        drawn = sampler.batches(condition, count, skip)
+        return self.computed(sampler.batches(condition, count, skip))
+
+    def computed(self, parts: Iterator[Part]) -> Iterator[Part]:
+        """Yield what an iterator gives, with the run's arithmetic while it computes and not in between."""
         while True:
             with self.arithmetic():
-                batch = next(drawn, None)
-            if batch is None:
+                found = next(parts, None)
+            if found is None:
                 return
-            yield batch
+            yield found
 
     def arithmetic(self) -> AbstractContextManager[object]:
         """Return the context in which the network computes."""
@@ -223,11 +227,15 @@ def fit(
     init_from: str | Path | None = None,
     device: str = "auto",
     console: Console | None = None,
+    log: tuple[str, ...] = (),
 ) -> None:
-    """Train what a recipe describes, a denoiser or an autoencoder, as `train` does, and load nothing."""
+    """Train what a recipe describes, a denoiser or an autoencoder, as `train` does, and load nothing.
+
+    What it tells is sent to the trackers named in `log`, too.
+    """
     out = Path(out)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and steps(out / "checkpoints"):
-        refit(out, device=device, console=console)  # torchrun began again after a process was lost
+        refit(out, device=device, console=console, log=log)  # torchrun began again after a process was lost
         return
     _check_vacant(out)
     if budget is not None and not budget > 0:
@@ -238,7 +246,7 @@ def fit(
         warnings.warn(sentence, stacklevel=2)
     recipe = _taken_in(recipe, out)
     if recipe.codec.kind == "latents" and not recipe.codec.options["path"]:
-        recipe = _with_autoencoder(recipe, out, budget, device, console)
+        recipe = _with_autoencoder(recipe, out, budget, device, console, log)
     trainer = Trainer(recipe, data, out, choose_device(device))
     if init_from is not None:
         where = Path(init_from) / "model.safetensors"
@@ -246,7 +254,7 @@ def fit(
         trainer.start_from(read_tensors(where), where)
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
-    _train(trainer, started, console)
+    _train(trainer, started, console, log)
 
 
 def _taken_in(recipe: Recipe, out: Path) -> Recipe:
@@ -273,7 +281,9 @@ def _taken_in(recipe: Recipe, out: Path) -> Recipe:
     return recipe
 
 
-def _with_autoencoder(recipe: Recipe, out: Path, budget: float | None, device: str, console: Console | None) -> Recipe:
+def _with_autoencoder(
+    recipe: Recipe, out: Path, budget: float | None, device: str, console: Console | None, log: tuple[str, ...]
+) -> Recipe:
     """Return a recipe in latents whose autoencoder was trained in the run folder."""
     own = out / "autoencoder"
     placed = recipe.set(f"codec.path={own.resolve()}")
@@ -283,7 +293,7 @@ def _with_autoencoder(recipe: Recipe, out: Path, budget: float | None, device: s
         write_whole(out / "recipe.json", placed.beside(out, relative=True).to_json().encode())
     (console or Console(stderr=True)).print("first an autoencoder, then the model in its latents")
     share = None if budget is None else budget * recipe.codec.options["share"]
-    fit(recipe.compressing(), own, budget=share, device=device, console=console)
+    fit(recipe.compressing(), own, budget=share, device=device, console=console, log=log)
     return placed
 
 
@@ -302,16 +312,16 @@ def resume(path: str | Path, *, device: str = "auto", console: Console | None = 
     return _trained(Path(path), device)
 
 
-def refit(path: str | Path, *, device: str = "auto", console: Console | None = None) -> None:
+def refit(path: str | Path, *, device: str = "auto", console: Console | None = None, log: tuple[str, ...] = ()) -> None:
     """Go on with a training, as `resume` does, and load nothing; one that broke off at its autoencoder begins there."""
     path = Path(path)
     own = path / "autoencoder"
     if steps(own / "checkpoints"):
-        refit(own, device=device, console=console)
+        refit(own, device=device, console=console, log=log)
     trainer = reopen(path, device)
     if steps(path / "checkpoints") or not steps(own / "checkpoints"):
         trainer.restore()
-    _train(trainer, None, console)
+    _train(trainer, None, console, log)
 
 
 def reopen(path: Path, device: str = "auto") -> Trainer:
@@ -370,12 +380,12 @@ def _trained(path: Path, device: str) -> Run:
     return load(path, device, read_recipe(path).training.build().precision)
 
 
-def _train(trainer: Trainer, budget: Budget | None, console: Console | None) -> None:
+def _train(trainer: Trainer, budget: Budget | None, console: Console | None, log: tuple[str, ...]) -> None:
     """Run the loop."""
     with nullcontext() if distributed.rank() else locked(trainer.folder):
         write_recipe(trainer)
         try:
-            run_loop(trainer, console or Console(stderr=True), budget)
+            run_loop(trainer, console or Console(stderr=True), budget, log)
         except EnvironmentFailure:
             raise  # with no picture: a full disk has no room, and who lost a process is about to be stopped
         except BaseException:
@@ -383,28 +393,6 @@ def _train(trainer: Trainer, budget: Budget | None, console: Console | None) -> 
             raise
         draw_losses(trainer.folder)
     distributed.agreed(0)  # the others read what the first one wrote
-
-
-def film(run: Run, sampler: Sampler, count: int, condition: Asked) -> tuple[Image.Image, list[Image.Image]]:
-    """Draw the denoising: x_t above the predicted x0, over time.
-
-    Args:
-        run: The run.
-        sampler: Draws the samples.
-        count: Number of samples in the animation; the strip shows the first three.
-        condition: What they shall show.
-
-    Returns: The strip, eight moments from left to right, and the frames of the animation.
-    """
-    with run.arithmetic():
-        moments = sampler.film(count, in_turn(condition, count))
-    picked = [moments[round(index * (len(moments) - 1) / 7)] for index in range(8)]
-    if len(sampler.shape) == 1:
-        frames = [row_of([scatter(x), scatter(x0)]) for x, x0 in moments]
-        return row_of([row_of([scatter(x, 160), scatter(x0, 160)], down=True) for x, x0 in picked]), frames
-    enlarge = enlargement(min(sampler.stored[1:]), 64)
-    rows = [moment[kind][sample] for sample in range(min(count, 3)) for kind in (0, 1) for moment in picked]
-    return tile(torch.stack(rows), 8, enlarge), [tile(torch.cat(moment), count, enlarge) for moment in moments]
 
 
 def sample_into(

@@ -57,7 +57,7 @@ def integrate(
             state = x + length * _combined(weights, slopes)
             slopes.append(velocity(state, now + place * h))
         allowed = atol + rtol * torch.maximum(x.abs(), state.abs())
-        worst = (length * _combined(_ERROR, slopes) / allowed).square().flatten(1).mean(1).sqrt().double().cpu()
+        worst = (length * _combined(_ERROR, slopes) / allowed).square().flatten(1).mean(1).sqrt().cpu().double()
         good = worst <= 1
         now = torch.where(good, torch.where(h == s - now, s, now + h), now)
         keep = good.to(x.device).reshape(-1, *([1] * (x.ndim - 1)))

@@ -1,6 +1,7 @@
-"""The model card of an exported run."""
+"""What is known of a run, and the model card that tells it."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,27 @@ from unfog.training.metrics import EVERY, read_metrics
 
 def card(run: Run, notes: tuple[str, ...] = ()) -> str:
     """Return a model card: what the model is, on what it was trained, what that cost, and what was measured."""
-    parameters = sum(parameter.numel() for parameter in run.denoiser.parameters())
-    parts = {
+    head = ["---", "library_name: diffusers", "tags: [unfog, diffusion]", "---", ""]
+    found = facts(run)
+    recipe = found.pop("Recipe")
+    return "\n".join(head) + "\n" + text(run, {**found, "Limits": [f"- {note}" for note in notes], "Recipe": recipe})
+
+
+def facts(run: Run) -> dict[str, list[str]]:
+    """Return what is known of a run: the heads, and under each the lines of Markdown."""
+    return {
         "Data": _data(run),
         "Cost": _cost(run),
         "Evaluation": _evaluation(run.path),
-        "Limits": [f"- {note}" for note in notes],
         "Recipe": ["```json", run.recipe.beside(run.path, relative=True).to_json().strip(), "```"],
     }
-    lines = ["---", "library_name: diffusers", "tags: [unfog, diffusion]", "---", ""]
-    lines += [
-        f"# {run.path.resolve().name}",
-        "",
-        f"A diffusion model of {parameters:,} parameters by unfog {__version__}.",
-    ]
+
+
+def text(run: Run, parts: Mapping[str, list[str]]) -> str:
+    """Return parts as one text under the run's name; empty ones are left out."""
+    parameters = sum(parameter.numel() for parameter in run.denoiser.parameters())
+    lines = [f"# {run.path.resolve().name}", ""]
+    lines.append(f"A diffusion model of {parameters:,} parameters by unfog {__version__}.")
     for head, part in parts.items():
         lines += ["", f"## {head}", "", *part] if part else []
     return "\n".join([*lines, ""])
@@ -70,7 +78,9 @@ def _cost(run: Run) -> list[str]:
         return ["Not known."]
     batch = run.recipe.training.options["batch"]
     seconds = sum(EVERY * batch / line["images_per_second"] for line in lines if line.get("images_per_second"))
-    return [f"{lines[-1]['images']:,} images, repeats counted, in batches of {batch}: {seconds:,.0f} s of steps."]
+    found = [f"{lines[-1]['images']:,} images, repeats counted, in batches of {batch}: {seconds:,.0f} s of steps."]
+    memory = max((line["memory_MiB"] for line in lines if line.get("memory_MiB")), default=None)
+    return found if memory is None else [*found, f"Memory at the peak: {memory:,.0f} MiB."]
 
 
 def _evaluation(path: Path) -> list[str]:

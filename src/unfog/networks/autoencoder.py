@@ -197,7 +197,7 @@ class Autoencoder(nn.Module):
 
         Raises: ValueError: If there are no pictures.
         """
-        means = torch.cat([self.posterior(x).mean for x in pictures]).double().transpose(0, 1).flatten(1)
+        means = torch.cat([self.posterior(x).mean.cpu() for x in pictures]).double().transpose(0, 1).flatten(1)
         view = (-1, *[1] * self.dims)
         self.shift.copy_(means.mean(1).view(view))
         self.scale.copy_((1 / means.std(1).clamp(min=1e-6)).view(view))

@@ -15,6 +15,8 @@ from unfog import distributed
 from unfog.errors import Stopped
 from unfog.files import write_whole
 from unfog.training.draws import Draw, ahead, in_turn, pinned
+from unfog.training.loggers import Trackers, loggers
+from unfog.training.machine import peak_memory
 from unfog.training.metrics import Display, Metrics
 from unfog.training.trainer import Trainer
 
@@ -98,13 +100,14 @@ def _clock() -> float:
     return distributed.agreed(time.monotonic())
 
 
-def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> None:
+def train(trainer: Trainer, console: Console, budget: Budget | None = None, log: tuple[str, ...] = ()) -> None:
     """Train to the end of the recipe, with reports on the way, or until a signal.
 
     Args:
         trainer: Takes the steps.
         console: Shows the progress.
         budget: Seconds to use, instead of the recipe's number of images.
+        log: Names of trackers that are told, too.
 
     Raises: Stopped: After Ctrl-C or SIGTERM, with the state saved.
         UserError: If the loss stays non-finite.
@@ -114,8 +117,27 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> N
         return
     if budget:
         trainer.images = None
-    metrics = Metrics(trainer.folder / "metrics.jsonl", trainer.settings.batch, trainer.step)
-    saved, seconds = time.monotonic(), 60 * trainer.settings.checkpoint_minutes
+    trackers = Trackers(
+        () if distributed.rank() else loggers(log, trainer.folder, trainer.recipe.to_json(), trainer.step)
+    )
+    metrics = Metrics(trainer.folder / "metrics.jsonl", trainer.settings.batch, trainer.step, trackers)
+    try:
+        signalled = _steps(trainer, console, budget, metrics)
+        if trainer.finished:
+            return
+        if trainer.images is None:
+            raise Stopped(
+                "stopped before the budget was measured, with nothing to save: start again without --resume", signalled
+            )
+        saved_now = "saved" if trainer.save() else "not saved, since a weight is not finite"
+        raise Stopped(f"stopped and {saved_now}: go on with `unfog train --resume {trainer.folder}`", signalled)
+    finally:
+        trackers.close()  # behind the saving: it may wait for a network
+
+
+def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: Metrics) -> int:
+    """Take steps to the end of the recipe or until a signal, and return the signal's number."""
+    saved, seconds, signalled = time.monotonic(), 60 * trainer.settings.checkpoint_minutes, 0
     with Display(console) as display, _signals() as caught, torch.random.fork_rng():
         display.say(headline(trainer))
         for draw in batches(trainer):
@@ -136,14 +158,7 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None) -> N
                 saved = time.monotonic()
             if (signalled := distributed.most(max(caught, default=0))) or trainer.finished:
                 break
-    if trainer.finished:
-        return
-    if trainer.images is None:
-        raise Stopped(
-            "stopped before the budget was measured, with nothing to save: start again without --resume", signalled
-        )
-    saved_now = "saved" if trainer.save() else "not saved, since a weight is not finite"
-    raise Stopped(f"stopped and {saved_now}: go on with `unfog train --resume {trainer.folder}`", signalled)
+    return signalled
 
 
 def batches(trainer: Trainer) -> Iterator[Draw]:
@@ -190,9 +205,10 @@ def _due(trainer: Trainer, times: int) -> bool:
 def _report(trainer: Trainer, metrics: Metrics) -> str:
     """Measure the held-out loss, write a sheet of samples and a checkpoint, and say so in a line."""
     held_out = trainer.held_out_loss()
-    metrics.held_out(trainer.step, held_out)
-    trainer.preview()
-    trainer.save()  # last, so that a checkpoint has its report
+    metrics.held_out(trainer.step, held_out, peak_memory(trainer.device) / 2**20)
+    sheet = trainer.preview()
+    trainer.save()  # behind the report, so that a checkpoint has it
+    metrics.trackers.picture(trainer.step, sheet)
     skipped = f"   {trainer.skipped} steps skipped" if trainer.skipped else ""
     seconds = time.monotonic() - metrics.started
     losses = f"loss {metrics.smooth:.4f}   held-out loss {held_out:.4f}"

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import sys
 from contextlib import AbstractContextManager
 from functools import partial
@@ -103,3 +104,10 @@ def compute_again(network: nn.Module) -> None:
     for blocks in [part for part in network.modules() if isinstance(part, nn.ModuleList)]:
         for block in blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that were in use: on the GPU, or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -5,7 +5,7 @@ import math
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from unfog import distributed
 from unfog.files import disk, parse_json, read_bounded, whole, write_whole
 from unfog.registry import fits
+from unfog.training.loggers import Trackers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EVERY = 20
 """Steps that one line of `metrics.jsonl` sums up."""
@@ -23,9 +27,9 @@ MOST = 1 << 28
 class Metrics:
     """Appends to `metrics.jsonl`: a line for every 20 steps, and one for each held-out loss."""
 
-    def __init__(self, path: Path, batch: int, step: int) -> None:
+    def __init__(self, path: Path, batch: int, step: int, trackers: Trackers | None = None) -> None:
         """Go on at `step`: later lines, of steps that are about to be taken again, are dropped."""
-        self.path, self.batch = path, batch
+        self.path, self.batch, self.trackers = path, batch, trackers or Trackers(())
         self.losses: list[float] = []
         self.smooth = math.nan
         self.speed = math.nan
@@ -42,9 +46,10 @@ class Metrics:
         if step % EVERY == 0:
             self._write(step, rate)
 
-    def held_out(self, step: int, loss: float) -> None:
-        """Write the loss on held-out data."""
-        self._append({"step": step, "images": step * self.batch, "held_out_loss": loss})
+    def held_out(self, step: int, loss: float, memory: float | None = None) -> None:
+        """Write the loss on held-out data, and the most MiB that the process took so far."""
+        line: dict[str, float | None] = {"step": step, "images": step * self.batch, "held_out_loss": loss}
+        self._append(line if memory is None else {**line, "memory_MiB": round(memory)})
 
     def _write(self, step: int, rate: float) -> None:
         now = time.monotonic()
@@ -67,6 +72,7 @@ class Metrics:
             return
         with disk(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.trackers.line(line)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -83,13 +89,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return lines
 
 
-def draw_losses(folder: Path) -> None:
-    """Draw the losses in a run folder's `metrics.jsonl`, if there are any, into its `loss.png`."""
+def losses(folder: Path) -> "Figure | None":
+    """Return a figure of the losses in a run folder's `metrics.jsonl`, if there are any."""
     from matplotlib.figure import Figure  # here, since matplotlib takes half a second to import
 
     lines = read_metrics(folder / "metrics.jsonl")
-    if not lines or distributed.rank():
-        return
+    if not lines:
+        return None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, style, label in (("loss", "-", "training"), ("held_out_loss", "o--", "held out")):
@@ -98,8 +104,14 @@ def draw_losses(folder: Path) -> None:
     axes.set(xlabel="images seen", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    with whole(folder / "loss.png") as part:
-        figure.savefig(part, dpi=120, format="png")
+    return figure
+
+
+def draw_losses(folder: Path) -> None:
+    """Draw them into its `loss.png`."""
+    if not distributed.rank() and (figure := losses(folder)) is not None:
+        with whole(folder / "loss.png") as part:
+            figure.savefig(part, dpi=120, format="png")
 
 
 class Display:

@@ -2,8 +2,6 @@
 
 import os
 import re
-import resource
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -21,7 +19,7 @@ from unfog.tensors import write_tensors
 from unfog.training.checkpoint import KEPT
 from unfog.training.ema import GAMMAS
 from unfog.training.loop import Pace, Stopwatch, batches, headline
-from unfog.training.machine import choose_device
+from unfog.training.machine import choose_device, peak_memory
 from unfog.training.trainer import Trainer
 
 TRIED = (4, 8)
@@ -128,7 +126,7 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
         began = time.monotonic()
         trainer.save()
         pace = replace(pace, report=pace.report + time.monotonic() - began)
-        memory, free = _peak(trainer.device), _free(trainer.device)
+        memory, free = peak_memory(trainer.device), _free(trainer.device)
         few, more = (_kept(trainer, rows) for rows in TRIED)
         each = (more - few) / (TRIED[1] - TRIED[0])
         checkpoint, model, sheet = (_size(folder / part) for part in ("checkpoints", "model.safetensors", "samples"))
@@ -181,13 +179,6 @@ def _kept(trainer: Trainer, rows: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         trainer.loss(replace(trainer.draws, batch=rows, part=None)(0))
     return sum(kept.values())
-
-
-def _peak(device: torch.device) -> int:
-    """Return the most bytes that were in use: on the GPU, or by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _free(device: torch.device) -> int:

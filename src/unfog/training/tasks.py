@@ -1,5 +1,6 @@
 """What a training descends on: the loss of a denoiser, or of an autoencoder, and a picture of how far it is."""
 
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -23,6 +24,8 @@ HeldOut = Callable[[Indices], Draw]
 """Rows that are held out, by number, as a batch whose times and noise never change."""
 MEASURED = 512
 """Training rows, at most, of which the shift and the scale of latents are measured."""
+BLANK = 1e-3
+"""Deviation of samples, as stored, up to which they show nothing."""
 SHOWN = 32
 """Pictures on the sheet of an autoencoder."""
 
@@ -94,7 +97,14 @@ class Denoising:
         columns = sampler.classes if 1 < sampler.classes <= 16 else 8
         count = 1024 if points else columns * max(1, sampler.settings.batch // columns)
         told = None if sampler.classes else held_out(np.arange(count)).condition
-        return sheet(sampler(count, condition=told), columns)
+        samples = sampler(count, condition=told)
+        if not samples.float().std() > BLANK:
+            warnings.warn(
+                "all samples of a report were one colour: if the sheets in the run folder stay so, lower optimizer.lr, "
+                "or look at what is trained with `unfog inspect` and `unfog replay`",
+                stacklevel=2,
+            )
+        return sheet(samples, columns)
 
     def settle(self, model: nn.Module, data: Data) -> None:
         """Leave it as it is."""

@@ -226,16 +226,16 @@ class Trainer:
         condition = self.conditioning.read(self.recipe.known, batch, x0, drawn)
         return Draw(x0, condition, torch.zeros(count, dtype=torch.bool), u, noise)
 
-    def preview(self) -> None:
-        """Write a sheet of what the averaged weights can do."""
+    def preview(self) -> Path:
+        """Write a sheet of what the averaged weights can do, and return where it is."""
         with arithmetic(self.precision, self.device):
             picture = self.task.preview(self.averaged.model, self.held_out)
-        folder = self.folder / "samples"
-        if distributed.rank():
-            return
-        with disk(folder):
-            folder.mkdir(exist_ok=True)
-            save_picture(picture, folder / f"{self.step:09}.png")
+        path = self.folder / "samples" / f"{self.step:09}.png"
+        if not distributed.rank():
+            with disk(path):
+                path.parent.mkdir(exist_ok=True)
+                save_picture(picture, path)
+        return path
 
     @property
     def _names(self) -> list[str]:

@@ -86,12 +86,17 @@ def film(
     image: Path | None = None,
     solver: str | None = None,
     steps: int | None = None,
+    grid: str | None = None,
     guidance: float | None = None,
     seed: int = 0,
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Show the denoising: a strip (PNG) and an animation (GIF), x_t above the predicted x0.
+    """Show the denoising: a strip, an animation, and the ways of some numbers.
+
+    Of each sample x_t stands above the predicted x0, and that above what the next step changes. Written are strip.png,
+    film.gif, ways.png (some pixels over time; all samples in the plane of two principal components), and film.mp4
+    where the extra 'video' is installed.
 
     For example:
 
@@ -108,22 +113,17 @@ def film(
         image: Picture, or folder of them in turn, for models that are told one (to colour, enlarge or fill).
         solver: ddim, dpmpp-2m, unipc or any other (see the README); the recipe's if left away.
         steps: Steps of the solver, one frame for each and one for the start.
+        grid: uniform, karras, trailing or any other; the recipe's if left away.
         guidance: Scale of classifier-free guidance; 1 is off.
         seed: Seed of the noise.
-        out: Folder for strip.png and film.gif; RUN/film if left away.
+        out: Folder for it; RUN/film if left away.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
-    from unfog.data.pictures import save_film, save_picture
-    from unfog.files import disk
-    from unfog.run import film as shoot
+    from unfog.evaluation.film import film as shoot
     from unfog.run import load
 
     folder = arguments.folder(out or run / "film")
     loaded = load(run, device)
-    sampler = loaded.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed, negative=negative)
-    strip, frames = shoot(loaded, sampler, n, arguments.asked(loaded, label, prompt, values, image))
-    with disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_picture(strip, folder / "strip.png")
-        save_film(frames, folder / "film.gif", milliseconds=80)
-    print(f"strip: {folder / 'strip.png'}\nfilm:  {folder / 'film.gif'}")
+    sampler = loaded.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed, negative=negative)
+    found = shoot(loaded, sampler, n, arguments.asked(loaded, label, prompt, values, image)).write(folder)
+    print("\n".join(f"{what + ':':6} {path}" for what, path in found.items()))

@@ -53,3 +53,63 @@ def recipes() -> None:
     for name, build in RECIPES.items():
         rows.add_row(f"[bold]{name}[/]", (build.__doc__ or "").split("\n")[0])
     Console().print(rows)
+
+
+def explain(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    step: int,
+    row: int = 0,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Show the equations of one step of the denoising with this run's own numbers, here and as a page.
+
+    A held-out row is noised to the step's time; shown are beta, alpha bar and SNR there, what the network saw and
+    answered, what that means for x0 and the noise, its weight in the loss, and the posterior of the step before it.
+
+    For example:
+
+      unfog explain runs/digits --step 500
+      unfog explain runs/digits --step 900 --row 3 --out explained
+
+    Args:
+        run: Run folder.
+        step: Number of the step: 1 is next to the data, the last one (1000, or those of the schedule) in pure noise.
+        row: Number of the held-out row.
+        seed: Seed of the noise.
+        out: Folder for the page; RUN/explain if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.pages.explain import explain as work_out
+    from unfog.run import load
+
+    folder = arguments.folder(out or run / "explain")
+    found = work_out(load(run, device), step, row, seed)
+    print(f"{found.text()}\n\npage: {found.write(folder, f'step-{step}')}")
+
+
+def report(run: tyro.conf.Positional[Path], /, *, seed: int = 0, out: Path | None = None, device: str = "auto") -> None:
+    """Gather all that is known of a run in one HTML file that needs nothing else, and the same as Markdown.
+
+    Samples, a film and the training rows nearest to the samples are drawn; what evaluate and bench found
+    is taken in if it is there.
+
+    For example:
+
+      unfog report runs/digits
+      unfog report runs/digits --seed 3 --out my_report
+
+    Args:
+        run: Run folder.
+        seed: Seed of the samples.
+        out: Folder for report.html, report.md and the pictures; RUN/report if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.pages.report import report as gather
+    from unfog.run import load
+
+    folder = arguments.folder(out or run / "report")
+    print(f"report: {gather(load(run, device), folder, seed).write()}")

@@ -7,7 +7,7 @@ import tyro
 
 from unfog import arguments
 from unfog.errors import UserError
-from unfog.verbs.kinds import Settings
+from unfog.verbs.kinds import Settings, Trackers
 
 
 def train(
@@ -21,6 +21,7 @@ def train(
     set: Settings = (),
     resume: Path | None = None,
     init_from: Path | None = None,
+    log: Trackers = (),
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> None:
@@ -43,6 +44,7 @@ def train(
         set: Change a part of the recipe; may be given again and again.
         resume: Go on with this run folder.
         init_from: Start from the weights of this run folder.
+        log: Also tell this tracker, besides metrics.jsonl and the progress bar; may be given again.
         device: cpu, cuda, cuda:1, mps, or auto.
         precision: Arithmetic of the network; auto chooses what is faster there.
     """
@@ -53,12 +55,12 @@ def train(
         if recipe or data or size or out or budget or set or init_from or precision != "auto":
             raise UserError("--resume goes on with a run as it is: give it alone, or start anew with --init-from")
         folder = resume
-        run.refit(folder, device=device)
+        run.refit(folder, device=device, log=log)
     else:
         chosen = arguments.chosen(recipe, data, size, set, precision)
         seconds = None if budget is None else arguments.seconds(budget)
         folder = out or Path("runs") / recipe
-        run.fit(chosen, folder, budget=seconds, init_from=init_from, device=device)
+        run.fit(chosen, folder, budget=seconds, init_from=init_from, device=device, log=log)
     finished = run.read_recipe(folder)
     if finished.compresses:
         print(f"trained: {folder}   (measure it with `unfog evaluate {folder}`)")

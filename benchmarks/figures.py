@@ -1,0 +1,151 @@
+"""Draw the pictures of the documentation from real runs: `make figures`, or `python benchmarks/figures.py --runs runs`.
+
+Runs that are not there are named, and their pictures stay as they are.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import tyro
+from matplotlib.figure import Figure
+
+from unfog.app.studio import fog, schedules
+from unfog.data.pictures import enlargement, save_picture, sheet, tile
+from unfog.diffusion.tables import linear
+from unfog.edits import inpaint
+from unfog.evaluation.film import film
+from unfog.generation import shown
+from unfog.pages.explain import explain
+from unfog.randomness import normal
+from unfog.run import Run, load
+
+SHOWN, VERSIONS = 10, 4
+"""Pictures that are made anew, and how often each."""
+STEPS = (0, 50, 100, 200, 400, 700, 1000)
+"""Of the forward process."""
+
+
+def held_out(run: Run, row: int) -> torch.Tensor:
+    """Return a held-out picture as the diffusion sees it, `(1, *shape)`."""
+    return run.recipe.build_codec().encode(run.recipe.build_data()[1].heldout.take(np.array([row])).x)
+
+
+def draw_fog(run: Run, path: Path) -> None:
+    """Draw one picture at some steps of the forward process of DDPM."""
+    schedule, x0 = linear(), held_out(run, 3)
+    eps = normal(0, "figure", 0, 0, 1, tuple(x0.shape[1:]))
+    states = [shown(schedule.add_noise(x0, eps, step / 1000), schedule, torch.tensor(step / 1000)) for step in STEPS]
+    pictures = run.recipe.build_codec().decode(torch.cat(states))
+    save_picture(tile(pictures, len(STEPS), enlargement(pictures.shape[-1], 112)), path)
+
+
+def draw_schedules(run: Run, path: Path) -> None:
+    """Draw signal and log-SNR of the schedules over time, above one picture in the fog of each."""
+    picture = path.with_name("picture.png")
+    save_picture(tile(run.recipe.build_data()[1].heldout.take(np.array([3])).x, 1, gap=0), picture)
+    names, moments = list(schedules()), (0.1, 0.3, 0.5, 0.7, 0.9)
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    for panel, title in zip(upper.subplots(1, 2), ("signal's power, alpha²", "log SNR"), strict=True):
+        for name, schedule in schedules().items():
+            t = torch.linspace(0.001, 0.999, 300, dtype=torch.float64)
+            values = schedule.alpha(t) ** 2 if title.startswith("signal") else schedule.log_snr(t)
+            panel.plot(t, values, label=name, linewidth=1.3)
+        panel.set(xlabel="t", title=title)
+        panel.legend(fontsize="small")
+    panels = lower.subplots(len(names), len(moments))
+    for column, moment in enumerate(moments):
+        for row, (fogged, _) in enumerate(fog(picture, moment)):
+            panels[row, column].imshow(fogged)
+            panels[row, column].set(xticks=[], yticks=[], xlabel=f"t = {moment}" * (row == len(names) - 1))
+            panels[row, column].set_ylabel(names[row] * (column == 0), rotation=0, ha="right", va="center")
+    figure.savefig(path, dpi=100)
+    picture.unlink()
+
+
+def draw_strip(run: Run, path: Path) -> None:
+    """Draw the denoising of three samples."""
+    save_picture(film(run, run.sampler(), 3).strip(), path)
+
+
+def draw_film(run: Run, path: Path) -> None:
+    """Draw the denoising of eight samples, moving."""
+    with TemporaryDirectory() as folder:
+        shutil.copyfile(film(run, run.sampler(), 8).write(Path(folder))["film"], path)
+
+
+def draw_explained(run: Run, path: Path) -> None:
+    """Draw what the network sees in the fog of step 500."""
+    picture = explain(run, 500, row=3).picture()
+    assert picture is not None
+    save_picture(picture, path)
+
+
+def draw_losses(run: Run, path: Path) -> None:
+    """Copy the losses of the training."""
+    shutil.copyfile(run.path / "loss.png", path)
+
+
+def draw_sheet(run: Run, path: Path) -> None:
+    """Draw samples, a column for each class where there are some."""
+    columns = len(run.recipe.classes) if 1 < len(run.recipe.classes) <= 16 else 10
+    save_picture(sheet(run.sample(6 * columns), columns), path)
+
+
+def draw_inpainted(run: Run, path: Path) -> None:
+    """Draw held-out pictures, what is kept of each, and four ways in which the rest is made anew."""
+    heldout = run.recipe.build_data()[1].heldout
+    rows = heldout.take(np.linspace(3, len(heldout) - 1, SHOWN).astype(np.int64))
+    side, sampler = rows.x.shape[-1], run.sampler(steps=20)
+    sampler = replace(sampler, settings=replace(sampler.settings, batch=VERSIONS))
+    mask = torch.zeros(rows.x.shape[2:], dtype=torch.bool)
+    mask[side // 4 : -side // 4, side // 4 : -side // 4] = True
+    drawn = [rows.x, torch.where(mask, 127, rows.x)]
+    made = []
+    for place, picture in enumerate(rows.x):
+        asked = int(rows.labels[place]) if sampler.classes and rows.labels is not None else None
+        with run.arithmetic():
+            made.append(inpaint(sampler, picture, mask, VERSIONS, asked))
+    save_picture(tile(torch.cat([*drawn, *torch.stack(made, 1)]), SHOWN, enlargement(side, 64)), path)
+
+
+FIGURES: dict[str, tuple[str, Callable[[Run, Path], None]]] = {
+    "tour/fog.png": ("mnist", draw_fog),
+    "tour/schedules.png": ("mnist", draw_schedules),
+    "tour/loss.png": ("digits", draw_losses),
+    "tour/explain.png": ("mnist", draw_explained),
+    "tour/strip.png": ("mnist", draw_strip),
+    "inpainted.png": ("mnist", draw_inpainted),
+    "inpainted-latents.png": ("latent", draw_inpainted),
+    "digits.png": ("digits", draw_sheet),
+    "strip.png": ("digits", draw_strip),
+    "film.gif": ("digits", draw_film),
+    "mnist.png": ("mnist", draw_sheet),
+    "fashion.png": ("fashion", draw_sheet),
+}
+"""Each picture: of which run, and how it is drawn."""
+
+
+def main(runs: Path = Path("runs"), out: Path = Path("docs/images")) -> None:
+    """Draw all pictures whose runs are there.
+
+    Args:
+        runs: Folder of the run folders digits, mnist, fashion, and latent (of benchmarks/emoji.py).
+        out: Folder of the pictures.
+    """
+    (out / "tour").mkdir(parents=True, exist_ok=True)
+    for name, (run, draw) in FIGURES.items():
+        if (runs / run / "model.safetensors").is_file():
+            draw(load(runs / run), out / name)
+            print(out / name)
+        else:
+            print(f"{out / name} stays: there is no {runs / run}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,376 @@
+"""The playground's page, in Gradio: generate, compare, fog, edit, measure."""
+
+import functools
+import inspect
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gradio as gr
+from PIL import Image
+
+from unfog.app import FOLDER, studio
+from unfog.app.studio import Studio, Wish
+from unfog.data.pictures import row_of, save_film, save_picture
+from unfog.errors import EnvironmentFailure, UserError
+from unfog.registry import KINDS
+
+STYLE = """
+img { image-rendering: pixelated; }
+.image-frame, .image-frame img { width: 100%; height: 100%; object-fit: contain; }
+footer { opacity: .6; }
+"""
+LARGEST = "10mb"
+"""Of an upload."""
+HOLD = 1800
+"""Seconds that pictures of the page are kept."""
+MILLISECONDS = 80
+"""That a frame of a film is seen."""
+MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+"""One request computes at a time: two beside each other would each take longer than both in turn."""
+LIVE: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
+"""What follows a slider: the last value counts."""
+Frames = list[tuple[Image.Image, Image.Image]]
+
+
+def said(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a user's mistake into a toast with its sentence; of a bug the page says only that it is one."""
+
+    def toast(error: Exception) -> gr.Error:
+        if isinstance(error, UserError | EnvironmentFailure):
+            return gr.Error(str(error), print_exception=False)
+        traceback.print_exception(error)
+        return gr.Error("this is a fault of the page, not yours: its terminal says more", print_exception=False)
+
+    @functools.wraps(work)
+    def answer(*arguments: Any) -> Any:
+        try:
+            return work(*arguments)
+        except Exception as error:
+            raise toast(error) from None
+
+    @functools.wraps(work)
+    def answers(*arguments: Any) -> Iterator[Any]:
+        try:
+            yield from work(*arguments)
+        except Exception as error:
+            raise toast(error) from None
+
+    return answers if inspect.isgeneratorfunction(work) else answer
+
+
+def upload(**options: Any) -> gr.Image:
+    """Return a place for a picture from a file or the clipboard; one that cannot be read is a toast."""
+    image = gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], **options)  # as it is
+    read = image.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except gr.Error:
+            raise
+        except Exception:
+            raise gr.Error("this file is no picture that can be read: choose another", print_exception=False) from None
+
+    image.preprocess = preprocess  # type: ignore[method-assign]  # of a class Gradio would write a file beside this
+    return closed(image)
+
+
+def answer(label: str) -> gr.Image:
+    """Return a place for a picture that the page draws, pixel by pixel."""
+    return gr.Image(label=label, format="png", interactive=False, height=360, buttons=["download", "fullscreen"])
+
+
+Place = TypeVar("Place", gr.Image, gr.ImageEditor)
+
+
+def closed(place: Place) -> Place:
+    """Return a place for pictures that takes none from an address: the page fetches nothing from anywhere."""
+    keep = place.async_move_resource_to_block_cache
+
+    async def own(path: str | Path | None) -> str | None:
+        if path is not None and "://" in str(path):
+            raise gr.Error("the page fetches no pictures from addresses: upload the file", print_exception=False)
+        return await keep(path)
+
+    place.async_move_resource_to_block_cache = own  # type: ignore[method-assign,assignment]
+    return place
+
+
+class Playground:
+    """The page of a studio."""
+
+    def __init__(self, rooms: Studio, places: int) -> None:
+        """Lay the page out.
+
+        Args:
+            rooms: Does the work.
+            places: Requests that may wait.
+        """
+        self.studio = rooms
+        self.names = list(rooms.paths)
+        with gr.Blocks(title="unfog", analytics_enabled=False, delete_cache=(HOLD, HOLD)) as self.blocks:
+            gr.Markdown("# unfog\nwatch a model draw, compare, edit, and look at what is known of it")
+            tabs = (self._generate, self._compare, self._fog, self._edit, self._measure)
+            for name, build in zip(("Generate", "Compare", "Fog", "Edit", "Measure"), tabs, strict=True):
+                with gr.Tab(name):
+                    build()
+        self.blocks.queue(max_size=places, default_concurrency_limit=4)
+
+    # ------------------------------------------------------------------------------------------ what tabs share
+
+    def _wish(self, image: bool = False, own: bool = True) -> list[Any]:
+        """Lay out what a wish consists of, in the order of its fields; without `own` only what two wishes share."""
+        run = gr.Dropdown(self.names, value=self.names[0], label="Run")
+        words = gr.Textbox(label="Show", placeholder="a class, a prompt, or numbers; empty: some of everything")
+        negative = gr.Textbox(label="Do not show", placeholder="empty: nothing")
+        found: list[Any] = [run, words, negative]
+        found += self._rule() if own else []
+        with gr.Row():
+            found += [
+                gr.Number(0, label="Seed", precision=0, minimum=0),
+                gr.Slider(1, studio.MOST, 4, step=1, label="Count"),
+            ]
+        if image:
+            with gr.Accordion("Picture, for models that are told one", open=False):
+                found.append(upload(label="Picture"))
+        return found
+
+    def _rule(self) -> list[Any]:
+        """Lay out solver, steps and guidance."""
+        solvers = [("the run's own", ""), *((name, name) for name in sorted(KINDS["solver"]))]
+        with gr.Row():
+            return [
+                gr.Dropdown(solvers, value="", label="Solver"),
+                gr.Number(0, label="Steps (0: the run's own)", precision=0, minimum=0),
+                gr.Number(0, label="Guidance (1: off, 0: the run's own)", minimum=0),
+            ]
+
+    def _file(self, name: str) -> Path:
+        """Return where a file of the page can lie, in a folder of its own that nobody can guess."""
+        return Path(tempfile.mkdtemp(dir=FOLDER)) / name
+
+    # ------------------------------------------------------------------------------------------------- the tabs
+
+    def _generate(self) -> None:
+        """Lay out the drawing of samples, seen while it happens."""
+        with gr.Row():
+            with gr.Column(scale=1):
+                wish = self._wish(image=True)
+                with gr.Row():
+                    go, stop = gr.Button("Generate", variant="primary"), gr.Button("Stop", variant="stop")
+            with gr.Column(scale=2):
+                status = gr.Textbox(label="Progress", interactive=False)
+                with gr.Row():
+                    x = answer("x_t: as it is now")
+                    x0 = answer("x0: what the model sees in it")
+                place = gr.Slider(0, 1, 0, step=1, label="Moment of the film", interactive=True)
+                command = gr.Textbox(label="The same on the command line", interactive=False, buttons=["copy"])
+                with gr.Row():
+                    png = gr.DownloadButton("PNG")
+                    gif = gr.DownloadButton("GIF")
+        film = gr.State([], time_to_live=HOLD)
+
+        @said
+        def generate(*fields: Any) -> Iterator[Any]:
+            """Draw samples, and yield them while they are denoised: x_t, x0, progress, command line, PNG, GIF."""
+            asked = _wished(fields)
+            line, seen = self.studio.command(asked), 0.0
+            shots: Frames = []
+            for shot in self.studio.generate(asked):
+                shots.append((shot.x, shot.x0))
+                if len(shots) == 1 or time.monotonic() - seen > studio.PAUSE:
+                    seen = time.monotonic()
+                    yield shot.x, shot.x0, shot.words, line, gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            files = [self._file(name) for name in ("samples.png", "film.gif")]
+            save_picture(shot.x, files[0])
+            save_film([_beside(*pair) for pair in shots], files[1], MILLISECONDS)
+            last = len(shots) - 1
+            yield shot.x, shot.x0, shot.words, line, *map(str, files), shots, gr.Slider(maximum=last, value=last)
+
+        @said
+        def scrub(shots: Frames, number: float) -> tuple[Image.Image, Image.Image]:
+            """Show one moment of the film."""
+            if not shots:
+                raise UserError("there is no film yet: generate something first")
+            return shots[min(int(number), len(shots) - 1)]
+
+        outputs = [x, x0, status, command, png, gif, film, place]
+        begun = go.click(generate, wish, outputs, api_name="generate", show_progress="hidden", **MODEL)
+        stop.click(lambda: "stopped", None, status, cancels=[begun], queue=False, api_visibility="private")
+        place.input(scrub, [film, place], [x, x0], queue=False, api_visibility="private", **LIVE)
+
+    def _compare(self) -> None:
+        """Lay out two settings beside each other, and a row through one of them."""
+        with gr.Row():
+            with gr.Column(scale=1):
+                shared = self._wish(own=False)
+                gr.Markdown("### One")
+                one = self._rule()
+                gr.Markdown("### The other")
+                other = self._rule()
+                go = gr.Button("Compare", variant="primary")
+                gr.Markdown("### Or one of them in a row")
+                name = gr.Dropdown(list(studio.SWEPT), value="steps", label="Go through")
+                values = gr.Textbox("2, 5, 10, 20", label="Values")
+                through = gr.Button("Draw the row")
+            with gr.Column(scale=2):
+                words = gr.Textbox(label="How far apart", interactive=False)
+                with gr.Row():
+                    shown = [answer(label) for label in ("One", "The other", "Difference")]
+                row = gr.Gallery(label="Row", format="png", columns=4, interactive=False, object_fit="contain")
+
+        @said
+        def compare(*fields: Any) -> Any:
+            """Draw the samples of two settings from the same noise: one, the other, their difference, its size."""
+            common, rules = fields[:5], (fields[5:8], fields[8:11])
+            wishes = [_wished((*common[:3], *rule, *common[3:])) for rule in rules]
+            return self.studio.compare(*wishes)
+
+        @said
+        def sweep(*fields: Any) -> Any:
+            """Draw the samples of one setting for several values of a part: pictures with their captions."""
+            common, rule, (part, given) = fields[:5], fields[5:8], fields[8:]
+            return self.studio.sweep(_wished((*common[:3], *rule, *common[3:])), part, given)
+
+        go.click(compare, [*shared, *one, *other], [*shown, words], api_name="compare", **MODEL)
+        through.click(sweep, [*shared, *one, name, values], row, api_name="sweep", **MODEL)
+
+    def _fog(self) -> None:
+        """Lay out the forward process."""
+        with gr.Row():
+            with gr.Column(scale=1):
+                picture = upload(label="Picture", format="png", height=280)
+                with gr.Row():
+                    run = gr.Dropdown(self.names, value=self.names[0], label="Or one of the data of")
+                    number = gr.Number(0, label="Row", precision=0, minimum=0)
+                take = gr.Button("Take it")
+                t = gr.Slider(0, 1, 0.3, step=0.01, label="t, from clean data to pure noise")
+            with gr.Column(scale=2):
+                shown = gr.Gallery(label="x_t", format="png", columns=3, interactive=False, object_fit="contain")
+                curves = gr.Plot(label="alpha, sigma and log SNR", format="png")
+
+        @said
+        def fog(image: str | None, share: float) -> Any:
+            """Fog a picture to time t by each schedule: pictures with their numbers, and the curves."""
+            drawn = gr.skip() if image is None else studio.fog(image, share)
+            return drawn, studio.draw_curves(share)
+
+        self.blocks.load(studio.draw_curves, t, curves, api_visibility="private", show_progress="hidden")
+        row = said(lambda name, place: self.studio.row(name, int(place or 0)))
+        take.click(row, [run, number], picture, api_name="row")
+        t.input(fog, [picture, t], [shown, curves], api_name="fog", **LIVE)
+        picture.change(fog, [picture, t], [shown, curves], api_visibility="private", **LIVE)
+
+    def _edit(self) -> None:
+        """Lay out the edits of a picture."""
+        with gr.Row():
+            with gr.Column(scale=1):
+                wish = self._wish()
+            with gr.Column(scale=2):
+                with gr.Tab("Restyle"):
+                    image = upload(label="Picture", height=280)
+                    strength = gr.Slider(0, 1, 0.6, step=0.05, label="Strength: 0 keeps the picture, 1 forgets it")
+                    restyling = gr.Button("Restyle", variant="primary")
+                with gr.Tab("Inpaint"):
+                    brush = gr.Brush(default_size=24, colors=["#d02090"], color_mode="fixed")
+                    board = closed(
+                        gr.ImageEditor(
+                            type="pil",
+                            label="Picture: paint what shall be made anew",
+                            brush=brush,
+                            layers=False,
+                            sources=["upload", "clipboard"],
+                            transforms=(),
+                            format="png",
+                            height=420,
+                        )
+                    )
+                    inpainting = gr.Button("Inpaint", variant="primary")
+                with gr.Tab("Interpolate"):
+                    with gr.Row():
+                        ends = [upload(label=label, height=280) for label in ("From", "To")]
+                    interpolating = gr.Button("Interpolate", variant="primary")
+                shown = answer("Result")
+
+        @said
+        def restyle(*fields: Any) -> Image.Image:
+            """Draw versions of a picture."""
+            return self.studio.restyle(_wished(fields[:-2]), fields[-2], fields[-1])
+
+        @said
+        def inpaint(*fields: Any) -> Image.Image:
+            """Make the painted part of a picture anew."""
+            drawn = fields[-1]
+            if not drawn or drawn["background"] is None:
+                raise UserError("give a picture, and paint what shall be made anew")
+            return self.studio.inpaint(_wished(fields[:-1]), drawn["background"], _painted(drawn))
+
+        @said
+        def interpolate(*fields: Any) -> Image.Image:
+            """Draw the way from one picture to another."""
+            return self.studio.interpolate(_wished(fields[:-2]), fields[-2], fields[-1])
+
+        restyling.click(restyle, [*wish, image, strength], shown, api_name="restyle", **MODEL)
+        inpainting.click(inpaint, [*wish, board], shown, api_name="inpaint", **MODEL)
+        interpolating.click(interpolate, [*wish, *ends], shown, api_name="interpolate", **MODEL)
+
+    def _measure(self) -> None:
+        """Lay out what is known of a run."""
+        run = gr.Dropdown(self.names, value=self.names[0], label="Run")
+        look = gr.Button("Look", variant="primary")
+        drawn = gr.Gallery(
+            label="Curves and pictures", format="png", columns=2, interactive=False, object_fit="contain"
+        )
+        words = gr.Markdown()
+        look.click(said(self.studio.measures), run, [words, drawn], api_name="measure")
+
+    def launch(self, host: str, port: int) -> str:
+        """Serve the page in the background, and return its address.
+
+        Raises: EnvironmentFailure: If the port is taken.
+        """
+        try:
+            return str(
+                self.blocks.launch(
+                    server_name=host,
+                    server_port=port,
+                    quiet=True,
+                    prevent_thread_lock=True,
+                    share=False,
+                    inbrowser=False,
+                    ssr_mode=False,
+                    run_history=False,
+                    enable_monitoring=False,
+                    footer_links=["api"],
+                    max_file_size=LARGEST,
+                    theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                    css=STYLE,
+                )[1]
+            )
+        except OSError as error:
+            raise EnvironmentFailure(f"the page cannot be served at {host}:{port} ({error}): choose --port") from None
+
+
+def _wished(fields: Any) -> Wish:
+    """Return what the fields of the page ask for; empty ones, and zeros where 0 is the run's own, for nothing."""
+    run, words, negative, solver, steps, guidance, seed, count, *image = fields
+    own = (negative or None, solver or None, int(steps or 0) or None, float(guidance or 0) or None)
+    return Wish(run, words or "", *own, int(seed or 0), int(count or 1), *image)
+
+
+def _beside(one: Image.Image, other: Image.Image) -> Image.Image:
+    """Put two pictures beside each other, enlarged for the eye."""
+    wide, factor = row_of([one, other]), max(1, round(256 / max(one.size)))
+    return wide.resize((wide.width * factor, wide.height * factor), Image.Resampling.NEAREST)
+
+
+def _painted(drawn: dict[str, Any]) -> Image.Image:
+    """Return where the layers of a board are painted, white on black."""
+    mask = Image.new("L", drawn["background"].size, 0)
+    for layer in drawn["layers"]:
+        mask.paste(255, mask=layer.convert("RGBA").getchannel("A").point(lambda alpha: 255 * (alpha > 0)))
+    return mask

@@ -1,0 +1,363 @@
+"""What the playground does, without its page: runs by name, pictures as they are denoised, fog, edits, measures."""
+
+import io
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unfog import arguments, edits
+from unfog.conditions import Asked
+from unfog.data.pictures import UnreadableError, describe_picture, read_picture, scatter, tile
+from unfog.diffusion.schedules import Schedule
+from unfog.errors import UserError
+from unfog.evaluation.film import STILLS
+from unfog.generation import Sampler, shown
+from unfog.interop.card import facts, text
+from unfog.pages.report import KEPT, LOSSES
+from unfog.randomness import normal
+from unfog.registry import part
+from unfog.run import Run, load, read_recipe
+from unfog.training.metrics import losses
+
+MOST = 16
+"""Samples at once, at most."""
+MOST_STEPS = 1000
+"""Steps of a request, at most."""
+FOGGED = 256
+"""Pixels of a side that is fogged, at most."""
+PAUSE = 0.15
+"""Seconds between two frames that are shown, at least."""
+SCHEDULES = ("linear", "quadratic", "cosine", "sigmoid", "flow")
+"""Whose fog is compared."""
+SWEPT: dict[str, Callable[[str], Any]] = {"solver": str, "steps": int, "guidance": float, "seed": int}
+"""What a row of pictures can go through, and how its values are read."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for on the page.
+
+    Attributes:
+        run: Name of the run.
+        words: A class, several with commas, a prompt, or values with commas; nothing if empty.
+        negative: What samples shall not show, if anything.
+        solver: Name of a solver; the recipe's if None.
+        steps: Number of steps; the recipe's if None.
+        guidance: Scale of guidance; the recipe's if None.
+        seed: Seed of the noise.
+        count: Number of samples.
+        image: File of the picture that the model is told, for models that are told one.
+    """
+
+    run: str
+    words: str = ""
+    negative: str | None = None
+    solver: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+    count: int = 1
+    image: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what no run can meet."""
+        if not 1 <= self.count <= MOST:
+            raise UserError(
+                f"the page draws 1 to {MOST} pictures at once, not {self.count}: use `unfog sample` for more"
+            )
+        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
+            raise UserError(f"the page takes 1 to {MOST_STEPS} steps, not {self.steps}")
+
+
+class Shot(NamedTuple):
+    """How the samples stand while they are denoised.
+
+    Attributes:
+        x: The states.
+        x0: What the model takes them to become.
+        words: How far it is.
+    """
+
+    x: Image.Image
+    x0: Image.Image
+    words: str
+
+
+class Studio:
+    """The runs of the page; each is loaded when it is first asked for."""
+
+    def __init__(self, paths: Sequence[Path], device: str = "auto") -> None:
+        """Take in run folders.
+
+        Args:
+            paths: The folders; no others can be reached.
+            device: Where they compute.
+
+        Raises: UserError: If there is none, or one of them is no run folder that can draw.
+        """
+        for path in paths:
+            if read_recipe(path).compresses:
+                raise UserError(f"{path} holds an autoencoder, which draws nothing by itself: name another run folder")
+        if not paths:
+            raise UserError("there is no run to show: train one with `unfog train digits`, or name run folders")
+        names = [path.resolve().name for path in paths]
+        twice = {name for name in names if names.count(name) > 1}
+        self.paths = {str(path) if name in twice else name: path for path, name in zip(paths, names, strict=True)}
+        self.device = device
+        self._loaded: dict[str, Run] = {}
+        self._lock, self._at_work = threading.Lock(), threading.Lock()
+
+    def run(self, name: str) -> Run:
+        """Return a run by its name.
+
+        Raises: UserError: If there is no such run, or it cannot be loaded.
+        """
+        if name not in self.paths:
+            raise UserError(f"there is no run {name!r} on this page: choose one of {', '.join(self.paths)}")
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = load(self.paths[name], self.device)
+            return self._loaded[name]
+
+    def command(self, wish: Wish) -> str:
+        """Return the line that draws the same pictures."""
+        kind = self.run(wish.run).recipe.conditioning.kind
+        option = {"text": "--prompt", "pretrained": "--prompt", "values": "--values"}.get(kind, "--label")
+        words = ["unfog", "sample", str(self.paths[wish.run]), "-n", str(wish.count)]
+        if asked := wish.words.strip():
+            words += [option, *(asked.replace(",", " ").split() if kind == "values" else [asked])]
+        if wish.image and kind == "image":
+            words += ["--image", "FILE"]
+        given: dict[str, object] = {"--negative": wish.negative, "--solver": wish.solver, "--steps": wish.steps}
+        given["--guidance"] = wish.guidance
+        words += [word for name, value in given.items() if value is not None for word in (name, str(value))]
+        return shlex.join([*words, "--seed", str(wish.seed)])
+
+    def asked(self, wish: Wish) -> Asked:
+        """Return what is asked of the model, in the form that it takes."""
+        run, words = self.run(wish.run), wish.words.strip()
+        kind = run.recipe.conditioning.kind
+        image = Path(wish.image) if wish.image and kind == "image" else None
+        if kind == "values":
+            try:
+                values = tuple(float(word) for word in words.replace(",", " ").split())
+            except ValueError:
+                raise UserError(f"this model is told numbers, with commas between them, not {words!r}") from None
+            return arguments.asked(run, None, (), values, None)
+        if kind in ("text", "pretrained"):
+            return arguments.asked(run, None, (words,) if words else (), (), image)
+        return arguments.asked(run, words or None, (), (), image)
+
+    def sampler(self, wish: Wish) -> Sampler:
+        """Return the sampler that a wish describes."""
+        given = {name: getattr(wish, name) for name in ("solver", "steps", "guidance", "seed", "negative")}
+        return self.run(wish.run).sampler(**given)
+
+    def generate(self, wish: Wish) -> Iterator[Shot]:
+        """Yield the samples as they are denoised; the last shot is the samples themselves.
+
+        Raises: UserError: If the model cannot take what is asked.
+        """
+        run, sampler, asked = self.run(wish.run), self.sampler(wish), self.asked(wish)
+        if wish.count > sampler.settings.batch:
+            raise UserError(f"this model draws {sampler.settings.batch} at a time: set the count to that, or less")
+        evaluations, begun = 0, time.monotonic()
+        moments = run.computed(sampler.moments(wish.count, asked))
+
+        def listen(module: object, arguments: tuple[Any, ...], output: object) -> None:
+            nonlocal evaluations
+            evaluations += len(arguments[0])
+
+        while True:
+            with self._at_work:  # one that was stopped may still be in its last step
+                listener = run.denoiser.network.register_forward_hook(listen)  # type: ignore[attr-defined]
+                try:
+                    if (moment := next(moments, None)) is None:
+                        return
+                finally:
+                    listener.remove()
+                if not moment.kept(STILLS):
+                    continue
+                with run.arithmetic():
+                    x, x0 = (laid_out(sampler.codec.decode(state).cpu()) for state in (moment.x, moment.x0))
+            passed, nfe = time.monotonic() - begun, evaluations // sampler.settings.batch
+            left = passed / (moment.number + 1) * (moment.last - moment.number)
+            words = f"step {moment.number} of {moment.last}, {nfe} evaluations of the network, {left:.1f} s left"
+            if moment.number == moment.last:
+                words = f"{moment.last} steps, {nfe} evaluations of the network, {passed:.1f} s"
+            yield Shot(x, x0, words)
+
+    def pictures(self, wish: Wish) -> Tensor:
+        """Return the samples of a wish, as stored, `(count, *shape)`."""
+        run, sampler, asked = self.run(wish.run), self.sampler(wish), self.asked(wish)
+        with self._at_work, run.arithmetic():
+            return sampler(wish.count, asked)
+
+    def compare(self, one: Wish, other: Wish) -> tuple[Image.Image, Image.Image, Image.Image, str]:
+        """Return the samples of two wishes from the same noise, their difference, and its size in words."""
+        first, second = self.pictures(one), self.pictures(other)
+        if first.ndim == 2:
+            apart = (first - second).norm(dim=1).mean()
+            return laid_out(first), laid_out(second), laid_out(first - second), f"mean distance {apart:.3f}"
+        gap = (first.float() - second.float()).abs()
+        drawn = (gap * (255 / gap.max().clamp(min=1))).round().to(torch.uint8)
+        words = f"mean difference {gap.mean():.2f} of 255, the largest {gap.max():.0f}; white is the largest"
+        return laid_out(first), laid_out(second), laid_out(drawn), words
+
+    def sweep(self, wish: Wish, name: str, values: str) -> list[tuple[Image.Image, str]]:
+        """Return the samples of a wish for each value of one of its parts, and what it was.
+
+        Args:
+            wish: What all have in common.
+            name: Of the part, one of `SWEPT`.
+            values: With commas between them.
+
+        Raises: UserError: If the part is unknown, or a value is none of its kind.
+        """
+        if name not in SWEPT:
+            raise UserError(f"pictures can go through {', '.join(SWEPT)}, not {name!r}")
+        words = [word.strip() for word in values.split(",") if word.strip()]
+        if not 1 <= len(words) <= MOST:
+            raise UserError(f"give 1 to {MOST} values of {name}, with commas between them")
+        try:
+            parts = [SWEPT[name](word) for word in words]
+        except ValueError:
+            raise UserError(f"{values!r} are no values of {name}: give numbers with commas between them") from None
+        wishes = [Wish(**{**vars(wish), name: value}) for value in parts]
+        return [(laid_out(self.pictures(one)), f"{name} {word}") for one, word in zip(wishes, words, strict=True)]
+
+    def row(self, name: str, number: int) -> Image.Image:
+        """Return a held-out picture of a run's data.
+
+        Raises: UserError: If the data are not here, or there is no such row.
+        """
+        data = self.run(name).recipe.build_data()[1].heldout
+        if not 0 <= number < len(data):
+            raise UserError(f"there are the held-out rows 0 to {len(data) - 1:,}, not {number}")
+        return laid_out(data.take(np.array([number])).x)
+
+    def edit(self, wish: Wish, image: str | None, rule: Callable[[Sampler, Tensor, Asked], Tensor]) -> Image.Image:
+        """Return the versions that a rule of `unfog.edits` makes of a picture file.
+
+        Raises: UserError: If there is no picture, or the model cannot edit it.
+        """
+        run, sampler, asked = self.run(wish.run), self.sampler(wish), self.asked(wish)
+        if asked is None and run.recipe.conditioning.kind in ("text", "pretrained"):
+            asked = ""
+        if asked is None and sampler.classes:
+            raise UserError(f"say what the picture shows, one of {', '.join(run.recipe.classes[:10])}")
+        with self._at_work, run.arithmetic():
+            return laid_out(rule(sampler, _read(image, sampler), asked))
+
+    def restyle(self, wish: Wish, image: str | None, strength: float) -> Image.Image:
+        """Return versions of a picture, see `unfog.edits.restyle`."""
+        return self.edit(wish, image, lambda s, x, asked: edits.restyle(s, x, strength, wish.count, asked))
+
+    def inpaint(self, wish: Wish, picture: Image.Image, mask: Image.Image) -> Image.Image:
+        """Return versions of a picture with what the mask has painted made anew, see `unfog.edits.inpaint`."""
+        with TemporaryDirectory() as folder:
+            files = [Path(folder) / name for name in ("picture.png", "mask.png")]
+            picture.save(files[0])
+            mask.save(files[1])
+
+            def rule(sampler: Sampler, x: Tensor, asked: Asked) -> Tensor:
+                return edits.inpaint(sampler, x, arguments.mask(files[1], files[0], sampler, False), wish.count, asked)
+
+            return self.edit(wish, str(files[0]), rule)
+
+    def interpolate(self, wish: Wish, first: str | None, second: str | None) -> Image.Image:
+        """Return the way from one picture to another, see `unfog.edits.interpolate`."""
+
+        def rule(sampler: Sampler, x: Tensor, asked: Asked) -> Tensor:
+            return edits.interpolate(sampler, x, _read(second, sampler), max(2, wish.count), asked)
+
+        return self.edit(wish, first, rule)
+
+    def measures(self, name: str) -> tuple[str, list[tuple[Image.Image, str]]]:
+        """Return what is known of a run, as Markdown, and the pictures that its verbs drew."""
+        run = self.run(name)
+        drawn = []
+        if (figure := losses(run.path)) is not None:
+            canvas = io.BytesIO()
+            figure.savefig(canvas, dpi=120, format="png")
+            drawn.append((Image.open(canvas).convert("RGB"), LOSSES))
+        for file, caption in KEPT.items():
+            if (run.path / file).is_file():
+                with Image.open(run.path / file) as picture:
+                    drawn.append((picture.convert("RGB"), caption))
+        return text(run, facts(run)), drawn
+
+
+def _read(image: str | None, sampler: Sampler) -> Tensor:
+    """Return a picture file as the model's pictures are stored."""
+    if not image:
+        raise UserError("give a picture to edit")
+    return arguments.picture(Path(image), sampler, False)
+
+
+def laid_out(samples: Tensor) -> Image.Image:
+    """Lay samples out in a square, each pixel as it is; a single one fills the picture."""
+    if samples.ndim == 2:
+        return scatter(samples)
+    return tile(samples, max(1, round(len(samples) ** 0.5)), gap=0 if len(samples) == 1 else 1)
+
+
+def schedules() -> dict[str, Schedule]:
+    """Return the schedules whose fog is compared, by their names."""
+    return {name: part("schedule", name).build() for name in SCHEDULES}
+
+
+def fog(file: str | Path, share: float, seed: int = 0) -> list[tuple[Image.Image, str]]:
+    """Return a picture as each schedule fogs it, and alpha, sigma and log-SNR in words.
+
+    Args:
+        file: Any picture; large ones are made small.
+        share: Of the way from clean data, 0, to pure noise, 1.
+        seed: Seed of the noise, which is the same for all.
+
+    Raises: UserError: If the share is none, or the picture cannot be read.
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"the time runs from 0 to 1, not to {share:g}")
+    try:
+        _, *sides = describe_picture(Path(file))
+        height, width = (max(1, round(side * min(1, FOGGED / max(sides)))) for side in sides)
+        x0 = torch.from_numpy(read_picture(Path(file), 3, height, width))[None] / 127.5 - 1
+    except UnreadableError as error:
+        raise UserError(f"this picture cannot be read ({error}): choose another") from None
+    eps, found = normal(seed, "fog", 0, 0, 1, tuple(x0.shape[1:])), []
+    for name, schedule in schedules().items():
+        t = torch.tensor(share * schedule.t_max, dtype=torch.float64)
+        x = shown(schedule.add_noise(x0, eps, t), schedule, t)
+        pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        numbers = f"alpha {float(schedule.alpha(t)):.3f}, sigma {float(schedule.sigma(t)):.3f}"
+        found.append((laid_out(pixels), f"{name}: {numbers}, log SNR {float(schedule.log_snr(t)):.1f}"))
+    return found
+
+
+def draw_curves(share: float) -> Any:
+    """Return a figure of alpha, sigma and log-SNR of each schedule over time, with one moment marked."""
+    from matplotlib.figure import Figure  # here, since matplotlib takes half a second to import
+
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for name, schedule in schedules().items():
+        t = torch.linspace(0, schedule.t_max, 201, dtype=torch.float64)
+        log_snr = schedule.log_snr(t)
+        for panel, values in zip(panels, (schedule.alpha(t), schedule.sigma(t), log_snr.clamp(-20, 20)), strict=True):
+            panel.plot((t / schedule.t_max).numpy(), values.numpy(), label=name, linewidth=1.2)
+    for panel, title in zip(panels, ("alpha", "sigma", "log SNR"), strict=True):
+        panel.set(xlabel="t", title=title)
+        panel.axvline(share, color="0.4", linewidth=1, linestyle=":")
+    panels[0].legend(fontsize="small")
+    return figure

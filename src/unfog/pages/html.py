@@ -1,0 +1,64 @@
+"""Markdown as one HTML file that loads nothing from anywhere."""
+
+import base64
+import html
+from collections.abc import MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.2em; border-bottom: 1px solid #8884; }
+img { max-width: 100%; image-rendering: pixelated; }
+table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1em 0; }
+th, td { text-align: left; padding: .25em .8em .25em 0; border-bottom: 1px solid #8883; vertical-align: top; }
+code { font: .92em ui-monospace, monospace; }
+pre { overflow: auto; max-height: 24rem; background: #8881; padding: 1em; }
+"""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What the page may do: show what it holds itself."""
+KINDS = {".png": "image/png", ".gif": "image/gif"}
+"""Of pictures."""
+
+
+def page(markdown: str, title: str, folder: Path) -> str:
+    """Return Markdown as HTML with its pictures inside.
+
+    Args:
+        markdown: CommonMark with tables; HTML in it is shown as text.
+        title: Of the page.
+        folder: Where the pictures lie; others are left out.
+    """
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+
+    def image(
+        renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, environment: MutableMapping[str, Any]
+    ) -> str:
+        path = folder / str(tokens[at].attrs["src"])
+        name = html.escape(tokens[at].content)
+        if path.suffix not in KINDS or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+            return f"<em>{name}: not here</em>"
+        data = base64.b64encode(path.read_bytes()).decode()
+        return f'<img alt="{name}" src="data:{KINDS[path.suffix]};base64,{data}">'
+
+    reader.add_render_rule("image", image)
+    head = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
+    )
+    return f"{head}\n{reader.render(markdown)}</body></html>\n"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table as lines of Markdown; signs that would break it are escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return [line(heads), line(["---"] * len(heads)), *map(line, rows)]
