@@ -68,8 +68,10 @@ docs: .venv/docs .venv/test
 
 # From the runs digits, mnist and fashion in RUNS, those that are there.
 RUNS ?= runs
-figures: .venv/test
+figures: .venv/browser
 	$(BIN)/python benchmarks/figures.py --runs $(RUNS)
+	PLAYGROUND_RUN=$(abspath $(RUNS))/digits $(BIN)/python -m pytest tests/test_browser.py
+	mkdir -p docs/images/app && cp build/screenshots/*.png docs/images/app
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/training.py --out docs/speed/training

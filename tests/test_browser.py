@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from playground import served
-from unfog.data.pictures import read_picture
+from unfog.data.pictures import read_picture, tile
 from unfog.run import load
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -37,8 +37,14 @@ pytestmark = pytest.mark.skipif(MISSING, reason="playwright or Chromium is not h
 
 
 @pytest.fixture(scope="module")
-def address(digits_run: Path) -> Iterator[str]:
-    with served(digits_run) as found:
+def shown_run(digits_run: Path) -> Path:
+    """A run on digits: a real one, for the screenshots of the pages, where PLAYGROUND_RUN names it."""
+    return Path(os.environ.get("PLAYGROUND_RUN", digits_run))
+
+
+@pytest.fixture(scope="module")
+def address(shown_run: Path) -> Iterator[str]:
+    with served(shown_run) as found:
         yield found
 
 
@@ -118,13 +124,15 @@ def visit(address: str) -> Iterator[Visit]:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def picture(shown_run: Path, tmp_path: Path) -> Path:
+    """A held-out digit, enlarged."""
     path = tmp_path / "picture.png"
-    Image.fromarray(np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)).resize((64, 64), 0).save(path)
+    digit = load(shown_run, "cpu").recipe.build_data()[1].heldout.take(np.array([3])).x
+    tile(digit, 1, enlarge=8, gap=0).save(path)
     return path
 
 
-def test_samples_appear_while_they_are_denoised(visit: Visit, digits_run: Path) -> None:
+def test_samples_appear_while_they_are_denoised(visit: Visit, shown_run: Path) -> None:
     visit.tab("Generate")
     visit.fill("Show", "3")
     visit.fill("Steps (0: the run's own)", "300")
@@ -147,7 +155,7 @@ def test_samples_appear_while_they_are_denoised(visit: Visit, digits_run: Path) 
     print(f"first frame after {first:.2f} s, {len(seen)} frames")
     assert len(seen) >= 3
     final = visit.until(lambda: visit.source("x_t: as it is now"))
-    wanted = load(digits_run, "cpu").sample(1, "3", steps=300, seed=5)[0, 0].numpy().astype(int)
+    wanted = load(shown_run, "cpu").sample(1, "3", steps=300, seed=5)[0, 0].numpy().astype(int)
     assert np.abs(visit.pixels(final) - wanted).max() <= 1
     assert "--label 3" in visit.text("The same on the command line")
     visit.shoot("generate")
@@ -188,7 +196,7 @@ def test_a_picture_of_ones_own_is_fogged(visit: Visit, picture: Path) -> None:
     gallery = visit.panel().locator(".block:visible", has_text="x_t").locator("img:visible")
     before = gallery.first.get_attribute("src")
     t = visit.panel().get_by_label("number input for t, from clean data to pure noise").locator("visible=true").first
-    t.fill("0.8")
+    t.fill("0.4")
     t.press("Tab")
     visit.until(lambda: gallery.first.get_attribute("src") != before)
     visit.shoot("fog")

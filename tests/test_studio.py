@@ -142,7 +142,7 @@ def test_fog_is_the_forward_process(tmp_path: Path) -> None:
     assert all(pixels(shown).min() == 255 for shown, _ in clean)
     for (shown, caption), schedule in zip(fog(picture, 0.5), schedules().values(), strict=True):
         alpha = float(schedule.alpha(schedule.t_max / 2))
-        assert f"alpha {alpha:.3f}" in caption
+        assert f"α {alpha:.2f}" in caption
         assert pixels(shown).std() > 0
     assert len({shown.tobytes() for shown, _ in fog(picture, 0.3)}) == len(schedules())
     assert fog(picture, 0.3)[0][0].tobytes() == fog(picture, 0.3)[0][0].tobytes()

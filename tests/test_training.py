@@ -340,6 +340,7 @@ def test_ten_non_finite_steps_in_a_row_stop_the_run_and_leave_it_finite(tiny: Ma
     assert load(tmp_path, "cpu").sample(2).shape == (2, 1, 8, 8)
 
 
+@pytest.mark.filterwarnings("ignore:all samples of a report were one colour")
 def test_an_absurd_learning_rate_never_becomes_a_non_finite_model(tiny: MakeRecipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = ("optimizer.lr=1e30", "optimizer.warmup=0", "training.images=1024", "training.reports=32")

@@ -19,9 +19,9 @@ from unfog.errors import EnvironmentFailure, UserError
 from unfog.registry import KINDS
 
 STYLE = """
-img { image-rendering: pixelated; }
+img { image-rendering: pixelated; } footer { opacity: .6; }
 .image-frame, .image-frame img { width: 100%; height: 100%; object-fit: contain; }
-footer { opacity: .6; }
+.grid-wrap { height: auto !important; max-height: none !important; } .thumbnail-lg { aspect-ratio: auto !important; }
 """
 LARGEST = "10mb"
 """Of an upload."""
@@ -251,7 +251,7 @@ class Playground:
                 t = gr.Slider(0, 1, 0.3, step=0.01, label="t, from clean data to pure noise")
             with gr.Column(scale=2):
                 shown = gr.Gallery(label="x_t", format="png", columns=3, interactive=False, object_fit="contain")
-                curves = gr.Plot(label="alpha, sigma and log SNR", format="png")
+                curves = gr.Plot(label="alpha, sigma and log SNR", show_label=False, format="png")
 
         @said
         def fog(image: str | None, share: float) -> Any:

@@ -318,7 +318,7 @@ def schedules() -> dict[str, Schedule]:
 
 
 def fog(file: str | Path, share: float, seed: int = 0) -> list[tuple[Image.Image, str]]:
-    """Return a picture as each schedule fogs it, and alpha, sigma and log-SNR in words.
+    """Return a picture as each schedule fogs it, and alpha and sigma in words.
 
     Args:
         file: Any picture; large ones are made small.
@@ -340,8 +340,8 @@ def fog(file: str | Path, share: float, seed: int = 0) -> list[tuple[Image.Image
         t = torch.tensor(share * schedule.t_max, dtype=torch.float64)
         x = shown(schedule.add_noise(x0, eps, t), schedule, t)
         pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        numbers = f"alpha {float(schedule.alpha(t)):.3f}, sigma {float(schedule.sigma(t)):.3f}"
-        found.append((laid_out(pixels), f"{name}: {numbers}, log SNR {float(schedule.log_snr(t)):.1f}"))
+        numbers = f"α {float(schedule.alpha(t)):.2f}, σ {float(schedule.sigma(t)):.2f}"
+        found.append((laid_out(pixels), f"{name}: {numbers}"))
     return found
 
 
