@@ -1,4 +1,4 @@
-# make demo | test | test-app | check | torture | docs | figures | bench | race: each sets up what it needs; PIP_FLAGS
+# make demo | test | test-app | check | torture | pages | docs | figures | bench | race: each sets up what it needs; PIP_FLAGS
 # passes through to pip.
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -9,7 +9,7 @@ RUN := runs/digits
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-app check torture docs figures bench race clean
+.PHONY: demo test test-app check torture pages docs figures bench race clean
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -61,9 +61,12 @@ torture: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 200
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture_files.py --count 2000
 
-# The pages in build/docs, strictly; then their snippets, links and tables.
-docs: .venv/docs .venv/test
+# The pages in build/docs, strictly.
+pages: .venv/docs
 	$(BIN)/zensical build --clean --strict
+
+# The pages, and their snippets, links and tables.
+docs: pages .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n auto tests/test_docs.py
 
 # From the runs digits, mnist and fashion in RUNS, those that are there.

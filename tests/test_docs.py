@@ -57,6 +57,8 @@ def test_shell_lines_run(page: Path, home: Path) -> None:
             arguments += ["--data", "nowhere"]
             assert main([verb, *arguments]) == 2
             continue
+        if verb == "bench" and "--nfe" in arguments:
+            arguments += ["--solvers", "ddim", "dpmpp-2m"]
         if verb == "bench" and "--budget" in arguments:
             arguments[arguments.index("--budget") + 1] = "3s"
         if verb in ("bench", "compare"):
