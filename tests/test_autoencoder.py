@@ -239,6 +239,13 @@ def test_a_trained_autoencoder_gives_back_pictures_that_it_never_saw(coder: Path
     assert found.fidelity.value < found.fidelity.ceiling
 
 
+def test_too_few_held_out_pictures_are_a_sentence(coder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which says what helps: asking for more of them does not."""
+    monkeypatch.setattr("unfog.evaluation.reconstruction.LEAST", 360)
+    with pytest.raises(UserError, match="359 held-out pictures are too few: 360 of them take about 1,000 in all"):
+        reconstruction(coder, 300, device="cpu")
+
+
 def test_resuming_an_autoencoder_is_exact(compress: MakeRecipe, tmp_path: Path) -> None:
     chosen = compress("training.reports=2", "objective.adversarial=0.1")
     for name in ("whole", "parts"):

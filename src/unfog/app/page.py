@@ -130,10 +130,8 @@ class Playground:
         found: list[Any] = [run, words, negative]
         found += self._rule() if own else []
         with gr.Row():
-            found += [
-                gr.Number(0, label="Seed", precision=0, minimum=0),
-                gr.Slider(1, studio.MOST, 4, step=1, label="Count"),
-            ]
+            found.append(gr.Number(0, label="Seed", precision=0, minimum=0))
+            found.append(gr.Slider(1, studio.MOST, 4, step=1, label="Count"))
         if image:
             with gr.Accordion("Picture, for models that are told one", open=False):
                 found.append(upload(label="Picture"))
@@ -148,10 +146,6 @@ class Playground:
                 gr.Number(0, label="Steps (0: the run's own)", precision=0, minimum=0),
                 gr.Number(0, label="Guidance (1: off, 0: the run's own)", minimum=0),
             ]
-
-    def _file(self, name: str) -> Path:
-        """Return where a file of the page can lie, in a folder of its own that nobody can guess."""
-        return Path(tempfile.mkdtemp(dir=FOLDER)) / name
 
     # ------------------------------------------------------------------------------------------------- the tabs
 
@@ -185,7 +179,8 @@ class Playground:
                 if len(shots) == 1 or time.monotonic() - seen > studio.PAUSE:
                     seen = time.monotonic()
                     yield shot.x, shot.x0, shot.words, line, gr.skip(), gr.skip(), gr.skip(), gr.skip()
-            files = [self._file(name) for name in ("samples.png", "film.gif")]
+            folder = Path(tempfile.mkdtemp(dir=FOLDER))  # of its own, which nobody can guess
+            files = [folder / name for name in ("samples.png", "film.gif")]
             save_picture(shot.x, files[0])
             save_film([_beside(*pair) for pair in shots], files[1], MILLISECONDS)
             last = len(shots) - 1

@@ -12,9 +12,10 @@ from torch import Tensor
 from unfog.compression import autoencoder
 from unfog.data.codecs import Latents
 from unfog.data.pictures import paired, save_picture
+from unfog.errors import UserError
 from unfog.evaluation.distances import Rows
 from unfog.evaluation.intervals import Interval, Scored, bootstrap
-from unfog.evaluation.judge import Judge, spread
+from unfog.evaluation.judge import LEAST, Judge, spread
 from unfog.files import disk, write_whole
 from unfog.run import read_recipe
 from unfog.training.machine import arithmetic, choose_device, choose_precision
@@ -93,6 +94,8 @@ def reconstruction(path: Path, count: int, seed: int = 0, device: str = "auto") 
     assert recipe.shape is not None
     place, shape = choose_device(device), recipe.shape
     codec = Latents(autoencoder(path, shape[0]), shape)
+    if len(data.heldout) < LEAST:
+        raise UserError(f"{len(data.heldout)} held-out pictures are too few: {LEAST} of them take about 1,000 in all")
     judge = Judge(data, codec.plain, min(count, len(data.heldout)), seed=seed, console=Console(stderr=True))
     originals = judge.heldout.x[torch.from_numpy(spread(judge.m, len(judge.heldout.x)))]
     with arithmetic(choose_precision(recipe.training.options["precision"], place, shape), place):
