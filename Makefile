@@ -69,10 +69,13 @@ pages: .venv/docs
 docs: pages .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n auto tests/test_docs.py
 
-# From the runs digits, mnist and fashion in RUNS, those that are there.
+# From the runs digits, mnist, fashion, shapes and emoji in RUNS, those that are there; digits must be.
 RUNS ?= runs
 figures: .venv/browser
 	$(BIN)/python benchmarks/figures.py --runs $(RUNS)
+	if [ -e $(RUNS)/mnist ] && [ -e $(RUNS)/shapes ]; then \
+		$(BIN)/python benchmarks/guidance.py $(RUNS)/mnist $(RUNS)/shapes --out docs/images/guidance.png; \
+		$(BIN)/python benchmarks/shapes.py $(RUNS)/shapes --out docs/images/shapes.png; fi
 	PLAYGROUND_RUN=$(abspath $(RUNS))/digits $(BIN)/python -m pytest tests/test_browser.py
 	mkdir -p docs/images/app && cp build/screenshots/*.png docs/images/app
 

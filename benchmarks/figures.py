@@ -13,11 +13,13 @@ import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
+from PIL import Image
 
 from unfog.app.studio import fog, schedules
-from unfog.data.pictures import enlargement, save_picture, sheet, tile
+from unfog.data.pictures import enlargement, row_of, save_picture, sheet, tile
 from unfog.diffusion.tables import linear
 from unfog.edits import inpaint
+from unfog.errors import UserError
 from unfog.evaluation.film import film
 from unfog.generation import shown
 from unfog.pages.explain import explain
@@ -86,11 +88,6 @@ def draw_explained(run: Run, path: Path) -> None:
     save_picture(picture, path)
 
 
-def draw_losses(run: Run, path: Path) -> None:
-    """Copy the losses of the training."""
-    shutil.copyfile(run.path / "loss.png", path)
-
-
 def draw_sheet(run: Run, path: Path) -> None:
     """Draw samples, a column for each class where there are some."""
     columns = len(run.recipe.classes) if 1 < len(run.recipe.classes) <= 16 else 10
@@ -114,37 +111,67 @@ def draw_inpainted(run: Run, path: Path) -> None:
     save_picture(tile(torch.cat([*drawn, *torch.stack(made, 1)]), SHOWN, enlargement(side, 64)), path)
 
 
-FIGURES: dict[str, tuple[str, Callable[[Run, Path], None]]] = {
-    "tour/fog.png": ("mnist", draw_fog),
-    "tour/schedules.png": ("mnist", draw_schedules),
-    "tour/loss.png": ("digits", draw_losses),
-    "tour/explain.png": ("mnist", draw_explained),
-    "tour/strip.png": ("mnist", draw_strip),
-    "inpainted.png": ("mnist", draw_inpainted),
-    "inpainted-latents.png": ("latent", draw_inpainted),
-    "digits.png": ("digits", draw_sheet),
-    "strip.png": ("digits", draw_strip),
-    "film.gif": ("digits", draw_film),
-    "mnist.png": ("mnist", draw_sheet),
-    "fashion.png": ("fashion", draw_sheet),
+def draw_prompt(run: Run, path: Path) -> None:
+    """Draw the README's prompt."""
+    save_picture(sheet(run.sample(16, "a small red circle above a large blue square"), 8), path)
+
+
+def draw_latent_or_pixel(folder: Path, path: Path) -> None:
+    """Put samples in latents beside samples in pixels."""
+    sheets = [Image.open(folder / name / "sheet.png").convert("RGB") for name in ("latent", "pixel")]
+    halves = [one.crop((0, 0, one.width, one.height // 2 + 1)) for one in sheets]
+    gap = Image.new("RGB", (16, halves[0].height), "white")
+    save_picture(row_of([halves[0], gap, halves[1]]), path)
+
+
+def kept(name: str) -> Callable[[Path, Path], None]:
+    """Return what copies a picture that a verb or another benchmark drew into a folder."""
+    return lambda folder, path: shutil.copyfile(folder / name, path) and None
+
+
+def drawn(draw: Callable[[Run, Path], None]) -> Callable[[Path, Path], None]:
+    """Return what draws a picture of the run in a folder."""
+    return lambda folder, path: draw(load(folder), path)
+
+
+FIGURES: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
+    "tour/fog.png": ("mnist", drawn(draw_fog)),
+    "tour/schedules.png": ("mnist", drawn(draw_schedules)),
+    "tour/loss.png": ("digits", kept("loss.png")),
+    "tour/explain.png": ("mnist", drawn(draw_explained)),
+    "tour/strip.png": ("mnist", drawn(draw_strip)),
+    "inpainted.png": ("mnist", drawn(draw_inpainted)),
+    "inpainted-latents.png": ("emoji/latent", drawn(draw_inpainted)),
+    "digits.png": ("digits", drawn(draw_sheet)),
+    "strip.png": ("digits", drawn(draw_strip)),
+    "film.gif": ("digits", drawn(draw_film)),
+    "mnist.png": ("mnist", drawn(draw_sheet)),
+    "levels.png": ("mnist", kept("evaluation/levels.png")),  # of `unfog evaluate`
+    "bench.png": ("mnist", kept("bench/bench.png")),  # of `unfog bench`
+    "fashion.png": ("fashion", drawn(draw_sheet)),
+    "prompt.png": ("shapes", drawn(draw_prompt)),
+    "autoencoder.png": ("emoji/autoencoder", kept("evaluation/pairs.png")),  # of benchmarks/emoji.py, as what follows
+    "text-seen.png": ("emoji", kept("train.png")),
+    "text-heldout.png": ("emoji", kept("heldout.png")),
+    "latent-or-pixel.png": ("emoji", draw_latent_or_pixel),
 }
-"""Each picture: of which run, and how it is drawn."""
+"""Each picture: in which folder of the runs it is found, and how it is drawn; two more have benchmarks of their own."""
 
 
 def main(runs: Path = Path("runs"), out: Path = Path("docs/images")) -> None:
     """Draw all pictures whose runs are there.
 
     Args:
-        runs: Folder of the run folders digits, mnist, fashion, and latent (of benchmarks/emoji.py).
+        runs: Folder of the run folders digits, mnist, fashion and shapes, and of what other benchmarks wrote.
         out: Folder of the pictures.
     """
     (out / "tour").mkdir(parents=True, exist_ok=True)
-    for name, (run, draw) in FIGURES.items():
-        if (runs / run / "model.safetensors").is_file():
-            draw(load(runs / run), out / name)
+    for name, (folder, draw) in FIGURES.items():
+        try:
+            draw(runs / folder, out / name)
             print(out / name)
-        else:
-            print(f"{out / name} stays: there is no {runs / run}")
+        except (UserError, FileNotFoundError) as error:
+            print(f"{out / name} stays: {error}")
 
 
 if __name__ == "__main__":
