@@ -340,9 +340,7 @@ def test_ten_non_finite_steps_in_a_row_stop_the_run_and_leave_it_finite(tiny: Ma
     assert load(tmp_path, "cpu").sample(2).shape == (2, 1, 8, 8)
 
 
-def test_samples_of_one_colour_are_warned_of(
-    tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_of_one_colour_are_warned_of(tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sampler, "__call__", lambda self, count, condition: torch.full((count, 1, 8, 8), 7).byte())
     with pytest.warns(UserWarning, match="all samples of a report were one colour"):
         train(tiny("training.images=32"), tmp_path / "run", device="cpu", console=QUIET)
