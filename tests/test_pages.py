@@ -119,12 +119,18 @@ def test_what_a_model_is_told_of_labelled_pictures(tiny: MakeRecipe, train_into:
     assert "Samples" in report(run, run.path / "report").markdown
 
 
-def test_before_the_first_trained_time_the_network_is_asked_there(digits_run: Path) -> None:
+def test_before_the_first_trained_time_the_network_is_asked_there(
+    digits_run: Path, tiny: MakeRecipe, train_into: Callable[[Recipe, str], Path]
+) -> None:
     run = load(digits_run, "cpu")
-    assert "instead" not in str(values(explain(run, 500)))
     assert run.denoiser.schedule.t_first > 1e-4
-    early = values(explain(run, 1)).get("for the network")
-    assert (early is None) == (run.denoiser.schedule.t_first <= 1e-3)
+    assert "for the network" not in values(explain(run, 1))
+    late = load(train_into(tiny("schedule=shifted", "schedule.base=flow", "schedule.shift=0.25"), "late"), "cpu")
+    first_trained = late.denoiser.schedule.t_first
+    assert 0.002 < first_trained < 0.005
+    found = values(explain(late, 1))
+    assert first(found["for the network"]) == pytest.approx(first_trained, rel=1e-4)
+    assert float(found["time"]) == pytest.approx(1000 * first_trained, rel=1e-4)
 
 
 @pytest.mark.parametrize(("step", "row"), [(0, 0), (1001, 0), (-3, 0), (5, 99999), (5, -1)])

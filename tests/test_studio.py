@@ -105,8 +105,7 @@ def test_one_works_while_the_others_wait(studio: Studio) -> None:
         found = list(pool.map(lambda wish: list(studio.generate(wish)), wishes))
     for shots, picture in zip(found, alone, strict=True):
         assert np.array_equal(pixels(shots[-1].x), pixels(laid_out(picture)))
-        assert shots[-1].words.startswith(shots[-1].words.split(",")[0])
-        assert int(shots[-1].words.split()[2]) == int(found[0][-1].words.split()[2])
+        assert shots[-1].words.startswith("12 steps, 12 evaluations")
 
 
 def test_points(studio: Studio) -> None:

@@ -67,6 +67,15 @@ def asked(
     return prompt if len(prompt) > 1 else prompt[0] if prompt else values or label
 
 
+def edited(run: "Run", sampler: "Sampler", asked: "Asked") -> "Asked":
+    """Return what an edited picture shows: a class must be said, and a text is empty if it is not."""
+    if asked is None and run.recipe.conditioning.kind in ("text", "pretrained"):
+        return ""
+    if asked is None and sampler.classes:
+        raise UserError(f"say what the picture shows: --label with one of {', '.join(run.recipe.classes[:10])}")
+    return asked
+
+
 def picture(path: Path, sampler: "Sampler", own_size: bool) -> "Tensor":
     """Return a picture to edit, uint8 `(channels, height, width)`: of the model's size, or of its own."""
     from unfog.data.folder import pictures_at

@@ -46,20 +46,20 @@ def said(work: Callable[..., Any]) -> Callable[..., Any]:
         return gr.Error("this is a fault of the page, not yours: its terminal says more", print_exception=False)
 
     @functools.wraps(work)
-    def answer(*arguments: Any) -> Any:
+    def once(*arguments: Any) -> Any:
         try:
             return work(*arguments)
         except Exception as error:
             raise toast(error) from None
 
     @functools.wraps(work)
-    def answers(*arguments: Any) -> Iterator[Any]:
+    def streamed(*arguments: Any) -> Iterator[Any]:
         try:
             yield from work(*arguments)
         except Exception as error:
             raise toast(error) from None
 
-    return answers if inspect.isgeneratorfunction(work) else answer
+    return streamed if inspect.isgeneratorfunction(work) else once
 
 
 def upload(**options: Any) -> gr.Image:

@@ -251,11 +251,8 @@ class Studio:
 
         Raises: UserError: If there is no picture, or the model cannot edit it.
         """
-        run, sampler, asked = self.run(wish.run), self.sampler(wish), self.asked(wish)
-        if asked is None and run.recipe.conditioning.kind in ("text", "pretrained"):
-            asked = ""
-        if asked is None and sampler.classes:
-            raise UserError(f"say what the picture shows, one of {', '.join(run.recipe.classes[:10])}")
+        run, sampler = self.run(wish.run), self.sampler(wish)
+        asked = arguments.edited(run, sampler, self.asked(wish))
         with self._at_work, run.arithmetic():
             return laid_out(rule(sampler, _read(image, sampler), asked))
 

@@ -143,7 +143,7 @@ def _film(shot: Film, folder: Path) -> list[str]:
     found = shot.write(folder)
     return [
         *_image(found["film"].name, "film"),
-        "x_t above the x0 that the model sees in it, above what the next step changes.",
+        "x_t above the x0 that the model sees in it, above what changes until the next moment.",
         "",
         *_image(found["ways"].name, "ways of some pixels, and of all samples"),
     ]

@@ -112,7 +112,7 @@ def film(
         values: Numbers to ask for, of models that are told some.
         image: Picture, or folder of them in turn, for models that are told one (to colour, enlarge or fill).
         solver: ddim, dpmpp-2m, unipc or any other (see the README); the recipe's if left away.
-        steps: Steps of the solver, one frame for each and one for the start.
+        steps: Steps of the solver, one frame for each and one for the start; of more than 59 some are shown.
         grid: uniform, karras, trailing or any other; the recipe's if left away.
         guidance: Scale of classifier-free guidance; 1 is off.
         seed: Seed of the noise.

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import tyro
 
 from unfog import arguments
-from unfog.errors import UserError
 from unfog.verbs.kinds import Count, Prompts
 
 if TYPE_CHECKING:
@@ -32,12 +31,7 @@ def _model(
 
     loaded = load(run, device)
     sampler = loaded.sampler(steps=steps, guidance=guidance, seed=seed, negative=negative)
-    asked = arguments.asked(loaded, label, prompt, (), None)
-    if asked is None and loaded.recipe.conditioning.kind in ("text", "pretrained"):
-        asked = ""
-    if asked is None and sampler.classes:
-        raise UserError(f"say what the picture shows: --label with one of {', '.join(loaded.recipe.classes[:10])}")
-    return loaded, sampler, asked
+    return loaded, sampler, arguments.edited(loaded, sampler, arguments.asked(loaded, label, prompt, (), None))
 
 
 def _written(pictures: "Tensor", out: Path, first: "list[Tensor]") -> None:
