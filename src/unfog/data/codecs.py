@@ -1,7 +1,7 @@
 """Between what is stored and what is diffused: a codec maps data to about unit range and back."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -41,21 +41,25 @@ class Codec(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """uint8 pixels v to x0 = v/127.5 - 1 in [-1, 1], and back by rounding."""
-
-    bounds: tuple[float, float] | None = field(default=(-1.0, 1.0), init=False)
-    bin_width: float | None = field(default=2 / 255, init=False)
+class Unlearned:
+    """What codecs share of which nothing was learned."""
 
     @property
-    def plain(self) -> Codec:
+    def plain(self) -> Self:
         """The codec itself."""
         return self
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Return the same shape."""
         return stored
+
+
+@dataclass(frozen=True)
+class Pixels(Unlearned):
+    """uint8 pixels v to x0 = v/127.5 - 1 in [-1, 1], and back by rounding."""
+
+    bounds: tuple[float, float] | None = field(default=(-1.0, 1.0), init=False)
+    bin_width: float | None = field(default=2 / 255, init=False)
 
     def encode(self, x: Tensor) -> Tensor:
         """Map 0..255 to [-1, 1]."""
@@ -67,20 +71,11 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(Unlearned):
     """Data that already has about unit variance, left as it is."""
 
     bounds: tuple[float, float] | None = field(default=None, init=False)
     bin_width: float | None = field(default=None, init=False)
-
-    @property
-    def plain(self) -> Codec:
-        """The codec itself."""
-        return self
-
-    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the same shape."""
-        return stored
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the data as float32."""

@@ -160,21 +160,31 @@ def side_by_side(one: Denoise, other: Denoise, x: Tensor, t: Tensor) -> tuple[Pr
 
 
 @dataclass(frozen=True)
-class Clipped:
+class Wrapped:
+    """A model on whose predictions something is done.
+
+    Attributes:
+        denoise: The model.
+    """
+
+    denoise: Denoise
+
+    @property
+    def schedule(self) -> Schedule:
+        """The model's schedule."""
+        return self.denoise.schedule
+
+
+@dataclass(frozen=True)
+class Clipped(Wrapped):
     """x0 held to [low, high]; eps = (x_t - alpha·x0)/sigma follows it unless `keep_eps`.
 
     DDPM equals DDIM(eta=1) only where eps follows.
     """
 
-    denoise: Denoise
     low: float = -1.0
     high: float = 1.0
     keep_eps: bool = False
-
-    @property
-    def schedule(self) -> Schedule:
-        """The wrapped schedule."""
-        return self.denoise.schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict (x0, eps) with x0 clipped."""

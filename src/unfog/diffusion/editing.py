@@ -9,34 +9,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unfog.diffusion.denoiser import Denoise
+from unfog.diffusion.denoiser import Wrapped
 from unfog.diffusion.schedules import Schedule, expand
 from unfog.diffusion.targets import Prediction
 from unfog.errors import UserError
 
 
 @dataclass(frozen=True)
-class Inpainting:
+class Inpainting(Wrapped):
     """Known places get their known x0, and the eps that goes with it: eps = (x_t - alpha·x0)/sigma.
 
     A state then keeps its noise there, so that every solver leads the known places to what is known.
 
     Attributes:
-        denoise: The model.
         known: Clean data, `(batch, *shape)` or `(1, *shape)`.
         mask: 1 where something new is wanted and 0 where it is known, broadcast to `known`.
 
     Source: Lugmayr et al. 2022, RePaint, eq. 8.
     """
 
-    denoise: Denoise
     known: Tensor
     mask: Tensor
-
-    @property
-    def schedule(self) -> Schedule:
-        """The model's schedule."""
-        return self.denoise.schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict (x0, eps)."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unfog.diffusion.denoiser import Denoise, side_by_side
+from unfog.diffusion.denoiser import Denoise, Wrapped, side_by_side
 from unfog.diffusion.grids import LOUD
 from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
@@ -122,27 +122,20 @@ class CFGPlusPlus:
 
 
 @dataclass(frozen=True)
-class ClassifierGuided:
+class ClassifierGuided(Wrapped):
     """eps - scale·sigma·g and x0 + scale·(sigma²/alpha)·g, where g is the gradient of log p(y | x_t); scale 0 is off.
 
     Towards alpha = 0 both g and alpha vanish: the shift of x0 is taken from where the log-SNR is -10, and eps follows.
 
     Attributes:
-        denoise: The model, unconditional or not.
         classifier: Maps the state and the time to log p(y | x_t) of the wanted classes, `(batch,)`.
         scale: 1 samples p(y | x), larger ones exaggerate it.
 
     Source: Dhariwal & Nichol 2021, Diffusion Models Beat GANs, algorithm 2.
     """
 
-    denoise: Denoise
     classifier: Callable[[Tensor, Tensor], Tensor]
     scale: float = 1.0
-
-    @property
-    def schedule(self) -> Schedule:
-        """The wrapped schedule."""
-        return self.denoise.schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict the guided (x0, eps)."""

@@ -11,7 +11,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from unfog.diffusion.denoiser import Denoise
+from unfog.diffusion.denoiser import Denoise, Wrapped
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.sampling import sample, trajectory
 from unfog.diffusion.schedules import EDM, CosineContinuous, LinearContinuous, RectifiedFlow, Schedule, as_time
@@ -102,16 +102,10 @@ GRIDS: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Counting:
+class Counting(Wrapped):
     """A denoiser that counts its evaluations."""
 
-    denoise: Denoise
     calls: list[float]
-
-    @property
-    def schedule(self) -> Schedule:
-        """The wrapped schedule."""
-        return self.denoise.schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict (x0, eps) and note the (latest) time."""

@@ -27,20 +27,10 @@ from unfog import __version__
 from unfog.diffusion.denoiser import Denoise, Rescheduled
 from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import EDM, CosineContinuous, LinearContinuous, RectifiedFlow, Schedule
-from unfog.diffusion.solvers import (
-    DDIM,
-    AdamsBashforth,
-    DPMSolver2,
-    DPMSolverPP2M,
-    DPMSolverPP3M,
-    Euler,
-    Heun,
-    Solver,
-    UniPC,
-)
+from unfog.diffusion.solvers import Solver
 from unfog.diffusion.targets import EDMTarget, Eps, Flow, Prediction, Target, V
 from unfog.errors import UserError
-from unfog.evaluation.orders import Problem, exact, problems
+from unfog.evaluation.orders import SOLVERS, Problem, exact, problems
 
 TOLERANCE = 0.35
 """How far below the stated order a measured one may lie: peers are measured at fewer steps than our own rules."""
@@ -218,24 +208,24 @@ def schedulers() -> list[Diffusers]:
     """Return the schedulers of diffusers that are measured on any levels."""
     first, second, third = ({"solver_order": order, **INTERIOR} for order in (1, 2, 3))
     deis = [{"solver_order": order, "lower_order_final": False} for order in (2, 3)]
-    eps, edm, flow = ("model_outputs", "eps"), EDMTarget(), Flow()
-    dpm2, dpm3, fourth, vp = DPMSolverPP2M(), DPMSolverPP3M(), AdamsBashforth(4), PRESERVING
+    eps, edm, flow, vp = ("model_outputs", "eps"), EDMTarget(), Flow(), PRESERVING
+    dpm2, dpm3, fourth = (SOLVERS[name] for name in ("dpmpp-2m", "dpmpp-3m", "adams-bashforth 4"))
     return [
-        Diffusers("EulerDiscrete", 1, Euler(), single=True),
-        Diffusers("EDMEuler", 1, Euler(), single=True, output=edm),
-        Diffusers("FlowMatchEulerDiscrete", 1, Euler(), FLOW, single=True, output=flow),
-        Diffusers("DPMSolverMultistep 1", 1, DDIM(), vp, single=True, config=first),
-        Diffusers("HeunDiscrete", 2, Heun(), calls=2, layout=ends),
-        Diffusers("FlowMatchHeunDiscrete", 2, Heun(), FLOW, calls=2, single=True, output=flow, layout=ends),
-        Diffusers("KDPM2Discrete", 2, DPMSolver2(), calls=2, layout=middle),
+        Diffusers("EulerDiscrete", 1, SOLVERS["euler"], single=True),
+        Diffusers("EDMEuler", 1, SOLVERS["euler"], single=True, output=edm),
+        Diffusers("FlowMatchEulerDiscrete", 1, SOLVERS["euler"], FLOW, single=True, output=flow),
+        Diffusers("DPMSolverMultistep 1", 1, SOLVERS["ddim"], vp, single=True, config=first),
+        Diffusers("HeunDiscrete", 2, SOLVERS["heun"], calls=2, layout=ends),
+        Diffusers("FlowMatchHeunDiscrete", 2, SOLVERS["heun"], FLOW, calls=2, single=True, output=flow, layout=ends),
+        Diffusers("KDPM2Discrete", 2, SOLVERS["dpm-solver-2"], calls=2, layout=middle),
         Diffusers("DPMSolverSinglestep 2", 2, None, vp, config=second),
         Diffusers("DPMSolverMultistep 2", 2, dpm2, vp, memory=1, single=True, config=second),
         Diffusers("DPMSolverMultistep 3", 3, dpm3, vp, memory=2, single=True, config=third),
         Diffusers("EDMDPMSolverMultistep 2", 2, dpm2, memory=1, config=second, output=edm),
         Diffusers("EDMDPMSolverMultistep 3", 3, dpm3, memory=2, config=third, output=edm),
         # With the corrector, the order is one above that of the predictor (Zhao et al. 2023, theorem 3.1).
-        Diffusers("UniPCMultistep 2", 3, UniPC(2), vp, memory=2, config=second),
-        Diffusers("UniPCMultistep 3", 4, UniPC(3), vp, memory=3, config=third),
+        Diffusers("UniPCMultistep 2", 3, SOLVERS["unipc p=2"], vp, memory=2, config=second),
+        Diffusers("UniPCMultistep 3", 4, SOLVERS["unipc p=3"], vp, memory=3, config=third),
         # Polynomials in log(sigma/alpha), where our Adams-Bashforth has them in sigma/alpha: no rule of ours.
         Diffusers("DEISMultistep 2", 2, None, vp, memory=1, config=deis[0], keeps=eps),
         Diffusers("DEISMultistep 3", 3, None, vp, memory=2, config=deis[1], keeps=eps),
@@ -264,11 +254,11 @@ class KDiffusion(Peer):
 def functions() -> list[KDiffusion]:
     """Return the deterministic samplers of k-diffusion."""
     cases: list[tuple[str, int, Solver, int]] = [
-        ("sample_euler", 1, Euler(), 1),
-        ("sample_heun", 2, Heun(), 2),
-        ("sample_dpm_2", 2, DPMSolver2(), 2),
-        ("sample_lms", 4, AdamsBashforth(4), 1),
-        ("sample_dpmpp_2m", 2, DPMSolverPP2M(), 1),
+        ("sample_euler", 1, SOLVERS["euler"], 1),
+        ("sample_heun", 2, SOLVERS["heun"], 2),
+        ("sample_dpm_2", 2, SOLVERS["dpm-solver-2"], 2),
+        ("sample_lms", 4, SOLVERS["adams-bashforth 4"], 1),
+        ("sample_dpmpp_2m", 2, SOLVERS["dpmpp-2m"], 1),
     ]
     return [KDiffusion(name, order, ours, calls=calls, function=name) for name, order, ours, calls in cases]
 
@@ -368,7 +358,7 @@ class Spaced:
         with torch.inference_mode():
             for key, t in zip(keys[:-1], times[:-1], strict=True):
                 x = scheduler.step(denoise(x, t).eps, int(key), x, return_dict=False)[0]
-            *_, ours = trajectory(denoise, start, times, DDIM())
+            *_, ours = trajectory(denoise, start, times, SOLVERS["ddim"])
         return len(keys) - 1, _rms(x / float(TABLE.alpha(times[-1])) - z_end), _rms(x - ours.x)
 
     def measure(self) -> Row:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfog.diffusion.denoiser import Clipped, Denoise, Denoiser, Rescheduled, edm_clock
+from unfog.diffusion.denoiser import Clipped, Denoise, Denoiser, Rescheduled, Wrapped, edm_clock
 from unfog.diffusion.grids import Grid, LeadingGrid, LinspaceGrid, TrailingGrid, UniformGrid
 from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, ClassifierGuided
 from unfog.diffusion.likelihood import bits_per_dim, log_likelihood
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.sampling import sample
-from unfog.diffusion.schedules import LinearContinuous, RectifiedFlow, Schedule, as_time
+from unfog.diffusion.schedules import LinearContinuous, RectifiedFlow, as_time
 from unfog.diffusion.solvers import (
     DDIM,
     Ancestral,
@@ -156,15 +156,8 @@ def _churned(churn: float, spread: float, most: float) -> Callable[..., np.ndarr
 
 
 @dataclass(frozen=True)
-class Fractioned:
+class Fractioned(Wrapped):
     """A denoiser that says the same variance fraction everywhere."""
-
-    denoise: Denoise
-
-    @property
-    def schedule(self) -> Schedule:
-        """The wrapped schedule."""
-        return self.denoise.schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict (x0, eps) and the fraction."""

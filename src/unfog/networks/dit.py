@@ -28,12 +28,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.cross = CrossAttention(width, context, head) if context else None
-        self.mlp = nn.Sequential(
-            nn.Linear(width, ratio * width),
-            nn.GELU(approximate="tanh"),
-            nn.Dropout(dropout),
-            nn.Linear(ratio * width, width),
-        )
+        self.mlp = perceptron(width, ratio, dropout)
 
     def forward(self, h: Tensor, embedding: Tensor, cond: Cond | None) -> Tensor:
         """Map `(batch, places, width)` to the same shape, told `(batch, width)`."""
@@ -52,6 +47,12 @@ class Block(nn.Module):
         attended = attend(q, k, v).transpose(1, 2).reshape(batch, places, width)
         out: Tensor = self.out(attended)
         return out
+
+
+def perceptron(width: int, ratio: int, dropout: float) -> nn.Sequential:
+    """Return one that is `ratio` times as wide as what goes in and comes out."""
+    act = nn.GELU(approximate="tanh")
+    return nn.Sequential(nn.Linear(width, ratio * width), act, nn.Dropout(dropout), nn.Linear(ratio * width, width))
 
 
 def norm(h: Tensor) -> Tensor:

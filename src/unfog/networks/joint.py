@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from unfog.networks.attention import attend
 from unfog.networks.conditioning import Cond
-from unfog.networks.dit import norm
+from unfog.networks.dit import norm, perceptron
 from unfog.networks.layers import TimeEmbedding, at_least, beside, gather, positions, spread, zeroed
 
 
@@ -23,12 +23,7 @@ class Stream(nn.Module):
         self.kv, self.norm_k = nn.Linear(width, 2 * width), nn.RMSNorm(head)
         if goes_on:
             self.q, self.norm_q, self.out = nn.Linear(width, width), nn.RMSNorm(head), nn.Linear(width, width)
-            self.mlp = nn.Sequential(
-                nn.Linear(width, ratio * width),
-                nn.GELU(approximate="tanh"),
-                nn.Dropout(dropout),
-                nn.Linear(ratio * width, width),
-            )
+            self.mlp = perceptron(width, ratio, dropout)
 
     def told(self, embedding: Tensor) -> tuple[Tensor, ...]:
         """Return shift and scale of the attention, and if it goes on all gates and those of the perceptron."""
