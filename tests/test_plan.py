@@ -120,10 +120,10 @@ def test_free_memory_but_for_a_tenth_holds_rows(tiny: MakeRecipe, monkeypatch: p
     kept = planning._kept
     monkeypatch.setattr(planning, "_kept", lambda trainer, rows: counts.append(kept(trainer, rows)) or counts[-1])
     for free in (10**9, 2 * 10**9):
-        monkeypatch.setattr(planning, "_free", lambda device, free=free: free)
+        monkeypatch.setattr(planning, "free_memory", lambda device, free=free: free)
         most = plan(chosen, device="cpu").most
         assert most == int(0.9 * free / ((counts[1] - counts[0]) / 4))
-    monkeypatch.setattr(planning, "_free", lambda device: 0)
+    monkeypatch.setattr(planning, "free_memory", lambda device: 0)
     assert plan(chosen.set("training.accumulate=2"), device="cpu").most == 16  # as many as were seen to fit
 
 
@@ -131,7 +131,7 @@ def test_memory_is_that_of_this_machine() -> None:
     cpu = torch.device("cpu")
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 10**8 < planning.peak_memory(cpu) < total
-    assert 10**7 < planning._free(cpu) < total
+    assert 10**7 < planning.free_memory(cpu) < total
     status = Path("/proc/self/status")
     if status.is_file():  # the kernel's own high-water mark; that of a parent process may be above it
         mark = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
@@ -142,7 +142,7 @@ def test_memory_is_that_of_this_machine() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_rows_that_fit_a_gpu_are_about_those_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = recipe("digits").set("network.width=96", "training.reports=1")
-    monkeypatch.setattr(planning, "_free", lambda device: 2 * 10**9)
+    monkeypatch.setattr(planning, "free_memory", lambda device: 2 * 10**9)
     most = plan(chosen, device="cuda").most
     found, data = chosen.set(f"training.batch={most}").build_data()
     with tempfile.TemporaryDirectory() as folder:

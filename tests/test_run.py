@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import unfog
 from unfog.errors import UserError
@@ -102,6 +103,44 @@ def test_the_batch_of_a_recipe_is_what_goes_through_the_network(flow: Run) -> No
     finally:
         hook.remove()
     assert seen == [64, 64, 64]
+
+
+@pytest.mark.parametrize(("batch", "holds", "tried"), [(64, 20, [64, 32, 16]), (10, 3, [10, 5, 2])])
+def test_a_batch_that_memory_does_not_hold_is_drawn_in_portions(
+    flow: Run, batch: int, holds: int, tried: list[int]
+) -> None:
+    sampler = flow.sampler(steps=2, guidance=1)
+    sampler = replace(sampler, settings=replace(sampler.settings, batch=batch))
+    whole, seen = sampler(batch + 3), []
+
+    def full(_: object, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(len(inputs[0]))
+        if len(inputs[0]) > holds:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    hook = flow.denoiser.network.register_forward_pre_hook(full)  # type: ignore[attr-defined]
+    try:
+        with pytest.warns(UserWarning, match="samples at a time do not fit the memory") as said:
+            parts = list(sampler.batches(sampler.condition(batch + 3), batch + 3))
+    finally:
+        hook.remove()
+    assert [len(part) for part in parts] == [batch, 3]  # as if memory were enough
+    assert (torch.cat(parts).int() - whole.int()).abs().max() <= 1
+    portions = -(-batch // tried[-1])
+    assert seen == tried[:-1] + 2 * 2 * portions * tried[-1:]  # two steps of two batches
+    assert len(said) == len(tried) - 1
+
+
+def test_a_sample_that_memory_does_not_hold_is_an_error(flow: Run) -> None:
+    def full(_: object, inputs: tuple[Tensor, ...]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    hook = flow.denoiser.network.register_forward_pre_hook(full)  # type: ignore[attr-defined]
+    try:
+        with pytest.warns(UserWarning, match="do not fit the memory"), pytest.raises(torch.OutOfMemoryError):
+            flow.sample(1, steps=1)
+    finally:
+        hook.remove()
 
 
 def test_seeds_differ_and_repeat(flow: Run) -> None:

@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -22,10 +24,11 @@ from torch import Tensor
 
 from conftest import MakeRecipe
 from unfog.blueprint import Recipe
-from unfog.data.source import Data, InMemory
+from unfog.data.source import Data, InMemory, Subset
 from unfog.errors import EnvironmentFailure, Stopped, UserError
 from unfog.generation import Sampler
 from unfog.optimizers import AdamW
+from unfog.randomness import normal_on
 from unfog.recipes import recipe
 from unfog.run import load, resume, train
 from unfog.settings import ExponentialAverage, PowerAverage
@@ -33,6 +36,7 @@ from unfog.tensors import write_tensors
 from unfog.training import checkpoint, loop
 from unfog.training.draws import Draw, Draws, ahead, pinned
 from unfog.training.ema import Averaged
+from unfog.training.latents import Encoded, held
 from unfog.training.machine import channels_last, choose_device, choose_precision, keep_memory
 from unfog.training.metrics import Metrics, read_metrics
 from unfog.training.trainer import Trainer
@@ -40,9 +44,9 @@ from unfog.training.trainer import Trainer
 QUIET = Console(quiet=True)
 
 
-def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
+def trainer_of(recipe: Recipe, folder: Path, device: str = "cpu") -> Trainer:
     found, data = recipe.build_data()
-    return Trainer(found, data, folder, torch.device("cpu"))
+    return Trainer(found, data, folder, choose_device(device))
 
 
 def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -237,6 +241,49 @@ def test_a_pinned_draw_is_the_same_draw(draws: Draws, monkeypatch: pytest.Monkey
     """Without a GPU nothing can be pinned: a copy stands in."""
     monkeypatch.setattr(Tensor, "pin_memory", Tensor.clone)
     assert_draws_equal(pinned(draws(3)), draws(3))
+
+
+def test_a_device_draws_its_own_noise_as_a_function_of_seed_and_step(draws: Draws) -> None:
+    own = dataclasses.replace(draws, normal=partial(normal_on, torch.device("cpu")))
+    there, first = own(3), draws(3)
+    assert torch.equal(there.noise, own(3).noise)
+    assert not torch.equal(there.noise, first.noise)
+    assert_draws_equal(there._replace(noise=first.noise), first)
+    halves = [dataclasses.replace(own, part=part)(3).noise for part in (slice(0, 16), slice(16, 32))]
+    others = [own(4).noise, dataclasses.replace(own, seed=own.seed + 2**40)(3).noise]
+    for other in (*halves, *others):
+        assert not torch.equal(other[:16], there.noise[-16:])
+    assert not torch.equal(*halves)
+    noise = torch.cat([own(step).noise for step in range(40)])
+    assert abs(float(noise.mean())) < 4 / noise.numel() ** 0.5
+    assert abs(float(noise.var()) - 1) < 4 * (2 / noise.numel()) ** 0.5
+
+
+def test_rows_that_fit_lie_on_the_device() -> None:
+    """The device that takes no memory stands for a GPU."""
+    meta, source = torch.device("meta"), InMemory(torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(8))
+    rows = np.array([5, 2])
+    for one in (source, Subset(source, np.arange(4)), Encoded(source, torch.zeros(8, 2, 1, 2, 2))):
+        there = held(one, meta, 8 * 32)
+        found = there.take(rows[:1] % 4)
+        assert (found.x.device, there.shape, len(there)) == (meta, one.shape, len(one))
+        assert found.labels is not None
+        assert found.labels.tolist() == one.take(rows[:1] % 4).labels.tolist()  # type: ignore[union-attr]
+        assert held(one, meta, 8 * 16 - 1).take(rows % 4).x.device.type == "cpu"
+    slow = Elsewhere()
+    assert held(slow, meta, 1e9) is slow  # type: ignore[arg-type]
+
+
+class Elsewhere:
+    """Rows that are not in memory."""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_draws_the_rows_of_the_processor(tiny: MakeRecipe, tmp_path: Path) -> None:
+    chosen = tiny("augment.flip=true", "augment.crop=1")
+    here, there = (trainer_of(chosen, tmp_path, device).draws(3) for device in ("cpu", "cuda"))
+    assert there.x0.device.type == there.noise.device.type == "cuda"
+    assert_draws_equal(there._replace(x0=there.x0.cpu(), noise=here.noise), here)
 
 
 @pytest.mark.parametrize(("wish", "options"), [(None, [(-4, 0), (-1, -1)]), ("1", [(-4, 0), (-1, -1)]), ("0", [])])

@@ -21,6 +21,14 @@ class Stopped(Exception):
         self.code = 128 + number
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory is full: Python's, torch's or a GPU's."""
+    torch_says = ("can't allocate memory", "out of memory", "bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in torch_says)
+    )
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that is not among `known`, with the nearest right one.
 

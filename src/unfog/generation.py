@@ -1,7 +1,8 @@
 """From a denoiser to samples: fixed batches, one stream of noise for each sample, conditions and guidance."""
 
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, Interval
 from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import Schedule, expand
 from unfog.diffusion.solvers import Ancestral, Solver, Step
-from unfog.errors import UserError
+from unfog.errors import UserError, out_of_memory
 from unfog.networks.conditioning import ClassEmbedding, Cond
 from unfog.randomness import normal
 from unfog.settings import Sampling
@@ -188,14 +189,40 @@ class Sampler:
         """
         if condition is not None and len(condition) != count:
             raise UserError(f"{len(condition)} conditions do not fit {count} samples")
-        size = self.settings.batch
+        size = portion = self.settings.batch
         for start in range(skip * size, count, size * distributed.size()):
             first = start + size * distributed.rank()
-            for step in self.steps(first, self.padded(condition, first)):
-                x = step.x
-            for place, batch in enumerate(torch.split(distributed.gather(self.codec.decode(x)), size)):
+            drawn, portion = self._fitting(first, self.padded(condition, first), portion)
+            for place, batch in enumerate(torch.split(distributed.gather(drawn), size)):
                 if (left := count - start - place * size) > 0:
                     yield batch[:left].cpu()
+
+    def _fitting(self, first: int, condition: Tensor | None, portion: int) -> tuple[Tensor, int]:
+        """Return a batch in portions that memory holds, and their size: of `portion` samples, or a half, or a half.
+
+        In smaller portions samples are the same but for rounding.
+        """
+        while True:
+            part = replace(self, settings=replace(self.settings, batch=portion))
+            places = range(0, self.settings.batch, portion)
+            try:
+                drawn = [part._last(first + place, part.padded(condition, place)) for place in places]
+                return torch.cat(drawn)[: self.settings.batch], portion
+            except (RuntimeError, MemoryError) as error:
+                if portion == 1 or not out_of_memory(error):
+                    raise
+            portion //= 2
+            warnings.warn(
+                f"{2 * portion} samples at a time do not fit the memory: they are drawn {portion} at a time, which "
+                "lowering sampling.batch would do from the start",
+                stacklevel=2,
+            )
+
+    def _last(self, first: int, condition: Tensor | None) -> Tensor:
+        """Return a full batch, decoded."""
+        for step in self.steps(first, condition):
+            x = step.x
+        return self.codec.decode(x)
 
     def padded(self, condition: Tensor | None, first: int) -> Tensor | None:
         """Return the condition of one batch, the last one repeated to fill it."""

@@ -70,3 +70,26 @@ def normal(seed: int, purpose: str, step: int, first: int, count: int, shape: tu
     np.maximum(u, 2.0**-54, out=u)  # so that 0 gives -8.3 and not -infinity
     z: Tensor = torch.special.ndtri(torch.from_numpy(u))
     return z.float().reshape(count, *shape)
+
+
+def normal_on(
+    device: torch.device, seed: int, purpose: str, step: int, first: int, count: int, shape: tuple[int, ...]
+) -> Tensor:
+    """Draw z ~ N(0, I) with a device's own generator, seeded by (seed, purpose, step, first): for GPUs.
+
+    A function of its arguments as `normal` is, but the numbers of a sample depend on which is the first beside it, and
+    on the kind of device.
+
+    Args:
+        device: Where to draw, and where the noise lies.
+        seed: Seed of the run.
+        purpose: What the noise is for.
+        step: Training step.
+        first: Number of the first sample.
+        count: Number of samples.
+        shape: Shape of one sample.
+
+    Returns: Standard normal noise, `(count, *shape)`, float32.
+    """
+    generator = torch.Generator(device).manual_seed(int(stream(seed, purpose, step, first).integers(2**63)))
+    return torch.randn(count, *shape, generator=generator, device=device)

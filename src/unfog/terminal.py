@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
-from unfog.errors import EnvironmentFailure, Stopped, UserError
+from unfog.errors import EnvironmentFailure, Stopped, UserError, out_of_memory
 
 LONGEST = 2000
 """Signs of a message, at most: some quote a value from a file."""
@@ -47,21 +47,13 @@ def end(error: BaseException) -> int:
         code, words = error.code, str(error)
     elif isinstance(error, KeyboardInterrupt):
         code, words = 130, "stopped"
-    elif _refused(error):
+    elif isinstance(error, OSError) or out_of_memory(error):
         why = (str(error) or "no memory is left").splitlines()[0]
         code, words = 1, f"this machine refuses ({why}): look at the file, or ask for less at once"
     else:
         raise error
     say("unfog", words)
     return code
-
-
-def _refused(error: BaseException) -> bool:
-    """Say whether an error means that the machine refuses: a file, memory, or torch's memory."""
-    torch_says = ("can't allocate memory", "out of memory", "bad_alloc")
-    return isinstance(error, OSError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in torch_says)
-    )
 
 
 @contextmanager

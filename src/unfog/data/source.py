@@ -109,27 +109,13 @@ class InMemory:
         return Batch(torch.empty(len(rows), 0), labels, captions, values, files)
 
 
-@dataclass(frozen=True)
 class Subset:
     """Some rows of a source, renumbered."""
 
-    source: Source
-    rows: Indices
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        return self.source.shape
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.source.classes
-
-    @property
-    def slow(self) -> bool:
-        """Whether the source is slow."""
-        return self.source.slow
+    def __init__(self, source: Source, rows: Indices) -> None:
+        """Stand for these rows of `source`."""
+        self.source, self.rows = source, rows
+        self.shape, self.classes, self.slow = source.shape, source.classes, source.slow
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -238,14 +224,14 @@ class Augment:
             return x
         if x.ndim != 4:
             raise UserError("augment.flip and augment.crop are for pictures: leave them off for points")
+        height, width = x.shape[2:]
+        for axis in (-2, -1) if self.crop else ():  # the border of all at once: a row would cost as much
+            places = torch.arange(-self.crop, x.shape[axis] + self.crop, device=x.device)
+            x = x.index_select(axis, places.clamp(0, x.shape[axis] - 1))
         rows = []
         for offset, row in enumerate(x):
             draw = stream(seed, "augment", position + offset)
-            if self.flip and draw.random() < 0.5:
-                row = row.flip(-1)
-            for axis in (-2, -1) if self.crop else ():
-                shift = int(draw.integers(-self.crop, self.crop + 1))
-                places = (torch.arange(row.shape[axis]) + shift).clamp(0, row.shape[axis] - 1)
-                row = row.index_select(axis, places)
-            rows.append(row)
+            mirrored = row.flip(-1) if self.flip and draw.random() < 0.5 else row
+            down, right = draw.integers(2 * self.crop + 1, size=2) if self.crop else (0, 0)
+            rows.append(mirrored[:, down : down + height, right : right + width])
         return torch.stack(rows)

@@ -148,6 +148,7 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
     draw, weight = trainer.spread(trainer.draws(trainer.step))
     with torch.random.fork_rng():
         losses = torch.cat([each.detach().cpu() for each in trainer.each(draw)])
+    draw = Draw(*(None if part is None else part.cpu() for part in draw))  # type: ignore[arg-type]  # no condition
     schedule, codec = trainer.denoiser.schedule, trainer.recipe.build_codec()
     t = trainer.recipe.times.build()(draw.u, schedule)
     noisy = shown(schedule.add_noise(draw.x0, draw.noise, t), schedule, t)

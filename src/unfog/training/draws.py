@@ -48,6 +48,7 @@ class Draws:
         dropout: Share of conditions that are forgotten.
         stratified: Whether the times are spread evenly over the batch.
         part: Which rows of a batch this process is to see; all if None.
+        normal: Draws the noise.
     """
 
     source: Source
@@ -59,6 +60,7 @@ class Draws:
     dropout: float
     stratified: bool
     part: slice | None = None
+    normal: Callable[[int, str, int, int, int, tuple[int, ...]], Tensor] = normal
 
     def rows(self, step: int) -> Indices:
         """Return which rows of the source a step sees, `(batch,)`, or this process's part of them."""
@@ -75,13 +77,14 @@ class Draws:
         u = torch.from_numpy(uniform(self.seed, "times", step, 0, self.batch)[:, 0])
         # named after labels since the first version: another word would change every run
         drop = torch.from_numpy(uniform(self.seed, "labels", step, first, count)[:, 0] < self.dropout)
-        noise = normal(self.seed, "noise", step, first, count, tuple(x0.shape[1:]))
+        noise = self.normal(self.seed, "noise", step, first, count, tuple(x0.shape[1:]))
         return Draw(x0, condition, drop, (stratify(u) if self.stratified else u)[part], noise)
 
 
 def pinned(draw: Draw) -> Draw:
-    """Return a batch in page-locked memory, from which a GPU copies while it computes."""
-    return draw._replace(**{name: part.pin_memory() for name, part in draw._asdict().items() if part is not None})
+    """Return a batch with what is not on a GPU in page-locked memory, from which one copies while it computes."""
+    parts = {name: part for name, part in draw._asdict().items() if part is not None and part.device.type == "cpu"}
+    return draw._replace(**{name: part.pin_memory() for name, part in parts.items()})
 
 
 def in_turn(draw: Callable[[int], Draw], first: int) -> Iterator[Draw]:

@@ -1,6 +1,7 @@
 """The rows of a training as it draws them: pictures, or latents that were encoded once and for all."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from unfog import distributed
 from unfog.data.codecs import PORTION, Codec, Identity, Latents
-from unfog.data.source import Augment, Batch, Data, Indices, Source
+from unfog.data.source import Augment, Batch, Data, Indices, InMemory, Source, Subset
 from unfog.errors import UserError
 from unfog.files import disk, whole
 
@@ -42,16 +43,7 @@ class Encoded:
     def __init__(self, source: Source, x: Tensor) -> None:
         """Stand for `source`, whose latents, and perhaps their mirror images', are `x`: `(rows, 1 or 2, *shape)`."""
         self.source, self.x = source, x
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of a latent."""
-        return tuple(self.x.shape[2:])
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.source.classes
+        self.shape, self.classes = tuple(x.shape[2:]), source.classes
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -102,6 +94,16 @@ def prepared(data: Data, codec: Codec, augment: Augment, folder: Path) -> Prepar
     train = _encoded(data.train, codec, augment.flip, folder / "latents" / "train")
     heldout = _encoded(data.heldout, codec, False, folder / "latents" / "heldout")
     return Prepared(train, heldout, Identity(), Flip(augment.flip))
+
+
+def held(source: Source, device: torch.device, most: float) -> Source:
+    """Return a source whose rows lie on a device, where they lie in memory and take at most `most` bytes there."""
+    if isinstance(source, Subset):
+        return Subset(held(source.source, device, most), source.rows)
+    if isinstance(source, InMemory | Encoded) and source.x.nbytes <= most:
+        x = source.x.to(device)
+        return replace(source, x=x) if isinstance(source, InMemory) else Encoded(source.source, x)
+    return source
 
 
 def _encoded(source: Source, codec: Latents, flip: bool, where: Path) -> Encoded:

@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import re
 import resource
 import sys
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,15 +46,13 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises: UserError: If the named device does not exist here.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()
+        probe = torch.zeros(1, device=torch.device(name))
+        probe.cpu()
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"the device {name!r} does not exist here: leave --device away, or use cpu") from None
-    return device
+    return probe.device  # with its number, which threads would not know
 
 
 def choose_precision(wanted: Precision, device: torch.device, shape: tuple[int, ...]) -> Precision:
@@ -104,6 +104,17 @@ def compute_again(network: nn.Module) -> None:
     for blocks in [part for part in network.modules() if isinstance(part, nn.ModuleList)]:
         for block in blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free, those among them that torch keeps on a GPU for its next tensors."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    meminfo = Path("/proc/meminfo")
+    # free pages would leave out what the caches of files give back
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
+    return int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory(device: torch.device) -> int:

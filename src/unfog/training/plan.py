@@ -1,7 +1,5 @@
 """What a training will take, found out by a few steps of it: time, memory and disk."""
 
-import os
-import re
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -19,7 +17,7 @@ from unfog.tensors import write_tensors
 from unfog.training.checkpoint import KEPT
 from unfog.training.ema import GAMMAS
 from unfog.training.loop import Pace, Stopwatch, batches, headline
-from unfog.training.machine import choose_device, peak_memory
+from unfog.training.machine import choose_device, free_memory, peak_memory
 from unfog.training.trainer import Trainer
 
 TRIED = (4, 8)
@@ -126,7 +124,7 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
         began = time.monotonic()
         trainer.save()
         pace = replace(pace, report=pace.report + time.monotonic() - began)
-        memory, free = peak_memory(trainer.device), _free(trainer.device)
+        memory, free = peak_memory(trainer.device), free_memory(trainer.device)
         few, more = (_kept(trainer, rows) for rows in TRIED)
         each = (more - few) / (TRIED[1] - TRIED[0])
         checkpoint, model, sheet = (_size(folder / part) for part in ("checkpoints", "model.safetensors", "samples"))
@@ -179,17 +177,6 @@ def _kept(trainer: Trainer, rows: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         trainer.loss(replace(trainer.draws, batch=rows, part=None)(0))
     return sum(kept.values())
-
-
-def _free(device: torch.device) -> int:
-    """Return the bytes that are free between two steps, while weights, moments and averages are held."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    meminfo = Path("/proc/meminfo")
-    # free pages would leave out what the caches of files give back
-    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
-    return int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _size(path: Path) -> int:
