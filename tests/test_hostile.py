@@ -769,6 +769,7 @@ def test_a_name_that_is_no_text_can_be_printed(
         (MemoryError(), 1),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"), 1),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), 1),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), 1),
     ],
 )
 def test_a_machine_that_refuses(

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from conftest import MakeRecipe
 from unfog.blueprint import Recipe
-from unfog.data.source import Data, InMemory, Subset
+from unfog.data.source import Data, InMemory
 from unfog.errors import EnvironmentFailure, Stopped, UserError
 from unfog.generation import Sampler
 from unfog.optimizers import AdamW
@@ -36,7 +35,6 @@ from unfog.tensors import write_tensors
 from unfog.training import checkpoint, loop
 from unfog.training.draws import Draw, Draws, ahead, pinned
 from unfog.training.ema import Averaged
-from unfog.training.latents import Encoded, held
 from unfog.training.machine import channels_last, choose_device, choose_precision, keep_memory
 from unfog.training.metrics import Metrics, read_metrics
 from unfog.training.trainer import Trainer
@@ -244,46 +242,28 @@ def test_a_pinned_draw_is_the_same_draw(draws: Draws, monkeypatch: pytest.Monkey
 
 
 def test_a_device_draws_its_own_noise_as_a_function_of_seed_and_step(draws: Draws) -> None:
-    own = dataclasses.replace(draws, normal=partial(normal_on, torch.device("cpu")))
+    own = dataclasses.replace(draws, normal=partial(normal_on, torch.device("cpu"), draws.batch))
     there, first = own(3), draws(3)
     assert torch.equal(there.noise, own(3).noise)
     assert not torch.equal(there.noise, first.noise)
     assert_draws_equal(there._replace(noise=first.noise), first)
     halves = [dataclasses.replace(own, part=part)(3).noise for part in (slice(0, 16), slice(16, 32))]
-    others = [own(4).noise, dataclasses.replace(own, seed=own.seed + 2**40)(3).noise]
-    for other in (*halves, *others):
-        assert not torch.equal(other[:16], there.noise[-16:])
-    assert not torch.equal(*halves)
+    assert torch.equal(torch.cat(halves), there.noise)
+    for other in (own(4), dataclasses.replace(own, seed=own.seed + 2**40)(3)):
+        assert not torch.equal(other.noise, there.noise)
     noise = torch.cat([own(step).noise for step in range(40)])
     assert abs(float(noise.mean())) < 4 / noise.numel() ** 0.5
     assert abs(float(noise.var()) - 1) < 4 * (2 / noise.numel()) ** 0.5
 
 
-def test_rows_that_fit_lie_on_the_device() -> None:
-    """The device that takes no memory stands for a GPU."""
-    meta, source = torch.device("meta"), InMemory(torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(8))
-    rows = np.array([5, 2])
-    for one in (source, Subset(source, np.arange(4)), Encoded(source, torch.zeros(8, 2, 1, 2, 2))):
-        there = held(one, meta, 8 * 32)
-        found = there.take(rows[:1] % 4)
-        assert (found.x.device, there.shape, len(there)) == (meta, one.shape, len(one))
-        assert found.labels is not None
-        assert found.labels.tolist() == one.take(rows[:1] % 4).labels.tolist()  # type: ignore[union-attr]
-        assert held(one, meta, 8 * 16 - 1).take(rows % 4).x.device.type == "cpu"
-    slow = Elsewhere()
-    assert held(slow, meta, 1e9) is slow  # type: ignore[arg-type]
-
-
-class Elsewhere:
-    """Rows that are not in memory."""
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_draws_the_rows_of_the_processor(tiny: MakeRecipe, tmp_path: Path) -> None:
+def test_a_gpu_draws_its_noise_and_what_a_processor_does_else(tiny: MakeRecipe, tmp_path: Path) -> None:
     chosen = tiny("augment.flip=true", "augment.crop=1")
     here, there = (trainer_of(chosen, tmp_path, device).draws(3) for device in ("cpu", "cuda"))
-    assert there.x0.device.type == there.noise.device.type == "cuda"
-    assert_draws_equal(there._replace(x0=there.x0.cpu(), noise=here.noise), here)
+    assert (there.x0.device.type, there.noise.device.type) == ("cpu", "cuda")
+    assert_draws_equal(there._replace(noise=here.noise), here)
+    in_parts = trainer_of(chosen.set("training.accumulate=2"), tmp_path, "cuda").draws(3)
+    assert_draws_equal(in_parts, there)
 
 
 @pytest.mark.parametrize(("wish", "options"), [(None, [(-4, 0), (-1, -1)]), ("1", [(-4, 0), (-1, -1)]), ("0", [])])

@@ -58,10 +58,11 @@ def gather(rows: Tensor) -> Tensor:
     """Return the rows of all processes, which have equally many, in the order of the processes."""
     if size() == 1:
         return rows
-    found = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(size())]
+    there = rows.to(_device()).contiguous()
+    found = [torch.empty_like(there) for _ in range(size())]
     with _exchange():
-        dist.all_gather(found, rows.contiguous())
-    return torch.cat(found)
+        dist.all_gather(found, there)
+    return torch.cat(found).to(rows.device)
 
 
 def agreed(number: float) -> float:

@@ -23,7 +23,7 @@ class Stopped(Exception):
 
 def out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory is full: Python's, torch's or a GPU's."""
-    torch_says = ("can't allocate memory", "out of memory", "bad_alloc")
+    torch_says = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in torch_says)
     )

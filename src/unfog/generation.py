@@ -209,7 +209,7 @@ class Sampler:
                 drawn = [part._last(first + place, part.padded(condition, place)) for place in places]
                 return torch.cat(drawn)[: self.settings.batch], portion
             except (RuntimeError, MemoryError) as error:
-                if portion == 1 or not out_of_memory(error):
+                if portion == 1 or distributed.size() > 1 or not out_of_memory(error):  # others would wait for one
                     raise
             portion //= 2
             warnings.warn(

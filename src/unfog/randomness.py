@@ -73,15 +73,16 @@ def normal(seed: int, purpose: str, step: int, first: int, count: int, shape: tu
 
 
 def normal_on(
-    device: torch.device, seed: int, purpose: str, step: int, first: int, count: int, shape: tuple[int, ...]
+    device: torch.device, batch: int, seed: int, purpose: str, step: int, first: int, count: int, shape: tuple[int, ...]
 ) -> Tensor:
-    """Draw z ~ N(0, I) with a device's own generator, seeded by (seed, purpose, step, first): for GPUs.
+    """Draw z ~ N(0, I) with a device's own generator, seeded by (seed, purpose, step): a GPU would wait for `normal`.
 
-    A function of its arguments as `normal` is, but the numbers of a sample depend on which is the first beside it, and
-    on the kind of device.
+    A function of its arguments on one kind of device. Its numbers depend on how many are drawn at once, so that the
+    whole batch always is.
 
     Args:
         device: Where to draw, and where the noise lies.
+        batch: Samples of a batch, of all processes together.
         seed: Seed of the run.
         purpose: What the noise is for.
         step: Training step.
@@ -91,5 +92,5 @@ def normal_on(
 
     Returns: Standard normal noise, `(count, *shape)`, float32.
     """
-    generator = torch.Generator(device).manual_seed(int(stream(seed, purpose, step, first).integers(2**63)))
-    return torch.randn(count, *shape, generator=generator, device=device)
+    generator = torch.Generator(device).manual_seed(int(stream(seed, purpose, step).integers(2**63)))
+    return torch.randn(batch, *shape, generator=generator, device=device)[first : first + count]

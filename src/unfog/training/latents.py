@@ -1,7 +1,6 @@
 """The rows of a training as it draws them: pictures, or latents that were encoded once and for all."""
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from unfog import distributed
 from unfog.data.codecs import PORTION, Codec, Identity, Latents
-from unfog.data.source import Augment, Batch, Data, Indices, InMemory, Source, Subset
+from unfog.data.source import Augment, Batch, Data, Indices, Source
 from unfog.errors import UserError
 from unfog.files import disk, whole
 
@@ -94,16 +93,6 @@ def prepared(data: Data, codec: Codec, augment: Augment, folder: Path) -> Prepar
     train = _encoded(data.train, codec, augment.flip, folder / "latents" / "train")
     heldout = _encoded(data.heldout, codec, False, folder / "latents" / "heldout")
     return Prepared(train, heldout, Identity(), Flip(augment.flip))
-
-
-def held(source: Source, device: torch.device, most: float) -> Source:
-    """Return a source whose rows lie on a device, where they lie in memory and take at most `most` bytes there."""
-    if isinstance(source, Subset):
-        return Subset(held(source.source, device, most), source.rows)
-    if isinstance(source, InMemory | Encoded) and source.x.nbytes <= most:
-        x = source.x.to(device)
-        return replace(source, x=x) if isinstance(source, InMemory) else Encoded(source.source, x)
-    return source
 
 
 def _encoded(source: Source, codec: Latents, flip: bool, where: Path) -> Encoded:

@@ -28,14 +28,13 @@ from unfog.tensors import load_into, write_tensors
 from unfog.training import checkpoint
 from unfog.training.draws import Draw, Draws
 from unfog.training.ema import GAMMAS, Averaged
-from unfog.training.latents import held, prepared
+from unfog.training.latents import prepared
 from unfog.training.machine import (
     COMPILED,
     arithmetic,
     channels_last,
     choose_precision,
     compute_again,
-    free_memory,
     keep_memory,
     place,
 )
@@ -45,8 +44,6 @@ PATIENCE = 10
 """Non-finite losses in a row after which a run stops."""
 HELD_OUT = 512
 """Held-out rows, at most, on which the loss is measured, always with the same times and noise."""
-HELD = 0.25
-"""Share of a GPU's free memory, at most, that the rows of a training take."""
 THREADS = 512
 """Threads, at most, that a checkpoint can ask for."""
 
@@ -99,9 +96,8 @@ class Trainer:
         self.optimizer = self.optimization.build(self.model, self.precision)
         accumulate = self.settings.accumulate
         each = distributed.share(self.settings.batch // accumulate, "training.batch / training.accumulate")
-        gpu = device.type == "cuda"
         self.draws = Draws(
-            held(self.prepared.train, device, HELD * free_memory(device)) if gpu else self.prepared.train,
+            self.prepared.train,
             self.prepared.codec,
             self.prepared.augment,
             self.settings.batch,
@@ -110,7 +106,7 @@ class Trainer:
             self.conditioning.dropout,
             self.settings.stratified,
             slice(each.start * accumulate, each.stop * accumulate),
-            partial(normal_on, device) if gpu else normal,
+            partial(normal_on, device, self.settings.batch) if device.type == "cuda" else normal,
         )
         self.images: int | None = self.settings.images
         self.step = self.skipped = self.bad_in_row = 0
