@@ -249,6 +249,7 @@ def test_a_device_draws_its_own_noise_as_a_function_of_seed_and_step(draws: Draw
     assert_draws_equal(there._replace(noise=first.noise), first)
     halves = [dataclasses.replace(own, part=part)(3).noise for part in (slice(0, 16), slice(16, 32))]
     assert torch.equal(torch.cat(halves), there.noise)
+    assert dataclasses.replace(own, batch=40, part=None)(3).noise.shape == (40, 1, 8, 8)
     for other in (own(4), dataclasses.replace(own, seed=own.seed + 2**40)(3)):
         assert not torch.equal(other.noise, there.noise)
     noise = torch.cat([own(step).noise for step in range(40)])

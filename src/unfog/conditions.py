@@ -276,7 +276,6 @@ class ImageConditioning(WithNull):
             at = torch.arange(side)
             inside = (at >= first[:, None]) & (at < (first + length)[:, None])
             mask = mask * inside.reshape(len(x0), 1, *((-1, 1) if axis == 0 else (1, -1)))
-        mask = mask.to(x0.device)
         return torch.cat([x0 * (1 - mask), mask], 1)
 
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:

@@ -82,7 +82,7 @@ def normal_on(
 
     Args:
         device: Where to draw, and where the noise lies.
-        batch: Samples of a batch, of all processes together.
+        batch: Samples of a batch, of all processes together; more are drawn where more are asked for.
         seed: Seed of the run.
         purpose: What the noise is for.
         step: Training step.
@@ -93,4 +93,5 @@ def normal_on(
     Returns: Standard normal noise, `(count, *shape)`, float32.
     """
     generator = torch.Generator(device).manual_seed(int(stream(seed, purpose, step).integers(2**63)))
-    return torch.randn(batch, *shape, generator=generator, device=device)[first : first + count]
+    every = max(batch, first + count)
+    return torch.randn(every, *shape, generator=generator, device=device)[first : first + count]
