@@ -57,7 +57,7 @@ def _idx(name: str, data: str | None, size: int | None) -> Recipe:
         name,
         data=part("data", name, path=_absolute(data)),
         network=part("network", "compact", width=64, patch=2),
-        optimizer=part("optimizer", "muon", lr=3e-3),
+        optimizer=part("optimizer", "muon", lr=5e-3, warmup=1500),
         training=part("training", "images", images=300_000),
         sampling=part("sampling", "batches", guidance=2.0),
     )
