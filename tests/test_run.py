@@ -1,6 +1,7 @@
 """A run folder is a model: samples that do not depend on the request, and folders that are refused in a sentence."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,16 @@ def test_the_precision_is_that_of_the_network(table_run: Path) -> None:
     assert states[0].dtype == states[1].dtype == torch.float32
     assert not torch.equal(states[0], states[1])
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0.2)
+
+
+def test_the_precision_is_the_recipes_unless_another_is_asked_for(digits_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(digits_run, tmp_path / "run")
+    assert load(folder, "cpu").precision == "float32"
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["training"]["precision"] = "bfloat16"
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    assert load(folder, "cpu").precision == "bfloat16"
+    assert load(folder, "cpu", "float32").precision == "float32"
 
 
 def test_the_batch_of_a_recipe_is_what_goes_through_the_network(flow: Run) -> None:

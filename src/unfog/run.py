@@ -151,7 +151,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     Args:
         path: The folder that a training wrote.
         device: Where the network computes.
-        precision: "float32", "bfloat16", or "auto" for what is faster there.
+        precision: "float32", "bfloat16", or "auto" for what the recipe names, which is by default what is faster there.
 
     Returns: The run, ready to sample.
     Raises: UserError: If the folder is no run folder, its recipe is from a newer version, or its weights are
@@ -171,7 +171,8 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     load_into(denoiser, weights, path / "model.safetensors")
     place(denoiser, place_at)
     assert recipe.shape is not None
-    return Run(path, recipe, denoiser.eval().requires_grad_(False), choose_precision(precision, place_at, recipe.shape))
+    wanted = recipe.training.build().precision if precision == "auto" else precision
+    return Run(path, recipe, denoiser.eval().requires_grad_(False), choose_precision(wanted, place_at, recipe.shape))
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -216,7 +217,7 @@ def train(
         EnvironmentFailure: If disk or network fail.
     """
     fit(recipe, out, budget=budget, init_from=init_from, device=device, console=console)
-    return _trained(Path(out), device)
+    return load(out, device)
 
 
 def fit(
@@ -309,7 +310,7 @@ def resume(path: str | Path, *, device: str = "auto", console: Console | None = 
     Raises: UserError: If the folder is no run folder, holds no checkpoint, or its data changed.
     """
     refit(path, device=device, console=console)
-    return _trained(Path(path), device)
+    return load(path, device)
 
 
 def refit(path: str | Path, *, device: str = "auto", console: Console | None = None, log: tuple[str, ...] = ()) -> None:
@@ -373,11 +374,6 @@ def _check_vacant(out: Path) -> None:
         raise UserError(f"{out} holds another run: choose another --out, or go on with `unfog train --resume {out}`")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
-
-
-def _trained(path: Path, device: str) -> Run:
-    """Load a run in the arithmetic that it was trained in."""
-    return load(path, device, read_recipe(path).training.build().precision)
 
 
 def _train(trainer: Trainer, budget: Budget | None, console: Console | None, log: tuple[str, ...]) -> None:

@@ -54,7 +54,7 @@ def sample(
         seed: Seed of the noise; sample i depends on the seed and on i alone.
         out: Folder for the pictures; RUN/samples/seed-SEED if left away.
         device: cpu, cuda, cuda:1, mps, or auto.
-        precision: Arithmetic of the network.
+        precision: Arithmetic of the network; auto is what the recipe names.
     """
     import signal
 
