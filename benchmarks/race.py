@@ -255,7 +255,7 @@ def page(points: Sequence[dict[str, Any]], kind: Kind) -> str:
     if race:
         labels = list(dict.fromkeys(one["label"] for one in race))
         lines += [
-            "Seconds from a cold start until the Fréchet distance is no more than",
+            "Seconds from a cold start to the first moment below that has a Fréchet distance of no more than",
             "",
             row("contestant", *DISTANCES),
             row(*["---"] * (1 + len(DISTANCES))),

@@ -140,7 +140,10 @@ def memory(batch: int) -> rig.Table:
         }
         for side, one in found.items()
     ]
-    note = f"Batches of {batch}; a batch of 1 takes {empty / 1e9:.2f} GB here: the rest is mostly activations."
+    note = (
+        f"Batches of {batch}; a batch of 1 takes {empty / 1e9:.2f} GB here: the rest is mostly activations. "
+        "diffusers' process has the system's allocator as it comes, which gives back what is freed."
+    )
     return rig.Table("Memory in training", note, rows)
 
 
