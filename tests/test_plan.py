@@ -5,7 +5,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from unfog.cli import main
 from unfog.errors import UserError
 from unfog.recipes import recipe
 from unfog.settings import Training
+from unfog.training import loop
 from unfog.training import plan as planning
 from unfog.training.draws import Draw
 from unfog.training.loop import Budget, Pace, Stopwatch
@@ -57,13 +58,14 @@ class Clocked:
     now: float = 0.0
     step: int = 0
     settings: Training = Training()
+    images: int | None = None
 
     @property
     def seen(self) -> int:
         return self.step * self.settings.batch
 
-    def descend(self) -> None:
-        self.step, self.now = self.step + 1, self.now + 0.125
+    def descend(self, seconds: float = 0.125) -> None:
+        self.step, self.now = self.step + 1, self.now + seconds
 
     def held_out_loss(self) -> None:
         self.now += 2
@@ -86,6 +88,31 @@ def test_a_budget_times_twenty_steps_or_three_percent(
     reports = min(8, max(1, int(0.1 * seconds / 5)))
     left = 0.97 * seconds - (0.125 * trainer.step + 5) - reports * 5
     assert found == (trainer.seen + 64 * max(1, int(left / 0.125)), reports)
+
+
+@pytest.mark.parametrize("later", [0.0625, 0.125, 0.25])
+@pytest.mark.parametrize("before", [0.0, 350.0])
+def test_a_budget_is_measured_again_before_the_rate_falls(
+    monkeypatch: pytest.MonkeyPatch, later: float, before: float
+) -> None:
+    """A machine that changes its speed after the first plan is done in time all the same."""
+    trainer, seconds, plans, pace = Clocked(), 800, [], 0.125
+    monkeypatch.setattr(time, "monotonic", lambda: trainer.now)
+    budget = Budget(seconds, started=-before)
+    while trainer.images is None or trainer.seen < trainer.images:
+        trainer.descend(pace)
+        if found := budget.plan(trainer):  # type: ignore[arg-type]
+            plans.append((trainer.seen, trainer.now))
+            trainer.images, reports = found
+            trainer.settings = replace(trainer.settings, reports=reports)
+            pace = later
+        if loop._due(trainer, trainer.settings.reports):  # type: ignore[arg-type]
+            trainer.now += 5
+    assert len(plans) == 2
+    assert plans[1][0] < 0.45 * trainer.images
+    assert 0.15 * trainer.images < plans[1][0]
+    assert plans[1][1] < 0.45 * (seconds - before)
+    assert abs(trainer.now + before - 0.97 * seconds) <= 5 + later
 
 
 # Memory

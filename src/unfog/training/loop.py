@@ -20,6 +20,9 @@ from unfog.training.machine import peak_memory
 from unfog.training.metrics import Display, Metrics
 from unfog.training.trainer import Trainer
 
+LOOK = 1 / 3
+"""Share of what is left of a budget after which it is measured again."""
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -80,19 +83,43 @@ class Budget:
 
     Attributes:
         seconds: The budget, from the start of the training to its last report.
+        first: The step and the moment of the first plan, and the pace that it found.
+        settled: Whether the second plan was made, too.
     """
 
     seconds: float
     started: float = field(default_factory=lambda: _clock())
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    first: tuple[int, float, Pace] | None = None
+    settled: bool = False
 
     def plan(self, trainer: Trainer) -> tuple[int, int] | None:
-        """Return how many images and how many reports fit, or None until 3 % of the budget were timed."""
-        pace = self.stopwatch.pace(trainer, 0.03 * self.seconds)
-        if pace is None:
+        """Return how many images and how many reports fit, or None where that is not due; to be asked at each step.
+
+        It is due twice: when 3 % of the budget were timed, and after a third of the rest, since a machine that has
+        become warm goes slower, and a busy one at changing speeds. Behind that the learning rate may fall already.
+        """
+        if self.settled:
             return None
-        steps, reports = pace.fit(self.seconds, _clock() - self.started, trainer.settings.reports)
-        return trainer.seen + trainer.settings.batch * steps, reports
+        batch, reports = trainer.settings.batch, trainer.settings.reports
+        if self.first is None:
+            pace = self.stopwatch.pace(trainer, 0.03 * self.seconds)
+            if pace is None:
+                return None
+            now = _clock()
+            self.first = trainer.step, now, pace
+            steps, reports = pace.fit(self.seconds, now - self.started, reports)
+            return trainer.seen + batch * steps, reports
+        now, (step, since, pace) = _clock(), self.first
+        gone = (now - since) / (self.started + self.seconds - since)  # an autoencoder may have had its part before
+        assert trainer.images is not None  # the first plan fixed it
+        if gone < LOOK and trainer.seen < LOOK * trainer.images:
+            return None
+        self.settled = True
+        before, done = (seen * reports // trainer.images for seen in (batch * step, trainer.seen))
+        latest = Pace((now - since - (done - before) * pace.report) / (trainer.step - step), pace.report)
+        steps, _ = latest.fit(self.seconds, now - self.started, round(reports * (1 - gone)))
+        return trainer.seen + batch * steps, reports
 
 
 def _clock() -> float:
@@ -144,9 +171,9 @@ def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: M
             loss = trainer.descend(draw)
             metrics.add(trainer.step, loss, trainer.optimizer.param_groups[0]["lr"])
             display.advance(trainer.seen, trainer.images, metrics)
-            if budget and trainer.images is None and (plan := budget.plan(trainer)):
+            if budget and (plan := budget.plan(trainer)):
                 _fix(trainer, *plan)
-                display.say(f"the budget of {budget.seconds:g} s holds {plan[0]:,} images")
+                display.say(f"at this pace the budget of {budget.seconds:g} s holds {plan[0]:,} images")
             late = distributed.agreed(time.monotonic() - saved) > seconds
             if _due(trainer, trainer.settings.snapshots):
                 trainer.snapshot()
