@@ -116,10 +116,8 @@ class Budget:
         if gone < LOOK and trainer.seen < LOOK * trainer.images:
             return None
         self.settled = True
-        before, done = (seen * reports // trainer.images for seen in (batch * step, trainer.seen))
-        latest = Pace((now - since - (done - before) * pace.report) / (trainer.step - step), pace.report)
-        steps, _ = latest.fit(self.seconds, now - self.started, round(reports * (1 - gone)))
-        return trainer.seen + batch * steps, reports
+        latest = Pace((now - since) / (trainer.step - step), pace.report)  # a step with its share of reports
+        return trainer.seen + batch * latest.fit(self.seconds, now - self.started, 1)[0], reports
 
 
 def _clock() -> float:
