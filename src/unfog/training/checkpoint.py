@@ -74,7 +74,8 @@ def _entries(
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """Write the checkpoint of a step beside, verify it, name it `folder`/`step`, and only then prune older ones.
 
-    A whole checkpoint of that step stays as it is, since the state of a step is one.
+    What a killed process left half written goes with the older ones. A whole checkpoint of that step stays as it is,
+    since the state of a step is one.
 
     Args:
         folder: The run's folder of checkpoints.
@@ -103,7 +104,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         finally:
             shutil.rmtree(part, ignore_errors=True)
         sync(folder)
-    for old in steps(folder)[:-KEPT]:
+    for old in (*steps(folder)[:-KEPT], *folder.glob(".*.part")):
         shutil.rmtree(old, ignore_errors=True)
     return final
 
