@@ -200,10 +200,11 @@ class DDIM(Solver):
         return Step(t, s, state + math.sqrt(fresh) * noise(x) if fresh else state, prediction)
 
 
-def _velocity(schedule: Schedule, t: Tensor, prediction: Prediction) -> Tensor:
-    """Return dx/dt = alpha'·x0 + sigma'·eps of the probability-flow equation."""
-    alpha_rate, sigma_rate = (float(rate) for rate in schedule.rates(t))
-    return _mixed(alpha_rate, sigma_rate, prediction)
+def _along(schedule: Schedule, x: Tensor, h: float, t: Tensor, prediction: Prediction) -> Tensor:
+    """Return x + h·(alpha'·x0 + sigma'·eps): a way of length h along the probability flow's velocity at `t`."""
+    alpha_rate, sigma_rate = schedule.rates(t)
+    moved = torch.add(x, prediction.x0, alpha=h * float(alpha_rate))
+    return torch.add(moved, prediction.eps, alpha=h * float(sigma_rate))
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ class Euler(Solver):
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step along the velocity at `t`."""
         prediction = denoise(x, t)
-        return Step(t, s, x + (float(s) - float(t)) * _velocity(denoise.schedule, t, prediction), prediction)
+        return Step(t, s, _along(denoise.schedule, x, float(s) - float(t), t, prediction), prediction)
 
 
 @dataclass(frozen=True)
@@ -249,8 +250,7 @@ class EulerAncestral(Solver):
         fresh = self.eta**2 * _variances(schedule, t, s)[1]
         rest = as_time(sigma_s**2 - fresh).clamp(min=0)
         below = schedule.time(2 * math.log(alpha_s) - rest.log())
-        state = x + float(below - t) * _velocity(schedule, t, prediction)
-        state = alpha_s / float(schedule.alpha(below)) * state
+        state = alpha_s / float(schedule.alpha(below)) * _along(schedule, x, float(below - t), t, prediction)
         return Step(t, s, state + math.sqrt(fresh) * noise(x) if fresh else state, prediction)
 
 
@@ -288,18 +288,17 @@ class Heun(Solver):
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step along the mean of the velocities at both ends."""
         schedule, start = denoise.schedule, t
-        ratio = float(schedule.sigma(t) / schedule.alpha(t))
-        if self.churn and self.churn_min <= ratio < math.inf and ratio <= (self.churn_max or ratio):
+        ratio = float(schedule.sigma(t) / schedule.alpha(t)) if self.churn else math.inf  # pure noise is not churned
+        if self.churn_min <= ratio < math.inf and ratio <= (self.churn_max or ratio):
             start = schedule.time(schedule.log_snr(t) - 2 * math.log1p(self.churn))
             added = max(0.0, float(schedule.transition(start, t)[0]))
             x = float(schedule.alpha(start) / schedule.alpha(t)) * x + self.churn_noise * math.sqrt(added) * noise(x)
-        prediction = denoise(x, start)
-        velocity = _velocity(schedule, start, prediction)
-        euler = x + (float(s) - float(start)) * velocity
+        prediction, h = denoise(x, start), float(s) - float(start)
+        euler = _along(schedule, x, h, start, prediction)
         if float(schedule.sigma(s)) == 0:
             return Step(t, s, euler, prediction)
-        corrected = (velocity + _velocity(schedule, s, denoise(euler, s))) / 2
-        return Step(t, s, x + (float(s) - float(start)) * corrected, prediction)
+        half = _along(schedule, x, h / 2, start, prediction)
+        return Step(t, s, _along(schedule, half, h / 2, s, denoise(euler, s)), prediction)
 
 
 @dataclass(frozen=True)
@@ -323,7 +322,8 @@ class DPMSolver2(Solver):
         middle = schedule.recall(float(s), t, lambda t: schedule.time((schedule.log_snr(t) + schedule.log_snr(s)) / 2))
         halfway = _mixed(float(schedule.alpha(middle)), float(schedule.sigma(middle)), prediction)
         growth = math.expm1(_level(schedule, s) - _level(schedule, t))
-        return Step(t, s, state - sigma_s * growth * (denoise(halfway, middle).eps - prediction.eps), prediction)
+        change = denoise(halfway, middle).eps - prediction.eps
+        return Step(t, s, torch.sub(state, change, alpha=sigma_s * growth), prediction)
 
 
 @lru_cache(10_000)
@@ -352,21 +352,32 @@ def _weights(nodes: tuple[float, ...], moments: tuple[float, ...]) -> list[float
     return found
 
 
-def _correction(x0: Tensor, nodes: Sequence[float], values: Sequence[Tensor], h: float, *, halved: bool) -> Tensor:
-    """Return sum_j w_j·(value_j - x0), the mean of x0(l + u) - x0(l), from values of x0 at l + node_j.
+def _corrected(
+    alpha: float,
+    sigma: float,
+    gain: float,
+    prediction: Prediction,
+    nodes: Sequence[float],
+    values: Sequence[Tensor],
+    h: float,
+) -> Tensor:
+    """Return alpha·x0 + sigma·eps + gain·correction, the correction sum_j w_j·(value_j - x0).
 
     Args:
-        x0: The value at l.
-        nodes: Where else it is known.
-        values: The values there.
+        alpha: Of x0.
+        sigma: Of eps.
+        gain: Of the correction, the mean of x0(l + u) - x0(l).
+        prediction: What is known at l.
+        nodes: Where else x0 is known, less l. At a single one the mean of u is taken for h/2, as the published rules
+            do; without any there is no correction.
+        values: x0 at l + node_j.
         h: Length of the step.
-        halved: Whether the mean of u is taken for h/2 where there is a single node, as the published rules do.
     """
-    weights = [h / 2 / nodes[0]] if halved and len(nodes) == 1 else _weights(tuple(nodes), _moments(h, len(nodes)))
-    found = weights[0] * (values[0] - x0)
-    for weight, value in zip(weights[1:], values[1:], strict=True):
-        found = torch.add(found, value - x0, alpha=weight)
-    return found
+    weights = [h / 2 / nodes[0]] if len(nodes) == 1 else _weights(tuple(nodes), _moments(h, len(nodes)))
+    state = _mixed(alpha - gain * sum(weights), sigma, prediction)
+    for weight, value in zip(weights, values, strict=True):
+        state = torch.add(state, value, alpha=gain * weight)
+    return state
 
 
 def _known(schedule: Schedule, t: Tensor, past: Sequence[Step], count: int) -> tuple[list[float], list[Tensor]]:
@@ -378,17 +389,23 @@ def _known(schedule: Schedule, t: Tensor, past: Sequence[Step], count: int) -> t
 
 
 def _exponential(
-    schedule: Schedule, t: Tensor, s: Tensor, prediction: Prediction, past: Sequence[Step], count: int
+    schedule: Schedule,
+    t: Tensor,
+    s: Tensor,
+    prediction: Prediction,
+    past: Sequence[Step],
+    count: int,
+    x0_s: Tensor | None = None,
 ) -> Tensor:
-    """Return the state at `s` by the polynomial through the present x0 and up to `count` past ones."""
+    """Return the state at `s` by the polynomial through the x0 at `t`, up to `count` past ones, and that at `s`."""
     alpha_t, sigma_t, alpha_s, sigma_s = _ends(schedule, t, s)
-    state = _mixed(alpha_s, sigma_s, prediction)
     nodes, values = _known(schedule, t, past, count)
     h = _level(schedule, s) - _level(schedule, t)
+    if x0_s is not None:
+        nodes, values = [h, *nodes], [x0_s, *values]
     if not nodes or not math.isfinite(h):
-        return state
-    correction = _correction(prediction.x0, nodes, values, h, halved=True)
-    return torch.add(state, correction, alpha=alpha_s - alpha_t * sigma_s / sigma_t)
+        return _mixed(alpha_s, sigma_s, prediction)
+    return _corrected(alpha_s, sigma_s, alpha_s - alpha_t * sigma_s / sigma_t, prediction, nodes, values, h)
 
 
 @dataclass(frozen=True)
@@ -448,15 +465,12 @@ class DPMSolverPPSDE2M(Solver):
         schedule, prediction = denoise.schedule, denoise(x, t)
         alpha_s, fresh = float(schedule.alpha(s)), _variances(schedule, t, s)[1]
         sigma_s = float(schedule.sigma(s))
-        state = _mixed(alpha_s, _rest(sigma_s, fresh), prediction)
         if sigma_s == 0:
-            return Step(t, s, state, prediction)
+            return Step(t, s, alpha_s * prediction.x0, prediction)
         nodes, values = _known(schedule, t, past, 1)
-        if nodes:
-            h = _level(schedule, s) - _level(schedule, t)
-            second = _correction(prediction.x0, nodes, values, h, halved=True)
-            state = state + alpha_s * fresh / sigma_s**2 * second
-        return Step(t, s, state + math.sqrt(fresh) * noise(x), prediction)
+        gain, h = alpha_s * fresh / sigma_s**2, _level(schedule, s) - _level(schedule, t)
+        state = _corrected(alpha_s, _rest(sigma_s, fresh), gain, prediction, nodes, values, h)
+        return Step(t, s, torch.add(state, noise(x), alpha=math.sqrt(fresh)), prediction)
 
 
 @dataclass(frozen=True)
@@ -492,13 +506,8 @@ class UniPC(Solver):
 
     def correct(self, schedule: Schedule, t: Tensor, x0: Tensor, past: Sequence[Step]) -> Tensor:
         """Return the state at `t` that the last step would have found, had it known `x0` there."""
-        last = past[-1]
-        alpha_t, sigma_t, alpha_s, sigma_s = _ends(schedule, last.t, t)
-        state = _mixed(alpha_s, sigma_s, last.prediction)
-        h = _level(schedule, t) - _level(schedule, last.t)
-        nodes, values = _known(schedule, last.t, past[:-1], self.p - 1)
-        correction = _correction(last.prediction.x0, [h, *nodes], [x0, *values], h, halved=True)
-        return torch.add(state, correction, alpha=alpha_s - alpha_t * sigma_s / sigma_t)
+        *before, last = past
+        return _exponential(schedule, last.t, t, last.prediction, before, self.p - 1, x0)
 
 
 @dataclass(frozen=True)
@@ -532,8 +541,7 @@ class AdamsBashforth(Solver):
         nodes = tuple(float(step.t) - float(t) for step in latest[1:])
         weights = _weights(nodes, tuple(h**k / (k + 1) for k in range(1, len(nodes) + 1)))
         for weight, step in zip([1 - sum(weights), *weights], latest, strict=True):
-            alpha_rate, sigma_rate = (h * weight * float(rate) for rate in denoise.schedule.rates(step.t))
-            x = x + _mixed(alpha_rate, sigma_rate, step.prediction)
+            x = _along(denoise.schedule, x, h * weight, step.t, step.prediction)
         return Step(t, s, x, prediction)
 
 
