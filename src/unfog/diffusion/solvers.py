@@ -288,7 +288,7 @@ class Heun(Solver):
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step along the mean of the velocities at both ends."""
         schedule, start = denoise.schedule, t
-        ratio = float(schedule.sigma(t) / schedule.alpha(t)) if self.churn else math.inf  # pure noise is not churned
+        ratio = float(schedule.sigma(t) / schedule.alpha(t)) if self.churn else math.inf  # infinite is not churned
         if self.churn_min <= ratio < math.inf and ratio <= (self.churn_max or ratio):
             start = schedule.time(schedule.log_snr(t) - 2 * math.log1p(self.churn))
             added = max(0.0, float(schedule.transition(start, t)[0]))
