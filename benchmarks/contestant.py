@@ -88,8 +88,8 @@ def train_ours(kind: Kind, data: Path | None, out: Path, clock: Clock, seconds: 
     """Train the recipe of the data set, told no classes, to end at some seconds of the clock."""
     from rich.console import Console
 
-    from unfog.recipes import recipe
-    from unfog.run import train
+    from unfog.recipes.presets import recipe
+    from unfog.runs.run import train
 
     chosen = recipe(kind, None if data is None else str(data))
     chosen = chosen.set("conditioning=none", "sampling.guidance=1", f"seed={seed}")

@@ -24,14 +24,14 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfog.blueprint import Recipe
 from unfog.data.pictures import save_picture, sheet
 from unfog.data.source import Data
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.reconstruction import reconstruction
 from unfog.evaluation.report import draw
-from unfog.recipes import recipe
-from unfog.run import fit, load
+from unfog.recipes.presets import recipe
+from unfog.recipes.recipe import Recipe
+from unfog.runs.run import fit, load
 
 FILTER = ("data.where=skin_tone=false", "data.together=:,")
 PROMPTS, EACH, TOP = 50, 4, 10

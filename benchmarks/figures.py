@@ -18,13 +18,13 @@ from PIL import Image
 from unfog.app.studio import fog, schedules
 from unfog.data.pictures import enlargement, row_of, save_picture, sheet, tile
 from unfog.diffusion.tables import linear
-from unfog.edits import inpaint
-from unfog.errors import UserError
-from unfog.evaluation.film import film
-from unfog.generation import shown
-from unfog.pages.explain import explain
-from unfog.randomness import normal
-from unfog.run import Run, load
+from unfog.generation.edits import inpaint
+from unfog.generation.sampler import shown
+from unfog.reports.explain import explain
+from unfog.reports.film import film
+from unfog.runs.run import Run, load
+from unfog.runtime.errors import UserError
+from unfog.runtime.randomness import normal
 
 SHOWN, VERSIONS = 10, 4
 """Pictures that are made anew, and how often each."""

@@ -61,7 +61,7 @@ def measured(*words: str) -> dict[str, float]:
     """Run unfog, and return its seconds and its peak memory in GiB."""
     begun = time.time()
     code = (
-        "import resource, sys; from unfog.cli import main; code = main(sys.argv[1:]); "
+        "import resource, sys; from unfog.cli.main import main; code = main(sys.argv[1:]); "
         "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)

@@ -26,8 +26,8 @@ from unfog.evaluation.distances import frechet
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.neighbours import prdc
 from unfog.evaluation.report import told
-from unfog.randomness import normal
-from unfog.run import Run, load
+from unfog.runs.run import Run, load
+from unfog.runtime.randomness import normal
 
 BETWEEN = Interval(0.2, 0.8)
 """Share of the clock on which interval guidance is on: chosen beforehand, the same for all."""

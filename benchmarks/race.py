@@ -36,9 +36,9 @@ from safetensors.torch import load_file
 from unfog.data.pictures import save_picture, sheet
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.report import draw
-from unfog.files import write_whole
-from unfog.recipes import recipe
-from unfog.run import load
+from unfog.recipes.presets import recipe
+from unfog.runs.run import load
+from unfog.runtime.files import write_whole
 
 MOMENTS = (15, 30, 60, 120, 180, 300, 450, 600, 900, 1200, 1500, 1800)
 """Seconds at which weights are kept."""

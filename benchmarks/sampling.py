@@ -25,8 +25,8 @@ from unfog.diffusion.schedules import RectifiedFlow
 from unfog.diffusion.solvers import Solver
 from unfog.diffusion.tables import linear
 from unfog.diffusion.targets import Eps, Flow, Prediction
-from unfog.registry import KINDS
-from unfog.training.machine import arithmetic, choose_device, choose_precision, keep_memory
+from unfog.recipes.kinds import KINDS
+from unfog.runtime.device import arithmetic, choose_device, choose_precision, keep_memory
 
 RULES: dict[str, tuple[type[SchedulerMixin], str, int]] = {
     "DDPM": (DDPMScheduler, "ancestral", 1000),

@@ -21,8 +21,8 @@ import tyro
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from unfog import distributed
-from unfog.training.machine import choose_device
+from unfog.runtime import distributed
+from unfog.runtime.device import choose_device
 
 WIDE = ("network.width=64", "network.patch=2")
 """The network of the recipe mnist, on colour pictures."""

@@ -15,8 +15,8 @@ import tyro
 
 from unfog.data.pictures import save_picture, sheet
 from unfog.data.shapes import Part, Shapes
-from unfog.evaluation.reader import matches
-from unfog.run import load
+from unfog.evaluation.shapes_reader import matches
+from unfog.runs.run import load
 
 PROMPTS = 20261121
 """Seed of the prompts, which no training has."""

@@ -22,11 +22,11 @@ from diffusers.training_utils import EMAModel
 from rivals import TOPOLOGIES, Answer, twins
 from torch import Tensor, nn
 
-from unfog.blueprint import Recipe
 from unfog.data.source import Data, InMemory
-from unfog.registry import part
+from unfog.recipes.kinds import part
+from unfog.recipes.recipe import Recipe
+from unfog.runtime.device import choose_device, keep_memory
 from unfog.training.loop import batches
-from unfog.training.machine import choose_device, keep_memory
 from unfog.training.trainer import Trainer
 
 RECIPES = {

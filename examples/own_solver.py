@@ -8,7 +8,7 @@ from torch import Tensor
 import unfog
 from unfog.diffusion.denoiser import Denoise
 from unfog.diffusion.solvers import Noise, Solver, Step
-from unfog.evaluation.orders import problems
+from unfog.proofs.orders import problems
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether two versions of the code make the same bits: trainings, samples, edits, and a run handed from one to the other.
+"""Whether two versions of the code make the same bits: trainings, samples, edits, and a run handed over.
 
     python tests/bits.py REVISION       compares the working tree with a commit; exits with 1 where bits differ
 
@@ -185,15 +185,15 @@ def main() -> int:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
-        checkout = where / "checkout"
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", checkout, chosen.revision], cwd=ROOT, check=True)
+        checkout, worktree = where / "checkout", ["git", "worktree"]
+        subprocess.run([*worktree, "add", "--quiet", "--detach", checkout, chosen.revision], cwd=ROOT, check=True)
         try:
             versions = Version(checkout / "src", where / "before"), Version(ROOT / "src", where / "after")
             for version in versions:
                 version.where.mkdir()
             found = compare(*versions)
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", checkout], cwd=ROOT, check=True)
+            subprocess.run([*worktree, "remove", "--force", checkout], cwd=ROOT, check=True)
     if chosen.json:
         chosen.json.write_text(json.dumps(found, indent=1) + "\n")
     return int(any(old != new for old, new in found.values()))

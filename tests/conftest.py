@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from unfog.blueprint import Recipe
-from unfog.recipes import recipe
-from unfog.run import train
+from unfog.recipes.presets import recipe
+from unfog.recipes.recipe import Recipe
+from unfog.runs.run import train
 
 MakeRecipe = Callable[..., Recipe]
 

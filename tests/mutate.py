@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unfog.registry import KINDS, Config
+from unfog.recipes.kinds import KINDS, Config
 
 NUMBERS: tuple[float, ...] = (
     *(0, 1, -1, 3, 7, 255, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(2**63)),

@@ -18,18 +18,19 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from conftest import MakeRecipe
-from unfog import edits
-from unfog.blueprint import Recipe
-from unfog.cli import main
-from unfog.compression import Compressor, looked_at
+from unfog.cli.main import main
 from unfog.data.codecs import Latents, Pixels
 from unfog.data.source import Augment, InMemory
-from unfog.errors import Stopped, UserError
 from unfog.evaluation.reconstruction import psnr, reconstruction
+from unfog.generation import edits
 from unfog.networks.autoencoder import Autoencoder, Posterior, tiled
 from unfog.networks.critic import Critic
-from unfog.recipes import recipe
-from unfog.run import average, fit, load, refit, train
+from unfog.recipes.latents import Compressor, looked_at
+from unfog.recipes.presets import recipe
+from unfog.recipes.recipe import Recipe
+from unfog.runs.average import average
+from unfog.runs.run import fit, load, refit, train
+from unfog.runtime.errors import Stopped, UserError
 from unfog.training import latents, loop
 from unfog.training.draws import Draw
 from unfog.training.latents import Encoded, Flip

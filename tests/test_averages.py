@@ -18,12 +18,13 @@ from scipy.integrate import quad
 from torch import Tensor, nn
 
 from conftest import MakeRecipe
-from unfog.blueprint import Recipe
-from unfog.cli import main
-from unfog.errors import Stopped, UserError
-from unfog.run import average, load, resume
-from unfog.settings import PowerAverage, Training
-from unfog.tensors import write_tensors
+from unfog.cli.main import main
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import PowerAverage, Training
+from unfog.runs.average import average
+from unfog.runs.run import load, resume
+from unfog.runtime.errors import Stopped, UserError
+from unfog.runtime.tensors import write_tensors
 from unfog.training import ema, loop
 from unfog.training.draws import Draw, Draws
 from unfog.training.ema import GAMMAS, Averaged, Profile, combine, gamma_of, reconstruct

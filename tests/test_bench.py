@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from unfog import run as runs
-from unfog.blueprint import Recipe
-from unfog.cli import main
-from unfog.errors import Stopped, UserError
+from unfog.cli.main import main
 from unfog.evaluation import bench as module
 from unfog.evaluation.bench import Bench, Measured, Setting, bench, save, schedules
 from unfog.evaluation.intervals import Scored
 from unfog.evaluation.judge import Judge
-from unfog.run import Run, load, read_recipe
+from unfog.recipes.recipe import Recipe
+from unfog.runs import run as runs
+from unfog.runs.run import Run, load, read_recipe
+from unfog.runtime.errors import Stopped, UserError
 from unfog.training.trainer import Trainer
 
 COUNT = 130

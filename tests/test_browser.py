@@ -15,7 +15,7 @@ from PIL import Image
 
 from playground import served
 from unfog.data.pictures import read_picture, tile
-from unfog.run import load
+from unfog.runs.run import load
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 FLAGS = (

@@ -20,10 +20,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import unfog
-from unfog import run as run_module
-from unfog.cli import VERBS, main
+from unfog.cli.main import VERBS, main
 from unfog.data import classic
-from unfog.run import load
+from unfog.runs import requests
+from unfog.runs.run import load
 
 SMALL = ("--set", "network.width=8", "--set", "training.images=64", "--set", "sampling.steps=2", "--device", "cpu")
 
@@ -510,7 +510,7 @@ def test_many_samples_go_on_where_they_stopped(
     call: Call, refused: Call, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, command = tmp_path / "out", ("sample", digits_run, "--out", tmp_path / "out", "--device", "cpu", "-n")
-    save, written = run_module.save_picture, []
+    save, written = requests.save_picture, []
 
     def interrupted(picture: Image.Image, path: Path) -> None:
         save(picture, path)
@@ -518,7 +518,7 @@ def test_many_samples_go_on_where_they_stopped(
         if path.name == "00100.png" and len(written) == 101:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "save_picture", interrupted)
+    monkeypatch.setattr(requests, "save_picture", interrupted)
     stopped = call(*command, 150)
     assert (stopped.code, "the same command goes on" in stopped.err) == (130, True)
     assert len(list(out.glob("*.png"))) == 101
@@ -712,7 +712,9 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
 
 
-@pytest.mark.parametrize("act", ["import unfog", "from unfog.cli import main; main(['--help'])", "import unfog.cli"])
+@pytest.mark.parametrize(
+    "act", ["import unfog", "from unfog.cli.main import main; main(['--help'])", "import unfog.cli.main"]
+)
 def test_nothing_heavy_is_imported_before_it_is_needed(act: str) -> None:
     heavy = ("torch", "numpy", "matplotlib", "sklearn", "PIL")
     code = (

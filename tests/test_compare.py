@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from unfog.blueprint import Recipe
-from unfog.cli import main
-from unfog.errors import UserError
+from unfog.cli.main import main
 from unfog.evaluation.compare import Comparison, compare, load_alike
-from unfog.run import load
+from unfog.recipes.recipe import Recipe
+from unfog.runs.run import load
+from unfog.runtime.errors import UserError
 
 COUNT = 130
 """The least that the judge of the digits compares."""

@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from unfog.blueprint import Recipe
-from unfog.conditions import (
+from unfog.data.shapes import COLOURS, RELATIONS, SHAPES, SIZES
+from unfog.data.source import Batch
+from unfog.data.text import tokenise
+from unfog.networks.compact import Compact
+from unfog.networks.conditioning import Cond, TextEncoder
+from unfog.networks.dit import DiT
+from unfog.networks.layers import CrossAttention
+from unfog.networks.unet import UNet
+from unfog.recipes.conditions import (
     ClassConditioning,
     Conditioning,
     ImageConditioning,
@@ -25,17 +32,10 @@ from unfog.conditions import (
     ValuesConditioning,
     captions,
 )
-from unfog.data.shapes import COLOURS, RELATIONS, SHAPES, SIZES
-from unfog.data.source import Batch
-from unfog.data.text import tokenise
-from unfog.errors import UserError
-from unfog.networks.compact import Compact
-from unfog.networks.conditioning import Cond, TextEncoder
-from unfog.networks.dit import DiT
-from unfog.networks.layers import CrossAttention
-from unfog.networks.unet import UNet
-from unfog.recipes import recipe
-from unfog.run import load
+from unfog.recipes.presets import recipe
+from unfog.recipes.recipe import Recipe
+from unfog.runs.run import load
+from unfog.runtime.errors import UserError
 
 KNOWN = Known((3, 8, 8), ("cat", "dog", "5"), ("a red dog", "a cat"))
 KINDS: dict[str, tuple[Conditioning, object]] = {

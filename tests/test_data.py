@@ -35,7 +35,7 @@ from unfog.data.folder import Streamed, folder, list_pictures, look
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.data.points import Shape, points
 from unfog.data.source import Augment, Batch, Data, InMemory, Source, Subset, shuffled, split
-from unfog.errors import EnvironmentFailure, UserError
+from unfog.runtime.errors import EnvironmentFailure, UserError
 
 Bytes = NDArray[np.uint8]
 IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

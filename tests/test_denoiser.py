@@ -15,9 +15,9 @@ from unfog.diffusion.tables import linear
 from unfog.diffusion.targets import X0, EDMTarget, Eps, Flow, Target, V
 from unfog.diffusion.times import Uniform
 from unfog.diffusion.weightings import MinSNR, Unit
-from unfog.errors import UserError
 from unfog.networks.compact import Compact
 from unfog.networks.conditioning import ClassEmbedding, Cond
+from unfog.runtime.errors import UserError
 
 
 class Recorder(nn.Module):

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from unfog import distributed
-from unfog.cli import main
-from unfog.errors import UserError
+from unfog.cli.main import main
+from unfog.runtime import distributed
+from unfog.runtime.errors import UserError
 from unfog.training.metrics import read_metrics
 
 SETTINGS = (

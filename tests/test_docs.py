@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import unfog
-from unfog.cli import VERBS, main
-from unfog.registry import KINDS
+from unfog.cli.main import VERBS, main
+from unfog.recipes.kinds import KINDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from unfog import edits
-from unfog.cli import EDITS, main
+from unfog.cli.main import EDITS, main
 from unfog.diffusion.editing import Inpainting, begin, climbing, late, rising, spherical, varied
 from unfog.diffusion.grids import Grid, KarrasGrid, UniformGrid
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
@@ -22,9 +21,10 @@ from unfog.diffusion.sampling import climb, sample
 from unfog.diffusion.schedules import EDM, CosineContinuous, RectifiedFlow, Schedule, as_time
 from unfog.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, Solver
 from unfog.diffusion.tables import linear
-from unfog.errors import UserError
 from unfog.evaluation.reconstruction import psnr
-from unfog.run import Run, load
+from unfog.generation import edits
+from unfog.runs.run import Run, load
+from unfog.runtime.errors import UserError
 
 SCHEDULES = [RectifiedFlow(), CosineContinuous(), EDM(), linear()]
 CORRELATED = Mixture(

@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unfog.cli import main
+from unfog.cli.main import main
 from unfog.data.classic import digits
 from unfog.data.codecs import Identity, Pixels
 from unfog.data.shapes import Shapes
 from unfog.data.source import Batch, Data, InMemory
-from unfog.errors import UserError
 from unfog.evaluation import features
 from unfog.evaluation.distances import Rows, frechet, kernel_distance
 from unfog.evaluation.judge import Judge, some, spread
 from unfog.evaluation.neighbours import prdc
 from unfog.evaluation.report import evaluate, table, told
-from unfog.run import load
+from unfog.runs.run import load
+from unfog.runtime.errors import UserError
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,9 +13,9 @@ from unfog.data.classic import digits
 from unfog.data.codecs import Identity, Pixels
 from unfog.data.points import points
 from unfog.data.source import Batch, Source
-from unfog.errors import UserError
 from unfog.evaluation import features
 from unfog.evaluation.features import Classifier, dinov2, fit_classifier, fit_components, inception
+from unfog.runtime.errors import UserError
 
 
 def all_of(source: Source) -> Batch:

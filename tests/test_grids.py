@@ -23,7 +23,7 @@ from unfog.diffusion.grids import (
 )
 from unfog.diffusion.schedules import EDM, CosineContinuous, RectifiedFlow, Schedule
 from unfog.diffusion.tables import Table, linear
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 T = 1000
 TABLE = linear()

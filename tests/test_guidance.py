@@ -11,7 +11,7 @@ from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.sampling import sample
 from unfog.diffusion.schedules import EDM, CosineContinuous, RectifiedFlow, Schedule
 from unfog.diffusion.solvers import DDIM
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 LABEL = 1
 """Which component of the mixture the condition names."""

@@ -28,21 +28,22 @@ from safetensors.torch import load_file, save_file
 import mutate
 from torture_files import KINDS as BROKEN
 from torture_files import Shop, run_case
-from unfog import blueprint, terminal
-from unfog import run as run_module
-from unfog.blueprint import Recipe
-from unfog.cli import main
+from unfog.cli import terminal
+from unfog.cli.main import main
 from unfog.data import classic, folder
 from unfog.data.classic import read_idx
 from unfog.data.folder import list_pictures
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
-from unfog.errors import UserError
 from unfog.evaluation import bench
-from unfog.files import DEEPEST, parse_json, read_bounded, whole
-from unfog.generation import Sampler
-from unfog.recipes import recipe
-from unfog.registry import KINDS, MOST, Config, fits
-from unfog.run import load, resume, train
+from unfog.generation.sampler import Sampler
+from unfog.recipes import recipe as blueprint
+from unfog.recipes.kinds import KINDS, MOST, Config, fits
+from unfog.recipes.presets import recipe
+from unfog.recipes.recipe import Recipe
+from unfog.runs import run as run_module
+from unfog.runs.run import load, resume, train
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import DEEPEST, parse_json, read_bounded, whole
 from unfog.training.metrics import read_metrics
 
 SEEDS = 10

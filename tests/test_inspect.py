@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from unfog.cli import main
+from unfog.cli.main import main
 from unfog.data.folder import list_pictures
 from unfog.data.inspect import FINDINGS, NOTES, Report, inspect, quick
 from unfog.data.source import Batch, Data, Indices, InMemory, split
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 SMALL = ("--set", "network.width=8", "--set", "training.images=64", "--set", "sampling.steps=2", "--device", "cpu")
 

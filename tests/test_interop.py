@@ -20,15 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conftest import MakeRecipe
-from unfog import pretrained
-from unfog.cli import main
+from unfog.cli.main import main
 from unfog.diffusion.sampling import trajectory
-from unfog.errors import UserError
 from unfog.interop import configs, names, schedulers
 from unfog.interop.diffusers import import_model
 from unfog.networks.conditioning import Cond
-from unfog.recipes import recipe
-from unfog.run import Run, load, train
+from unfog.recipes import text_encoders as pretrained
+from unfog.recipes.presets import recipe
+from unfog.runs.run import Run, load, train
+from unfog.runtime.errors import UserError
 
 pipelines = pytest.importorskip("pipelines", reason="diffusers or transformers is not installed")
 diffusers = pytest.importorskip("diffusers")

@@ -13,8 +13,8 @@ from unfog.diffusion.schedules import EDM
 from unfog.evaluation import features
 from unfog.evaluation.judge import Judge, pick, spread
 from unfog.evaluation.levels import Level, Levels, empirical_x0, measure_levels
-from unfog.randomness import normal
-from unfog.run import Run, load
+from unfog.runs.run import Run, load
+from unfog.runtime.randomness import normal
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -21,9 +21,9 @@ from unfog.diffusion.tables import linear
 from unfog.diffusion.targets import X0, EDMTarget, Eps, Prediction, V
 from unfog.diffusion.times import Uniform
 from unfog.diffusion.weightings import Unit
-from unfog.errors import UserError
-from unfog.evaluation.orders import mixture
 from unfog.networks.conditioning import Cond
+from unfog.proofs.orders import mixture
+from unfog.runtime.errors import UserError
 
 SCHEDULES: dict[str, Schedule] = {
     "linear": LinearContinuous(),

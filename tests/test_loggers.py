@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from unfog.blueprint import Recipe
-from unfog.errors import UserError
-from unfog.run import fit, refit
+from unfog.recipes.recipe import Recipe
+from unfog.runs.run import fit, refit
+from unfog.runtime.errors import UserError
 from unfog.training.loggers import LOGGERS, Line, loggers
 from unfog.training.metrics import read_metrics
 

@@ -12,7 +12,6 @@ from scipy.ndimage import shift
 from scipy.stats import betabinom
 from sklearn.datasets import load_digits
 
-from unfog.errors import UserError
 from unfog.evaluation.distances import (
     Moments,
     Rows,
@@ -25,6 +24,7 @@ from unfog.evaluation.distances import (
 )
 from unfog.evaluation.intervals import Scored, bootstrap
 from unfog.evaluation.neighbours import entropy_over_classes, memorised, prdc
+from unfog.runtime.errors import UserError
 
 
 def draw(seed: int, *shape: int) -> Rows:

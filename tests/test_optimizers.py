@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from conftest import MakeRecipe
-from unfog.errors import UserError
 from unfog.networks.compact import Compact
 from unfog.networks.conditioning import TextEncoder
-from unfog.optimizers import AdamW, Muon, as_matrix, orthogonal
+from unfog.recipes.optimizers import AdamW, Muon, as_matrix, orthogonal
+from unfog.runtime.errors import UserError
 from unfog.training.trainer import Trainer
 
 

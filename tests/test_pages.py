@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from unfog.blueprint import Recipe
 from unfog.diffusion.schedules import EDM
-from unfog.errors import UserError
-from unfog.pages.explain import Explanation, explain
-from unfog.pages.html import page, table
-from unfog.pages.report import report
-from unfog.run import load
+from unfog.recipes.recipe import Recipe
+from unfog.reports.explain import Explanation, explain
+from unfog.reports.html import page, table
+from unfog.reports.report import report
+from unfog.runs.run import load
+from unfog.runtime.errors import UserError
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -146,8 +146,8 @@ def test_where_the_data_are_gone_a_sample_is_explained(tiny: MakeRecipe, digits_
     folder.mkdir()
     for number, picture in enumerate(load(digits_run, "cpu").sample(12)):
         save_picture(tile(picture[None], 1, gap=0), folder / f"{number}.png")
-    from unfog.recipes import recipe
-    from unfog.run import train
+    from unfog.recipes.presets import recipe
+    from unfog.runs.run import train
 
     small = ("network.width=8", "training.images=64", "training.batch=4", "training.reports=1", "sampling.steps=2")
     run = train(recipe("folder", str(folder), 8).set(*small), tmp_path / "run", device="cpu")
@@ -288,8 +288,8 @@ def test_a_report_shows_the_nearest_training_rows(
     digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that gives training rows back is seen to: each pair is one picture twice."""
-    from unfog.pages import report as module
-    from unfog.run import Run
+    from unfog.reports import report as module
+    from unfog.runs.run import Run
 
     run = load(digits_run, "cpu")
     train = run.recipe.build_data()[1].train

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 from torch import Tensor
 
-from unfog.errors import UserError
-from unfog.evaluation import peers
-from unfog.evaluation.peers import Report, Row, Spaced, functions, measure, report, schedulers
+from unfog.proofs import diffusers_check as peers
+from unfog.proofs.diffusers_check import Report, Row, Spaced, functions, measure, report, schedulers
+from unfog.runtime.errors import UserError
 
 
 @pytest.fixture

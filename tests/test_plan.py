@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from conftest import MakeRecipe
-from unfog.blueprint import Recipe
-from unfog.cli import main
-from unfog.errors import UserError
-from unfog.recipes import recipe
-from unfog.settings import Training
+from unfog.cli.main import main
+from unfog.recipes.presets import recipe
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import Training
+from unfog.runtime.errors import UserError
 from unfog.training import loop
 from unfog.training import plan as planning
 from unfog.training.draws import Draw

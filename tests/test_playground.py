@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from playground import served
-from unfog.run import load
+from unfog.runs.run import load
 
 PLACES = 10
 FIELDS = ("digits", "", "", "", 4, 0, 0, 1, None)
@@ -231,7 +231,7 @@ def test_the_other_actions(page: str, tmp_path: Path, digits_run: Path) -> None:
 
 
 def test_without_gradio_it_is_a_sentence(digits_run: Path) -> None:
-    code = "import sys; sys.modules['gradio'] = None; from unfog.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['gradio'] = None; from unfog.cli.main import main; sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", code, "app", str(digits_run)]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 2

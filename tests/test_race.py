@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unfog.blueprint import Recipe
-from unfog.run import load
+from unfog.recipes.recipe import Recipe
+from unfog.runs.run import load
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import contestant
@@ -161,7 +161,7 @@ def test_the_clock_stands_still_while_weights_are_written() -> None:
 
 def test_ours(tmp_path: Path, tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     """It is done when it says so, was told no classes, and draws better digits than noise."""
-    monkeypatch.setattr("unfog.recipes.recipe", lambda kind, data: tiny())
+    monkeypatch.setattr("unfog.recipes.presets.recipe", lambda kind, data: tiny())
     entry, here, started = Entry("unfog", (1.5,)), Race("digits", None, tmp_path), time.time()
     where = tmp_path / entry.name
     where.mkdir()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from unfog.randomness import normal, stream, uniform
+from unfog.runtime.randomness import normal, stream, uniform
 
 
 @given(first=st.integers(0, 10**6), count=st.integers(1, 20), each=st.integers(1, 9), cut=st.integers(0, 20))

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unfog.blueprint import VERSION, Recipe
 from unfog.data.source import Data, InMemory
 from unfog.diffusion.schedules import RectifiedFlow, Schedule
 from unfog.diffusion.tables import Table, linear
-from unfog.errors import UserError
-from unfog.recipes import RECIPES, recipe
-from unfog.registry import GIVEN, KINDS, Config, part, register
+from unfog.recipes.kinds import GIVEN, KINDS, Config, part, register
+from unfog.recipes.presets import RECIPES, recipe
+from unfog.recipes.recipe import VERSION, Recipe
+from unfog.runtime.errors import UserError
 
 OF_FOLDERS = ("folder", "autoencoder", "text-to-image")
 NAMES = sorted(RECIPES)

@@ -12,17 +12,17 @@ from PIL import Image
 from rich.console import Console
 
 from conftest import MakeRecipe
-from unfog.blueprint import Recipe
-from unfog.cli import main
+from unfog.cli.main import main
 from unfog.data.classic import digits
 from unfog.data.pictures import paired
 from unfog.data.source import Data, InMemory
 from unfog.diffusion.schedules import EDM, RectifiedFlow
-from unfog.errors import UserError
-from unfog.evaluation.replay import replay
-from unfog.generation import shown
-from unfog.recipes import recipe
-from unfog.registry import KINDS
+from unfog.generation.sampler import shown
+from unfog.recipes.kinds import KINDS
+from unfog.recipes.presets import recipe
+from unfog.recipes.recipe import Recipe
+from unfog.reports.replay import replay
+from unfog.runtime.errors import UserError
 from unfog.training import loop
 from unfog.training.draws import Draw
 from unfog.training.trainer import Trainer

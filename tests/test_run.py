@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import unfog
-from unfog.errors import UserError
-from unfog.evaluation.film import STILLS, Film, Still, film
-from unfog.generation import Moment
-from unfog.registry import KINDS
-from unfog.run import Run, load
-from unfog.settings import Precision
+from unfog.generation.sampler import Moment
+from unfog.recipes.kinds import KINDS
+from unfog.reports.film import STILLS, Film, Still, film
+from unfog.runs.run import Run, load
+from unfog.runtime.device import Precision
+from unfog.runtime.errors import UserError
 
 SOLVERS = sorted(KINDS["solver"])
 GRIDS = sorted(set(KINDS["grid"]) - {"times"})  # that one is a list of times and no rule

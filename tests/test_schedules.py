@@ -24,7 +24,7 @@ from unfog.diffusion.schedules import (
     Sigmoid,
 )
 from unfog.diffusion.tables import Table
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 CONTINUOUS: dict[str, Schedule] = {
     "linear": LinearContinuous(),

@@ -33,9 +33,9 @@ from unfog.data.shapes import (
     shapes,
 )
 from unfog.data.source import Source
-from unfog.errors import UserError
-from unfog.evaluation.reader import Verdict, find, matches, read
-from unfog.randomness import stream
+from unfog.evaluation.shapes_reader import Verdict, find, matches, read
+from unfog.runtime.errors import UserError
+from unfog.runtime.randomness import stream
 
 Picture = NDArray[np.uint8]
 SWAPPED = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}

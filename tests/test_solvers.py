@@ -29,8 +29,8 @@ from unfog.diffusion.solvers import (
 )
 from unfog.diffusion.tables import linear
 from unfog.diffusion.targets import Prediction
-from unfog.errors import UserError
-from unfog.registry import KINDS
+from unfog.recipes.kinds import KINDS
+from unfog.runtime.errors import UserError
 
 MIXTURE = Mixture(
     weights=torch.tensor([0.3, 0.45, 0.25]).double(),

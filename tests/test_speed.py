@@ -17,8 +17,8 @@ import scaling
 import startup
 import training
 
-from unfog.blueprint import Recipe
-from unfog.registry import KINDS, part
+from unfog.recipes.kinds import KINDS, part
+from unfog.recipes.recipe import Recipe
 
 CPU = torch.device("cpu")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from unfog import edits
 from unfog.app.studio import MOST, Studio, Wish, draw_curves, fog, laid_out, schedules
-from unfog.cli import main
-from unfog.errors import UserError
-from unfog.run import load
+from unfog.cli.main import main
+from unfog.generation import edits
+from unfog.runs.run import load
+from unfog.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

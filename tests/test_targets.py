@@ -14,7 +14,7 @@ from unfog.diffusion.tables import linear
 from unfog.diffusion.targets import X0, EDMTarget, Eps, Flow, Target, V
 from unfog.diffusion.times import Discrete, Importance, LogitNormal, LogNormal, Times, Uniform, stratify
 from unfog.diffusion.weightings import P2, EDMWeighting, MinSNR, OfSNR, Sigmoid, Unit
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 TARGETS: list[Target] = [Eps(), X0(), V(), Flow(), EDMTarget()]
 

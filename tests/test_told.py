@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from unfog.blueprint import Recipe
-from unfog.cli import main
-from unfog.conditions import ClassConditioning, ImageConditioning, Known, TextConditioning, ValuesConditioning
+from unfog.cli.main import main
 from unfog.data.folder import Streamed, _read_or_reason, folder, list_pictures, pictures_at
 from unfog.data.pictures import read_picture
 from unfog.data.source import Data
 from unfog.data.text import tokenise
-from unfog.errors import UserError
-from unfog.generation import Sampler
+from unfog.generation.sampler import Sampler
 from unfog.networks.conditioning import TextEncoder
-from unfog.recipes import recipe
-from unfog.run import load, train
+from unfog.recipes.conditions import ClassConditioning, ImageConditioning, Known, TextConditioning, ValuesConditioning
+from unfog.recipes.presets import recipe
+from unfog.recipes.recipe import Recipe
+from unfog.runs.run import load, train
+from unfog.runtime.errors import UserError
 from unfog.training.trainer import Trainer
 
 MakeRecipe = Callable[..., Recipe]

@@ -22,20 +22,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from conftest import MakeRecipe
-from unfog.blueprint import Recipe
 from unfog.data.source import Data, InMemory
-from unfog.errors import EnvironmentFailure, Stopped, UserError
-from unfog.generation import Sampler
-from unfog.optimizers import AdamW
-from unfog.randomness import normal_on
-from unfog.recipes import recipe
-from unfog.run import load, resume, train
-from unfog.settings import ExponentialAverage, PowerAverage
-from unfog.tensors import write_tensors
+from unfog.generation.sampler import Sampler
+from unfog.recipes.optimizers import AdamW
+from unfog.recipes.presets import recipe
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import ExponentialAverage, PowerAverage
+from unfog.runs.run import load, resume, train
+from unfog.runtime.device import channels_last, choose_device, choose_precision, keep_memory
+from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError
+from unfog.runtime.randomness import normal_on
+from unfog.runtime.tensors import write_tensors
 from unfog.training import checkpoint, loop
 from unfog.training.draws import Draw, Draws, ahead, pinned
 from unfog.training.ema import Averaged
-from unfog.training.machine import channels_last, choose_device, choose_precision, keep_memory
 from unfog.training.metrics import Metrics, read_metrics
 from unfog.training.trainer import Trainer
 
@@ -606,7 +606,7 @@ def test_a_full_disk_as_safetensors_says_it(two_checkpoints: Path, monkeypatch: 
     def full(*arguments: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("unfog.tensors.save_file", full)
+    monkeypatch.setattr("unfog.runtime.tensors.save_file", full)
     with pytest.raises(EnvironmentFailure, match=r"state\.safetensors: the disk is full"):
         checkpoint.save(two_checkpoints, 30, plain(30), {})
     tensors, state = checkpoint.latest(two_checkpoints)
@@ -854,7 +854,7 @@ def test_init_from_refuses_another_network(digits_run: Path, tiny: MakeRecipe, t
 
 # Exact resume: processes of their own, stopped by real signals
 
-PROGRAM = "import sys; from unfog.cli import main; sys.exit(main())"
+PROGRAM = "import sys; from unfog.cli.main import main; sys.exit(main())"
 SETTINGS = (
     "network.width=8",
     "network.dropout=0.1",

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from unfog.cli import main
+from unfog.cli.main import main
 from unfog.diffusion.denoiser import Clipped, Denoise, Denoiser
 from unfog.diffusion.guidance import ClassifierFree
 from unfog.diffusion.schedules import as_time
 from unfog.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, Noise, Step, UniPC
 from unfog.diffusion.weightings import MinSNR
-from unfog.evaluation import orders, proofs, verify
-from unfog.evaluation.orders import TOLERANCE, Problem, problems
-from unfog.evaluation.proofs import RECURSIONS, Proof
+from unfog.proofs import checks as proofs
+from unfog.proofs import orders, verify
+from unfog.proofs.checks import RECURSIONS, Proof
+from unfog.proofs.orders import TOLERANCE, Problem, problems
 
 
 def _problem(name: str) -> Problem:
@@ -147,7 +148,7 @@ def test_a_network_time_off_by_one_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_every_stochastic_rule_has_its_recursion() -> None:
     """And every deterministic one its order: no kind of solver goes unproven."""
-    from unfog.registry import KINDS
+    from unfog.recipes.kinds import KINDS
 
     proven = {type(solver) for solver in orders.SOLVERS.values()} | {type(rule[0]) for rule in RECURSIONS.values()}
     assert set(KINDS["solver"].values()) - proven == {KINDS["solver"]["rk45"]}  # which keeps a tolerance instead

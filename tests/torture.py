@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import tyro
 
-from unfog.cli import main
+from unfog.cli.main import main
 from unfog.training import checkpoint
 
 SETTINGS = (

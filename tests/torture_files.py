@@ -35,10 +35,10 @@ import torch
 from rich.console import Console
 
 import mutate
-from unfog.cli import main
-from unfog.recipes import recipe
-from unfog.run import train
-from unfog.terminal import LONGEST
+from unfog.cli.main import main
+from unfog.cli.terminal import LONGEST
+from unfog.recipes.presets import recipe
+from unfog.runs.run import train
 
 SECONDS = 120
 """After which a case hangs."""
@@ -418,7 +418,7 @@ def _text(stream: io.TextIOWrapper) -> str:
 LIMITED = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({SPACE}, {SPACE}))
-from unfog.cli import main
+from unfog.cli.main import main
 sys.exit(main())
 """
 

@@ -3,8 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from unfog.runtime.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from unfog.blueprint import Recipe
     from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Rescheduled
     from unfog.diffusion.editing import Inpainting
     from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, ClassifierGuided, autoguidance
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
     from unfog.diffusion.schedules import Schedule
     from unfog.diffusion.solvers import Solver, Step
     from unfog.diffusion.targets import Prediction, Target
-    from unfog.edits import inpaint, interpolate, invert, outpaint, restyle, vary
-    from unfog.errors import EnvironmentFailure, UserError
+    from unfog.generation.edits import inpaint, interpolate, invert, outpaint, restyle, vary
     from unfog.interop.diffusers import import_model
-    from unfog.recipes import recipe
-    from unfog.registry import part, register
-    from unfog.run import Run, load, resume, train
+    from unfog.recipes.kinds import part, register
+    from unfog.recipes.presets import recipe
+    from unfog.recipes.recipe import Recipe
+    from unfog.runs.run import Run, load, resume, train
+    from unfog.runtime.errors import EnvironmentFailure, UserError
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "CFGPlusPlus": "diffusion.guidance",
@@ -32,39 +33,39 @@ _HOMES = {
     "Conditioned": "diffusion.denoiser",
     "Denoise": "diffusion.denoiser",
     "Denoiser": "diffusion.denoiser",
-    "EnvironmentFailure": "errors",
+    "EnvironmentFailure": "runtime.errors",
     "Inpainting": "diffusion.editing",
     "Mixture": "diffusion.oracle",
     "MixtureDenoiser": "diffusion.oracle",
     "Prediction": "diffusion.targets",
-    "Recipe": "blueprint",
+    "Recipe": "recipes.recipe",
     "Rescheduled": "diffusion.denoiser",
-    "Run": "run",
+    "Run": "runs.run",
     "Schedule": "diffusion.schedules",
     "Solver": "diffusion.solvers",
     "Step": "diffusion.solvers",
     "Target": "diffusion.targets",
-    "UserError": "errors",
+    "UserError": "runtime.errors",
     "autoguidance": "diffusion.guidance",
     "bits_per_dim": "diffusion.likelihood",
     "denoising_loss": "diffusion.objectives",
     "import_model": "interop.diffusers",
-    "inpaint": "edits",
-    "interpolate": "edits",
-    "invert": "edits",
-    "load": "run",
+    "inpaint": "generation.edits",
+    "interpolate": "generation.edits",
+    "invert": "generation.edits",
+    "load": "runs.run",
     "log_likelihood": "diffusion.likelihood",
-    "outpaint": "edits",
-    "part": "registry",
-    "recipe": "recipes",
-    "register": "registry",
-    "restyle": "edits",
-    "resume": "run",
+    "outpaint": "generation.edits",
+    "part": "recipes.kinds",
+    "recipe": "recipes.presets",
+    "register": "recipes.kinds",
+    "restyle": "generation.edits",
+    "resume": "runs.run",
     "sample": "diffusion.sampling",
-    "train": "run",
+    "train": "runs.run",
     "trajectory": "diffusion.sampling",
     "variational_bound": "diffusion.likelihood",
-    "vary": "edits",
+    "vary": "generation.edits",
 }
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 import sys
 
-from unfog.cli import main
+from unfog.cli.main import main
 
 sys.exit(main())

@@ -15,8 +15,8 @@ from PIL import Image
 from unfog.app import FOLDER, studio
 from unfog.app.studio import Studio, Wish
 from unfog.data.pictures import row_of, save_film, save_picture
-from unfog.errors import EnvironmentFailure, UserError
-from unfog.registry import KINDS
+from unfog.recipes.kinds import KINDS
+from unfog.runtime.errors import EnvironmentFailure, UserError
 
 STYLE = """
 img { image-rendering: pixelated; } footer { opacity: .6; }

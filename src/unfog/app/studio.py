@@ -15,18 +15,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unfog import arguments, edits
-from unfog.conditions import Asked
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture, scatter, tile
 from unfog.diffusion.schedules import Schedule
-from unfog.errors import UserError
-from unfog.evaluation.film import STILLS
-from unfog.generation import Sampler, shown
+from unfog.generation import edits
+from unfog.generation.sampler import Sampler, shown
 from unfog.interop.card import facts, text
-from unfog.pages.report import KEPT, LOSSES
-from unfog.randomness import normal
-from unfog.registry import part
-from unfog.run import Run, load, read_recipe
+from unfog.recipes.conditions import Asked
+from unfog.recipes.kinds import part
+from unfog.reports.film import STILLS
+from unfog.reports.report import KEPT, LOSSES
+from unfog.runs import asking
+from unfog.runs.run import Run, load, read_recipe
+from unfog.runtime.errors import UserError
+from unfog.runtime.randomness import normal
 from unfog.training.metrics import losses
 
 MOST = 16
@@ -153,10 +154,10 @@ class Studio:
                 values = tuple(float(word) for word in words.replace(",", " ").split())
             except ValueError:
                 raise UserError(f"this model is told numbers, with commas between them, not {words!r}") from None
-            return arguments.asked(run, None, (), values, None)
+            return asking.asked(run, None, (), values, None)
         if kind in ("text", "pretrained"):
-            return arguments.asked(run, None, (words,) if words else (), (), image)
-        return arguments.asked(run, words or None, (), (), image)
+            return asking.asked(run, None, (words,) if words else (), (), image)
+        return asking.asked(run, words or None, (), (), image)
 
     def sampler(self, wish: Wish) -> Sampler:
         """Return the sampler that a wish describes."""
@@ -247,33 +248,33 @@ class Studio:
         return laid_out(data.take(np.array([number])).x)
 
     def edit(self, wish: Wish, image: str | None, rule: Callable[[Sampler, Tensor, Asked], Tensor]) -> Image.Image:
-        """Return the versions that a rule of `unfog.edits` makes of a picture file.
+        """Return the versions that a rule of `unfog.generation.edits` makes of a picture file.
 
         Raises: UserError: If there is no picture, or the model cannot edit it.
         """
         run, sampler = self.run(wish.run), self.sampler(wish)
-        asked = arguments.edited(run, sampler, self.asked(wish))
+        asked = asking.edited(run, sampler, self.asked(wish))
         with self._at_work, run.arithmetic():
             return laid_out(rule(sampler, _read(image, sampler), asked))
 
     def restyle(self, wish: Wish, image: str | None, strength: float) -> Image.Image:
-        """Return versions of a picture, see `unfog.edits.restyle`."""
+        """Return versions of a picture, see `unfog.generation.edits.restyle`."""
         return self.edit(wish, image, lambda s, x, asked: edits.restyle(s, x, strength, wish.count, asked))
 
     def inpaint(self, wish: Wish, picture: Image.Image, mask: Image.Image) -> Image.Image:
-        """Return versions of a picture with what the mask has painted made anew, see `unfog.edits.inpaint`."""
+        """Return versions of a picture whose masked part is made anew, see `unfog.generation.edits.inpaint`."""
         with TemporaryDirectory() as folder:
             files = [Path(folder) / name for name in ("picture.png", "mask.png")]
             picture.save(files[0])
             mask.save(files[1])
 
             def rule(sampler: Sampler, x: Tensor, asked: Asked) -> Tensor:
-                return edits.inpaint(sampler, x, arguments.mask(files[1], files[0], sampler, False), wish.count, asked)
+                return edits.inpaint(sampler, x, asking.mask(files[1], files[0], sampler, False), wish.count, asked)
 
             return self.edit(wish, str(files[0]), rule)
 
     def interpolate(self, wish: Wish, first: str | None, second: str | None) -> Image.Image:
-        """Return the way from one picture to another, see `unfog.edits.interpolate`."""
+        """Return the way from one picture to another, see `unfog.generation.edits.interpolate`."""
 
         def rule(sampler: Sampler, x: Tensor, asked: Asked) -> Tensor:
             return edits.interpolate(sampler, x, _read(second, sampler), max(2, wish.count), asked)
@@ -299,7 +300,7 @@ def _read(image: str | None, sampler: Sampler) -> Tensor:
     """Return a picture file as the model's pictures are stored."""
     if not image:
         raise UserError("give a picture to edit")
-    return arguments.picture(Path(image), sampler, False)
+    return asking.picture(Path(image), sampler, False)
 
 
 def laid_out(samples: Tensor) -> Image.Image:

@@ -1,1 +1,1 @@
-"""Floor 3, the data: where x0 comes from, as tensors with labels, and how pictures are read and written."""
+"""The data: where x0 comes from, as tensors with labels, and how pictures are read and written."""

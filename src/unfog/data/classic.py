@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from unfog.data.download import cache_folder, fetch
 from unfog.data.source import Data, InMemory, split
-from unfog.errors import UserError
-from unfog.files import disk
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import disk
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"

@@ -8,8 +8,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from unfog.errors import EnvironmentFailure
-from unfog.files import disk, whole
+from unfog.runtime.errors import EnvironmentFailure
+from unfog.runtime.files import disk, whole
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,7 @@
 """Data that are not here: those of imported models."""
 
 from unfog.data.source import Data
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 
 def elsewhere() -> Data:

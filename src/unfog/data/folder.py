@@ -16,8 +16,8 @@ import torch
 from unfog.data.classic import existing
 from unfog.data.pictures import SUFFIXES, Pixels, UnreadableError, describe_picture, read_picture
 from unfog.data.source import Batch, Data, Indices, InMemory, Source, split, split_rows
-from unfog.errors import UserError
-from unfog.files import parse_json
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import parse_json
 
 IN_MEMORY = 1 << 30
 """Sets of at most this many bytes are decoded once and kept; larger ones stream through processes."""

@@ -20,7 +20,7 @@ from rich.progress import track
 from unfog.data.folder import Listing, list_pictures, look, metadata_lines, pictures_below
 from unfog.data.pictures import SUFFIXES, UnreadableError, describe_picture, orientation, read_picture, sheet
 from unfog.data.source import Data, InMemory
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 FINDINGS = {
     "unreadable": "training skips them; replace or remove them",

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from unfog.errors import UserError
-from unfog.files import whole
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import whole
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy"})
 """Suffixes of the files that count as pictures, in lower case."""

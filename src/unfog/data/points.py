@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from unfog.data.source import Data, InMemory, split
-from unfog.errors import UserError
-from unfog.randomness import stream
+from unfog.runtime.errors import UserError
+from unfog.runtime.randomness import stream
 
 Shape = Literal["moons", "spiral", "checkerboard"]
 

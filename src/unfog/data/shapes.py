@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from unfog.data.source import Batch, Data, Indices
-from unfog.errors import UserError, unknown
-from unfog.randomness import stream, uniform
+from unfog.runtime.errors import UserError, unknown
+from unfog.runtime.randomness import stream, uniform
 
 COLOURS = {
     "red": (220, 40, 40),

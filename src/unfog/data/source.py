@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from unfog.errors import UserError
-from unfog.randomness import stream
+from unfog.runtime.errors import UserError
+from unfog.runtime.randomness import stream
 
 Indices = npt.NDArray[np.int64]
 

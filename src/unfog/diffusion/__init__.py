@@ -1,1 +1,1 @@
-"""Floor 2, the mathematics: schedules, targets, times, weights, solvers; no files and no architecture."""
+"""The mathematics: schedules, targets, times, weights, solvers; no files and no architecture."""

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from unfog.diffusion.schedules import EDM, Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction, Target
-from unfog.errors import UserError
 from unfog.networks.conditioning import Cond, Embedder
 from unfog.networks.layers import Network
+from unfog.runtime.errors import UserError
 
 InputScale = Literal["none", "unit"]
 NetworkTime = Literal["index", "whole", "thousand", "log_snr"]

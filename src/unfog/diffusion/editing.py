@@ -12,7 +12,7 @@ from torch import Tensor
 from unfog.diffusion.denoiser import Wrapped
 from unfog.diffusion.schedules import Schedule, expand
 from unfog.diffusion.targets import Prediction
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.schedules import Schedule, as_time
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 LOUD = 10.0
 """Grids in the log-SNR begin at -10, that is sigma/alpha = 148, on schedules that begin below it, and classifiers are

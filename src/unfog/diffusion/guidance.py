@@ -14,7 +14,7 @@ from unfog.diffusion.denoiser import Denoise, Wrapped, side_by_side
 from unfog.diffusion.grids import LOUD
 from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 
 class Interval(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.schedules import expand
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 _STAGES = (
     (0.0, ()),

@@ -13,7 +13,7 @@ from unfog.diffusion.integration import integrate
 from unfog.diffusion.schedules import Schedule, expand
 from unfog.diffusion.solvers import Variance, step_log_variance
 from unfog.diffusion.targets import Prediction
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 
 def bits_per_dim(log_likelihood: Tensor, x0: Tensor, bin_width: float | None = None) -> Tensor:

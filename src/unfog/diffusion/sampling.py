@@ -10,7 +10,7 @@ from torch import Tensor
 from unfog.diffusion.denoiser import Denoise
 from unfog.diffusion.schedules import Schedule
 from unfog.diffusion.solvers import Solver, Step
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 Draw = Callable[[int, Tensor], Tensor]
 """(step, state) -> standard normal noise shaped like the state."""

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, TypeVar, final
 import torch
 from torch import Tensor
 
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 QUIET = 14.0
 """The log-SNR at which continuous schedules begin to be trained: sigma/alpha = e^-7 = 0.0009, a ninth of

@@ -31,7 +31,7 @@ from unfog.diffusion.denoiser import Denoise
 from unfog.diffusion.integration import integrate
 from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 Noise = Callable[[Tensor], Tensor]
 """Returns standard normal noise shaped like its argument: the draw of the current step."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.schedules import CosineContinuous, Schedule, as_time
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.schedules import Schedule, as_time, expand
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 
 class Prediction(NamedTuple):

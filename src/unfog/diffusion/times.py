@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.schedules import Schedule, as_time
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 
 def stratify(u: Tensor) -> Tensor:

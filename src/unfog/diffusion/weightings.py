@@ -21,7 +21,7 @@ from torch import Tensor
 
 from unfog.diffusion.schedules import Schedule, as_time
 from unfog.diffusion.targets import Target
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Floor 8, evaluation: numbers that say what they are."""
+"""evaluation: numbers that say what they are."""

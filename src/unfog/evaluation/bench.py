@@ -16,11 +16,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from unfog import __version__
-from unfog.blueprint import Recipe
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.solvers import RungeKutta45
-from unfog.errors import Stopped, UserError
 from unfog.evaluation.compare import (
     Comparison,
     compare,
@@ -32,10 +29,13 @@ from unfog.evaluation.features import digest
 from unfog.evaluation.intervals import Scored
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.report import aligned, bar, batches_of, draw, told
-from unfog.files import disk, parse_json, read_bounded, whole, write_whole
-from unfog.generation import Sampler
-from unfog.registry import fits
-from unfog.run import Run, read_recipe, resume, train
+from unfog.generation.sampler import Sampler
+from unfog.recipes.kinds import fits
+from unfog.recipes.recipe import Recipe
+from unfog.runs.run import Run, read_recipe, resume, train
+from unfog.runtime.errors import Stopped, UserError
+from unfog.runtime.files import disk, parse_json, read_bounded, whole, write_whole
+from unfog.runtime.version import __version__
 
 SOLVERS = ("ddim", "euler", "heun", "dpmpp-2m", "dpmpp-3m", "unipc", "adams-bashforth", "ancestral")
 NFE = (5, 8, 10, 15, 20, 35)

@@ -12,17 +12,17 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from torch import Tensor
 
-from unfog import __version__
 from unfog.data.pictures import row_of, save_picture, sheet
-from unfog.errors import UserError
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
 from unfog.evaluation.intervals import Interval, Scored, bootstrap
 from unfog.evaluation.judge import Judge, spread
 from unfog.evaluation.report import aligned, bar, batches_of, draw, told
-from unfog.files import disk, write_whole
-from unfog.generation import Sampler
-from unfog.registry import part
-from unfog.run import Run, load
+from unfog.generation.sampler import Sampler
+from unfog.recipes.kinds import part
+from unfog.runs.run import Run, load
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import disk, write_whole
+from unfog.runtime.version import __version__
 
 RESAMPLES = 200
 """Resamples of a paired interval."""

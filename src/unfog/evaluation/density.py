@@ -11,9 +11,9 @@ from unfog.data.source import Data, Source
 from unfog.diffusion.denoiser import Conditioned
 from unfog.diffusion.grids import UniformGrid
 from unfog.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
-from unfog.errors import UserError
-from unfog.randomness import normal, uniform
-from unfog.run import Run
+from unfog.runs.run import Run
+from unfog.runtime.errors import UserError
+from unfog.runtime.randomness import normal, uniform
 
 STEPS = 250
 """Steps of the variational bound on a schedule without steps of its own."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from unfog.errors import UserError
+from unfog.runtime.errors import UserError
 
 Rows = NDArray[np.float64]
 

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from unfog.data.codecs import Codec
 from unfog.data.download import cache_folder
 from unfog.data.source import Batch, shuffled
-from unfog.errors import EnvironmentFailure, UserError
 from unfog.evaluation.distances import Rows
-from unfog.files import disk
-from unfog.tensors import load_into, read_tensors, write_tensors
+from unfog.runtime.errors import EnvironmentFailure, UserError
+from unfog.runtime.files import disk
+from unfog.runtime.tensors import load_into, read_tensors, write_tensors
 
 FEATURES, FEW, LARGE = 64, 16, 10_000
 """Features of the classifier, and principal components: for large sets, from so many rows on, and for small ones.

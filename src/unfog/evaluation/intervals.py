@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unfog.errors import UserError
-from unfog.randomness import stream
+from unfog.runtime.errors import UserError
+from unfog.runtime.randomness import stream
 
 Method = Literal["percentile", "basic", "halves"]
 

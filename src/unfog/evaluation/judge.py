@@ -16,15 +16,15 @@ from torch.nn import functional as F
 from unfog.data.codecs import Codec
 from unfog.data.shapes import Scene
 from unfog.data.source import Batch, Data, Indices, Source
-from unfog.errors import UserError
 from unfog.evaluation import features as extractors
 from unfog.evaluation.distances import Rows, frechet, kernel_distance
 from unfog.evaluation.features import Extractor, digest, features_of, fit_classifier, fit_components, flat
 from unfog.evaluation.intervals import Interval, Method, Scored, bootstrap
 from unfog.evaluation.neighbours import Memorised, entropy_over_classes, memorised, prdc
-from unfog.evaluation.reader import matches
-from unfog.randomness import normal, stream
-from unfog.run import MOST
+from unfog.evaluation.shapes_reader import matches
+from unfog.runs.requests import MOST
+from unfog.runtime.errors import UserError
+from unfog.runtime.randomness import normal, stream
 
 TRAINING, HELD_OUT, FITTED = 60_000, 10_000, 10_000
 """Rows, evenly spread, at most: of the training set, of the held-out set, and for principal components."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from unfog.data.source import Batch
 from unfog.evaluation.features import flat
 from unfog.evaluation.judge import Judge, pick, spread
-from unfog.files import whole
-from unfog.randomness import normal, uniform
-from unfog.run import Run
+from unfog.runs.run import Run
+from unfog.runtime.files import whole
+from unfog.runtime.randomness import normal, uniform
 
 LEVELS, ROWS, NOISIEST, CLEANEST = 16, 128, -8.0, 10.0
 """Noise levels, rows of each split, and the log-SNRs between which the levels lie."""

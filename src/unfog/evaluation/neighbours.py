@@ -9,8 +9,8 @@ from scipy.stats import betabinom
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import NearestNeighbors
 
-from unfog.errors import UserError
 from unfog.evaluation.distances import Rows, as_features, same_width, spans
+from unfog.runtime.errors import UserError
 
 
 class PRDC(NamedTuple):

@@ -9,16 +9,16 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from unfog.compression import autoencoder
 from unfog.data.codecs import Latents
 from unfog.data.pictures import paired, save_picture
-from unfog.errors import UserError
 from unfog.evaluation.distances import Rows
 from unfog.evaluation.intervals import Interval, Scored, bootstrap
 from unfog.evaluation.judge import LEAST, Judge, spread
-from unfog.files import disk, write_whole
-from unfog.run import read_recipe
-from unfog.training.machine import arithmetic, choose_device, choose_precision
+from unfog.recipes.latents import autoencoder
+from unfog.runs.run import read_recipe
+from unfog.runtime.device import arithmetic, choose_device, choose_precision
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import disk, write_whole
 
 SHOWN = 48
 """Pictures on the sheet."""

@@ -10,16 +10,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from unfog import distributed
 from unfog.data.pictures import paired, save_picture
-from unfog.errors import UserError
 from unfog.evaluation.intervals import Scored
 from unfog.evaluation.judge import Asked, Judge, known, pick, spread
 from unfog.evaluation.levels import Levels
 from unfog.evaluation.neighbours import Memorised
-from unfog.generation import Sampler
-from unfog.randomness import uniform
-from unfog.run import Run
+from unfog.generation.sampler import Sampler
+from unfog.runs.run import Run
+from unfog.runtime import distributed
+from unfog.runtime.errors import UserError
+from unfog.runtime.randomness import uniform
 
 BETTER = {"frechet": "lower", "kernel": "lower"}
 """Of which scores lower values are better; of all others higher ones are."""

@@ -1,1 +1,1 @@
-"""Floor 10, exchange: models of other toolkits in, and ours out."""
+"""exchange: models of other toolkits in, and ours out."""

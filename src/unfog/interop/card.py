@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from unfog import __version__
 from unfog.data.source import InMemory, Source, Subset
-from unfog.errors import UserError
-from unfog.files import parse_json, read_bounded
-from unfog.run import Run
+from unfog.runs.run import Run
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import parse_json, read_bounded
+from unfog.runtime.version import __version__
 from unfog.training.metrics import EVERY, read_metrics
 
 

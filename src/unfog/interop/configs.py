@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unfog.errors import UserError
 from unfog.interop.files import meant
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditional import ConditionalUNet
 from unfog.networks.unet import UNet
-from unfog.registry import Config, part
+from unfog.recipes.kinds import Config, part
+from unfog.runtime.errors import UserError
 
 Given = Mapping[str, Any]
 _UNET: dict[str, tuple[Any, ...]] = {

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unfog.blueprint import Recipe
-from unfog.compression import weights_of
-from unfog.errors import UserError
-from unfog.files import disk, write_whole
 from unfog.interop import configs, files, names, schedulers
 from unfog.networks.autoencoder import Autoencoder
-from unfog.pretrained import ENCODERS, PretrainedConditioning
-from unfog.registry import Config, part
-from unfog.tensors import write_tensors
+from unfog.recipes.kinds import Config, part
+from unfog.recipes.latents import weights_of
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.text_encoders import ENCODERS, PretrainedConditioning
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import disk, write_whole
+from unfog.runtime.tensors import write_tensors
 
 IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of pipelines that are left away."""

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from unfog.data.codecs import Latents
-from unfog.errors import UserError
-from unfog.files import disk, write_whole
 from unfog.interop import configs, names, schedulers
 from unfog.interop.card import card
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditional import ConditionalUNet
 from unfog.networks.conditioning import ClassEmbedding
 from unfog.networks.unet import UNet
-from unfog.run import Run, read_recipe
-from unfog.tensors import write_tensors
+from unfog.runs.run import Run, read_recipe
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import disk, write_whole
+from unfog.runtime.tensors import write_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNFIT = (

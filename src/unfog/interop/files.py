@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unfog.errors import EnvironmentFailure, UserError
-from unfog.files import parse_json, read_bounded
+from unfog.runtime.errors import EnvironmentFailure, UserError
+from unfog.runtime.files import parse_json, read_bounded
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """What files of weights are called, without variant and suffix."""

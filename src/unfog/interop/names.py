@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from unfog.errors import UserError
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.unet import Ladder
+from unfog.runtime.errors import UserError
 
 Rules = list[tuple[str, str]]
 """(pattern, replacement) in the order in which they are tried; all that match apply."""

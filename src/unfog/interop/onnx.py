@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from unfog.data.codecs import Latents
-from unfog.errors import UserError
-from unfog.files import disk, write_whole
 from unfog.interop.export import vacant
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditioning import Cond
-from unfog.run import Run
+from unfog.runs.run import Run
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import disk, write_whole
 
 
 class Bare(nn.Module):

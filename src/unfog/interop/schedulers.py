@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from unfog.blueprint import Recipe
 from unfog.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, DPMSolverPPSDE2M, Euler, EulerAncestral, Heun, UniPC
 from unfog.diffusion.tables import Table
-from unfog.errors import UserError
 from unfog.interop.files import meant
-from unfog.registry import Config, part
+from unfog.recipes.kinds import Config, part
+from unfog.recipes.recipe import Recipe
+from unfog.runtime.errors import UserError
 
 Given = Mapping[str, Any]
 """A configuration."""

@@ -1,1 +1,1 @@
-"""Floor 1, the networks: they map (x, time, cond) to an output and know nothing of diffusion."""
+"""The networks: they map (x, time, cond) to an output and know nothing of diffusion."""

@@ -1,1 +1,1 @@
-"""Floor 6, training: one readable loop, its draws, its averages and its checkpoints."""
+"""training: one readable loop, its draws, its averages and its checkpoints."""

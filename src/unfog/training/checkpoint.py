@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unfog import distributed
-from unfog.errors import EnvironmentFailure, UserError
-from unfog.files import disk, parse_json, read_bounded, sync, write_whole
-from unfog.registry import MOST_WHOLE, fits
-from unfog.tensors import read_tensors, write_tensors
+from unfog.recipes.kinds import MOST_WHOLE, fits
+from unfog.runtime import distributed
+from unfog.runtime.errors import EnvironmentFailure, UserError
+from unfog.runtime.files import disk, parse_json, read_bounded, sync, write_whole
+from unfog.runtime.tensors import read_tensors, write_tensors
 
 KEPT = 2
 """Checkpoints that stay; older ones are pruned after a new one was verified."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from unfog.data.codecs import Codec
 from unfog.data.source import Batch, Indices, Source, shuffled
 from unfog.diffusion.times import stratify
-from unfog.randomness import normal, uniform
+from unfog.runtime.randomness import normal, uniform
 
 
 class Draw(NamedTuple):

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unfog import distributed
-from unfog.errors import UserError
-from unfog.settings import Average
-from unfog.tensors import read_tensors
+from unfog.recipes.settings import Average
+from unfog.runtime import distributed
+from unfog.runtime.errors import UserError
+from unfog.runtime.tensors import read_tensors
 
 GAMMAS = (16.97, 6.94)
 """Exponents of the averages that snapshots hold: lengths of 0.05 and 0.10."""

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from unfog import distributed
 from unfog.data.codecs import PORTION, Codec, Identity, Latents
 from unfog.data.source import Augment, Batch, Data, Indices, Source
-from unfog.errors import UserError
-from unfog.files import disk, whole
+from unfog.runtime import distributed
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import disk, whole
 
 MOST = 1 << 34
 """Bytes of latents, at most, that are kept; those of larger sets are encoded again and again."""

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from unfog.errors import UserError, unknown
-from unfog.files import read_bounded, write_whole
+from unfog.runtime.errors import UserError, unknown
+from unfog.runtime.files import read_bounded, write_whole
 
 Line = Mapping[str, float | None]
 """A line of metrics.jsonl."""

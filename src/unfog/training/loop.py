@@ -11,12 +11,12 @@ from types import FrameType
 import torch
 from rich.console import Console
 
-from unfog import distributed
-from unfog.errors import Stopped
-from unfog.files import write_whole
+from unfog.runtime import distributed
+from unfog.runtime.device import peak_memory
+from unfog.runtime.errors import Stopped
+from unfog.runtime.files import write_whole
 from unfog.training.draws import Draw, ahead, in_turn, pinned
 from unfog.training.loggers import Trackers, loggers
-from unfog.training.machine import peak_memory
 from unfog.training.metrics import Display, Metrics
 from unfog.training.trainer import Trainer
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unfog import distributed
-from unfog.files import disk, parse_json, read_bounded, whole, write_whole
-from unfog.registry import fits
+from unfog.recipes.kinds import fits
+from unfog.runtime import distributed
+from unfog.runtime.files import disk, parse_json, read_bounded, whole, write_whole
 from unfog.training.loggers import Trackers
 
 if TYPE_CHECKING:

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unfog.blueprint import Recipe
-from unfog.compression import weights_of
-from unfog.errors import UserError
-from unfog.files import write_whole
-from unfog.tensors import write_tensors
+from unfog.recipes.latents import weights_of
+from unfog.recipes.recipe import Recipe
+from unfog.runtime.device import choose_device, free_memory, peak_memory
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import write_whole
+from unfog.runtime.tensors import write_tensors
 from unfog.training.checkpoint import KEPT
 from unfog.training.ema import GAMMAS
 from unfog.training.loop import Pace, Stopwatch, batches, headline
-from unfog.training.machine import choose_device, free_memory, peak_memory
 from unfog.training.trainer import Trainer
 
 TRIED = (4, 8)

@@ -10,14 +10,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfog.blueprint import Recipe
-from unfog.compression import Compressor, looked_at
 from unfog.data.pictures import paired, sheet
 from unfog.data.source import Data, Indices
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.objectives import denoising_loss
-from unfog.generation import Sampler
-from unfog.settings import Reconstruction
+from unfog.generation.sampler import Sampler
+from unfog.recipes.latents import Compressor, looked_at
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import Reconstruction
 from unfog.training.draws import Draw
 
 HeldOut = Callable[[Indices], Draw]

@@ -10,27 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfog import distributed
-from unfog.blueprint import Recipe
-from unfog.conditions import Conditioning
 from unfog.data.pictures import save_picture
 from unfog.data.source import Data, Indices
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.times import Importance
-from unfog.errors import UserError
-from unfog.files import disk
-from unfog.generation import Sampler
-from unfog.optimizers import AdamW
-from unfog.randomness import normal, normal_on, uniform
-from unfog.registry import MOST_WHOLE, fits
-from unfog.settings import PowerAverage, Precision, Training
-from unfog.tensors import load_into, write_tensors
-from unfog.training import checkpoint
-from unfog.training.draws import Draw, Draws
-from unfog.training.ema import GAMMAS, Averaged
-from unfog.training.latents import prepared
-from unfog.training.machine import (
+from unfog.generation.sampler import Sampler
+from unfog.recipes.conditions import Conditioning
+from unfog.recipes.kinds import MOST_WHOLE, fits
+from unfog.recipes.optimizers import AdamW
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import PowerAverage, Training
+from unfog.runtime import distributed
+from unfog.runtime.device import (
     COMPILED,
+    Precision,
     arithmetic,
     channels_last,
     choose_precision,
@@ -38,6 +31,14 @@ from unfog.training.machine import (
     keep_memory,
     place,
 )
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import disk
+from unfog.runtime.randomness import normal, normal_on, uniform
+from unfog.runtime.tensors import load_into, write_tensors
+from unfog.training import checkpoint
+from unfog.training.draws import Draw, Draws
+from unfog.training.ema import GAMMAS, Averaged
+from unfog.training.latents import prepared
 from unfog.training.tasks import task
 
 PATIENCE = 10

@@ -1,0 +1,45 @@
+"""What the verbs of the command line share: from the words that were typed to the values that are meant."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unfog.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from unfog.recipes.recipe import Recipe
+
+
+def chosen(recipe: str, data: str | None, size: int | None, settings: tuple[str, ...], precision: str) -> "Recipe":
+    """Return the recipe that a training is asked for."""
+    from unfog.recipes.presets import recipe as find
+
+    if not recipe:
+        raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
+    found = find(recipe, data, size).set(*settings)
+    return found if precision == "auto" else found.set(f"training.precision={precision}")
+
+
+def folder(path: Path) -> Path:
+    """Return a path that is a folder or can become one."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: choose another --out")
+    return path
+
+
+def file(path: Path, option: str) -> None:
+    """Refuse what is a folder, and make the folder that the file will lie in."""
+    from unfog.runtime.files import disk
+
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give {option} the name of a file")
+    with disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def seconds(text: str) -> float:
+    """Return the seconds of a text like 90s, 10m or 2h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|)", text.strip())
+    if not found or not 0 < float(found[1]) <= 1e9:
+        raise UserError(f"--budget takes a time like 90s, 10m or 2h, not {text!r}")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]

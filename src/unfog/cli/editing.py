@@ -1,0 +1,337 @@
+"""Verbs that edit pictures by a trained model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from unfog.cli import arguments
+from unfog.cli.options import Count, Prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unfog.generation.sampler import Sampler
+    from unfog.recipes.conditions import Asked
+    from unfog.runs.run import Run
+
+
+def _model(
+    run: Path,
+    label: str | None,
+    prompt: Prompts,
+    negative: str | None,
+    steps: int | None,
+    guidance: float | None,
+    seed: int,
+    device: str,
+) -> "tuple[Run, Sampler, Asked]":
+    """Return a run, its sampler, and what is asked of it."""
+    from unfog.runs import asking
+    from unfog.runs.run import load
+
+    loaded = load(run, device)
+    sampler = loaded.sampler(steps=steps, guidance=guidance, seed=seed, negative=negative)
+    return loaded, sampler, asking.edited(loaded, sampler, asking.asked(loaded, label, prompt, (), None))
+
+
+def _written(pictures: "Tensor", out: Path, first: "list[Tensor]") -> None:
+    """Write a picture each, and a sheet with what was given in front."""
+    import torch
+
+    from unfog.data.pictures import save_picture, sheet, tile
+    from unfog.runtime.files import disk
+
+    folder = arguments.folder(out)
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for place, picture in enumerate(pictures):
+        save_picture(tile(picture[None], 1, gap=0), folder / f"{place:05}.png")
+    shown = torch.cat([*(one[None] for one in first if one.shape == pictures.shape[1:]), pictures])
+    save_picture(sheet(shown, min(8, len(shown))), folder / "sheet.png")
+    print(f"{len(pictures)} pictures: {folder / 'sheet.png'}")
+
+
+def edit() -> None:
+    """Edit pictures: restyle, inpaint, outpaint, invert, interpolate, vary; `unfog edit --help` tells how.
+
+    For example:
+
+      unfog edit restyle runs/digits --image three.png --label 3
+      unfog edit inpaint runs/mnist --image 7.png --mask mask.png --label 7
+    """
+
+
+def restyle(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    image: Path,
+    strength: float = 0.6,
+    n: Count = 4,
+    label: str | None = None,
+    prompt: Prompts = (),
+    negative: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    own_size: bool = False,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Draw versions of a picture: noised up to a moment, and sampled from there (image to image).
+
+    For example:
+
+      unfog edit restyle runs/shapes --image mine.png --strength 0.5 --prompt "a large red circle"
+
+    Args:
+        run: Run folder.
+        image: The picture.
+        strength: 0 gives the picture itself, 1 forgets it.
+        n: Number of versions.
+        label: Class that they shall show.
+        prompt: Text that they shall show.
+        negative: What they shall not show, by guidance.
+        steps: Steps of the solver, for strength 1.
+        guidance: Scale of classifier-free guidance; 1 is off.
+        own_size: Keep the picture's size, instead of cropping and resizing it to the model's.
+        seed: Seed of the noise.
+        out: Folder for the pictures; RUN/edits/restyle if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.generation import edits
+    from unfog.runs import asking
+
+    loaded, sampler, asked = _model(run, label, prompt, negative, steps, guidance, seed, device)
+    picture = asking.picture(image, sampler, own_size)
+    with loaded.arithmetic():
+        found = edits.restyle(sampler, picture, strength, n, asked)
+    _written(found, out or run / "edits" / "restyle", [picture])
+
+
+def inpaint(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    image: Path,
+    mask: Path,
+    n: Count = 4,
+    label: str | None = None,
+    prompt: Prompts = (),
+    negative: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    repeats: int = 4,
+    own_size: bool = False,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Make a part of a picture anew; all else stays as it is, pixel by pixel.
+
+    For example:
+
+      unfog edit inpaint runs/mnist --image seven.png --mask mask.png --label 7
+
+    Args:
+        run: Run folder.
+        image: The picture.
+        mask: Picture of the same size: white is made anew, black is kept.
+        n: Number of versions.
+        label: Class that they shall show.
+        prompt: Text that they shall show.
+        negative: What they shall not show, by guidance.
+        steps: Steps of the solver.
+        guidance: Scale of classifier-free guidance; 1 is off.
+        repeats: How often each step is walked (RePaint): more fit better, and take longer; 1 is quick.
+        own_size: Keep the picture's size, instead of cropping and resizing it to the model's.
+        seed: Seed of the noise.
+        out: Folder for the pictures; RUN/edits/inpaint if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.generation import edits
+    from unfog.runs import asking
+
+    loaded, sampler, asked = _model(run, label, prompt, negative, steps, guidance, seed, device)
+    picture = asking.picture(image, sampler, own_size)
+    where = asking.mask(mask, image, sampler, own_size)
+    with loaded.arithmetic():
+        found = edits.inpaint(sampler, picture, where, n, asked, repeats=repeats)
+    _written(found, out or run / "edits" / "inpaint", [picture])
+
+
+def outpaint(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    image: Path,
+    left: int = 0,
+    right: int = 0,
+    top: int = 0,
+    bottom: int = 0,
+    n: Count = 4,
+    label: str | None = None,
+    prompt: Prompts = (),
+    steps: int | None = None,
+    guidance: float | None = None,
+    own_size: bool = False,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Let a picture go on beyond its edges.
+
+    For example:
+
+      unfog edit outpaint runs/folder --image mine.png --right 32
+
+    Args:
+        run: Run folder.
+        image: The picture.
+        left: Pixels to add there.
+        right: Pixels to add there.
+        top: Pixels to add there.
+        bottom: Pixels to add there.
+        n: Number of versions.
+        label: Class that they shall show.
+        prompt: Text that they shall show.
+        steps: Steps of the solver.
+        guidance: Scale of classifier-free guidance; 1 is off.
+        own_size: Keep the picture's size, instead of cropping and resizing it to the model's.
+        seed: Seed of the noise.
+        out: Folder for the pictures; RUN/edits/outpaint if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.generation import edits
+    from unfog.runs import asking
+
+    loaded, sampler, asked = _model(run, label, prompt, None, steps, guidance, seed, device)
+    picture = asking.picture(image, sampler, own_size)
+    with loaded.arithmetic():
+        found = edits.outpaint(sampler, picture, (left, right, top, bottom), n, asked)
+    _written(found, out or run / "edits" / "outpaint", [])
+
+
+def invert(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    image: Path,
+    label: str | None = None,
+    prompt: Prompts = (),
+    steps: int | None = 50,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Find the noise that a picture comes from, draw it again from there, and say how near that comes.
+
+    Writes noise.npy, of deviation 1, and a sheet: the picture, and what comes of its noise.
+
+    For example:
+
+      unfog edit invert runs/digits --image eight.png --label 8 --steps 50
+
+    Args:
+        run: Run folder.
+        image: The picture.
+        label: Class that it shows.
+        prompt: Text that it shows.
+        steps: Steps there, and back again.
+        out: Folder for noise and pictures; RUN/edits/invert if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    import io
+
+    import numpy as np
+
+    from unfog.evaluation.reconstruction import psnr
+    from unfog.generation import edits
+    from unfog.runs import asking
+    from unfog.runtime.files import write_whole
+
+    _, sampler, asked = _model(run, label, prompt, None, steps, 1.0, 0, device)
+    picture = asking.picture(image, sampler, False)
+    noise, again = edits.invert(sampler, picture, asked)
+    folder = out or run / "edits" / "invert"
+    _written(again[None], folder, [picture])
+    buffer = io.BytesIO()
+    np.save(buffer, noise.numpy())
+    write_whole(folder / "noise.npy", buffer.getvalue())
+    print(f"drawn again it differs by {psnr(again[None], picture[None])[0]:.1f} dB; the noise: {folder / 'noise.npy'}")
+
+
+def interpolate(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    images: tuple[Path, Path],
+    n: Count = 9,
+    label: str | None = None,
+    prompt: Prompts = (),
+    steps: int | None = 50,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Draw the way from one picture to another: their noises, mixed along the arc between them.
+
+    For example:
+
+      unfog edit interpolate runs/digits --images three.png eight.png --label 3
+
+    Args:
+        run: Run folder.
+        images: The two pictures.
+        n: Pictures on the way, the ends included.
+        label: Class that all show.
+        prompt: Text that all show.
+        steps: Steps to the noise, and back again.
+        out: Folder for the pictures; RUN/edits/interpolate if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.generation import edits
+    from unfog.runs import asking
+
+    _, sampler, asked = _model(run, label, prompt, None, steps, 1.0, 0, device)
+    first, second = (asking.picture(image, sampler, False) for image in images)
+    _written(edits.interpolate(sampler, first, second, n, asked), out or run / "edits" / "interpolate", [])
+
+
+def vary(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    image: Path,
+    amount: float = 0.3,
+    n: Count = 8,
+    label: str | None = None,
+    prompt: Prompts = (),
+    steps: int | None = 50,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Draw variations of a picture: its noise, with some other noise mixed in.
+
+    For example:
+
+      unfog edit vary runs/digits --image eight.png --amount 0.4 --label 8
+
+    Args:
+        run: Run folder.
+        image: The picture.
+        amount: Of the other noise, from 0 to 1.
+        n: Number of variations.
+        label: Class that they show.
+        prompt: Text that they show.
+        steps: Steps to the noise, and back again.
+        seed: Seed of the other noise.
+        out: Folder for the pictures; RUN/edits/vary if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.generation import edits
+    from unfog.runs import asking
+
+    _, sampler, asked = _model(run, label, prompt, None, steps, 1.0, seed, device)
+    picture = asking.picture(image, sampler, False)
+    _written(edits.vary(sampler, picture, amount, n, asked), out or run / "edits" / "vary", [picture])

@@ -1,0 +1,86 @@
+"""Verbs that exchange models with other toolkits."""
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from unfog.runtime.errors import UserError
+
+
+def import_(
+    source: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[Path],
+    /,
+    *,
+    trust: Path | None = None,
+) -> None:
+    """Make a run folder of a model of diffusers: sample it, edit with it, or train on from it.
+
+    Reads folders with a UNet2DModel or UNet2DConditionModel, an AutoencoderKL, a CLIP or T5 text encoder and most
+    schedulers, without diffusers itself; an AutoencoderKL alone becomes an autoencoder to train in the latents of.
+
+    For example:
+
+      unfog import my/stable-diffusion runs/sd
+      unfog import google/ddpm-cifar10-32 runs/ddpm
+      unfog sample runs/sd -n 4 --prompt "a lighthouse in the fog" --negative "blurry"
+
+    Args:
+        source: Folder, or name on the hub.
+        out: The new run folder.
+        trust: A pickle of weights that may be read; without it only safetensors are.
+    """
+    from unfog.interop.diffusers import import_model
+
+    found = import_model(source, out, trust)
+    for note in found.notes:
+        print(f"note: {note}")
+    recipe = found.recipe
+    shape = "×".join(map(str, recipe.shape or ()))
+    kinds = f"{recipe.network.kind}, schedule {recipe.schedule.kind}, target {recipe.target.kind}"
+    print(f"imported: {out}   ({found.parameters:,} parameters, pictures of {shape}; {kinds})")
+    if recipe.compresses:
+        print(f"(train in its latents with `unfog train ... --set codec=latents --set codec.path={out}`)")
+
+
+def export(
+    run: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    /,
+    *,
+    to: Literal["diffusers", "onnx"] = "diffusers",
+    steps: int | None = None,
+) -> None:
+    """Write a run as a folder that diffusers runs, with a model card, or as ONNX.
+
+    For diffusers the network must be unet or conditional-unet, on a table with the target eps, x0 or v and
+    network_time=index, or a flow. ONNX takes any network that is told a class or nothing; examples/onnx_sampler.py
+    draws from it with NumPy.
+
+    For example:
+
+      unfog export runs/mine my_model
+      unfog export runs/digits my_model --to onnx --steps 20
+
+    Args:
+        run: Run folder.
+        out: The new folder.
+        to: The form.
+        steps: Steps of the sampler, for ONNX; the recipe's if left away.
+    """
+    from unfog.interop import export as folders
+    from unfog.runs.run import load
+
+    loaded = load(run, "cpu", "float32")
+    if to == "onnx":
+        from unfog.interop.onnx import export as write
+
+        write(loaded, out, steps)
+        print(f"exported: {out}   (draw from it with `python examples/onnx_sampler.py {out}`)")
+        return
+    if steps is not None:
+        raise UserError("--steps goes with --to onnx: diffusers is told the steps when it draws")
+    for note in folders.export(loaded, out):
+        print(f"note: {note}")
+    print(f"exported: {out}   (DiffusionPipeline.from_pretrained({str(out)!r}))")

@@ -1,0 +1,115 @@
+"""Verbs that look at what is there."""
+
+from pathlib import Path
+
+import tyro
+
+from unfog.cli import arguments
+from unfog.runtime.errors import UserError
+
+
+def inspect(path: tyro.conf.Positional[Path], /, *, json: Path | None = None, sheet: Path | None = None) -> None:
+    """Look a folder of pictures over before training on it: what it holds, what is wrong, and how to train on it.
+
+    Reads every picture, one at a time. What is wrong is no failure: the exit code is 0.
+
+    For example:
+
+      unfog inspect my_pictures
+      unfog inspect my_pictures --json found.json --sheet found.png
+
+    Args:
+        path: Folder of pictures, as for `unfog train folder --data`.
+        json: Also write everything to this file, each picture named.
+        sheet: Also draw pictures as training sees them into this PNG, the faulty ones first.
+    """
+    from unfog.data.inspect import inspect as look_over
+    from unfog.data.pictures import save_picture
+    from unfog.runtime.files import write_whole
+
+    if sheet is not None and sheet.resolve().is_relative_to(path.resolve()):
+        raise UserError(f"{sheet} would be one of the pictures: choose a --sheet outside of {path}")
+    for option, file in (("--json", json), ("--sheet", sheet)):
+        if file is not None:
+            arguments.file(file, option)
+    report = look_over(path)
+    print(report.text())
+    if json is not None:
+        write_whole(json, report.to_json().encode())
+        print(f"everything: {json}")
+    if sheet is not None and (drawn := report.sheet()) is not None:
+        save_picture(drawn, sheet)
+        print(f"pictures: {sheet}")
+
+
+def recipes() -> None:
+    """List the recipes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from unfog.recipes.presets import RECIPES
+
+    rows = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, build in RECIPES.items():
+        rows.add_row(f"[bold]{name}[/]", (build.__doc__ or "").split("\n")[0])
+    Console().print(rows)
+
+
+def explain(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    step: int,
+    row: int = 0,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Show the equations of one step of the denoising with this run's own numbers, here and as a page.
+
+    A held-out row is noised to the step's time; shown are beta, alpha bar and SNR there, what the network saw and
+    answered, what that means for x0 and the noise, its weight in the loss, and the posterior of the step before it.
+
+    For example:
+
+      unfog explain runs/digits --step 500
+      unfog explain runs/digits --step 900 --row 3 --out explained
+
+    Args:
+        run: Run folder.
+        step: Number of the step: 1 is next to the data, the last one (1000, or those of the schedule) in pure noise.
+        row: Number of the held-out row.
+        seed: Seed of the noise.
+        out: Folder for the page; RUN/explain if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.reports.explain import explain as work_out
+    from unfog.runs.run import load
+
+    folder = arguments.folder(out or run / "explain")
+    found = work_out(load(run, device), step, row, seed)
+    print(f"{found.text()}\n\npage: {found.write(folder, f'step-{step}')}")
+
+
+def report(run: tyro.conf.Positional[Path], /, *, seed: int = 0, out: Path | None = None, device: str = "auto") -> None:
+    """Gather all that is known of a run in one HTML file that needs nothing else, and the same as Markdown.
+
+    Samples, a film and the training rows nearest to the samples are drawn; what evaluate and bench found
+    is taken in if it is there.
+
+    For example:
+
+      unfog report runs/digits
+      unfog report runs/digits --seed 3 --out my_report
+
+    Args:
+        run: Run folder.
+        seed: Seed of the samples.
+        out: Folder for report.html, report.md and the pictures; RUN/report if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.reports.report import report as gather
+    from unfog.runs.run import load
+
+    folder = arguments.folder(out or run / "report")
+    print(f"report: {gather(load(run, device), folder, seed).write()}")

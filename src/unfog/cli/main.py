@@ -1,0 +1,81 @@
+"""The command line: its verbs, and how a mistake, a failure and a stop end."""
+
+import sys
+import warnings
+from collections.abc import Callable
+
+import tyro
+
+from unfog.cli import editing, terminal
+from unfog.cli.drawing import film, sample
+from unfog.cli.exchange import export, import_
+from unfog.cli.looking import explain, inspect, recipes, report
+from unfog.cli.measuring import bench, compare, evaluate, verify
+from unfog.cli.serving import app
+from unfog.cli.training import average, plan, replay, train
+from unfog.runtime.version import __version__
+
+VERBS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "inspect": inspect,
+    "plan": plan,
+    "sample": sample,
+    "film": film,
+    "edit": editing.edit,
+    "evaluate": evaluate,
+    "bench": bench,
+    "compare": compare,
+    "average": average,
+    "replay": replay,
+    "verify": verify,
+    "explain": explain,
+    "report": report,
+    "app": app,
+    "import": import_,
+    "export": export,
+    "recipes": recipes,
+}
+
+
+EDITS: dict[str, Callable[..., None]] = {
+    "restyle": editing.restyle,
+    "inpaint": editing.inpaint,
+    "outpaint": editing.outpaint,
+    "invert": editing.invert,
+    "interpolate": editing.interpolate,
+    "vary": editing.vary,
+}
+"""What stands behind `unfog edit`."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process if None.
+
+    Returns: 0 done; 1 the environment failed; 2 the user's mistake; 128 + signal if stopped.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    terminal.prepare()
+    if "--version" in words[:1]:
+        print(f"unfog {__version__}")
+        return 0
+    verbs, prog, description = VERBS, "unfog", "Train, sample and measure diffusion models."
+    if words[:1] == ["edit"]:
+        verbs, prog, description, words = EDITS, "unfog edit", editing.edit.__doc__ or "", words[1:]
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = terminal.warn
+            warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # such a picture is named as unreadable
+            with terminal.together():
+                tyro.extras.subcommand_cli_from_dict(
+                    verbs,
+                    prog=prog,
+                    args=words,
+                    description=description,
+                    config=(tyro.conf.OmitArgPrefixes,),
+                )
+    except (Exception, KeyboardInterrupt) as error:
+        return terminal.end(error)
+    return 0

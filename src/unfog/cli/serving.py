@@ -1,0 +1,58 @@
+"""The verb that serves the playground."""
+
+from pathlib import Path
+
+import tyro
+
+from unfog.runtime.errors import Stopped, UserError
+
+
+def app(
+    runs: tyro.conf.Positional[tuple[Path, ...]] = (),
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    places: int = 10,
+    device: str = "auto",
+) -> None:
+    """Open the playground: a page on which runs draw, are compared, edit and are measured.
+
+    Only the run folders that are named can be reached through the page. It needs the extra 'app'.
+
+    For example:
+
+      unfog app runs/digits
+      unfog app runs/mnist runs/shapes --port 8000
+
+    Args:
+        runs: Run folders; those in ./runs if left away.
+        host: Address to listen on; 127.0.0.1 is this machine alone.
+        port: Port to listen on.
+        places: Requests that may wait while another is at work; more are sent away with a sentence.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    import signal
+    import threading
+    from importlib.util import find_spec
+
+    if not find_spec("gradio"):
+        raise UserError("the playground needs the extra 'app': pip install 'unfog[app]'")
+    if not (1 <= places <= 1000 and 0 < port < 65536):
+        raise UserError(f"--places takes 1 to 1000 and --port 1 to 65535, not {places} and {port}")
+    from unfog.app.page import Playground
+    from unfog.app.studio import Studio
+    from unfog.runs.run import read_recipe
+
+    here = (path.parent for path in sorted(Path("runs").glob("*/model.safetensors")))
+    studio = Studio(runs or [path for path in here if not read_recipe(path).compresses], device)
+    page = Playground(studio, places)
+
+    def close(number: int, frame: object) -> None:
+        raise Stopped("the playground is closed", number)
+
+    print(f"the playground: {page.launch(host, port)}   (Ctrl-C ends it)", flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, close)
+    studio.run(next(iter(studio.paths)))  # so that the first picture does not wait for it
+    threading.Event().wait()

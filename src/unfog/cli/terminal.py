@@ -1,0 +1,72 @@
+"""What the command line says, in one line each, and how it ends."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, out_of_memory
+
+LONGEST = 2000
+"""Signs of a message, at most: some quote a value from a file."""
+
+
+def prepare() -> None:
+    """Let streams print file names that are no text."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(kind: str, message: object) -> None:
+    """Show a message as one line that is not endless, without signs from a stranger's file that steer a terminal."""
+    text = str(message)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    plain = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    print(f"{kind}: {plain}", file=sys.stderr)
+
+
+def warn(message: Warning | str, *rest: Any, **more: Any) -> None:
+    """Show a warning as one line."""
+    say("warning", message)
+
+
+def end(error: BaseException) -> int:
+    """Say the last words, and return the exit code.
+
+    Raises: BaseException: The error itself, if it is a mistake in the code.
+    """
+    if isinstance(error, UserError):
+        code, words = 2, str(error)
+    elif isinstance(error, EnvironmentFailure):
+        code, words = 1, str(error)
+    elif isinstance(error, Stopped):
+        code, words = error.code, str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        code, words = 130, "stopped"
+    elif isinstance(error, OSError) or out_of_memory(error):
+        why = (str(error) or "no memory is left").splitlines()[0]
+        code, words = 1, f"this machine refuses ({why}): look at the file, or ask for less at once"
+    else:
+        raise error
+    say("unfog", words)
+    return code
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Join the processes that torchrun started, of which the first alone talks."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # importing torch takes a second, which --help has not
+        yield
+        return
+    from unfog.runtime.distributed import joined, rank
+
+    with joined(), ExitStack() as quiet:
+        if rank():
+            null = quiet.enter_context(open(os.devnull, "w"))
+            quiet.enter_context(redirect_stdout(null))
+            quiet.enter_context(redirect_stderr(null))  # but for its last words, which are said outside
+        yield

@@ -1,0 +1,168 @@
+"""Verbs that train, or look at a training."""
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from unfog.cli import arguments
+from unfog.cli.options import Settings, Trackers
+from unfog.runtime.errors import UserError
+
+
+def train(
+    recipe: tyro.conf.Positional[str] = "",
+    /,
+    *,
+    data: str | None = None,
+    size: int | None = None,
+    out: Path | None = None,
+    budget: str | None = None,
+    set: Settings = (),
+    resume: Path | None = None,
+    init_from: Path | None = None,
+    log: Trackers = (),
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> None:
+    """Train a recipe into a run folder, or go on with a run that was stopped.
+
+    For example:
+
+      unfog train digits --out runs/digits
+      unfog train mnist --data my/mnist --budget 10m --out runs/mnist
+      unfog train folder --data my_pictures --size 32 --set network.width=96
+      unfog train digits --set schedule=cosine --set target=v --out runs/cosine-v
+      unfog train --resume runs/digits
+
+    Args:
+        recipe: Name of a recipe; `unfog recipes` lists them.
+        data: Path of the data, for recipes that read files.
+        size: Side of the pictures, for the recipe 'folder'.
+        out: Run folder; runs/RECIPE if left away.
+        budget: Time to use instead of the recipe's number of images, for instance 90s, 10m or 2h.
+        set: Change a part of the recipe; may be given again and again.
+        resume: Go on with this run folder.
+        init_from: Start from the weights of this run folder.
+        log: Also tell this tracker, besides metrics.jsonl and the progress bar; may be given again.
+        device: cpu, cuda, cuda:1, mps, or auto.
+        precision: Arithmetic of the network; auto chooses what is faster there.
+    """
+    from unfog.reports.plots import draw_plane
+    from unfog.runs import run
+
+    if resume is not None:
+        if recipe or data or size or out or budget or set or init_from or precision != "auto":
+            raise UserError("--resume goes on with a run as it is: give it alone, or start anew with --init-from")
+        folder = resume
+        run.refit(folder, device=device, log=log)
+    else:
+        chosen = arguments.chosen(recipe, data, size, set, precision)
+        seconds = None if budget is None else arguments.seconds(budget)
+        folder = out or Path("runs") / recipe
+        run.fit(chosen, folder, budget=seconds, init_from=init_from, device=device, log=log)
+    finished = run.read_recipe(folder)
+    if finished.compresses:
+        print(f"trained: {folder}   (measure it with `unfog evaluate {folder}`)")
+        return
+    if finished.shape == (2,):
+        draw_plane(run.load(folder, device), folder / "plane.png")
+        print(f"field and trajectories: {folder / 'plane.png'}")
+    told = {"values": " --values ...", "image": " --image FILE"}.get(finished.conditioning.kind, "")
+    print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64{told}`)")
+
+
+def plan(
+    recipe: tyro.conf.Positional[str] = "",
+    /,
+    *,
+    data: str | None = None,
+    size: int | None = None,
+    budget: str | None = None,
+    set: Settings = (),
+    device: str = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> None:
+    """Say what a training will take before it begins: time, memory, disk, and how much a budget holds.
+
+    Takes about twenty steps and one report, in a temporary folder, and leaves nothing behind.
+
+    For example:
+
+      unfog plan digits
+      unfog plan mnist --data my/mnist --budget 2h
+      unfog plan folder --data my_pictures --size 64 --set training.batch=128
+
+    Args:
+        recipe: Name of a recipe; `unfog recipes` lists them.
+        data: Path of the data, for recipes that read files.
+        size: Side of the pictures, for the recipe 'folder'.
+        budget: Time to use instead of the recipe's number of images, for instance 90s, 10m or 2h.
+        set: Change a part of the recipe; may be given again and again.
+        device: cpu, cuda, cuda:1, mps, or auto.
+        precision: Arithmetic of the network; auto chooses what is faster there.
+    """
+    from unfog.training.plan import plan as measure
+
+    chosen = arguments.chosen(recipe, data, size, set, precision)
+    print(measure(chosen, budget=None if budget is None else arguments.seconds(budget), device=device).table())
+
+
+def average(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    length: float,
+    out: Path,
+) -> None:
+    """Average the weights of a run over another length after its training, into a run folder of its own.
+
+    Needs snapshots, which `unfog train --set training.snapshots=32` keeps.
+
+    For example:
+
+      unfog average runs/digits --length 0.15 --out runs/digits-15
+      unfog average runs/digits --length 0.05 --out runs/digits-05
+
+    Args:
+        run: Run folder.
+        length: Width of the average, relative to the training: above 0 and below 0.289; most recipes' own has 0.10.
+        out: The new run folder.
+    """
+    from unfog.runs.average import average as make
+
+    made = make(run, length, out)
+    print(
+        f"averaged: {out}   (up to step {made.step} with gamma {made.gamma:.2f}, the profile within {made.error:.1%};"
+    )
+    print(f"compare it with `unfog compare {run} {out}`)")
+
+
+def replay(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    step: int,
+    out: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Draw any step of a training again: rows, conditions, times, noise, and the loss of each row.
+
+    Writes step-N.png, clean rows above noisy ones, and step-N.json. The losses are under the newest checkpoint from
+    before the step, else under the run's model.
+
+    For example:
+
+      unfog replay runs/digits --step 140
+      unfog replay runs/digits --step 1 --out spikes
+
+    Args:
+        run: Run folder.
+        step: Number of the optimizer step, from 1, as in metrics.jsonl, whose lines average the 20 steps up to theirs.
+        out: Folder for picture and numbers; RUN/replay if left away.
+        device: cpu, cuda, cuda:1, mps, or auto.
+    """
+    from unfog.reports.replay import replay as draw_again
+
+    folder = arguments.folder(out or run / "replay")
+    print(draw_again(run, step, device).write(folder))

@@ -1,0 +1,1 @@
+"""From a denoiser to samples and edited pictures."""

@@ -1,0 +1,317 @@
+"""Edits of pictures by a trained model: restyled, filled in, continued, led back to their noise, varied and mixed."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfog.data.codecs import Codec, Latents
+from unfog.diffusion.denoiser import Denoise
+from unfog.diffusion.editing import Inpainting, begin, check_strength, climbing, late, rising, spherical, varied
+from unfog.diffusion.sampling import sample, trajectory
+from unfog.diffusion.solvers import DDIM, Solver
+from unfog.generation.sampler import Sampler
+from unfog.recipes.conditions import Asked
+from unfog.runtime.errors import UserError
+from unfog.runtime.randomness import normal
+
+
+class Beginning(NamedTuple):
+    """Where an edit begins.
+
+    Attributes:
+        denoise: The model, wrapped as the edit needs it.
+        x: The state at the first of the times.
+        times: The times.
+    """
+
+    denoise: Denoise
+    x: Tensor
+    times: Tensor
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A picture as the model sees it: continued to sides that the network can halve, and encoded.
+
+    Attributes:
+        sampler: The sampler whose model edits it.
+        picture: uint8, `(1, channels, height, width)`.
+    """
+
+    sampler: Sampler
+    picture: Tensor
+
+    def __post_init__(self) -> None:
+        """Check that the model is one of such pictures."""
+        stored, shape = self.sampler.stored, tuple(self.picture.shape[1:])
+        if len(stored) != 3 or self.picture.dtype != torch.uint8:
+            raise UserError("edits are for pictures, and this model is of another kind of data")
+        if shape[0] != stored[0]:
+            raise UserError(f"the model is of pictures of {stored[0]} channels, and this one has {shape[0]}")
+        if self.sampler.conditioning.planes(self.sampler.known):
+            raise UserError(
+                "a model that is told pictures cannot edit: use one that is told a class, a text or nothing"
+            )
+
+    @property
+    def behind(self) -> list[int]:
+        """What is put behind each side so that the network can halve it, as `F.pad` takes it."""
+        codec = self.sampler.codec
+        multiple = self.sampler.denoiser.network.multiple * (
+            codec.autoencoder.factor if isinstance(codec, Latents) else 1
+        )
+        return [amount for side in reversed(self.picture.shape[2:]) for amount in (0, -side % multiple)]
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of pictures of this size."""
+        codec = self.sampler.codec
+        if not isinstance(codec, Latents):
+            return codec
+        height, width = (side + pad for side, pad in zip(self.picture.shape[2:], self.behind[3::-2], strict=True))
+        return replace(codec, stored=(self.picture.shape[1], height, width))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.sampler.denoiser.parameters()).device
+
+    @torch.no_grad()
+    def encode(self, picture: Tensor) -> Tensor:
+        """Return a picture of this size as the model sees it, `(1, *shape)`."""
+        padded = F.pad(picture.float(), self.behind, mode="replicate").to(torch.uint8)
+        return self.codec.encode(padded.to(self.device))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return states as pictures of this size, on the CPU."""
+        height, width = self.picture.shape[2:]
+        return self.codec.decode(z)[..., :height, :width].cpu()
+
+    def noise(self, purpose: str, step: int, first: int, shape: tuple[int, ...]) -> Tensor:
+        """Return the noise of a batch of samples."""
+        count = self.sampler.settings.batch
+        return normal(self.sampler.seed, purpose, step, first, count, shape).to(self.device)
+
+    def batches(
+        self, count: int, asked: Asked, start: Callable[[Denoise, Tensor, int], Beginning], solver: Solver
+    ) -> Iterator[Tensor]:
+        """Yield edited pictures in batches; number i is the same in whatever request it comes.
+
+        Args:
+            count: How many.
+            asked: What they shall show.
+            start: Maps (model, times, number of the first sample) to where the batch begins.
+            solver: The rule of a step.
+        """
+        if count < 1:
+            raise UserError(f"the number of pictures must be 1 or more, not {count}")
+        condition, size = self.sampler.condition(count, asked), self.sampler.settings.batch
+        for first in range(0, count, size):
+            denoise, times = replace(self.sampler, solver=solver).denoise(self.sampler.padded(condition, first))
+            yield self._end(start(denoise, times, first), solver, first)[: count - first]
+
+    @torch.inference_mode()
+    def _end(self, begun: Beginning, solver: Solver, first: int) -> Tensor:
+        """Return the pictures that a batch ends with."""
+
+        def noise(step: int, like: Tensor) -> Tensor:
+            return self.noise("step", step, first, tuple(like.shape[1:]))
+
+        x = begun.x
+        if len(begun.times) > 1:
+            for step in trajectory(begun.denoise, x, begun.times, solver, noise=noise):
+                x = step.x
+        return self.decode(x)
+
+
+def restyle(sampler: Sampler, picture: Tensor, strength: float, count: int = 1, asked: Asked = None) -> Tensor:
+    """Return versions of a picture: noised up to a moment, and sampled from there.
+
+    Args:
+        sampler: Of the model.
+        picture: uint8, `(channels, height, width)`.
+        strength: How much of the way to pure noise: 0 gives the picture itself, 1 a new one.
+        count: How many versions.
+        asked: What they shall show.
+
+    Returns: uint8, `(count, channels, height, width)`.
+    Raises: UserError: If the strength is no share, or the model is none of such pictures.
+    Source: Meng et al. 2022, SDEdit.
+    """
+    canvas = Canvas(sampler, picture[None])
+    check_strength(strength)
+    if strength == 0:
+        return canvas.picture.expand(count, -1, -1, -1).clone()
+    x0 = canvas.encode(canvas.picture)
+
+    def start(denoise: Denoise, times: Tensor, first: int) -> Beginning:
+        eps = canvas.noise("start", 0, first, tuple(x0.shape[1:]))
+        x = begin(denoise.schedule, x0.expand_as(eps), eps, times, strength)
+        return Beginning(denoise, x, late(times, strength))
+
+    return torch.cat(list(canvas.batches(count, asked, start, sampler.solver)))
+
+
+def inpaint(
+    sampler: Sampler,
+    picture: Tensor,
+    mask: Tensor,
+    count: int = 1,
+    asked: Asked = None,
+    *,
+    repeats: int = 4,
+    jump: int = 4,
+) -> Tensor:
+    """Return versions of a picture with a part made anew; what is known stays as it is, to the bit.
+
+    Args:
+        sampler: Of the model.
+        picture: uint8, `(channels, height, width)`.
+        mask: Where something new is wanted, `(height, width)` of bool.
+        count: How many versions.
+        asked: What they shall show.
+        repeats: How often each step is walked, so that new and known come to fit; 1 is no climb.
+        jump: Steps down before a climb.
+
+    Returns: uint8, `(count, channels, height, width)`.
+    Raises: UserError: If the mask is of another size, or all of it is one value.
+    """
+    canvas = Canvas(sampler, picture[None])
+    if mask.shape != picture.shape[1:]:
+        raise UserError(f"the mask is of {tuple(mask.shape)} pixels, and the picture of {tuple(picture.shape[1:])}")
+    if bool(mask.all()) or not bool(mask.any()):
+        what = "white: nothing is known; to draw a new picture use `unfog sample`" if mask.any() else "black"
+        raise UserError(f"the mask is all {what}; white is made anew, and black is kept")
+    known = canvas.encode(torch.where(mask, _mean_of(canvas.picture, ~mask), canvas.picture))
+    wide = F.pad(mask[None, None].float(), canvas.behind, mode="replicate")
+    new = F.adaptive_max_pool2d(wide, known.shape[2:]).to(known)
+    solver = sampler.solver if repeats == 1 or sampler.solver.stochastic else DDIM(eta=1.0)
+
+    def start(denoise: Denoise, times: Tensor, first: int) -> Beginning:
+        eps = canvas.noise("start", 0, first, tuple(known.shape[1:]))
+        x = denoise.schedule.add_noise(known.expand_as(eps), eps, times[0])
+        pure = begin(denoise.schedule, known.expand_as(eps), eps, times, 1.0)
+        steps = climbing(times, jump, repeats) if repeats > 1 else times
+        return Beginning(Inpainting(denoise, known, new), torch.lerp(x, pure, new), steps)
+
+    made = torch.cat(list(canvas.batches(count, asked, start, solver)))
+    return torch.where(mask, made, canvas.picture)
+
+
+def _mean_of(picture: Tensor, known: Tensor) -> Tensor:
+    """Return the mean colour of the known pixels, as a picture."""
+    mean = (picture.float() * known).sum((2, 3), keepdim=True) / known.sum()
+    return mean.round().to(torch.uint8).expand_as(picture)
+
+
+def outpaint(
+    sampler: Sampler, picture: Tensor, margins: tuple[int, int, int, int], count: int = 1, asked: Asked = None
+) -> Tensor:
+    """Return versions of a picture that go on beyond its edges.
+
+    Args:
+        sampler: Of the model.
+        picture: uint8, `(channels, height, width)`.
+        margins: Pixels to add on the left, right, top and bottom.
+        count: How many versions.
+        asked: What they shall show.
+
+    Returns: uint8, `(count, channels, height + top + bottom, width + left + right)`.
+    Raises: UserError: If the margins are none.
+    """
+    if min(margins) < 0 or not any(margins):
+        raise UserError(f"margins are pixels on the left, right, top and bottom, one of them above 0, not {margins}")
+    wide = F.pad(picture[None].float(), margins, mode="replicate").to(torch.uint8)[0]
+    mask = F.pad(torch.zeros(picture.shape[1:]), margins, value=1.0).bool()
+    return inpaint(sampler, wide, mask, count, asked)
+
+
+def invert(sampler: Sampler, picture: Tensor, asked: Asked = None) -> tuple[Tensor, Tensor]:
+    """Return the noise that a picture comes from, and what the model makes of it again, both without guidance.
+
+    Args:
+        sampler: Of the model; a solver that draws noise is replaced by DDIM.
+        picture: uint8, `(channels, height, width)`.
+        asked: What it shows.
+
+    Returns: The noise over its deviation, `(1, *shape)`, and the picture, `(channels, height, width)`.
+    """
+    canvas = Canvas(sampler, picture[None])
+    denoise, times, solver = _deterministic(canvas, asked, 1)
+    x0 = canvas.encode(canvas.picture)
+    back = rising(times, denoise.schedule)
+    with torch.inference_mode():
+        x = sample(denoise, denoise.schedule.alpha(back[0]).to(x0) * x0, back, solver)
+        again = sample(denoise, x, times, solver)
+    return (x / denoise.schedule.sigma(times[0]).to(x)).cpu(), canvas.decode(again)[0]
+
+
+def from_noise(sampler: Sampler, picture: Tensor, z: Tensor, asked: Asked = None) -> Tensor:
+    """Return the pictures of noises, without guidance and by the rule that `invert` uses.
+
+    Args:
+        sampler: Of the model.
+        picture: A picture of the size that is wanted, uint8, `(channels, height, width)`.
+        z: Noises of deviation 1, `(count, *shape)`.
+        asked: What they shall show.
+
+    Returns: uint8, `(count, channels, height, width)`.
+    """
+    canvas = Canvas(sampler, picture[None])
+    parts = []
+    for part in torch.split(z, sampler.settings.batch):
+        denoise, times, solver = _deterministic(canvas, asked, len(part))
+        with torch.inference_mode():
+            x = sample(denoise, denoise.schedule.sigma(times[0]).to(part) * part.to(canvas.device), times, solver)
+        parts.append(canvas.decode(x))
+    return torch.cat(parts)
+
+
+def _deterministic(canvas: Canvas, asked: Asked, count: int) -> tuple[Denoise, Tensor, Solver]:
+    """Return the model without guidance, the times, and a rule that draws no noise."""
+    sampler = canvas.sampler
+    solver = DDIM() if sampler.solver.stochastic or sampler.solver.memory else sampler.solver
+    settings = replace(sampler.settings, guidance=1.0, guidance_interval=None, guidance_rescale=0.0, clip=False)
+    plain = replace(sampler, solver=solver, settings=settings, negative=None)
+    return *plain.denoise(plain.condition(count, asked)), solver
+
+
+def interpolate(sampler: Sampler, first: Tensor, second: Tensor, count: int, asked: Asked = None) -> Tensor:
+    """Return pictures on the way from one to another: the noises of both, mixed along the arc between them.
+
+    Args:
+        sampler: Of the model.
+        first: uint8, `(channels, height, width)`.
+        second: Of the same shape.
+        count: Pictures, the two ends included; 2 or more.
+        asked: What they shall show.
+
+    Returns: uint8, `(count, channels, height, width)`.
+    Source: Song et al. 2021, Denoising Diffusion Implicit Models, section 5.3.
+    """
+    if count < 2:
+        raise UserError(f"a way from one picture to another has 2 pictures or more, not {count}")
+    start, end = (invert(sampler, picture, asked)[0] for picture in (first, second))
+    z = torch.cat([spherical(start, end, place / (count - 1)) for place in range(count)])
+    return from_noise(sampler, first, z, asked)
+
+
+def vary(sampler: Sampler, picture: Tensor, amount: float, count: int = 1, asked: Asked = None) -> Tensor:
+    """Return variations of a picture: its noise with some other noise mixed in.
+
+    Args:
+        sampler: Of the model.
+        picture: uint8, `(channels, height, width)`.
+        amount: Of the other noise, from 0 to 1.
+        count: How many.
+        asked: What they shall show.
+
+    Returns: uint8, `(count, channels, height, width)`.
+    """
+    z = invert(sampler, picture, asked)[0]
+    other = torch.cat([normal(sampler.seed, "vary", 0, place, 1, tuple(z.shape[1:])) for place in range(count)])
+    return from_noise(sampler, picture, varied(z, other, amount), asked)

@@ -1,0 +1,278 @@
+"""From a denoiser to samples: fixed batches, one stream of noise for each sample, conditions and guidance."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unfog.data.codecs import Codec
+from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Rescheduled, edm_clock
+from unfog.diffusion.grids import Grid
+from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, Interval
+from unfog.diffusion.sampling import trajectory
+from unfog.diffusion.schedules import Schedule, expand
+from unfog.diffusion.solvers import Ancestral, Solver, Step
+from unfog.networks.conditioning import ClassEmbedding, Cond
+from unfog.recipes.conditions import Asked, Conditioning, Known
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import Sampling
+from unfog.runtime import distributed
+from unfog.runtime.errors import UserError, out_of_memory
+from unfog.runtime.randomness import normal
+
+
+class Moment(NamedTuple):
+    """How samples stand at one time of their denoising, in the space of the diffusion.
+
+    Attributes:
+        t: The time.
+        x: The states, scaled down to unit variance where they exceed it, `(count, *shape)`.
+        x0: What the model takes them to become; at the last time the samples themselves.
+        number: Of the time, from 0.
+        last: Number of the last time.
+    """
+
+    t: float
+    x: Tensor
+    x0: Tensor
+    number: int
+    last: int
+
+    def kept(self, most: int) -> bool:
+        """Say whether this moment is one of at most `most` that show the whole, first and last among them."""
+        return self.number * (most - 1) % max(self.last, most - 1) < most - 1
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws samples so that number i is the same, to the bit, in whatever request it comes.
+
+    Attributes:
+        denoiser: The model.
+        codec: Maps samples back to what is stored.
+        solver: The rule of one step.
+        grid: Places the steps.
+        settings: Steps, guidance, clipping and batch.
+        conditioning: Reads what is asked for.
+        known: What the model knows of its data.
+        seed: Seed of the noise.
+        negative: What the samples shall not show: guidance leads away from it instead of from nothing.
+    """
+
+    denoiser: Denoiser
+    codec: Codec
+    solver: Solver
+    grid: Grid
+    settings: Sampling
+    conditioning: Conditioning
+    known: Known
+    seed: int = 0
+    negative: Asked = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, denoiser: Denoiser, seed: int = 0, negative: Asked = None) -> "Sampler":
+        """Return the sampler that a recipe describes."""
+        return cls(
+            denoiser,
+            recipe.build_codec(),
+            recipe.solver.build(),
+            recipe.grid.build(),
+            recipe.sampling.build(),
+            recipe.conditioning.build(),
+            recipe.known,
+            seed,
+            negative,
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample as it is diffused."""
+        return self.known.shape
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Shape of one sample as it is stored."""
+        return self.known.stored or self.known.shape
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that the model is told one of; 0 if it is told something else, or nothing."""
+        return len(self.known.classes) if isinstance(self.denoiser.embedder, ClassEmbedding) else 0
+
+    def condition(self, count: int, asked: Asked = None) -> Tensor | None:
+        """Return what the model is told of each sample, `(count, ...)`; None for unconditional models.
+
+        Args:
+            count: Number of samples.
+            asked: What they shall show: one thing for all or one for each: classes, prompts, values or pictures, as
+                the model was trained; None asks for all classes, or some held-out captions, in turn.
+
+        Raises: UserError: If the model cannot take what is asked.
+        """
+        return self.conditioning.ask(self.known, asked, count)
+
+    def denoise(self, condition: Tensor | None) -> tuple[Denoise, Tensor]:
+        """Return the wrapped denoiser for the condition of one batch, and the times at which to call it.
+
+        A velocity solver on a table, which has no rates, works on the EDM clock at the same noise levels.
+        """
+        denoise: Denoise = Conditioned(self.denoiser, None)
+        if self.denoiser.embedder is not None and condition is not None:
+            embedder, device = self.denoiser.embedder, next(self.denoiser.parameters()).device
+            free = embedder.null(len(condition))
+            if self.negative is not None:
+                shunned = self.conditioning.ask(self.known, self.negative, len(condition))
+                assert shunned is not None
+                free = embedder(shunned.to(device))
+            told = embedder(condition.to(device))
+            denoise = self._guided(*(Conditioned(self.denoiser, _at(cond, device)) for cond in (told, free)))
+        if self.negative is not None and self.settings.guidance == 1:
+            raise UserError("what samples shall not show works by guidance: set it above 1")
+        if isinstance(denoise, Conditioned) and denoise.cond is None and self.settings.guidance != 1:
+            raise UserError(
+                "guidance needs a model that was trained with conditions: set it to 1 (sampling.guidance=1 in a recipe)"
+            )
+        if self.settings.clip and self.codec.bounds is not None:
+            keep_eps = self.settings.keep_eps or self.settings.guidance_kind == "cfg++"
+            denoise = Clipped(denoise, *self.codec.bounds, keep_eps=keep_eps)
+        learned = isinstance(self.solver, Ancestral) and self.solver.variance == "learned"
+        if learned and not self.denoiser.learned_variance:
+            raise UserError("solver.variance 'learned' needs a model that was trained with variance=learned")
+        schedule = self.denoiser.schedule
+        times = self.grid(schedule, self.settings.steps)
+        if self.solver.velocity and schedule.steps:
+            clock = edm_clock(schedule)
+            # rounding may lead a last digit past the end of the clock
+            return Rescheduled(denoise, clock), clock.time(schedule.log_snr(times)).clamp(max=clock.t_max)
+        return denoise, times
+
+    def _guided(self, conditional: Denoise, free: Denoise) -> Denoise:
+        """Return the guided denoiser that the settings describe."""
+        settings = self.settings
+        if settings.guidance_kind == "cfg++":
+            if not self.solver.pairwise:
+                raise UserError("cfg++ works only with first-order rules of the pair: solver ddim or ancestral")
+            return CFGPlusPlus(conditional, free, settings.guidance)
+        interval = None if settings.guidance_interval is None else Interval(*settings.guidance_interval)
+        return ClassifierFree(conditional, free, settings.guidance, interval, settings.guidance_rescale)
+
+    def start(self, first: int, schedule: Schedule, t: Tensor) -> Tensor:
+        """Return sigma(t)·z for samples `first` to `first + batch - 1`: what every solver begins with."""
+        start = normal(self.seed, "start", 0, first, self.settings.batch, self.shape)
+        return (schedule.sigma(t) * start).to(next(self.denoiser.parameters()).device)
+
+    @torch.inference_mode()  # as a decorator it is off while the caller holds a step
+    def steps(self, first: int, condition: Tensor | None) -> Iterator[Step]:
+        """Yield the steps of one full batch: samples `first` to `first + batch - 1`.
+
+        Args:
+            first: Number of the first sample.
+            condition: What each sample of the batch is told, or None.
+
+        Yields: The steps, in the space of the diffusion.
+        """
+
+        def noise(step: int, like: Tensor) -> Tensor:
+            return normal(self.seed, "step", step, first, self.settings.batch, self.shape).to(like.device)
+
+        denoise, times = self.denoise(condition)
+        x = self.start(first, denoise.schedule, times[0])
+        yield from trajectory(denoise, x, times, self.solver, noise=noise)
+
+    def batches(self, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
+        """Yield samples 0 to `count` - 1 under a condition in batches on the CPU, but for the first `skip` batches.
+
+        Several processes share the batches out, and all of them yield all.
+        """
+        if condition is not None and len(condition) != count:
+            raise UserError(f"{len(condition)} conditions do not fit {count} samples")
+        size = portion = self.settings.batch
+        for start in range(skip * size, count, size * distributed.size()):
+            first = start + size * distributed.rank()
+            drawn, portion = self._fitting(first, self.padded(condition, first), portion)
+            for place, batch in enumerate(torch.split(distributed.gather(drawn), size)):
+                if (left := count - start - place * size) > 0:
+                    yield batch[:left].cpu()
+
+    def _fitting(self, first: int, condition: Tensor | None, portion: int) -> tuple[Tensor, int]:
+        """Return a batch in portions that memory holds, and their size: of `portion` samples, or a half, or a half.
+
+        In smaller portions samples are the same but for rounding.
+        """
+        while True:
+            part = replace(self, settings=replace(self.settings, batch=portion))
+            places = range(0, self.settings.batch, portion)
+            try:
+                drawn = [part._last(first + place, part.padded(condition, place)) for place in places]
+                return torch.cat(drawn)[: self.settings.batch], portion
+            except (RuntimeError, MemoryError) as error:
+                if portion == 1 or distributed.size() > 1 or not out_of_memory(error):  # others would wait for one
+                    raise
+            portion //= 2
+            warnings.warn(
+                f"{2 * portion} samples at a time do not fit the memory: they are drawn {portion} at a time, which "
+                "lowering sampling.batch would do from the start",
+                stacklevel=2,
+            )
+
+    def _last(self, first: int, condition: Tensor | None) -> Tensor:
+        """Return a full batch, decoded."""
+        for step in self.steps(first, condition):
+            x = step.x
+        return self.codec.decode(x)
+
+    def padded(self, condition: Tensor | None, first: int) -> Tensor | None:
+        """Return the condition of one batch, the last one repeated to fill it."""
+        if condition is None:
+            return None
+        return condition[torch.arange(first, first + self.settings.batch).clamp(max=len(condition) - 1)]
+
+    def __call__(self, count: int, asked: Asked = None, *, condition: Tensor | None = None) -> Tensor:
+        """Return `count` samples, `(count, *shape)`, as stored: uint8 for pictures.
+
+        Args:
+            count: Number of samples.
+            asked: What they shall show, see `condition`.
+            condition: That as the model is told it, `(count, ...)`, where it is known already.
+
+        Raises: UserError: If `count` is below 1, or the model cannot take what is asked.
+        """
+        if count < 1:
+            raise UserError(f"the number of samples must be 1 or more, not {count}")
+        told = self.condition(count, asked) if condition is None else condition
+        return torch.cat(list(self.batches(told, count)))
+
+    def moments(self, count: int, asked: Asked = None) -> Iterator[Moment]:
+        """Yield how samples 0 to `count` - 1 stand at every time of the grid, from noise to data.
+
+        Args:
+            count: Number of samples.
+            asked: What they shall show, see `condition`.
+
+        Raises: UserError: If `count` is not between 1 and the size of a batch.
+        """
+        if not 1 <= count <= self.settings.batch:
+            raise UserError(f"a film shows 1 to {self.settings.batch} samples, not {count}")
+        condition = self.padded(self.condition(count, asked), 0)
+        denoise, times = self.denoise(condition)
+        x = self.start(0, denoise.schedule, times[0])
+        last = len(times) - 1
+        for number, step in enumerate(self.steps(0, condition)):
+            state = shown(x, denoise.schedule, step.t)[:count]
+            yield Moment(float(step.t), state, step.prediction.x0[:count], number, last)
+            x = step.x
+        yield Moment(float(times[-1]), x[:count], x[:count], last, last)
+
+
+def _at(cond: Cond, device: torch.device) -> Cond:
+    """Return a condition on a device."""
+    parts = (getattr(cond, field.name) for field in fields(cond))
+    return Cond(*(None if part is None else part.to(device) for part in parts))
+
+
+def shown(x: Tensor, schedule: Schedule, t: Tensor) -> Tensor:
+    """Return states at time `t`, `()` or `(batch,)`, for the eye: scaled down to unit variance where they exceed it."""
+    return x / expand(torch.hypot(schedule.alpha(t), schedule.sigma(t)).clamp(min=1), x)

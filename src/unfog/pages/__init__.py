@@ -1,1 +1,0 @@
-"""What is known of a run as pages for people: Markdown, and HTML files that need nothing else."""

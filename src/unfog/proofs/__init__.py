@@ -1,0 +1,1 @@
+"""What `unfog verify` proves: orders of convergence, exact moments, closed forms."""

@@ -1,0 +1,112 @@
+"""Autoencoders as parts of a recipe: what a training of one has weights for, and its result as a codec."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from unfog.data.codecs import Codec, Latents
+from unfog.networks.autoencoder import Autoencoder
+from unfog.networks.critic import Critic
+from unfog.recipes.settings import positive
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import read_bounded
+from unfog.runtime.tensors import load_into, read_tensors
+
+PREFIX = "autoencoder."
+SMALL = 10_000_000
+"""Parameters that an autoencoder may have even where its weights are fewer: they are compared by name."""
+
+
+class Compressor(nn.Module):
+    """An autoencoder, and the critic that judges its pictures while it trains."""
+
+    def __init__(self, autoencoder: Autoencoder, critic: Critic | None) -> None:
+        """Join the two."""
+        super().__init__()
+        self.autoencoder, self.critic = autoencoder, critic
+
+
+@dataclass(frozen=True)
+class LatentCodec:
+    """Diffusion in the latents of an autoencoder: the smaller they are, the faster; what it loses stays lost.
+
+    Attributes:
+        path: Run folder of an autoencoder, which is copied into the new run; if empty, one is trained there first.
+        factor: How many times smaller the sides of a latent are, 2, 4, 8 or more, of the one that is trained first.
+        channels: Channels of its latents.
+        width: Channels of its finest level.
+        images: Pictures that it sees.
+        share: Share of a budget that it gets.
+    """
+
+    path: str = ""
+    factor: int = 4
+    channels: int = 4
+    width: int = 32
+    images: int = 100_000
+    share: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.factor < 2 or self.factor & (self.factor - 1):
+            raise UserError(f"codec.factor is a power of two, 2 or more, not {self.factor}")
+        if not 0 < self.share < 1:
+            raise UserError(f"codec.share is a share of the budget, between 0 and 1, not {self.share}")
+        positive(**{"codec.channels": self.channels, "codec.width": self.width, "codec.images": self.images})
+
+    def build(self, stored: tuple[int, ...]) -> Codec:
+        """Return the codec of pictures of a shape.
+
+        Raises: UserError: If there is no autoencoder, or it is one for other pictures.
+        """
+        if not self.path:
+            raise UserError("the autoencoder is not trained yet: `unfog train` does that first")
+        return Latents(autoencoder(self.path, stored[0]), stored)
+
+
+def autoencoder(path: str | Path, channels: int) -> Autoencoder:
+    """Return the autoencoder of a run folder, ready to use.
+
+    Raises: UserError: If there is none, it is damaged, or its pictures have another number of channels.
+    """
+    where = Path(path)
+    for name in ("recipe.json", "model.safetensors"):
+        if not (where / name).is_file():
+            raise UserError(f"{where} is no run folder of an autoencoder (it has no {name}): check codec.path")
+    found = _loaded(where, (where / "model.safetensors").stat().st_mtime_ns)
+    if found.channels != channels:
+        raise UserError(f"the autoencoder in {where} is for pictures of {found.channels} channels, not {channels}")
+    return found
+
+
+@lru_cache(maxsize=4)
+def _loaded(where: Path, changed: int) -> Autoencoder:
+    """Return an autoencoder; asked for again it is the same one, as long as its file does not change."""
+    from unfog.recipes.recipe import Recipe
+
+    weights = read_tensors(where / "model.safetensors")
+    try:
+        recipe = Recipe.from_json(read_bounded(where / "recipe.json"))
+        if recipe.shape is None or not recipe.compresses:
+            raise UserError(f"it is the run of a network {recipe.network.kind!r}, not of an autoencoder")
+        made = recipe.build_compressor(max(SMALL, sum(tensor.numel() for tensor in weights.values()))).autoencoder
+    except UserError as error:
+        raise UserError(f"{where / 'recipe.json'}: {error}: check codec.path") from None
+    own = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
+    load_into(made, own, where / "model.safetensors")
+    return made.eval().requires_grad_(False)
+
+
+def weights_of(made: Autoencoder) -> dict[str, Tensor]:
+    """Return the weights of an autoencoder as its run folder holds them."""
+    return {f"{PREFIX}{name}": tensor for name, tensor in made.state_dict().items()}
+
+
+def looked_at(critic: Critic, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Return critic(x) with gradients for `x` but none for the critic's weights."""
+    frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
+    found: tuple[list[Tensor], Tensor] = torch.func.functional_call(critic, frozen, (x,))
+    return found

@@ -1,0 +1,248 @@
+"""The recipes: plain functions that return a `Recipe`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from unfog.data.classic import existing
+from unfog.recipes.kinds import part
+from unfog.recipes.recipe import Recipe
+from unfog.runtime.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from unfog.data.folder import Listing
+
+
+def points(data: str | None = None, size: int | None = None) -> Recipe:
+    """Points in the plane (moons, spiral, checkerboard): ten seconds, and one can watch every trajectory."""
+    _no_path("points", data, size)
+    return Recipe(
+        "points",
+        data=part("data", "points"),
+        codec=part("codec", "identity"),
+        network=part("network", "mlp"),
+        times=part("times", "uniform"),
+        optimizer=part("optimizer", "adamw", lr=3e-3),
+        training=part("training", "images", images=160_000, batch=256, reports=2),
+        sampling=part("sampling", "batches", batch=1024),
+    )
+
+
+def digits(data: str | None = None, size: int | None = None) -> Recipe:
+    """1,797 real handwritten digits of 8×8 pixels, embedded: a minute on two cores, no download."""
+    _no_path("digits", data, size)
+    return Recipe(
+        "digits",
+        data=part("data", "digits"),
+        network=part("network", "compact"),
+        optimizer=part("optimizer", "adamw", lr=5e-3),
+        training=part("training", "images", images=75_000),
+        sampling=part("sampling", "batches", guidance=1.5),
+    )
+
+
+def mnist(data: str | None = None, size: int | None = None) -> Recipe:
+    """MNIST, 60,000 handwritten digits of 28×28 pixels: good after ten minutes on two cores."""
+    return _idx("mnist", data, size)
+
+
+def fashion(data: str | None = None, size: int | None = None) -> Recipe:
+    """Fashion-MNIST, 60,000 grey pictures of clothes of 28×28 pixels."""
+    return _idx("fashion", data, size)
+
+
+def _idx(name: str, data: str | None, size: int | None) -> Recipe:
+    _no_path(name, None, size)
+    return Recipe(
+        name,
+        data=part("data", name, path=_absolute(data)),
+        network=part("network", "compact", width=64, patch=2),
+        optimizer=part("optimizer", "muon", lr=5e-3, warmup=1500),
+        training=part("training", "images", images=300_000),
+        sampling=part("sampling", "batches", guidance=2.0),
+    )
+
+
+def cifar10(data: str | None = None, size: int | None = None) -> Recipe:
+    """CIFAR-10, 50,000 colour pictures of ten things, 32×32: meant for a GPU, shapes emerge on a CPU."""
+    _no_path("cifar10", None, size)
+    return Recipe(
+        "cifar10",
+        data=part("data", "cifar10", path=_absolute(data)),
+        augment=part("augment", "flip-crop", flip=True),
+        network=part("network", "compact", width=96, patch=2, blocks=2, dropout=0.1),
+        optimizer=part("optimizer", "adamw", lr=1e-3, warmup=20_000),
+        training=part("training", "images", images=5_000_000, batch=128, reports=20),
+    )
+
+
+def folder(data: str | None = None, size: int | None = None) -> Recipe:
+    """Your own pictures: looks at the folder and chooses channels, size, network and batch.
+
+    The rule: grey if all pictures are grey; the largest side of 8, 16, 28, 32, 48, 64 that the median
+    picture reaches; above 64 pixels the latents of an autoencoder that is trained first, with sides 4 times smaller, 8
+    times from 128 on; the compact network on patches of 1, 2, 4 places for sides up to 16, 32, 64 and more,
+    48 channels wide for grey and 64 for colour; batches of 64, of 32 from 64 pixels on, and never more than
+    the training set holds; half left-right mirrored where nothing is known of them; 30 passes, and no fewer than
+    200,000 pictures.
+    """
+    listing, channels, sides, side = _looked("folder", data, size)
+    factor = 1 if side <= PIXELS else _factor(side)
+    places = side // factor
+    patch = 1 if places <= 16 else 2 if places <= 32 else 4
+    return Recipe(
+        "folder",
+        data=part("data", "folder", path=_absolute(data), size=sides, channels=channels),
+        codec=part("codec", "pixels") if factor == 1 else part("codec", "latents", factor=factor),
+        augment=part("augment", "flip-crop", flip=not (listing.classes or listing.captions or listing.values)),
+        network=part("network", "compact", width=48 if channels == 1 else 64, patch=patch),
+        optimizer=part("optimizer", "adamw", lr=2e-3),
+        training=part(
+            "training",
+            "images",
+            images=max(200_000, 30 * len(listing.files)),
+            batch=min(64 if side < 64 else 32, max(1, len(listing.files) - max(1, round(0.1 * len(listing.files))))),
+        ),
+    )
+
+
+def autoencoder(data: str | None = None, size: int | None = None) -> Recipe:
+    """An autoencoder of your own pictures, in whose latents models are smaller and faster.
+
+    The latents have 4 channels and sides 4 times smaller, 8 times from 128 pixels on.
+    """
+    listing, channels, sides, side = _looked("autoencoder", data, size)
+    levels = _factor(side).bit_length() - 1
+    return Recipe(
+        "autoencoder",
+        data=part("data", "folder", path=_absolute(data), size=sides, channels=channels),
+        augment=part("augment", "flip-crop", flip=True),
+        network=part("network", "autoencoder", widths=[32, *[64] * levels]),
+        objective=part("objective", "reconstruction"),
+        conditioning=part("conditioning", "none"),
+        optimizer=part("optimizer", "muon", lr=3e-3),
+        training=part("training", "images", images=max(100_000, 30 * len(listing.files)), batch=32, reports=4),
+    )
+
+
+def text_to_image(data: str | None = None, size: int | None = None) -> Recipe:
+    """Your own captioned pictures (metadata.jsonl with "text"): text in, pictures out, in latents above 32 pixels.
+
+    An autoencoder is trained first, and then, in its latents, the compact network, which reads the captions by
+    cross-attention; `network=conditional-unet` is that of Stable Diffusion, and slower. What begins alike, up to a
+    colon or comma, is held out together.
+    """
+    listing, channels, sides, side = _looked("text-to-image", data, size)
+    if listing.captions is None and not listing.classes:
+        raise UserError(f"{listing.root} has no captions: add a metadata.jsonl with lines of 'file_name' and 'text'")
+    return Recipe(
+        "text-to-image",
+        data=part("data", "folder", path=_absolute(data), size=sides, channels=channels, together=":,"),
+        codec=part("codec", "pixels") if side <= 32 else part("codec", "latents", factor=_factor(side)),
+        network=part("network", "compact", width=64, patch=2 if 16 < side <= 32 else 1, middle=4),
+        conditioning=part("conditioning", "text"),
+        optimizer=part("optimizer", "muon", lr=3e-3),
+        training=part("training", "images", images=max(400_000, 30 * len(listing.files)), batch=64),
+        sampling=part("sampling", "batches", guidance=4.0),
+    )
+
+
+PIXELS = 64
+"""The largest side that the recipe 'folder' leaves in pixels."""
+
+
+def _factor(side: int) -> int:
+    """Return how many times smaller latents are."""
+    return 8 if side >= 128 else 4
+
+
+def _looked(name: str, data: str | None, size: int | None) -> "tuple[Listing, int, int | list[int], int]":
+    """Return what a folder holds, the channels of its pictures, their size as an option, and the longer side."""
+    from unfog.data.folder import list_pictures, look
+
+    if data is None:
+        raise UserError(f"the recipe {name!r} needs a folder of pictures: give it with --data")
+    listing = list_pictures(data)
+    channels, height, width = look(listing)
+    sides = [height, width] if size is None else size
+    return listing, channels, sides, max(height, width) if size is None else size
+
+
+def shapes(data: str | None = None, size: int | None = None) -> Recipe:
+    """Captioned shapes, drawn on demand: "a small red circle above a large blue square", no download, text in.
+
+    It predicts x0, whose background is flat: eps and velocities carry the noise, and a short training leaves it there.
+    Times lie nearer to the noise than usual, where it is decided which thing goes where. The average is short: one over
+    the last tenth of the training tints the background by five of 255.
+    """
+    _no_path("shapes", data, None)
+    return Recipe(
+        "shapes",
+        data=part("data", "shapes", count=1_000_000, side=size or 32),
+        network=part("network", "compact", width=48, patch=2, middle=5),
+        conditioning=part("conditioning", "text", length=20),
+        target=part("target", "x0"),
+        times=part("times", "logit-normal", mean=0.4),
+        optimizer=part("optimizer", "muon", lr=3e-3),
+        ema=part("ema", "power", gamma=100.0),
+        training=part("training", "images", images=1_000_000, batch=64),
+    )
+
+
+def tutorial(data: str | None = None, size: int | None = None) -> Recipe:
+    """DDPM as the tutorials teach it, on digits: linear schedule, eps, discrete times, the two-level U-Net."""
+    return replace(
+        digits(data, size),
+        name="tutorial",
+        network=part("network", "minimal"),
+        inputs=part("inputs", "scaled", network_time="index"),
+        schedule=part("schedule", "linear"),
+        target=part("target", "eps"),
+        times=part("times", "discrete"),
+        optimizer=part("optimizer", "adamw", lr=1e-3),
+        solver=part("solver", "ancestral"),
+        sampling=part("sampling", "batches", steps=1000),
+        training=part("training", "images", images=75_000, reports=2),
+    )
+
+
+RECIPES: dict[str, Callable[[str | None, int | None], Recipe]] = {
+    "points": points,
+    "digits": digits,
+    "mnist": mnist,
+    "fashion": fashion,
+    "cifar10": cifar10,
+    "folder": folder,
+    "autoencoder": autoencoder,
+    "text-to-image": text_to_image,
+    "shapes": shapes,
+    "tutorial": tutorial,
+}
+
+
+def recipe(name: str, data: str | None = None, size: int | None = None) -> Recipe:
+    """Return the recipe of a name.
+
+    Args:
+        name: One of `RECIPES`.
+        data: Path of the data, for the recipes that read files.
+        size: Side of the pictures, for the recipes that resize them.
+
+    Raises: UserError: For an unknown name, or an argument that the recipe does not take.
+    """
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name](data, size)
+
+
+def _absolute(path: str | None) -> str | None:
+    """Return a path that holds wherever the run folder is used from."""
+    return None if path is None else str(existing(path).resolve())
+
+
+def _no_path(name: str, data: str | None, size: int | None) -> None:
+    """Raise a UserError for arguments that a recipe does not take."""
+    if data is not None:
+        raise UserError(f"the recipe {name!r} brings its own data: leave --data away, or use the recipe 'folder'")
+    if size is not None:
+        raise UserError(f"the pictures of the recipe {name!r} have one size: leave --size away")

@@ -1,0 +1,209 @@
+"""Text through a pretrained encoder, CLIP or T5, which stays as it is: what latent diffusion models are told."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unfog.data.source import Batch
+from unfog.networks.conditioning import Cond, Embedder
+from unfog.recipes.conditions import Asked, Known, WithNull, captions, each
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import parse_json, read_bounded
+
+ENCODERS = {"clip_text_model": "CLIPTextModel", "clip": "CLIPTextModel", "t5": "T5EncoderModel"}
+"""Classes of transformers by the `model_type` of a config."""
+MASKED = {"t5"}
+"""Of these the network sees the words alone, and not what fills up the length."""
+REMEMBERED = 2048
+"""Prompts whose tokens are kept."""
+LONGEST = 512
+"""Tokens of a prompt, at most, where the encoder names no limit of its own."""
+
+
+class Encoder:
+    """A text encoder with its tokenizer; the tokens of a prompt are computed once."""
+
+    def __init__(self, where: str, length: int | None) -> None:
+        """Load both.
+
+        Args:
+            where: A folder, or a name on the hub: either with the folders text_encoder and tokenizer, or both in one.
+            length: Tokens of a prompt; the tokenizer's own if None.
+
+        Raises: UserError: If there is none, it is of an unknown kind, or transformers is not installed.
+        """
+        self.where, self.known = where, _kind(where)
+        transformers = _transformers()
+        kind = self.known[0]
+        try:
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(**_part(where, "tokenizer"))
+            made = getattr(transformers, ENCODERS[kind])
+            self.network: nn.Module = made.from_pretrained(**_part(where, "text_encoder"), use_safetensors=True)
+        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+            raise UserError(f"the text encoder in {where} cannot be loaded: {_first_line(error)}") from error
+        if len(self.tokenizer) < 3:
+            raise UserError(f"the tokenizer in {where} has no vocabulary: restore its tokenizer.json, or vocab.json")
+        self.network.eval().requires_grad_(False)
+        if torch.cuda.is_available():
+            self.network.cuda()
+        self.length = length or min(self.tokenizer.model_max_length, LONGEST)
+        self.masked = kind in MASKED
+        self._tokens = lru_cache(maxsize=REMEMBERED)(self._compute)
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        """Return the tokens of prompts, `(batch, length, width)`; rows of zeros where there is no word."""
+        return torch.stack([self._tokens(prompt) for prompt in prompts])
+
+    @torch.no_grad()
+    def _compute(self, prompt: str) -> Tensor:
+        """Return the tokens of one prompt, `(length, width)`, on the CPU."""
+        words = self.tokenizer(
+            prompt, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        )
+        device = next(self.network.parameters()).device
+        mask = words["attention_mask"].to(device)
+        with torch.autocast(device.type, enabled=False):
+            found = self.network(words["input_ids"].to(device), attention_mask=mask if self.masked else None)[0]
+        tokens: Tensor = found[0].float().cpu()
+        return tokens * mask[0, :, None].cpu() if self.masked else tokens
+
+
+@lru_cache(maxsize=2)
+def encoder(where: str, length: int | None) -> Encoder:
+    """Return the encoder of a folder; asked for again it is the same one."""
+    return Encoder(where, length)
+
+
+def _transformers() -> Any:
+    """Return the library.
+
+    Raises: UserError: If it is not installed.
+    """
+    try:
+        return import_module("transformers")
+    except ImportError:
+        raise UserError(
+            "conditioning=pretrained needs transformers: pip install 'unfog[text]', or use conditioning=text"
+        ) from None
+
+
+def _part(where: str, part: str) -> dict[str, str]:
+    """Return where a part lies, as `from_pretrained` takes it."""
+    folder = Path(where)
+    if folder.is_dir():
+        return {"pretrained_model_name_or_path": str(folder / part if (folder / part).is_dir() else folder)}
+    return {"pretrained_model_name_or_path": where}
+
+
+@lru_cache(maxsize=8)
+def _kind(where: str) -> tuple[str, int]:
+    """Return the model type of an encoder, and the entries of a token, as its config says."""
+    found: Any = None
+    if not where:
+        raise UserError("conditioning=pretrained needs an encoder: set conditioning.path to its folder or hub name")
+    if Path(where).is_dir():
+        file = Path(_part(where, "text_encoder")["pretrained_model_name_or_path"]) / "config.json"
+        if not file.is_file():
+            raise UserError(f"{where} holds no text encoder (no config.json in it or in its text_encoder)")
+        try:
+            found = parse_json(read_bounded(file))
+        except ValueError as error:
+            raise UserError(f"{file} is no JSON ({error})") from None
+    else:
+        try:
+            found = _transformers().AutoConfig.from_pretrained(where).to_dict()
+        except (OSError, ValueError) as error:
+            raise UserError(f"there is no text encoder {where!r}: {_first_line(error)}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{where} holds no text encoder: its config.json is no JSON object")
+    kind = found.get("model_type")
+    text = found.get("text_config")
+    inner: dict[str, Any] = text if isinstance(text, dict) else found
+    width = inner.get("hidden_size", inner.get("d_model"))
+    if kind not in ENCODERS or not isinstance(width, int):
+        supported = ", ".join(dict.fromkeys(ENCODERS.values()))
+        raise UserError(f"{where} is an encoder of the kind {kind!r}, which is not supported: there are {supported}")
+    return kind, width
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what an error says, without its advice."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+class TokensEmbedding(nn.Module):
+    """Tokens that are known already; 'nothing is told' is the tokens of the empty prompt."""
+
+    def __init__(self, where: str, length: int | None) -> None:
+        """Stand behind the encoder of a folder."""
+        super().__init__()
+        self.where, self.length = where, length
+
+    def forward(self, condition: Tensor, drop: Tensor | None = None) -> Cond:
+        """Return tokens, `(batch, length, width)`, as a condition."""
+        tokens = condition
+        if drop is not None:
+            tokens = torch.where(drop[:, None, None], self._empty().to(tokens), tokens)
+        return Cond(tokens=tokens, mask=self._mask(tokens))
+
+    def null(self, batch: int) -> Cond:
+        """Return the condition 'no text' for a batch."""
+        tokens = self._empty().expand(batch, -1, -1)
+        return Cond(tokens=tokens, mask=self._mask(tokens))
+
+    def _mask(self, tokens: Tensor) -> Tensor | None:
+        """Return which tokens there are."""
+        return (tokens != 0).any(-1) if encoder(self.where, self.length).masked else None
+
+    def _empty(self) -> Tensor:
+        """Return the tokens of the empty prompt, `(1, length, width)`."""
+        return encoder(self.where, self.length)([""])
+
+
+@dataclass(frozen=True)
+class PretrainedConditioning(WithNull):
+    """The model is told a text by way of a pretrained encoder, CLIP or T5, whose folder is copied into the run.
+
+    Attributes:
+        path: Its folder, or its name on the hub.
+        length: Tokens of a prompt; the tokenizer's own if None.
+
+    Source: Radford et al. 2021, CLIP; Raffel et al. 2020, T5; Rombach et al. 2022, section 3.3.
+    """
+
+    path: str = ""
+    length: int | None = None
+
+    @property
+    def context(self) -> int:  # type: ignore[override]  # known from the encoder, and nothing elsewhere
+        """Entries of a token."""
+        return _kind(self.path)[1]
+
+    def build(self, known: Known, dim: int) -> Embedder | None:
+        """Return what passes the tokens on."""
+        return TokensEmbedding(self.path, self.length)
+
+    def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
+        """Return the tokens of the captions, `(batch, length, width)`."""
+        return encoder(self.path, self.length)(captions(batch, known.classes))
+
+    def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
+        """Return the tokens of the prompts; without a request, of the known prompts in turn."""
+        if asked is None:
+            asked = [known.prompts[place % len(known.prompts)] if known.prompts else "" for place in range(count)]
+        return encoder(self.path, self.length)(each(asked, count, (str,)))
+
+
+def copy_encoder(where: str, folder: Path) -> None:
+    """Write an encoder and its tokenizer into a folder, as diffusers lays them out.
+
+    Raises: UserError: If it cannot be loaded.
+    """
+    found: Any = encoder(where, None)
+    found.network.save_pretrained(folder / "text_encoder")
+    found.tokenizer.save_pretrained(folder / "tokenizer")

@@ -1,0 +1,162 @@
+"""How samples come out of the noise, moment by moment: a strip, a film, and the ways of their numbers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unfog.data.pictures import enlargement, row_of, save_film, save_picture, save_video, scatter, tile
+from unfog.generation.sampler import Sampler
+from unfog.recipes.conditions import Asked
+from unfog.runs.requests import in_turn
+from unfog.runs.run import Run
+from unfog.runtime.files import disk, whole
+
+MOMENTS, SAMPLES = 8, 3
+"""Of a strip, at most."""
+STILLS = 60
+"""Of a film, at most: of long denoisings only some moments are kept."""
+MILLISECONDS = 80
+"""That a frame is seen."""
+PIXELS = 6
+"""Numbers of a sample whose ways are drawn."""
+
+
+class Still(NamedTuple):
+    """One moment of a film, on the CPU.
+
+    Attributes:
+        t: The time.
+        state: The states as they are diffused, `(count, *shape)`.
+        guess: What the model takes them to become, likewise.
+        x: The states as stored, `(count, *stored)`.
+        x0: What the model takes them to become, likewise.
+    """
+
+    t: float
+    state: Tensor
+    guess: Tensor
+    x: Tensor
+    x0: Tensor
+
+
+@dataclass(frozen=True)
+class Film:
+    """The denoising of some samples.
+
+    Attributes:
+        stills: How the samples stand, from noise to data.
+    """
+
+    stills: tuple[Still, ...]
+
+    def rows(self, index: int) -> tuple[Tensor, ...]:
+        """Return what is shown of one moment: x_t, the predicted x0, and what changes until the next moment.
+
+        The last is centred on grey and scaled so that the largest change is black or white; of points it is left out.
+
+        Args:
+            index: Number of the moment, from 0.
+
+        Returns: As many as are shown, each as stored, `(count, *stored)`.
+        """
+        here, following = self.stills[index], self.stills[min(index + 1, len(self.stills) - 1)]
+        if here.x.ndim == 2:
+            return here.x, here.x0
+        change = following.x.float() - here.x.float()
+        grey = 127.5 + 127.5 * change / change.abs().max().clamp(min=1)
+        return here.x, here.x0, grey.round().to(torch.uint8)
+
+    def strip(self) -> Image.Image:
+        """Draw eight moments from left to right, of each sample x_t above x0 above the change."""
+        picked = [self.rows(round(index * (len(self.stills) - 1) / (MOMENTS - 1))) for index in range(MOMENTS)]
+        if picked[0][0].ndim == 2:
+            return row_of([row_of([scatter(row, 160) for row in rows], down=True) for rows in picked])
+        samples = range(min(len(picked[0][0]), SAMPLES))
+        shown = [rows[kind][sample] for sample in samples for kind in range(len(picked[0])) for rows in picked]
+        return tile(torch.stack(shown), MOMENTS, enlargement(min(shown[0].shape[1:]), 64))
+
+    def frame(self, index: int) -> Image.Image:
+        """Draw one moment: all samples beside each other, x_t above x0 above the change."""
+        rows = self.rows(index)
+        if rows[0].ndim == 2:
+            return row_of([scatter(row) for row in rows])
+        return tile(torch.cat(rows), len(rows[0]), enlargement(min(rows[0].shape[2:]), 64))
+
+    def frames(self) -> list[Image.Image]:
+        """Draw all moments."""
+        return [self.frame(index) for index in range(len(self.stills))]
+
+    def draw_ways(self, path: Path) -> None:
+        """Draw the ways of a few numbers of the first sample over time, and of all samples in a plane.
+
+        The plane is that of the first two principal components of all states.
+
+        Raises: EnvironmentFailure: If the disk fails.
+        """
+        from matplotlib.figure import Figure  # here, since they take a second to import
+        from sklearn.decomposition import PCA
+
+        times = [still.t for still in self.stills]
+        states = [[getattr(still, part).float().flatten(1) for still in self.stills] for part in ("state", "guess")]
+        x, x0 = (torch.stack(part).numpy() for part in states)
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        order = x[-1, 0].argsort()
+        for colour, place in enumerate(order[np.linspace(0, len(order) - 1, min(PIXELS, len(order))).astype(int)]):
+            left.plot(times, x[:, 0, place], f"C{colour}", linewidth=1)
+            left.plot(times, x0[:, 0, place], f"C{colour}:", linewidth=1)
+        left.set(xlabel="time t, from noise to data", ylabel="value", title="some pixels: x_t, and dotted the x0")
+        left.invert_xaxis()
+        plane = PCA(2, svd_solver="randomized", random_state=0).fit_transform(x.reshape(-1, x.shape[-1]))
+        for colour, way in enumerate(plane.reshape(*x.shape[:2], 2).transpose(1, 0, 2)):
+            right.plot(*way.T, f"C{colour % 10}.-", linewidth=1, markersize=3)
+            right.plot(*way[-1], f"C{colour % 10}o")
+        right.set(xlabel="first principal component", ylabel="second", title="all samples, each to its dot")
+        with whole(path) as part:
+            figure.savefig(part, dpi=110, format="png")
+
+    def write(self, folder: Path) -> dict[str, Path]:
+        """Write strip.png, film.gif, ways.png, and film.mp4 where PyAV can encode it; return where they are.
+
+        Raises: EnvironmentFailure: If the disk fails.
+        """
+        with disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        found = {"strip": folder / "strip.png", "film": folder / "film.gif", "ways": folder / "ways.png"}
+        frames = self.frames()
+        save_picture(self.strip(), found["strip"])
+        save_film(frames, found["film"], MILLISECONDS)
+        self.draw_ways(found["ways"])
+        if find_spec("av"):
+            found["video"] = folder / "film.mp4"
+            save_video(frames, found["video"], MILLISECONDS)
+        return found
+
+
+def film(run: Run, sampler: Sampler, count: int, asked: Asked = None) -> Film:
+    """Watch a run denoise.
+
+    Args:
+        run: The run.
+        sampler: One of the run's.
+        count: Number of samples.
+        asked: What they shall show.
+
+    Raises: UserError: If the samples do not fit one batch, or the model cannot take what is asked.
+    """
+    return Film(tuple(run.computed(stills(sampler, count, in_turn(asked, count)))))
+
+
+def stills(sampler: Sampler, count: int, asked: Asked) -> Iterator[Still]:
+    """Yield the stills of a film, at most `STILLS`, first and last among them; see `Sampler.moments`."""
+    for moment in sampler.moments(count, asked):
+        if moment.kept(STILLS):
+            decoded = (sampler.codec.decode(state).cpu() for state in (moment.x, moment.x0))
+            yield Still(moment.t, moment.x.cpu(), moment.x0.cpu(), *decoded)

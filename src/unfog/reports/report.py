@@ -1,0 +1,176 @@
+"""`unfog report`: all that is known of a run in one HTML file, and the same as Markdown."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from unfog.data.pictures import paired, save_picture, sheet
+from unfog.data.source import Source
+from unfog.interop.card import facts, text
+from unfog.reports.film import Film, film
+from unfog.reports.html import page
+from unfog.runs.run import Run
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import disk, whole, write_whole
+from unfog.training.metrics import losses
+
+SHOWN, FRAMED = 64, 8
+"""Samples on the sheet, and in the film, at most."""
+PAIRS = 16
+"""Samples beside their neighbours."""
+ROWS, NUMBERS = 10_000, 1 << 26
+"""Training rows that are searched for neighbours, and their numbers, at most."""
+WIDEST = 1200
+"""Pixels of a film, at most."""
+LOSSES = "The loss over the images seen"
+"""What the first of the curves shows."""
+KEPT = {
+    "evaluation/levels.png": "The loss at each noise level",
+    "evaluation/samples.png": "Samples above held-out rows that show the same",
+    "evaluation/memorisation.png": "The samples nearest to training rows, above those rows, by the features compared",
+    "bench/bench.png": "Quality against evaluations of the network",
+}
+"""What other verbs draw into a run folder."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of a run, with pictures.
+
+    Attributes:
+        title: Name of the run.
+        markdown: The text, whose pictures lie beside it.
+        folder: Where all of it lies.
+    """
+
+    title: str
+    markdown: str
+    folder: Path
+
+    def write(self) -> Path:
+        """Write report.md and report.html, and return where the page is.
+
+        Raises: EnvironmentFailure: If the disk fails.
+        """
+        write_whole(self.folder / "report.md", self.markdown.encode())
+        html = page(self.markdown, self.title, self.folder)
+        write_whole(self.folder / "report.html", html.encode())
+        return self.folder / "report.html"
+
+
+def report(run: Run, folder: Path, seed: int = 0) -> Report:
+    """Gather what is known of a run, and draw samples, a film, and the samples' nearest training rows.
+
+    Args:
+        run: The run.
+        folder: For the report and its pictures.
+        seed: Of the noise of samples and film.
+
+    Raises: EnvironmentFailure: If the disk fails.
+    """
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    parts = _drawn(run, folder, seed)
+    found = facts(run)
+    curves: list[str] = []
+    if (figure := losses(run.path)) is not None:
+        with whole(folder / "loss.png") as part:
+            figure.savefig(part, dpi=120, format="png")
+        curves += [*_image("loss.png", LOSSES), f"{LOSSES}.", ""]
+    for name, caption in KEPT.items():
+        if (run.path / name).is_file():
+            own = name.replace("/", "-")
+            with disk(folder):
+                shutil.copyfile(run.path / name, folder / own)
+            curves += [*_image(own, caption), f"{caption}.", ""]
+    order = ("Data", "Cost", "Evaluation")
+    parts |= {head: found[head] for head in order} | {"Curves and pictures": curves, "Recipe": found["Recipe"]}
+    return Report(run.path.resolve().name, text(run, parts), folder)
+
+
+def _image(name: str, caption: str) -> list[str]:
+    """Return a picture as lines of Markdown."""
+    return [f"![{caption}]({name})", ""]
+
+
+def _frames(stored: tuple[int, ...]) -> int:
+    """Return how many samples stand beside each other in a film."""
+    return FRAMED if len(stored) == 1 else max(1, min(FRAMED, WIDEST // max(64, stored[-1])))
+
+
+def _drawn(run: Run, folder: Path, seed: int) -> dict[str, list[str]]:
+    """Draw samples, their film and their neighbours, and return what is said of them."""
+    sampler = run.sampler(seed=seed)
+    try:
+        asked = _asked(run)
+        count = min(SHOWN, sampler.settings.batch)  # one batch: large models draw one at a time
+        samples = run.sample(count, asked, seed=seed)
+        shot = film(run, sampler, min(_frames(sampler.stored), sampler.settings.batch), asked)
+    except UserError as error:
+        return {"Samples": [f"None were drawn: {error}."]}
+    save_picture(sheet(samples, min(8, count)), folder / "samples.png")
+    settings = f"{sampler.settings.steps} steps, guidance {sampler.settings.guidance:g}, seed {seed}"
+    return {
+        "Samples": [*_image("samples.png", f"{count} samples"), f"{count} samples: {settings}."],
+        "Film": _film(shot, folder),
+        "Nearest neighbours": _neighbours(run, samples, folder),
+    }
+
+
+def _asked(run: Run) -> Any:
+    """Return what samples are asked for: the default, but what a held-out row shows where there is no default.
+
+    Raises: UserError: If that takes data that are not here.
+    """
+    kind = run.recipe.conditioning.kind
+    if kind not in ("values", "image"):
+        return None
+    batch = run.recipe.build_data()[1].heldout.take(np.arange(1))
+    if kind == "image" or batch.values is None:
+        return run.recipe.build_codec().encode(batch.x)
+    return tuple(batch.values[0].tolist())
+
+
+def _film(shot: Film, folder: Path) -> list[str]:
+    """Write a film, and return what is said of it."""
+    found = shot.write(folder)
+    return [
+        *_image(found["film"].name, "film"),
+        "x_t above the x0 that the model sees in it, above what changes until the next moment.",
+        "",
+        *_image(found["ways"].name, "ways of some pixels, and of all samples"),
+    ]
+
+
+def _neighbours(run: Run, samples: Tensor, folder: Path) -> list[str]:
+    """Draw samples above the training rows nearest to them, and return what is said of them."""
+    try:
+        train = run.recipe.build_data()[1].train
+    except UserError as error:
+        return [f"Not known: {error}."]
+    rows = _some(train)
+    flat = rows.float().flatten(1).numpy()
+    nearest = NearestNeighbors(n_neighbors=1).fit(flat)
+    distances, places = nearest.kneighbors(samples.float().flatten(1).numpy())
+    closest = torch.from_numpy(np.argsort(distances[:, 0])[:PAIRS].copy())
+    save_picture(paired(samples[closest], rows[torch.from_numpy(places[:, 0])[closest]]), folder / "neighbours.png")
+    what = "all training rows" if len(rows) == len(train) else f"{len(rows):,} of {len(train):,} training rows"
+    return [
+        *_image("neighbours.png", "samples above their nearest training rows"),
+        f"The {len(closest)} of {len(samples)} samples that are nearest to a training row, each above that row, by the "
+        f"squared difference of their numbers, among {what}.",
+    ]
+
+
+def _some(train: Source) -> Tensor:
+    """Return training rows, evenly spaced where there are many."""
+    most = max(1, min(len(train), ROWS, NUMBERS // math.prod(train.shape)))
+    places = np.linspace(0, len(train) - 1, most).astype(np.int64)
+    return torch.cat([train.take(part).x for part in np.array_split(places, -(-len(places) // 1000))])

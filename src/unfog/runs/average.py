@@ -1,0 +1,42 @@
+"""Averages of other lengths, made of a run's snapshots after its training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from unfog.recipes.kinds import part
+from unfog.runs.run import check_vacant, read_recipe, taken_in
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import disk, write_whole
+from unfog.runtime.tensors import load_into, write_tensors
+from unfog.training.ema import Reconstruction, reconstruct
+
+
+def average(path: str | Path, length: float, out: str | Path) -> Reconstruction:
+    """Write a run folder whose model is an average of another length, made of the snapshots of a run.
+
+    Args:
+        path: A run that was trained with `training.snapshots`.
+        length: Standard deviation of the average's profile, relative to the training up to the last snapshot: 0.10 is
+            that of most recipes' own average, longer ones take in earlier weights.
+        out: The new run folder; must not hold another run.
+
+    Returns: The average.
+    Raises: UserError: If there is no snapshot, the length is out of range or too short for them, or `out` is taken.
+        EnvironmentFailure: If the disk fails.
+    """
+    where, out = Path(path) / "averages", Path(out)
+    recipe = read_recipe(Path(path))
+    if recipe.compresses:
+        raise UserError(
+            f"{path} holds an autoencoder, whose latents are measured for its own average: leave it as it is"
+        )
+    check_vacant(out)
+    found = reconstruct(where, length)
+    denoiser = recipe.build_denoiser()
+    load_into(denoiser, found.tensors, where)
+    with disk(out):
+        out.mkdir(parents=True, exist_ok=True)
+    recipe = replace(taken_in(recipe, out), ema=part("ema", "power", gamma=found.gamma))
+    write_whole(out / "recipe.json", recipe.beside(out, relative=True).to_json().encode())
+    write_tensors(out / "model.safetensors", denoiser.state_dict())
+    return found

@@ -1,0 +1,1 @@
+"""What all floors share: errors, files, tensors, randomness, many processes, and the device."""

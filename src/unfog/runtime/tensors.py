@@ -1,0 +1,59 @@
+"""Weights in files: safetensors, written whole, and read with a sentence for each mistake."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unfog.runtime import distributed
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import whole
+
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+"""Types of numbers that may stand for each other in a file of weights."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, beside and renamed, readable for whom the umask lets read."""
+    with whole(path) as part:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o666 & ~mask)  # safetensors writes 0600
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises: UserError: If it is missing, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the run holds no weights (yet)")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or truncated ({error}): restore it, or train again") from error
+
+
+def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Fill a module with tensors of its own names and shapes.
+
+    Raises: UserError: If names, shapes or types differ, or a number is not finite.
+    """
+    own = module.state_dict()
+    for name in own.keys() | tensors.keys():
+        if name not in tensors or name not in own:
+            raise UserError(f"{where} does not fit the recipe beside it: the weight {name} is only in one of them")
+        if own[name].shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)} where the recipe asks for {tuple(own[name].shape)}"
+            raise UserError(f"{where} does not fit the recipe beside it: the weight {name} has the shape {shapes}")
+        kinds = {tensors[name].dtype, own[name].dtype}
+        if len(kinds) > 1 and not kinds <= FLOATS:
+            raise UserError(f"{where} does not fit the recipe beside it: the weight {name} is of {tensors[name].dtype}")
+        if not tensors[name].to(own[name].dtype).isfinite().all():
+            raise UserError(f"{where} is damaged: the weight {name} is not finite: restore it, or train again")
+    module.load_state_dict({name: distributed.shared_as(value, own[name]) for name, value in tensors.items()})
