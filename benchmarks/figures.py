@@ -17,7 +17,7 @@ from PIL import Image
 
 from unfog.app.studio import fog, schedules
 from unfog.data.pictures import enlargement, row_of, save_picture, sheet, tile
-from unfog.diffusion.tables import linear
+from unfog.diffusion.tables import Linear
 from unfog.generation.edits import inpaint
 from unfog.generation.sampler import shown
 from unfog.reports.explain import explain
@@ -39,7 +39,7 @@ def held_out(run: Run, row: int) -> torch.Tensor:
 
 def draw_fog(run: Run, path: Path) -> None:
     """Draw one picture at some steps of the forward process of DDPM."""
-    schedule, x0 = linear(), held_out(run, 3)
+    schedule, x0 = Linear(), held_out(run, 3)
     eps = normal(0, "figure", 0, 0, 1, tuple(x0.shape[1:]))
     states = [shown(schedule.add_noise(x0, eps, step / 1000), schedule, torch.tensor(step / 1000)) for step in STEPS]
     pictures = run.recipe.build_codec().decode(torch.cat(states))

@@ -23,7 +23,7 @@ from unfog.diffusion.grids import Grid, UniformGrid
 from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import RectifiedFlow
 from unfog.diffusion.solvers import Solver
-from unfog.diffusion.tables import linear
+from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import Eps, Flow, Prediction
 from unfog.recipes.kinds import KINDS
 from unfog.runtime.device import arithmetic, choose_device, choose_precision, keep_memory
@@ -63,7 +63,7 @@ def theirs(network: nn.Module, kind: type[SchedulerMixin], steps: int, x: Tensor
 
 def ours(network: nn.Module, kind: str, steps: int, x: Tensor, *, low: bool) -> Callable[[], object]:
     """Return what takes ten steps of ours, x0 clipped as diffusers does it."""
-    denoiser = Denoiser(network, linear(), Eps(), network_time="index")
+    denoiser = Denoiser(network, Linear(), Eps(), network_time="index")
     denoise = Clipped(Conditioned(denoiser, None))
     solver: Solver = KINDS["solver"][kind]()
     times = UniformGrid()(denoiser.schedule, steps)

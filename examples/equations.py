@@ -8,14 +8,14 @@ from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.sampling import sample
 from unfog.diffusion.solvers import DDIM, Ancestral
-from unfog.diffusion.tables import linear
+from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import Eps
 from unfog.diffusion.times import Uniform
 from unfog.diffusion.weightings import Unit
 from unfog.networks.mlp import MLP
 
 torch.manual_seed(0)
-schedule = linear()  # beta from 1e-4 to 0.02 in 1000 steps
+schedule = Linear()  # beta from 1e-4 to 0.02 in 1000 steps
 data = Mixture(torch.tensor([0.5, 0.5]), torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), torch.full((2, 2), 0.02))
 x0, eps = data.sample(256), torch.randn(256, 2)
 

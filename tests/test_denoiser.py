@@ -11,7 +11,7 @@ from unfog.diffusion.guidance import ClassifierFree
 from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.schedules import EDM, CosineContinuous, LinearContinuous, RectifiedFlow, Schedule
-from unfog.diffusion.tables import linear
+from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import X0, EDMTarget, Eps, Flow, Target, V
 from unfog.diffusion.times import Uniform
 from unfog.diffusion.weightings import MinSNR, Unit
@@ -37,7 +37,7 @@ class Recorder(nn.Module):
         return self.answer
 
 
-@pytest.mark.parametrize("schedule", [linear(), RectifiedFlow(), EDM()], ids=["table", "flow", "edm"])
+@pytest.mark.parametrize("schedule", [Linear(), RectifiedFlow(), EDM()], ids=["table", "flow", "edm"])
 def test_oracle_is_the_score(schedule: Schedule) -> None:
     """Tweedie: eps = -sigma·grad log p_t(x), and x0 follows from x_t = alpha·x0 + sigma·eps."""
     t = torch.tensor(0.3).double()
@@ -75,7 +75,7 @@ def test_points_have_an_oracle_too() -> None:
 @pytest.mark.parametrize("target", [Eps(), X0(), V(), EDMTarget()], ids=lambda target: type(target).__name__)
 def test_denoiser_solves_the_two_equations(target: Target) -> None:
     """A network that answers right leads to the right pair, at times for each sample."""
-    table, x0, eps = linear(), torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    table, x0, eps = Linear(), torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
     t = torch.tensor([0.1, 0.5, 0.9]).double()
     denoiser = Denoiser(Recorder(target.of(x0, eps, t, table)), table, target)
     found = denoiser(table.add_noise(x0, eps, t), t)
@@ -86,7 +86,7 @@ def test_denoiser_solves_the_two_equations(target: Target) -> None:
 def test_network_time() -> None:
     """T·t - 1 is the table's index to the last digit; the others as documented."""
     shown = Recorder(torch.zeros(1000, 2))
-    denoiser = Denoiser(shown, linear(), Eps(), network_time="index")
+    denoiser = Denoiser(shown, Linear(), Eps(), network_time="index")
     denoiser.output(torch.zeros(1000, 2), torch.arange(1, 1001).double() / 1000)
     assert shown.shown is not None
     torch.testing.assert_close(shown.shown[1], torch.arange(1000).float(), rtol=0, atol=0)
@@ -110,7 +110,7 @@ def test_unit_input_has_unit_variance() -> None:
 def test_time_is_clamped_to_the_first_trained_one() -> None:
     """x0 has no solution for eps at t = 0: the denoiser answers as at the first trained time."""
     shown = Recorder(torch.zeros(2, 3))
-    denoiser = Denoiser(shown, linear(), X0(), network_time="index")
+    denoiser = Denoiser(shown, Linear(), X0(), network_time="index")
     found = denoiser(torch.ones(2, 3), torch.tensor(0.0))
     assert found.eps.isfinite().all()
     assert shown.shown is not None
@@ -140,7 +140,7 @@ def test_rescheduled_predicts_the_same() -> None:
 
 
 def test_the_edm_clock_ends_at_the_noise_level() -> None:
-    table = linear()
+    table = Linear()
     assert edm_clock(table).t_max == pytest.approx(float(table.sigma(1.0) / table.alpha(1.0)))
     with pytest.raises(UserError, match="pure noise"):
         edm_clock(RectifiedFlow())
@@ -203,7 +203,7 @@ GRIDS: list[Grid] = [UniformGrid(), LogSNRGrid(), KarrasGrid()]
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: type(grid).__name__)
 @pytest.mark.parametrize(
-    "schedule", [linear(), RectifiedFlow(), EDM(), CosineContinuous()], ids=["table", "flow", "edm", "cosine"]
+    "schedule", [Linear(), RectifiedFlow(), EDM(), CosineContinuous()], ids=["table", "flow", "edm", "cosine"]
 )
 def test_grids_fall_from_noise_to_data(grid: Grid, schedule: Schedule) -> None:
     for steps in (1, 2, 25):
@@ -215,7 +215,7 @@ def test_grids_fall_from_noise_to_data(grid: Grid, schedule: Schedule) -> None:
 
 
 def test_uniform_grid_on_a_table_is_every_step() -> None:
-    torch.testing.assert_close(UniformGrid()(linear(), 1000), torch.arange(1000, -1, -1).double() / 1000)
+    torch.testing.assert_close(UniformGrid()(Linear(), 1000), torch.arange(1000, -1, -1).double() / 1000)
 
 
 def test_karras_grid_is_its_formula() -> None:
@@ -226,25 +226,25 @@ def test_karras_grid_is_its_formula() -> None:
 
 
 def test_log_snr_grid_is_even() -> None:
-    log_snr = linear().log_snr(LogSNRGrid()(linear(), 12)[1:-1])  # the first time is t_max, a little beyond -10
+    log_snr = Linear().log_snr(LogSNRGrid()(Linear(), 12)[1:-1])  # the first time is t_max, a little beyond -10
     torch.testing.assert_close(log_snr.diff(), log_snr.diff()[0].expand(10))
 
 
 def test_impossible_grids_are_refused() -> None:
     with pytest.raises(UserError, match="whole number of steps, 1 or more"):
-        UniformGrid()(linear(), 0)
+        UniformGrid()(Linear(), 0)
     with pytest.raises(UserError, match="rho"):
         KarrasGrid(0.0)
     with pytest.raises(UserError, match="shares of the clock"):
-        TimesGrid((1.0, 0.5, 0.0))(linear(), 5)
+        TimesGrid((1.0, 0.5, 0.0))(Linear(), 5)
     with pytest.raises(UserError, match="do not fall"):
-        TimesGrid((1.0, 0.5, 0.7, 0.0))(linear(), 3)
+        TimesGrid((1.0, 0.5, 0.7, 0.0))(Linear(), 3)
     assert TimesGrid((1.0, 0.3, 0.0))(EDM(), 2).tolist() == [80, 24, 0]
 
 
 def test_loss_is_the_weighted_square() -> None:
     """Against a literal computation, at the expected times, for each sample."""
-    table, target = linear(), V()
+    table, target = Linear(), V()
     x0, noise = torch.randn(4, 1, 3, 3), torch.randn(4, 1, 3, 3)
     answer = torch.randn(4, 1, 3, 3)
     u = torch.tensor([0.1, 0.4, 0.6, 0.9]).double()

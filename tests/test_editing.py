@@ -20,13 +20,13 @@ from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.sampling import climb, sample
 from unfog.diffusion.schedules import EDM, CosineContinuous, RectifiedFlow, Schedule, as_time
 from unfog.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, Solver
-from unfog.diffusion.tables import linear
+from unfog.diffusion.tables import Linear
 from unfog.evaluation.reconstruction import psnr
 from unfog.generation import edits
 from unfog.runs.run import Run, load
 from unfog.runtime.errors import UserError
 
-SCHEDULES = [RectifiedFlow(), CosineContinuous(), EDM(), linear()]
+SCHEDULES = [RectifiedFlow(), CosineContinuous(), EDM(), Linear()]
 CORRELATED = Mixture(
     weights=as_time([0.5, 0.5]),
     means=as_time([[-1.0, -1.0], [1.0, 1.0]]),

@@ -22,11 +22,11 @@ from unfog.diffusion.grids import (
     UniformGrid,
 )
 from unfog.diffusion.schedules import EDM, CosineContinuous, RectifiedFlow, Schedule
-from unfog.diffusion.tables import Table, linear
+from unfog.diffusion.tables import Linear, Table
 from unfog.runtime.errors import UserError
 
 T = 1000
-TABLE = linear()
+TABLE = Linear()
 Formula = Callable[[int], np.ndarray]
 # Each is the expression of diffusers' schedulers, with the number of steps as n.
 FORMULAS: dict[str, tuple[Indexed, Formula]] = {

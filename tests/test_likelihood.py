@@ -17,7 +17,7 @@ from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.schedules import EDM, LinearContinuous, RectifiedFlow, Schedule, expand
 from unfog.diffusion.solvers import Variance, step_log_variance
-from unfog.diffusion.tables import linear
+from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import X0, EDMTarget, Eps, Prediction, V
 from unfog.diffusion.times import Uniform
 from unfog.diffusion.weightings import Unit
@@ -29,7 +29,7 @@ SCHEDULES: dict[str, Schedule] = {
     "linear": LinearContinuous(),
     "flow": RectifiedFlow(),
     "edm": EDM(),
-    "table": linear(),
+    "table": Linear(),
 }
 
 
@@ -202,7 +202,7 @@ def _known(schedule: Schedule, t: float, s: float) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
-@pytest.mark.parametrize("schedule", [linear(10, 0.02, 0.6), RectifiedFlow()], ids=["table", "flow"])
+@pytest.mark.parametrize("schedule", [Linear(10, 0.02, 0.6), RectifiedFlow()], ids=["table", "flow"])
 def test_bound_terms_of_gaussian_data(schedule: Schedule, variance: Variance) -> None:
     """Every expected term, the prior and the last step, at five standard errors of 40,000 values."""
     generator = _generator(4)
@@ -246,7 +246,7 @@ def test_bound_is_above_the_truth_and_close() -> None:
     itself is compared with them at five standard errors; the truth is subtracted sample by sample, so that the
     data's own spread does not show.
     """
-    generator, table = _generator(5), linear()
+    generator, table = _generator(5), Linear()
     expected = [_known(table, i / 1000, (i - 1) / 1000) for i in range(1, 1001)]
     nats = 0.5 * (float(table.alpha(1.0)) / float(table.sigma(1.0))) ** 2 * GAUSSIAN
     for step in expected[1:]:
@@ -272,7 +272,7 @@ def test_bound_is_above_the_truth_and_close() -> None:
 @pytest.mark.parametrize("width", [0.01, 0.5])
 def test_discretised_decoder_sums_to_one(width: float) -> None:
     """The masses of all bins, however narrow or wide beside the deviation; and a narrow bin is density times width."""
-    table = linear(10, 0.01, 0.3)
+    table = Linear(10, 0.01, 0.3)
     t, s = torch.tensor(0.1).double(), torch.tensor(0.0).double()
     bins = torch.arange(-3, 3, width, dtype=torch.float64)[:, None]
     x_t, guess = torch.full_like(bins, 0.2), torch.full_like(bins, 0.137)
@@ -289,7 +289,7 @@ def test_discretised_decoder_sums_to_one(width: float) -> None:
 
 def test_bound_with_bins_costs_what_the_density_does() -> None:
     """With a narrow bin the decoder is its density's, less log2 of the width; the rest does not change."""
-    generator, table = _generator(6), linear(10, 0.02, 0.6)
+    generator, table = _generator(6), Linear(10, 0.02, 0.6)
     x0 = _gaussian(2).sample(5, generator)
     z = torch.randn(10, 5, 2, dtype=torch.float64, generator=generator)
     times = torch.arange(10, -1, -1).double() / 10
@@ -322,8 +322,8 @@ def test_learned_variance_splits_the_channels(shape: tuple[int, ...]) -> None:
     """The first half is the output, the second v, with (v + 1)/2 the fraction."""
     batch, channels, *rest = shape
     answer, x, t = torch.randn(batch, 2 * channels, *rest), torch.randn(shape), torch.tensor(0.4).double()
-    found = Denoiser(Fixed(answer), linear(), V(), learned_variance=True)(x, t)
-    plain = Denoiser(Fixed(answer[:, :channels]), linear(), V())(x, t)
+    found = Denoiser(Fixed(answer), Linear(), V(), learned_variance=True)(x, t)
+    plain = Denoiser(Fixed(answer[:, :channels]), Linear(), V())(x, t)
     assert torch.equal(found.x0, plain.x0)
     assert torch.equal(found.eps, plain.eps)
     assert plain.variance_fraction is None
@@ -333,7 +333,7 @@ def test_learned_variance_splits_the_channels(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(("given", "learned", "wanted"), [(3, True, 6), (6, False, 3), (5, True, 6)])
 def test_networks_of_another_width_are_refused(given: int, learned: bool, wanted: int) -> None:
-    denoiser = Denoiser(Fixed(torch.zeros(2, given, 4, 4)), linear(), Eps(), learned_variance=learned)
+    denoiser = Denoiser(Fixed(torch.zeros(2, given, 4, 4)), Linear(), Eps(), learned_variance=learned)
     kind = "with" if learned else "without"
     with pytest.raises(
         UserError, match=f"gives {given} channels, .* state of 3 {kind} a learned variance needs {wanted}"
@@ -355,17 +355,17 @@ def test_fraction_runs_from_the_small_to_the_large_variance() -> None:
     small = torch.tensor(tilde, dtype=torch.float64)[:, None].expand(3, 2)
     for fraction, expected in ((0.0, small), (1.0, large), (0.5, (small + large) / 2)):
         prediction = Prediction(x, x, torch.full_like(x, fraction))
-        found = step_log_variance(linear(), prediction, x, t, t - 1 / 1000, "learned")
+        found = step_log_variance(Linear(), prediction, x, t, t - 1 / 1000, "learned")
         torch.testing.assert_close(found.expand(3, 2), expected, rtol=0, atol=1e-9)
     for variance, expected in (("small", small), ("large", large)):
-        found = step_log_variance(linear(), Prediction(x, x), x, t, t - 1 / 1000, variance)
+        found = step_log_variance(Linear(), Prediction(x, x), x, t, t - 1 / 1000, variance)
         torch.testing.assert_close(found.expand(3, 2), expected, rtol=0, atol=1e-9)
     with pytest.raises(UserError, match="learned no variance"):
-        step_log_variance(linear(), Prediction(x, x), x, t, t - 1 / 1000, "learned")
+        step_log_variance(Linear(), Prediction(x, x), x, t, t - 1 / 1000, "learned")
 
 
 @pytest.mark.parametrize("bin_width", [None, 2 / 255])
-@pytest.mark.parametrize("schedule", [linear(), RectifiedFlow(), EDM()], ids=["table", "flow", "edm"])
+@pytest.mark.parametrize("schedule", [Linear(), RectifiedFlow(), EDM()], ids=["table", "flow", "edm"])
 def test_the_bound_teaches_the_variance_alone(schedule: Schedule, bin_width: float | None) -> None:
     """Its gradient is exactly 0 in the mean half, and finite and not 0 in the other, from the first step on."""
     generator = _generator(8)
@@ -396,7 +396,7 @@ def test_the_bound_teaches_the_variance_alone(schedule: Schedule, bin_width: flo
 
 def test_hybrid_loss_adds_the_bound_in_bits() -> None:
     """Simple + bound·T·term, with the term of the same draw computed beside it, on a table's own steps."""
-    generator, table = _generator(9), linear(20, 0.01, 0.4)
+    generator, table = _generator(9), Linear(20, 0.01, 0.4)
     x0, noise = torch.randn(6, 2, generator=generator), torch.randn(6, 2, generator=generator)
     u = torch.tensor([0.01, 0.07, 0.33, 0.52, 0.83, 0.99]).double()
     denoiser = Denoiser(Fixed(torch.randn(6, 4, generator=generator) / 3), table, Eps(), learned_variance=True)
@@ -413,7 +413,7 @@ def test_hybrid_loss_adds_the_bound_in_bits() -> None:
 @pytest.mark.parametrize("index", [2, 9])
 def test_the_learned_variance_is_that_of_the_true_step(index: int) -> None:
     """With the exact mean the fraction moves to the variance of q(x_s | x_t): beta-tilde + offset on Gaussian data."""
-    table = linear(20, 0.02, 0.5)
+    table = Linear(20, 0.02, 0.5)
     t, s = (index + 1) / 20, index / 20
     step = _known(table, t, s)
     best = math.log((step["small"] + step["offset"]) / step["small"]) / math.log(step["large"] / step["small"])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from unfog.data.source import Data, InMemory
 from unfog.diffusion.schedules import RectifiedFlow, Schedule
-from unfog.diffusion.tables import Table, linear
+from unfog.diffusion.tables import Linear, Table
 from unfog.recipes.kinds import GIVEN, KINDS, Config, part, register
 from unfog.recipes.presets import RECIPES, recipe
 from unfog.recipes.recipe import VERSION, Recipe
@@ -611,14 +611,14 @@ def test_registered_parts_are_parts() -> None:
 @pytest.mark.usefixtures("kinds")
 def test_registered_functions_are_parts() -> None:
     def short(steps: int = 10) -> Schedule:
-        return linear(steps)
+        return Linear(steps)
 
     def stripes(count: int = 20) -> Data:
         rows = InMemory(torch.zeros(count, 1, 8, 8, dtype=torch.uint8))
         return Data(rows, rows)
 
     register("schedule", "short", short)
-    register("schedule", "shorter", partial(linear, steps=5))
+    register("schedule", "shorter", partial(Linear, steps=5))
     register("data", "stripes", stripes)
     chosen, data = recipe("digits").set("schedule=short", "target=v", "data=stripes", "data.count=7").build_data()
     assert (len(data.train), chosen.shape, chosen.classes) == (7, (1, 8, 8), ())

@@ -1,5 +1,6 @@
 """Schedules: agreement of their five functions, closed forms, and the stated limits at both ends."""
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from unfog.diffusion.schedules import (
     Shifted,
     Sigmoid,
 )
-from unfog.diffusion.tables import Table
+from unfog.diffusion.tables import DiscreteSchedule, Table
 from unfog.runtime.errors import UserError
 
 CONTINUOUS: dict[str, Schedule] = {
@@ -44,14 +45,14 @@ CONTINUOUS: dict[str, Schedule] = {
     "shifted twice": Shifted(Shifted(RectifiedFlow(), 3.0), 0.7),
 }
 TABLES: dict[str, Schedule] = {
-    "linear": tables.linear(),
-    "quadratic": tables.quadratic(),
-    "cosine": tables.cosine(),
-    "short": tables.linear(steps=7, beta_end=0.5),
-    "of sigmoid": tables.discrete(Sigmoid()),
-    "of flow": tables.discrete(RectifiedFlow(), 50),
-    "zero terminal": tables.zero_terminal_snr(tables.linear()),
-    "shifted": Shifted(tables.quadratic(), 2.0),
+    "linear": tables.Linear(),
+    "quadratic": tables.Quadratic(),
+    "cosine": tables.Cosine(),
+    "short": tables.Linear(steps=7, beta_end=0.5),
+    "of sigmoid": tables.Discrete(Sigmoid()),
+    "of flow": tables.Discrete(RectifiedFlow(), 50),
+    "zero terminal": tables.ZeroTerminalSNR(tables.Linear()),
+    "shifted": Shifted(tables.Quadratic(), 2.0),
 }
 ALL = [*CONTINUOUS.values(), *TABLES.values()]
 NAMES = [*CONTINUOUS, *(f"table {name}" for name in TABLES)]
@@ -99,12 +100,12 @@ def _exact(schedule: Schedule, t: mpf) -> tuple[mpf, mpf]:
         depth = mpmath.log(2 * t) if t <= 0.5 else -mpmath.log(tail + (1 - tail) * 2 * (1 - t))
         signal = 1 / (1 + mpmath.exp(schedule.b * depth - schedule.mu))
     else:
-        assert isinstance(schedule, Table)
+        assert isinstance(schedule, DiscreteSchedule)
         signal = _entry(schedule, t * schedule.steps)
     return mpmath.sqrt(signal), mpmath.sqrt(1 - signal)
 
 
-def _entry(table: Table, place: mpf) -> mpf:
+def _entry(table: DiscreteSchedule, place: mpf) -> mpf:
     """Alpha² between two entries of a table."""
     left = min(int(mpmath.floor(place)), len(table.alphas_cumprod) - 1)
     start, end = (mpf(v) for v in (1.0, *table.alphas_cumprod)[left : left + 2])
@@ -261,8 +262,8 @@ def test_zero_terminal_snr_is_lins_algorithm_1() -> None:
     root = (1 - betas).cumprod(0).sqrt()
     root_0, root_t = root[0].clone(), root[-1].clone()
     root = (root - root_t) * root_0 / (root_0 - root_t)
-    found = tables.zero_terminal_snr(tables.quadratic())
-    assert isinstance(found, Table)
+    found = tables.ZeroTerminalSNR(tables.Quadratic())
+    assert isinstance(found, DiscreteSchedule)
     torch.testing.assert_close(torch.tensor(found.alphas_cumprod, dtype=torch.float64), root**2, rtol=1e-9, atol=1e-18)
     assert found.alphas_cumprod[0] == pytest.approx(1 - betas[0].item(), rel=1e-12)
     assert found.alphas_cumprod[-1] == 0
@@ -272,7 +273,7 @@ def test_zero_terminal_snr_is_lins_algorithm_1() -> None:
 def test_discrete_tables_agree_at_their_steps(name: str) -> None:
     """The table has the log-SNR of the schedule at every (i + 1)/T of the clock; EDM's state is scaled alone."""
     schedule = CONTINUOUS[name]
-    table = tables.discrete(schedule, 40)
+    table = tables.Discrete(schedule, 40)
     t = torch.arange(1, 40).double() / 40
     torch.testing.assert_close(table.log_snr(t), schedule.log_snr(t * schedule.t_max), rtol=0, atol=1e-9)
 
@@ -346,7 +347,7 @@ def test_continuous_cosine_is_the_table_in_the_limit() -> None:
 def test_continuous_linear_is_the_limit_of_tables() -> None:
     """With T steps, beta_i = beta(t)/T: the difference falls as 1/T."""
     t = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    for build, limit in ((tables.linear, LinearContinuous()), (tables.quadratic, QuadraticContinuous())):
+    for build, limit in ((tables.Linear, LinearContinuous()), (tables.Quadratic, QuadraticContinuous())):
         table = build(steps=20_000, beta_start=0.1 / 20_000, beta_end=20 / 20_000)
         torch.testing.assert_close(table.log_snr(t), limit.log_snr(t), rtol=0, atol=2e-3)
 
@@ -432,11 +433,11 @@ def test_posterior_is_ddpm_eq_6_and_7() -> None:
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: tables.linear(steps=1), "2 steps or more"),
-        (lambda: tables.linear(beta_end=1.5), "between 0 and 1"),
-        (lambda: tables.quadratic(beta_start=-1e-4), "above 0"),
-        (lambda: tables.table([0.5, 0.6]), "fall strictly"),
-        (lambda: tables.table([]), "fall strictly"),
+        (lambda: tables.Linear(steps=1), "2 steps or more"),
+        (lambda: tables.Linear(beta_end=1.5), "between 0 and 1"),
+        (lambda: tables.Quadratic(beta_start=-1e-4), "above 0"),
+        (lambda: tables.Table((0.5, 0.6)), "fall strictly"),
+        (lambda: tables.Table(()), "fall strictly"),
         (lambda: LinearContinuous(beta_min=3.0, beta_max=1.0), "beta_min"),
         (lambda: EDM(sigma_max=0.0), "sigma_max"),
         (lambda: Sigmoid(start=3.0, end=-3.0), "start < end"),
@@ -445,9 +446,9 @@ def test_posterior_is_ddpm_eq_6_and_7() -> None:
         (lambda: Laplace(b=0.0), "b above 0"),
         (lambda: Laplace(tail=0.0), "tail in"),
         (lambda: Shifted(EDM(), 0.0), "shift of a schedule"),
-        (lambda: tables.discrete(EDM(), 1), "2 steps or more"),
-        (lambda: tables.zero_terminal_snr(RectifiedFlow()), "only a table"),
-        (lambda: tables.zero_terminal_snr(tables.table([0.5])), "only a table"),
+        (lambda: tables.Discrete(EDM(), 1), "2 steps or more"),
+        (lambda: tables.ZeroTerminalSNR(RectifiedFlow()), "only a table"),
+        (lambda: tables.ZeroTerminalSNR(tables.Table((0.5,))), "only a table"),
     ],
 )
 def test_impossible_schedules_are_refused(build: object, words: str) -> None:
@@ -462,9 +463,30 @@ def test_first_trained_time() -> None:
 
 
 def test_schedules_are_values() -> None:
-    assert tables.linear() == tables.linear()
+    assert tables.Linear() == tables.Linear()
     assert hash(LinearContinuous()) == hash(LinearContinuous())
-    assert tables.linear() != tables.quadratic()
+    assert tables.Linear() != tables.Quadratic()
+    assert tables.Linear(100) != tables.Linear(200)
+    assert repr(tables.Linear(100)) == "Linear(steps=100, beta_start=0.0001, beta_end=0.02)"
+    assert (Shifted(EDM(9.0), 2.0).t_max, Shifted(Table((0.9, 0.5))).steps) == (9.0, 2)
+    assert tables.Discrete().base == CosineContinuous()
+    assert tables.ZeroTerminalSNR().base == tables.Linear()
+    for schedule in (*TABLES.values(), *CONTINUOUS.values()):
+        assert hash(schedule) == hash(copy.deepcopy(schedule))
+        assert schedule == copy.deepcopy(schedule)
+
+
+def test_discrete_schedules_speak_the_language_of_the_tutorials() -> None:
+    """betas, alphas_cumprod and timesteps 0 ... T - 1."""
+    schedule = tables.Linear(50, 1e-3, 0.3)
+    torch.testing.assert_close(schedule.betas, torch.linspace(1e-3, 0.3, 50, dtype=torch.float64), rtol=1e-11, atol=0)
+    assert Table.from_betas(schedule.betas).alphas_cumprod == pytest.approx(schedule.alphas_cumprod, rel=1e-12)
+    t = schedule.from_timesteps(torch.tensor([0, 20, 49]))
+    torch.testing.assert_close(schedule.alpha(t) ** 2, torch.tensor(schedule.alphas_cumprod).double()[[0, 20, 49]])
+    assert float(schedule.from_timesteps(49)) == 1
+    for wrong in (50, -1, torch.tensor(0.5)):
+        with pytest.raises(UserError, match="whole numbers from 0 to 49"):
+            schedule.from_timesteps(wrong)  # type: ignore[arg-type]
 
 
 # What is remembered at single times

@@ -27,7 +27,7 @@ from unfog.diffusion.solvers import (
     Solver,
     UniPC,
 )
-from unfog.diffusion.tables import linear
+from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import Prediction
 from unfog.recipes.kinds import KINDS
 from unfog.runtime.errors import UserError
@@ -70,7 +70,7 @@ def test_samples_have_the_moments_of_the_mixture(name: str) -> None:
 @pytest.mark.parametrize("solver", [Ancestral(), Ancestral("large"), DDIM(1.0), DDIM(0.5)])
 def test_stochastic_solvers_follow_the_exact_recursion(solver: Solver) -> None:
     """On a Gaussian the state stays Gaussian: its mean and variance obey a recursion in closed form."""
-    table, data_mean, data_variance = linear(), 0.4, 0.3
+    table, data_mean, data_variance = Linear(), 0.4, 0.3
     mixture = Mixture(
         torch.ones(1).double(), torch.full((1, 1), data_mean).double(), torch.full((1, 1), data_variance).double()
     )
@@ -108,7 +108,7 @@ def test_stochastic_solvers_follow_the_exact_recursion(solver: Solver) -> None:
 
 def test_ancestral_is_the_posterior() -> None:
     """One step of DDPM: mean and variance of q(x_s | x_t, x0)."""
-    table = linear()
+    table = Linear()
     denoise = MixtureDenoiser(MIXTURE, table)
     x, t, s = torch.randn(50, 2).double(), torch.tensor(0.7).double(), torch.tensor(0.65).double()
     z = torch.randn(50, 2).double()
@@ -120,7 +120,7 @@ def test_ancestral_is_the_posterior() -> None:
 
 def test_ancestral_is_the_tutorials_listing() -> None:
     """X = (x - beta/sqrt(1 - abar)·eps)/sqrt(alpha) + sqrt(beta)·z, with the large variance."""
-    table, i = linear(), 600
+    table, i = Linear(), 600
     denoise = MixtureDenoiser(MIXTURE, table)
     t, s = torch.tensor((i + 1) / 1000).double(), torch.tensor(i / 1000).double()
     bar, before = float(table.alpha(t)) ** 2, float(table.alpha(s)) ** 2
@@ -134,7 +134,7 @@ def test_ancestral_is_the_tutorials_listing() -> None:
 @pytest.mark.parametrize(("keep_eps", "equal"), [(False, True), (True, False)])
 def test_ddpm_is_ddim_only_where_eps_follows_the_clipped_x0(keep_eps: bool, equal: bool) -> None:
     """The formula through x_t and the pair form agree when eps is recomputed after clipping."""
-    table = linear()
+    table = Linear()
     clipped = Clipped(MixtureDenoiser(MIXTURE, table), -0.2, 0.2, keep_eps=keep_eps)
     x, t, s = 2 * torch.randn(50, 2).double(), torch.tensor(0.3).double(), torch.tensor(0.25).double()
     z = torch.zeros(50, 2).double()
@@ -153,7 +153,7 @@ def test_euler_is_ddim_where_the_schedule_is_affine(name: str) -> None:
 
 def test_euler_on_the_edm_clock_is_ddim_on_every_schedule() -> None:
     """In (x/alpha, sigma/alpha), where other toolkits run Euler, it is DDIM, even on a table."""
-    table = linear()
+    table = Linear()
     denoise = MixtureDenoiser(MIXTURE, table)
     times = torch.linspace(1, 0, 11, dtype=torch.float64)
     x = torch.randn(20, 2).double()
@@ -212,7 +212,7 @@ def test_churn_raises_the_noise_first() -> None:
 
 def test_learned_variance_lies_between_the_small_and_the_large() -> None:
     """Fraction 0 is beta-tilde, 1 is beta; a model without one is refused."""
-    table, x, t, s = linear(), torch.zeros(4, 2).double(), as_time(0.5), as_time(0.4)
+    table, x, t, s = Linear(), torch.zeros(4, 2).double(), as_time(0.5), as_time(0.4)
     denoise = MixtureDenoiser(MIXTURE, table)
 
     class Told:
@@ -296,7 +296,7 @@ def test_impossible_times_are_refused(times: list[float], sentence: str) -> None
 
 def test_velocity_solvers_refuse_tables() -> None:
     with pytest.raises(UserError, match="Rescheduled"):
-        sample(MixtureDenoiser(MIXTURE, linear()), torch.randn(2, 2).double(), torch.tensor([0.3, 0.2]), Euler())
+        sample(MixtureDenoiser(MIXTURE, Linear()), torch.randn(2, 2).double(), torch.tensor([0.3, 0.2]), Euler())
 
 
 def test_eta_is_a_share() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from test_schedules import ALL, CONTINUOUS, NAMES, TABLES
 from unfog.diffusion.schedules import EDM, CosineContinuous, LinearContinuous, RectifiedFlow, Schedule
-from unfog.diffusion.tables import linear
+from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import X0, EDMTarget, Eps, Flow, Target, V
 from unfog.diffusion.times import Discrete, Importance, LogitNormal, LogNormal, Times, Uniform, stratify
 from unfog.diffusion.weightings import P2, EDMWeighting, MinSNR, OfSNR, Sigmoid, Unit
@@ -94,7 +94,7 @@ def test_stratified_numbers_fill_every_part() -> None:
 
 
 @pytest.mark.parametrize("times", [Uniform(), Discrete(), LogitNormal(), LogNormal(), Importance(LogNormal())])
-@pytest.mark.parametrize("schedule", [RectifiedFlow(), EDM(), linear()], ids=["flow", "edm", "table"])
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), EDM(), Linear()], ids=["flow", "edm", "table"])
 def test_times_stay_on_the_clock(times: Times, schedule: Schedule) -> None:
     t = times(torch.cat([torch.zeros(1), torch.rand(500), torch.tensor([1 - 1e-16])]).double(), schedule)
     assert t.isfinite().all()
@@ -105,10 +105,10 @@ def test_times_stay_on_the_clock(times: Times, schedule: Schedule) -> None:
 def test_uniform_times_on_a_table_are_ddpm_steps() -> None:
     """Each of the T steps, equally often; index 0 is the cleanest."""
     u = (torch.arange(4000).double() + 0.5) / 4000
-    index = Uniform()(u, linear()) * 1000 - 1
+    index = Uniform()(u, Linear()) * 1000 - 1
     torch.testing.assert_close(index, index.round(), rtol=0, atol=1e-9)
     assert torch.bincount(index.round().long()).tolist() == [4] * 1000
-    torch.testing.assert_close(Discrete(1000)(u, linear()), Uniform()(u, linear()))
+    torch.testing.assert_close(Discrete(1000)(u, Linear()), Uniform()(u, Linear()))
 
 
 def test_logit_normal_quantiles() -> None:
@@ -140,7 +140,7 @@ def test_impossible_values_are_refused(build: object) -> None:
 
 def test_min_snr_closed_forms() -> None:
     """min(SNR, g), min(1, g/SNR) and min(SNR, g)/(SNR + 1) for x0, eps and v: high SNRs are held down."""
-    table = linear()
+    table = Linear()
     t = torch.linspace(0.001, 1, 50).double()
     snr = table.log_snr(t).exp()
     assert snr.max() > 5 > snr.min()
@@ -154,7 +154,7 @@ def test_min_snr_is_finite_at_pure_noise() -> None:
 
 
 def test_unit_weight_is_one() -> None:
-    assert Unit()(linear(), V(), torch.tensor([0.2, 0.9])).tolist() == [1, 1]
+    assert Unit()(Linear(), V(), torch.tensor([0.2, 0.9])).tolist() == [1, 1]
 
 
 WEIGHTINGS: dict[str, OfSNR] = {
@@ -166,7 +166,7 @@ WEIGHTINGS: dict[str, OfSNR] = {
 T = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("schedule", [linear(), LinearContinuous(), CosineContinuous()], ids=["table", "vp", "cosine"])
+@pytest.mark.parametrize("schedule", [Linear(), LinearContinuous(), CosineContinuous()], ids=["table", "vp", "cosine"])
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_weightings_are_their_closed_forms(name: str, schedule: Schedule) -> None:
     """Each row of the module's table, written out for x0, eps and v with an SNR computed on its own."""
@@ -187,12 +187,12 @@ def test_weightings_are_their_closed_forms(name: str, schedule: Schedule) -> Non
 
 def test_sigmoid_weight_is_a_sigmoid_of_the_log_snr() -> None:
     """Kingma & Gao write it on eps, as sigmoid(bias - log_snr)."""
-    table = linear()
+    table = Linear()
     expected = torch.sigmoid(1.5 - table.log_snr(T))
     torch.testing.assert_close(Sigmoid(1.5)(table, Eps(), T), expected, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("schedule", [EDM(), RectifiedFlow(), linear()], ids=["edm", "flow", "table"])
+@pytest.mark.parametrize("schedule", [EDM(), RectifiedFlow(), Linear()], ids=["edm", "flow", "table"])
 @pytest.mark.parametrize("data", [0.5, 1.7])
 def test_edm_weight_of_the_edm_target_is_one(schedule: Schedule, data: float) -> None:
     t = T * schedule.t_max

@@ -6,9 +6,9 @@ Time runs from t = 0 (clean) to t = t_max (noise). All values are computed in fl
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial, wraps
-from typing import ClassVar, Literal, TypeVar, final
+from typing import Literal, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -70,12 +70,20 @@ class Schedule(ABC):
             if name in vars(cls) and not getattr(vars(cls)[name], "__isabstractmethod__", False):
                 setattr(cls, name, _remembered(vars(cls)[name]))
 
-    t_max: float = field(default=1.0, init=False)
-    """The time of pure noise."""
-    steps: int | None = field(default=None, init=False)
-    """Number of steps of a discrete schedule, None for continuous time."""
-    keeps: ClassVar[Literal["variance", "sum", "signal"]] = "variance"
-    """What is 1 at all times: alpha² + sigma², alpha + sigma, or alpha; a shift keeps it."""
+    @property
+    def t_max(self) -> float:
+        """The time of pure noise: 1, but on schedules with a clock of their own."""
+        return 1.0
+
+    @property
+    def steps(self) -> int | None:
+        """Number of steps of a discrete schedule, None for continuous time."""
+        return None
+
+    @property
+    def keeps(self) -> Literal["variance", "sum", "signal"]:
+        """What is 1 at all times: alpha² + sigma², alpha + sigma, or alpha; a shift keeps it."""
+        return "variance"
 
     @abstractmethod
     def alpha(self, t: Tensor | float) -> Tensor:
@@ -352,7 +360,10 @@ class RectifiedFlow(Schedule):
     Source: Liu et al. 2023, Flow Straight and Fast; Lipman et al. 2023 (with time reversed).
     """
 
-    keeps: ClassVar[Literal["variance", "sum", "signal"]] = "sum"
+    @property
+    def keeps(self) -> Literal["variance", "sum", "signal"]:
+        """The sum of alpha and sigma."""
+        return "sum"
 
     def alpha(self, t: Tensor | float) -> Tensor:
         """Return 1 - t."""
@@ -375,13 +386,21 @@ class EDM(Schedule):
     """
 
     sigma_max: float = 80.0
-    keeps: ClassVar[Literal["variance", "sum", "signal"]] = "signal"
 
     def __post_init__(self) -> None:
-        """Let the clock end at sigma_max."""
+        """Check the end."""
         if not self.sigma_max > 0:
             raise UserError(f"sigma_max must be above 0, not {self.sigma_max}")
-        object.__setattr__(self, "t_max", float(self.sigma_max))
+
+    @property
+    def t_max(self) -> float:
+        """The clock ends at sigma_max."""
+        return float(self.sigma_max)
+
+    @property
+    def keeps(self) -> Literal["variance", "sum", "signal"]:
+        """The signal alpha."""
+        return "signal"
 
     def alpha(self, t: Tensor | float) -> Tensor:
         """Return 1."""
@@ -498,16 +517,28 @@ class Shifted(Schedule):
     Source: Hoogeboom et al. 2023, Simple Diffusion, eq. 3; Esser et al. 2024, section 5.3.2.
     """
 
-    base: Schedule
+    base: Schedule = RectifiedFlow()
     shift: float = 3.0
 
     def __post_init__(self) -> None:
-        """Take over the base's clock."""
+        """Check the shift."""
         if not self.shift > 0:
             raise UserError(f"the shift of a schedule must be above 0, not {self.shift}")
-        object.__setattr__(self, "t_max", self.base.t_max)
-        object.__setattr__(self, "steps", self.base.steps)
-        object.__setattr__(self, "keeps", self.base.keeps)
+
+    @property
+    def t_max(self) -> float:
+        """The base's."""
+        return self.base.t_max
+
+    @property
+    def steps(self) -> int | None:
+        """The base's."""
+        return self.base.steps
+
+    @property
+    def keeps(self) -> Literal["variance", "sum", "signal"]:
+        """What the base keeps."""
+        return self.base.keeps
 
     def _size(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """Return alpha, shift·sigma, and what must be divided out of both."""

@@ -134,7 +134,7 @@ class Importance(Times):
     Source: Nichol & Dhariwal 2021, Improved DDPM, eq. 18.
     """
 
-    base: Times
+    base: Times = Uniform()
     bins: int = 32
     window: int = 100
     floor: float = 0.05

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from unfog.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, DPMSolverPPSDE2M, Euler, EulerAncestral, Heun, UniPC
-from unfog.diffusion.tables import Table
+from unfog.diffusion.tables import DiscreteSchedule
 from unfog.interop.files import meant
 from unfog.recipes.kinds import Config, part
 from unfog.recipes.recipe import Recipe
@@ -223,7 +223,7 @@ def write(recipe: Recipe) -> dict[str, Any]:
             raise UserError("diffusers integrates flows by Euler's rule: set solver=euler to export this model")
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
     predictions = {ours: theirs for theirs, ours in TARGETS.items()}
-    if not isinstance(schedule, Table) or inputs.network_time not in ("index", "whole") or target == "flow":
+    if not isinstance(schedule, DiscreteSchedule) or inputs.network_time not in ("index", "whole") or target == "flow":
         raise UserError(
             "diffusers knows tables (linear, quadratic, cosine, ...) with network_time=index and the targets eps, x0 "
             "and v, and flow with the target flow: train such a model to export it"
@@ -241,7 +241,7 @@ def write(recipe: Recipe) -> dict[str, Any]:
     return {**_family(solver, recipe), **common}
 
 
-def _betas(recipe: Recipe, schedule: Table) -> dict[str, Any]:
+def _betas(recipe: Recipe, schedule: DiscreteSchedule) -> dict[str, Any]:
     """Return diffusers' name of a table, or else its betas."""
     kind, options = recipe.schedule.kind, recipe.schedule.options
     if kind in ("linear", "quadratic"):

@@ -26,7 +26,7 @@ from unfog.diffusion.solvers import (
     RungeKutta45,
     Solver,
 )
-from unfog.diffusion.tables import Table, linear
+from unfog.diffusion.tables import Linear, Table
 from unfog.diffusion.targets import EDMTarget, Eps, Prediction
 from unfog.diffusion.weightings import P2, EDMWeighting, MinSNR, Sigmoid
 from unfog.networks.conditioning import Cond
@@ -200,7 +200,7 @@ def recursion(
         grid: Places the steps on a linear table; in equal ones if left away.
         steps: Number of steps.
     """
-    table = linear()
+    table = Linear()
     denoise: Denoise = Fractioned(MixtureDenoiser(_gaussian(MEAN, VARIANCE), table))
     times = (grid or UniformGrid())(table, steps)
     if edm:
@@ -282,7 +282,7 @@ def spacings(rule: Solver | None = None) -> list[Proof]:
 
 def clipping() -> list[Proof]:
     """With x0 clipped, DDPM is DDIM(eta = 1) and the posterior of the clipped x0: eps follows it."""
-    table, x = linear(), 2 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    table, x = Linear(), 2 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     bare = MixtureDenoiser(mixture(2, 2), table)
     t, s = as_time(0.3), as_time(0.25)
     x0 = bare(x, t).x0
@@ -334,7 +334,7 @@ def guidance() -> list[Proof]:
 
 def weights() -> list[Proof]:
     """Closed forms on eps, where quiet times are the ones held down."""
-    table, t = linear(), torch.arange(1, 1001, dtype=torch.float64) / 1000
+    table, t = Linear(), torch.arange(1, 1001, dtype=torch.float64) / 1000
     snr = table.log_snr(t).exp()
     eps = {
         "min-snr": (MinSNR(5.0), (5 / snr).clamp(max=1)),
@@ -368,7 +368,7 @@ class _Listener(torch.nn.Module):
 
 def network_time() -> list[Proof]:
     """A network of a table is told the index 0 ... T - 1, exactly, when x_t was noised by that entry."""
-    listener, table = _Listener(), linear()
+    listener, table = _Listener(), Linear()
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     Denoiser(listener, table, Eps(), network_time="index")(torch.zeros(1000, 1), t)
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)

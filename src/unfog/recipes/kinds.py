@@ -62,14 +62,19 @@ def _shifted(base: Part = "flow", shift: float = 3.0) -> schedules.Shifted:
     return schedules.Shifted(_inner("schedule", base), shift)
 
 
-def _discrete(base: Part = "cosine-continuous", steps: int = 1000) -> tables.Table:
+def _table(alphas_cumprod: Sequence[float]) -> tables.Table:
+    """Return a table given entry by entry."""
+    return tables.Table(tuple(float(value) for value in alphas_cumprod))
+
+
+def _discrete(base: Part = "cosine-continuous", steps: int = 1000) -> tables.Discrete:
     """Return the table of any schedule."""
-    return tables.discrete(_inner("schedule", base), steps)
+    return tables.Discrete(_inner("schedule", base), steps)
 
 
-def _zero_terminal_snr(base: Part = "linear") -> tables.Table:
+def _zero_terminal_snr(base: Part = "linear") -> tables.ZeroTerminalSNR:
     """Return a table, rescaled to end at pure noise."""
-    return tables.zero_terminal_snr(_inner("schedule", base))
+    return tables.ZeroTerminalSNR(_inner("schedule", base))
 
 
 def _importance(base: Part = "uniform", bins: int = 32, window: int = 100, floor: float = 0.05) -> times.Importance:
@@ -112,10 +117,10 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "inputs": {"scaled": Inputs},
     "schedule": {
-        "linear": tables.linear,
-        "quadratic": tables.quadratic,
-        "cosine": tables.cosine,
-        "table": tables.table,
+        "linear": tables.Linear,
+        "quadratic": tables.Quadratic,
+        "cosine": tables.Cosine,
+        "table": _table,
         "linear-continuous": schedules.LinearContinuous,
         "quadratic-continuous": schedules.QuadraticContinuous,
         "cosine-continuous": schedules.CosineContinuous,
