@@ -94,14 +94,14 @@ def train_ours(kind: Kind, data: Path | None, out: Path, clock: Clock, seconds: 
     chosen = recipe(kind, None if data is None else str(data))
     chosen = chosen.set("conditioning=none", "sampling.guidance=1", f"seed={seed}")
     run = train(chosen, out / "run", budget=max(0.1, seconds - clock.seconds), console=Console(quiet=True))
-    ended, options = clock.seconds, run.recipe.training.options
-    snapshot = {"moment": seconds, "seconds": ended, "images": options["images"], "file": "run"}
+    ended, training = clock.seconds, run.recipe.training
+    snapshot = {"moment": seconds, "seconds": ended, "images": training.images, "file": "run"}
     parameters = sum(parameter.numel() for parameter in run.denoiser.parameters())
-    rate = run.recipe.optimizer.options["lr"]
+    rate = run.recipe.optimizer.lr
     return {
         "parameters": parameters,
         "learning_rate": rate,
-        "batch": options["batch"],
+        "batch": training.batch,
         "source": f"recipe {kind}",
         "precision": run.precision,
         "snapshots": [snapshot],

@@ -29,6 +29,7 @@ from unfog.data.source import Data
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.reconstruction import reconstruction
 from unfog.evaluation.report import draw
+from unfog.recipes.build import build_codec, build_data
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.runs.run import fit, load
@@ -60,14 +61,14 @@ def compare(chosen: Recipe, out: Path, seconds: float, count: int) -> dict[str, 
     """Train, and return what a picture costs to train on and to draw, and the distance of drawn ones."""
     took = trained(chosen, out, seconds)
     run = load(out)
-    data = run.recipe.build_data()[1]
+    data = build_data(run.recipe)[1]
     sampler = run.sampler(guidance=1.0, steps=20)
     begun = time.time()
     pictures, spent = draw(run, sampler, count, sampler.condition(count))
     each = (time.time() - begun) / count
-    found = Judge(data, run.recipe.build_codec().plain, count, console=Console(stderr=True)).fidelity(pictures)
+    found = Judge(data, build_codec(run.recipe).plain, count, console=Console(stderr=True)).fidelity(pictures)
     save_picture(sheet(pictures[:64], 8), out / "sheet.png")
-    images = run.recipe.training.options["images"]
+    images = run.recipe.training.images
     return {
         "seconds": took,
         "images": images,
@@ -226,7 +227,7 @@ def main(data: Path, stage: Stage, out: Path = Path("runs/emoji"), minutes: floa
     elif stage == "text":
         found = {"seconds": trained(base("text-to-image", data), out / stage, seconds)}
     else:
-        found = retrieval(base("text-to-image", data).build_data()[1], out)
+        found = retrieval(build_data(base("text-to-image", data))[1], out)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{stage}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(json.dumps(found))

@@ -20,6 +20,7 @@ from unfog.data.pictures import enlargement, row_of, save_picture, sheet, tile
 from unfog.diffusion.tables import Linear
 from unfog.generation.edits import inpaint
 from unfog.generation.sampler import shown
+from unfog.recipes.build import build_codec, build_data
 from unfog.reports.explain import explain
 from unfog.reports.film import film
 from unfog.runs.run import Run, load
@@ -34,7 +35,7 @@ STEPS = (0, 50, 100, 200, 400, 700, 1000)
 
 def held_out(run: Run, row: int) -> torch.Tensor:
     """Return a held-out picture as the diffusion sees it, `(1, *shape)`."""
-    return run.recipe.build_codec().encode(run.recipe.build_data()[1].heldout.take(np.array([row])).x)
+    return build_codec(run.recipe).encode(build_data(run.recipe)[1].heldout.take(np.array([row])).x)
 
 
 def draw_fog(run: Run, path: Path) -> None:
@@ -42,14 +43,14 @@ def draw_fog(run: Run, path: Path) -> None:
     schedule, x0 = Linear(), held_out(run, 3)
     eps = normal(0, "figure", 0, 0, 1, tuple(x0.shape[1:]))
     states = [shown(schedule.add_noise(x0, eps, step / 1000), schedule, torch.tensor(step / 1000)) for step in STEPS]
-    pictures = run.recipe.build_codec().decode(torch.cat(states))
+    pictures = build_codec(run.recipe).decode(torch.cat(states))
     save_picture(tile(pictures, len(STEPS), enlargement(pictures.shape[-1], 112)), path)
 
 
 def draw_schedules(run: Run, path: Path) -> None:
     """Draw signal and log-SNR of the schedules over time, above one picture in the fog of each."""
     picture = path.with_name("picture.png")
-    save_picture(tile(run.recipe.build_data()[1].heldout.take(np.array([3])).x, 1, gap=0), picture)
+    save_picture(tile(build_data(run.recipe)[1].heldout.take(np.array([3])).x, 1, gap=0), picture)
     names, moments = list(schedules()), (0.1, 0.3, 0.5, 0.7, 0.9)
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.1))
@@ -96,7 +97,7 @@ def draw_sheet(run: Run, path: Path) -> None:
 
 def draw_inpainted(run: Run, path: Path) -> None:
     """Draw held-out pictures, what is kept of each, and four ways in which the rest is made anew."""
-    heldout = run.recipe.build_data()[1].heldout
+    heldout = build_data(run.recipe)[1].heldout
     rows = heldout.take(np.linspace(3, len(heldout) - 1, SHOWN).astype(np.int64))
     side, sampler = rows.x.shape[-1], run.sampler(steps=20)
     sampler = replace(sampler, settings=replace(sampler.settings, batch=VERSIONS))

@@ -26,6 +26,7 @@ from unfog.evaluation.distances import frechet
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.neighbours import prdc
 from unfog.evaluation.report import told
+from unfog.recipes.build import build_codec, build_data
 from unfog.runs.run import Run, load
 from unfog.runtime.randomness import normal
 
@@ -79,7 +80,7 @@ def mixture(count: int) -> Callable[[float, Interval | None], Point]:
 
 def model(run: Run, count: int, console: Console) -> Callable[[float, Interval | None], Point]:
     """Return the measurement on samples of a run."""
-    judge = Judge(run.recipe.build_data()[1], run.recipe.build_codec(), count, console=console)
+    judge = Judge(build_data(run.recipe)[1], build_codec(run.recipe), count, console=console)
     condition, asked = told(run, judge, count)
     t_max = run.denoiser.schedule.t_max
 

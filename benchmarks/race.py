@@ -36,6 +36,7 @@ from safetensors.torch import load_file
 from unfog.data.pictures import save_picture, sheet
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.report import draw
+from unfog.recipes.build import build_codec, build_data
 from unfog.recipes.presets import recipe
 from unfog.runs.run import load
 from unfog.runtime.files import write_whole
@@ -198,8 +199,8 @@ class Race:
 @cache
 def judge(kind: Kind, data: Path | None, n: int) -> Judge:
     """Return the judge of n pictures of a data set, whose held-out rows are its test set."""
-    chosen = recipe(kind, None if data is None else str(data)).build_data()
-    return Judge(chosen[1], chosen[0].build_codec(), n, console=Console(stderr=True))
+    chosen = build_data(recipe(kind, None if data is None else str(data)))
+    return Judge(chosen[1], build_codec(chosen[0]), n, console=Console(stderr=True))
 
 
 def collect(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from unfog.diffusion.schedules import RectifiedFlow
 from unfog.diffusion.solvers import Solver
 from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import Eps, Flow, Prediction
-from unfog.recipes.kinds import KINDS
+from unfog.recipes.kinds import KINDS, class_of
 from unfog.runtime.device import arithmetic, choose_device, choose_precision, keep_memory
 
 RULES: dict[str, tuple[type[SchedulerMixin], str, int]] = {
@@ -65,7 +65,7 @@ def ours(network: nn.Module, kind: str, steps: int, x: Tensor, *, low: bool) -> 
     """Return what takes ten steps of ours, x0 clipped as diffusers does it."""
     denoiser = Denoiser(network, Linear(), Eps(), network_time="index")
     denoise = Clipped(Conditioned(denoiser, None))
-    solver: Solver = KINDS["solver"][kind]()
+    solver: Solver = class_of("solver", kind)()
     times = UniformGrid()(denoiser.schedule, steps)
 
     @torch.inference_mode()
@@ -126,8 +126,8 @@ def beside(rounds: int, seconds: float, device: torch.device) -> rig.Table:
 
     evaluation = rig.interleaved({"bare": bare}, rounds=rounds, seconds=seconds, device=device, what="bare")["bare"]
     steps, rows = 50, []
-    for kind, build in KINDS["solver"].items():
-        solver: Solver = build()
+    for kind in KINDS["solver"]:
+        solver: Solver = class_of("solver", kind)()
         calls, counts = {}, {}
         for size, state in (("16×1×32×32", x), ("1×8×8", torch.randn(1, 1, 8, 8, device=device))):
             denoise, times, count = _idle(solver, steps)

@@ -23,8 +23,9 @@ from rivals import TOPOLOGIES, Answer, twins
 from torch import Tensor, nn
 
 from unfog.data.source import Data, InMemory
-from unfog.recipes.kinds import part
+from unfog.recipes.networks import CompactSpec
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.sources import Digits
 from unfog.runtime.device import choose_device, keep_memory
 from unfog.training.loop import batches
 from unfog.training.trainer import Trainer
@@ -70,7 +71,7 @@ def ours(
 ) -> tuple[Callable[[], object], Trainer]:
     """Return a training step of a recipe on made-up pictures, and its trainer."""
     pictures = torch.randint(0, 256, (4096, *shape), dtype=torch.uint8)
-    recipe = Recipe("bench", part("data", "digits"), part("network", "compact"), shape=shape).set(*settings)
+    recipe = Recipe("bench", Digits(), CompactSpec(), shape=shape).set(*settings)
     trainer = Trainer(recipe, Data(InMemory(pictures), InMemory(pictures[:64])), folder, device)
     if network is not None:
         trainer.denoiser.network.load_state_dict(network.state_dict())

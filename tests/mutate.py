@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unfog.recipes.kinds import KINDS, Config
+from unfog.recipes.kinds import KINDS
+from unfog.recipes.parse import named, to_plain
 
 NUMBERS: tuple[float, ...] = (
     *(0, 1, -1, 3, 7, 255, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, -(2**63)),
@@ -149,7 +150,7 @@ def mutate_recipe(good: str, draw: random.Random) -> bytes:
     plain = json.loads(good)
     for _ in range(draw.choice((1, 2))):
         field = draw.choice(sorted(set(KINDS) - {"data"}))
-        options = Config(field, draw.choice(sorted(set(KINDS[field]) - {"table"}))).to_json()
+        options = to_plain(field, named(field, draw.choice(sorted(set(KINDS[field]) - {"table", "times"}))))
         for name in options:
             if name != "kind" and draw.random() < 0.3:
                 options[name] = draw.choice((*NUMBERS, *ODDITIES))

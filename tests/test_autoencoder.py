@@ -24,18 +24,20 @@ from unfog.data.source import Augment, InMemory
 from unfog.evaluation.reconstruction import psnr, reconstruction
 from unfog.generation import edits
 from unfog.networks.autoencoder import Autoencoder, Posterior, tiled
-from unfog.networks.critic import Critic
-from unfog.recipes.latents import Compressor, looked_at
+from unfog.networks.critic import Critic, Criticised, with_frozen_weights
+from unfog.recipes.build import PARAMETERS, build_codec, build_data, known_of
+from unfog.recipes.latents import LatentCodec
+from unfog.recipes.objective import Context, Draw
+from unfog.recipes.parse import options
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.runs.average import average
 from unfog.runs.run import fit, load, refit, train
 from unfog.runtime.errors import Stopped, UserError
 from unfog.training import latents, loop
-from unfog.training.draws import Draw
 from unfog.training.latents import Encoded, Flip
+from unfog.training.objectives.reconstruction import Reconstruction
 from unfog.training.plan import plan
-from unfog.training.tasks import Compressing
 from unfog.training.trainer import Trainer
 
 QUIET = Console(quiet=True)
@@ -166,15 +168,15 @@ def test_no_tile_is_larger_than_asked_and_seams_do_not_show() -> None:
 
 
 def test_the_loss_is_the_distance_and_the_divergence(compress: MakeRecipe, tmp_path: Path) -> None:
-    found, data = compress("objective.kl=0.25").build_data()
+    found, data = build_data(compress("objective.kl=0.25"))
     trainer = Trainer(found, data, tmp_path, torch.device("cpu"))
     draw = trainer.draws(0)
     model = trainer.model
-    assert isinstance(model, Compressor)
+    assert isinstance(model, Criticised)
     posterior = model.autoencoder.posterior(draw.x0)
     restored = model.autoencoder.restore(posterior.draw(draw.noise.flatten(1)[:, :32].reshape(-1, 2, 4, 4)))
     known = (restored - draw.x0).abs().mean((1, 2, 3)) + 0.25 * posterior.divergence() / 64
-    torch.testing.assert_close(trainer.loss(draw), known)
+    torch.testing.assert_close(trainer.losses(draw)["loss"], known)
 
 
 def pictures_draw(x0: Tensor) -> Draw:
@@ -185,10 +187,11 @@ def pictures_draw(x0: Tensor) -> Draw:
 
 def test_the_critic_and_the_autoencoder_learn_each_for_itself(compress: MakeRecipe) -> None:
     """The critic's gradient is that of its hinge loss alone; the autoencoder's has none of that in it."""
-    found, data = compress("objective.adversarial=0.5", "objective.perceptual=0.3").build_data()
-    task = Compressing(found)
-    model = task.build()
-    assert isinstance(model, Compressor)
+    found, data = build_data(compress("objective.adversarial=0.5", "objective.perceptual=0.3"))
+    objective, codec = found.objective, build_codec(found)
+    assert isinstance(objective, Reconstruction)
+    model = objective.build(found, PARAMETERS)
+    assert isinstance(model, Criticised)
     assert model.critic is not None
     x0 = Pixels().encode(data.train.take(np.arange(8)).x)
     draw = pictures_draw(x0)
@@ -196,13 +199,13 @@ def test_the_critic_and_the_autoencoder_learn_each_for_itself(compress: MakeReci
     def gradients(loss: Tensor, part: torch.nn.Module) -> list[Tensor]:
         return list(torch.autograd.grad(loss.sum(), list(part.parameters()), allow_unused=True, retain_graph=True))
 
-    restored, plain = task._restored(model, draw)
-    whole = task.loss(model, draw, 1.0)
+    restored, plain = objective._restored(model, draw)
+    whole = objective.losses(model, draw, Context(found, codec, 1.0))["loss"]
     real, fake = model.critic(x0)[1], model.critic(restored.detach())[1]
     hinge = torch.relu(1 - real).mean((1, 2, 3)) + torch.relu(1 + fake).mean((1, 2, 3))
     for one, other in zip(gradients(whole, model.critic), gradients(hinge, model.critic), strict=True):
         torch.testing.assert_close(one, other)
-    features, verdict = looked_at(model.critic, restored)
+    features, verdict = with_frozen_weights(model.critic, restored)
     apart = torch.stack(
         [(a - b.detach()).abs().mean((1, 2, 3)) for a, b in zip(features, model.critic.features(x0), strict=True)]
     )
@@ -210,7 +213,7 @@ def test_the_critic_and_the_autoencoder_learn_each_for_itself(compress: MakeReci
     for one, other in zip(gradients(whole, model.autoencoder), gradients(known, model.autoencoder), strict=True):
         torch.testing.assert_close(one, other)
     # and in the first half of the training its verdict does not count
-    early = task.loss(model, draw, 0.2) + 0.5 * -verdict.mean((1, 2, 3))
+    early = objective.losses(model, draw, Context(found, codec, 0.2))["loss"] + 0.5 * -verdict.mean((1, 2, 3))
     torch.testing.assert_close(early, whole)
 
 
@@ -345,34 +348,34 @@ def test_latents_are_encoded_once_and_again_where_the_autoencoder_is_another(
     assert len(files) == 2
     with monkeypatch.context() as patch:
         patch.setattr(latents, "_write", lambda *given: pytest.fail("encoded again"))
-        Trainer(*load(copied, "cpu").recipe.build_data(), copied, torch.device("cpu"))
+        Trainer(*build_data(load(copied, "cpu").recipe), copied, torch.device("cpu"))
     weights = load_file(copied / "autoencoder" / "model.safetensors")
     weights["autoencoder.shift"] += 1
     save_file(weights, copied / "autoencoder" / "model.safetensors")
-    trainer = Trainer(*load(copied, "cpu").recipe.build_data(), copied, torch.device("cpu"))
+    trainer = Trainer(*build_data(load(copied, "cpu").recipe), copied, torch.device("cpu"))
     assert len({path.name for path in (copied / "latents").iterdir()} - set(files)) == 2
     rows = trainer.data.train.take(trainer.draws.rows(0))
-    torch.testing.assert_close(trainer.draws(0).x0, trainer.recipe.build_codec().encode(rows.x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(trainer.draws(0).x0, build_codec(trainer.recipe).encode(rows.x), atol=1e-5, rtol=1e-4)
 
 
 def test_a_model_in_latents(latent_run: Path, coder: Path) -> None:
     run = load(latent_run, "cpu")
     assert run.recipe.shape == (1, 8, 8)
-    assert run.recipe.known.shape == (2, 4, 4)
+    assert known_of(run.recipe).shape == (2, 4, 4)
     assert json.loads((latent_run / "recipe.json").read_text())["codec"]["path"] == "autoencoder"
     pictures = run.sample(5)
     assert pictures.shape == (5, 1, 8, 8)
     assert torch.equal(run.sample(3), pictures[:3])
     # the draws are those of the pictures' latents
-    trainer = Trainer(run.recipe, run.recipe.build_data()[1], latent_run, torch.device("cpu"))
+    trainer = Trainer(run.recipe, build_data(run.recipe)[1], latent_run, torch.device("cpu"))
     rows = trainer.data.train.take(trainer.draws.rows(0))
-    torch.testing.assert_close(trainer.draws(0).x0, run.recipe.build_codec().encode(rows.x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(trainer.draws(0).x0, build_codec(run.recipe).encode(rows.x), atol=1e-5, rtol=1e-4)
 
 
 def test_known_pixels_stay_to_the_bit_in_latents_too(latent_run: Path) -> None:
     """What the autoencoder loses of them is pasted again behind the decoder."""
     run = load(latent_run, "cpu")
-    picture = run.recipe.build_data()[1].heldout.take(np.zeros(1, dtype=np.int64)).x[0]
+    picture = build_data(run.recipe)[1].heldout.take(np.zeros(1, dtype=np.int64)).x[0]
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[3:, 2:7] = True
     found = edits.inpaint(run.sampler(steps=4), picture, mask, 3, 3, repeats=2)
@@ -495,7 +498,7 @@ def test_latents_that_cannot_be(
 
 def test_an_autoencoder_of_other_pictures_is_refused(coder: Path) -> None:
     with pytest.raises(UserError, match="is for pictures of 1 channels, not 3"):
-        recipe("cifar10").set("codec=latents", f"codec.path={coder}").codec.build().build((3, 32, 32))
+        recipe("cifar10").set("codec=latents", f"codec.path={coder}").codec.build((3, 32, 32))
 
 
 # Recipes
@@ -519,16 +522,15 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_large_pictures_are_diffused_in_latents(photographs: Path) -> None:
     data = str(photographs)
-    assert recipe("folder", data, 64).codec.kind == "pixels"
-    found = recipe("folder", data, 128).codec
-    assert (found.kind, found.options["factor"]) == ("latents", 8)
-    assert recipe("folder", data, 96).codec.options["factor"] == 4
-    assert recipe("autoencoder", data, 128).network.options["widths"] == [32, 64, 64, 64]
-    assert recipe("text-to-image", data, 64).codec.kind == "latents"
+    assert recipe("folder", data, 64).kind("codec") == "pixels"
+    assert recipe("folder", data, 128).codec == LatentCodec(factor=8)
+    assert options(recipe("folder", data, 96).codec)["factor"] == 4
+    assert options(recipe("autoencoder", data, 128).network)["widths"] == (32, 64, 64, 64)
+    assert recipe("text-to-image", data, 64).kind("codec") == "latents"
 
 
 def test_what_begins_alike_is_held_out_together(photographs: Path) -> None:
-    found = recipe("text-to-image", str(photographs), 16).set("data.heldout=0.25").build_data()[1]
+    found = build_data(recipe("text-to-image", str(photographs), 16).set("data.heldout=0.25"))[1]
     sides = [
         {text.split(":")[0] for text in side.about(np.arange(len(side))).captions or []}
         for side in (found.train, found.heldout)

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from conftest import MakeRecipe
 from unfog.cli.main import main
+from unfog.recipes.build import build_data
+from unfog.recipes.objective import Draw
+from unfog.recipes.parse import options
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import PowerAverage, Training
 from unfog.runs.average import average
@@ -26,7 +29,7 @@ from unfog.runs.run import load, resume
 from unfog.runtime.errors import Stopped, UserError
 from unfog.runtime.tensors import write_tensors
 from unfog.training import ema, loop
-from unfog.training.draws import Draw, Draws
+from unfog.training.draws import Draws
 from unfog.training.ema import GAMMAS, Averaged, Profile, combine, gamma_of, reconstruct
 from unfog.training.trainer import Trainer
 
@@ -199,7 +202,7 @@ class Interrupting(Draws):
 
 
 def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
-    found, data = recipe.build_data()
+    found, data = build_data(recipe)
     folder.mkdir()
     trainer = Trainer(found, data, folder, torch.device("cpu"))
     loop.write_recipe(trainer)
@@ -280,7 +283,7 @@ def test_an_average_is_a_run(kept: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert 0 < away < 0.05**2 * moved
     assert {name: tensor.dtype for name, tensor in own.items()} == {name: tensor.dtype for name, tensor in made.items()}
     run = load(out, "cpu")
-    assert run.recipe.ema.options["gamma"] == pytest.approx(3)
+    assert options(run.recipe.ema)["gamma"] == pytest.approx(3)
     assert run.sample(2).shape == (2, 1, 8, 8)
 
 

@@ -16,10 +16,12 @@ from PIL import Image
 from rich.console import Console
 
 from unfog.cli.main import main
+from unfog.diffusion.solvers import UniPC
 from unfog.evaluation import bench as module
 from unfog.evaluation.bench import Bench, Measured, Setting, bench, save, schedules
 from unfog.evaluation.intervals import Scored
 from unfog.evaluation.judge import Judge
+from unfog.recipes.build import build_data, build_denoiser
 from unfog.recipes.recipe import Recipe
 from unfog.runs import run as runs
 from unfog.runs.run import Run, load, read_recipe
@@ -74,8 +76,8 @@ def test_an_adaptive_solver_is_left_out_with_a_reason(found: Bench) -> None:
 
 
 def test_solvers_that_the_schedule_does_not_suit_are_left_out(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
-    recipe = tiny("schedule=zero-terminal-snr", "target=v", "times=discrete").build_data()[0]
-    model = Run(tmp_path, recipe, recipe.build_denoiser().requires_grad_(False), "float32")
+    recipe = build_data(tiny("schedule=zero-terminal-snr", "target=v", "times=discrete"))[0]
+    model = Run(tmp_path, recipe, build_denoiser(recipe).requires_grad_(False), "float32")
     settings = [Setting(solver, "uniform", 1.0) for solver in ("ddim", "heun")]
     plan, left_out = module._plan(model, settings, [5], 0, torch.zeros(1, dtype=torch.long))
     assert [(cell, one.nfe) for cell, one in plan.items()] == [((settings[0], 5), 5)]
@@ -161,7 +163,7 @@ def test_saving_keeps_the_options_that_were_measured(run: Run, tmp_path: Path) -
     shutil.copytree(run.path, tmp_path / "run")
     own = replace(run, path=tmp_path / "run", recipe=run.recipe.set("solver=unipc", "solver.p=3"))
     save(own, Measured(Setting("unipc", "uniform", 1.0), 3, 3, Scored(1, 1, 1, 1, 0, 2, "p"), None))
-    assert load(own.path, "cpu").recipe.solver.options == {"p": 3}
+    assert load(own.path, "cpu").recipe.solver == UniPC(p=3)
 
 
 VALUES = (1.0, 1.05, 1.09, 1.11, 1.2, 2.0, 5.0, -0.5, -0.46, -0.44)
@@ -223,8 +225,8 @@ def test_the_verb_writes_plot_and_numbers_and_says_how_to_save(
     assert "uses the recommended setting now" in capsys.readouterr().out
     recipe = read_recipe(tmp_path / "run")
     chosen = found.recommended
-    assert (recipe.solver.kind, recipe.sampling.options["steps"]) == (chosen.setting.solver, chosen.steps)
-    assert recipe.sampling.options["guidance"] == chosen.setting.guidance
+    assert (recipe.kind("solver"), recipe.sampling.steps) == (chosen.setting.solver, chosen.steps)
+    assert recipe.sampling.guidance == chosen.setting.guidance
 
 
 @pytest.mark.parametrize(
@@ -284,9 +286,9 @@ def test_schedules_are_trained_alike_once_and_ranked(
     assert {name for name, _ in first} == set(names)
     assert first[0][1] <= first[1][1]
     held = [read_recipe(tmp_path / name) for name in names]
-    assert [one.schedule.kind for one in held] == names
+    assert [one.kind("schedule") for one in held] == names
     assert held[0].training == held[1].training != recipe.training
-    assert [(one.target.kind, one.times.kind, one.seed) for one in held] == [("v", "uniform", 0)] * 2
+    assert [(one.kind("target"), one.kind("times"), one.seed) for one in held] == [("v", "uniform", 0)] * 2
     taken: list[Path] = []
     descend = Trainer.descend
     monkeypatch.setattr(Trainer, "descend", lambda self, draw: taken.append(self.folder) or descend(self, draw))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from playground import served
 from unfog.data.pictures import read_picture, tile
+from unfog.recipes.build import build_data
 from unfog.runs.run import load
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -127,7 +128,7 @@ def visit(address: str) -> Iterator[Visit]:
 def picture(shown_run: Path, tmp_path: Path) -> Path:
     """A held-out digit, enlarged."""
     path = tmp_path / "picture.png"
-    digit = load(shown_run, "cpu").recipe.build_data()[1].heldout.take(np.array([3])).x
+    digit = build_data(load(shown_run, "cpu").recipe)[1].heldout.take(np.array([3])).x
     tile(digit, 1, enlarge=8, gap=0).save(path)
     return path
 

@@ -36,10 +36,13 @@ from unfog.data.folder import list_pictures
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.evaluation import bench
 from unfog.generation.sampler import Sampler
+from unfog.networks.minimal import Minimal
 from unfog.recipes import recipe as blueprint
-from unfog.recipes.kinds import KINDS, MOST, Config, fits
+from unfog.recipes.build import build_data, build_denoiser
+from unfog.recipes.kinds import KINDS, class_of, options_of, register
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.schema import MOST, fits
 from unfog.runs import run as run_module
 from unfog.runs.run import load, resume, train
 from unfog.runtime.errors import UserError
@@ -221,12 +224,12 @@ def looked_at(*words: str) -> Recipe:
 def test_the_bound_counts_every_parameter(words: tuple[str, ...]) -> None:
     """Exactly as many are allowed, and one less is not; and what is drawn afterwards is the same."""
     chosen = looked_at(*words)
-    weights = chosen.build_denoiser().state_dict()
+    weights = build_denoiser(chosen).state_dict()
     count = sum(tensor.numel() for tensor in weights.values())
-    again = chosen.build_denoiser(count).state_dict()
+    again = build_denoiser(chosen, count).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
     with pytest.raises(UserError, match=f"more than {count - 1:,} parameters"):
-        chosen.build_denoiser(count - 1)
+        build_denoiser(chosen, count - 1)
 
 
 def test_a_network_that_is_refused_takes_no_memory() -> None:
@@ -234,26 +237,27 @@ def test_a_network_that_is_refused_takes_no_memory() -> None:
     chosen = looked_at("network.width=4096", "conditioning=none")  # 3.5 GB
     before = resident()
     with pytest.raises(UserError, match="more than 50,000,000 parameters"):
-        chosen.build_denoiser(50_000_000)
+        build_denoiser(chosen, 50_000_000)
     assert resident() - before < 100 << 20
 
 
 def test_a_network_of_the_users_own_that_meta_does_not_suit(monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks at its weights while it is made, which can only be done with real ones."""
 
-    class Looks(KINDS["network"]["minimal"]):  # type: ignore[misc]
+    class Looks(Minimal):
         def __init__(self, channels: int, *, outputs: int | None = None, dims: int = 2, width: int = 8) -> None:
             super().__init__(channels, outputs=outputs, dims=dims, width=width)
             self.norm = float(self.out.weight.norm())
 
-    monkeypatch.setitem(KINDS["network"], "looks", Looks)
-    assert looked_at("network=looks", "conditioning=none").build_denoiser().network.norm > 0
+    monkeypatch.setitem(KINDS, "network", dict(KINDS["network"]))
+    register("network", "looks", Looks)
+    assert build_denoiser(looked_at("network=looks", "conditioning=none")).network.norm > 0
 
 
 def test_a_batch_of_rows_is_bounded() -> None:
     large = replace(looked_at(), shape=(3, 2048, 2048))
     with pytest.raises(UserError, match=r"training\.batch=64 rows of 3×2048×2048 are more than 268,435,456 numbers"):
-        large.build_denoiser()
+        build_denoiser(large)
 
 
 OPTIONS = [
@@ -261,7 +265,7 @@ OPTIONS = [
     for field, kinds in KINDS.items()
     if field != "data"
     for kind in kinds
-    for name, (annotation, _) in Config(field, kind).known.items()
+    for name, (annotation, _) in options_of(class_of(field, kind)).items()
     if fits(1, annotation) or fits(0.5, annotation)
 ]
 
@@ -281,10 +285,7 @@ def test_a_recipe_of_any_number_is_built_or_refused(option: tuple[str, str, str]
         plain[field][name] = number
     try:
         chosen = Recipe.from_json(json.dumps(plain))
-        for part in KINDS:
-            if part not in ("data", "network", "conditioning"):
-                getattr(chosen, part).build()
-        denoiser = chosen.build_denoiser().eval()
+        denoiser = build_denoiser(chosen).eval()
         Sampler.of(chosen, denoiser)(1)
     except UserError as error:
         assert len(str(error)) > 10  # noqa: PT017  # whether it comes is what the number decides
@@ -731,7 +732,7 @@ def test_names_that_no_recipe_holds_are_refused(shop: Shop, monkeypatch: pytest.
     """Else the run could be trained, and never be read."""
     monkeypatch.setattr(blueprint, "MOST_JSON", 100)
     with pytest.raises(UserError, match="the names of 2 classes, or the captions, are too long"):
-        recipe("folder", str(shop.data)).build_data()
+        build_data(recipe("folder", str(shop.data)))
 
 
 # The command line

@@ -13,6 +13,7 @@ from unfog.diffusion.schedules import EDM
 from unfog.evaluation import features
 from unfog.evaluation.judge import Judge, pick, spread
 from unfog.evaluation.levels import Level, Levels, empirical_x0, measure_levels
+from unfog.recipes.build import build_codec, build_data
 from unfog.runs.run import Run, load
 from unfog.runtime.randomness import normal
 
@@ -34,7 +35,7 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 @cache
 def judged(path: Path) -> tuple[Run, Judge]:
     run = load(path, "cpu")
-    return run, Judge(run.recipe.build_data()[1], run.recipe.build_codec(), 200)
+    return run, Judge(build_data(run.recipe)[1], build_codec(run.recipe), 200)
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 1.0, 20.0])

@@ -10,6 +10,7 @@ from torch import nn
 from conftest import MakeRecipe
 from unfog.networks.compact import Compact
 from unfog.networks.conditioning import TextEncoder
+from unfog.recipes.build import build_data
 from unfog.recipes.optimizers import AdamW, Muon, as_matrix, orthogonal
 from unfog.runtime.errors import UserError
 from unfog.training.trainer import Trainer
@@ -91,7 +92,7 @@ def test_a_kernel_is_the_matrix_of_its_outputs() -> None:
 
 
 def test_a_restored_training_goes_on_to_the_bit(tiny: MakeRecipe, tmp_path: Path) -> None:
-    chosen, data = tiny("optimizer=muon", "network.width=32").build_data()
+    chosen, data = build_data(tiny("optimizer=muon", "network.width=32"))
     trainers = [Trainer(chosen, data, tmp_path, torch.device("cpu")) for _ in range(2)]
     for step in range(3):
         trainers[0].descend(trainers[0].draws(step))

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from unfog.diffusion.schedules import EDM
+from unfog.recipes.build import build_data
 from unfog.recipes.recipe import Recipe
 from unfog.reports.explain import Explanation, explain
 from unfog.reports.html import page, table
@@ -102,7 +103,7 @@ def test_at_the_last_step_the_posterior_is_the_data(table_run: Path) -> None:
 def test_an_explanation_says_what_the_network_saw(digits_run: Path) -> None:
     run = load(digits_run, "cpu")
     found = explain(run, 500, row=3)
-    told = run.recipe.build_data()[1].heldout.take(np.array([3])).labels
+    told = build_data(run.recipe)[1].heldout.take(np.array([3])).labels
     assert told is not None
     assert values(found)["told"] == run.recipe.classes[int(told[0])]
     assert found.pictures is not None
@@ -292,7 +293,7 @@ def test_a_report_shows_the_nearest_training_rows(
     from unfog.runs.run import Run
 
     run = load(digits_run, "cpu")
-    train = run.recipe.build_data()[1].train
+    train = build_data(run.recipe)[1].train
     monkeypatch.setattr(Run, "sample", lambda self, count, asked, seed: train.take(np.arange(40, 40 + count)).x)
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     drawn = module.paired

@@ -13,13 +13,14 @@ import torch
 
 from conftest import MakeRecipe
 from unfog.cli.main import main
+from unfog.recipes.build import build_data
+from unfog.recipes.objective import Draw
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Training
 from unfog.runtime.errors import UserError
 from unfog.training import loop
 from unfog.training import plan as planning
-from unfog.training.draws import Draw
 from unfog.training.loop import Budget, Pace, Stopwatch
 from unfog.training.plan import plan
 from unfog.training.trainer import Trainer
@@ -120,15 +121,15 @@ def test_a_budget_is_measured_again_before_the_rate_falls(
 
 
 def test_what_a_loss_keeps_is_counted_to_the_byte(tiny: MakeRecipe, tmp_path: Path) -> None:
-    found, data = tiny().build_data()
+    found, data = build_data(tiny())
     trainer = Trainer(found, data, tmp_path, torch.device("cpu"))
     weight = torch.ones(64, requires_grad=True)
 
-    def loss(draw: Draw) -> torch.Tensor:
+    def losses(draw: Draw) -> dict[str, torch.Tensor]:
         scaled = draw.x0.flatten(1) * weight  # keeps the rows
-        return (scaled * scaled.exp()).sum(1)  # keeps both factors, one of which exp() keeps too
+        return {"loss": (scaled * scaled.exp()).sum(1)}  # keeps both factors, one of which exp() keeps too
 
-    trainer.loss = loss  # type: ignore[method-assign]
+    trainer.losses = losses  # type: ignore[method-assign]
     counts = [planning._kept(trainer, rows) for rows in (1, 2, 7)]
     assert [count - counts[0] for count in counts] == [0, 3 * 256, 18 * 256]
 
@@ -137,7 +138,7 @@ def test_what_a_loss_keeps_is_counted_to_the_byte(tiny: MakeRecipe, tmp_path: Pa
 def test_what_a_network_keeps_is_linear_in_the_batch(tmp_path: Path, network: str) -> None:
     small = {"unet": ["network.widths=[8, 8]", "network.attention=[false, true]"], "dit": ["network.depth=1"]}
     chosen = recipe("digits").set(f"network={network}", *small.get(network, ["network.width=8"]))
-    found, data = chosen.build_data()
+    found, data = build_data(chosen)
     trainer = Trainer(found, data, tmp_path, torch.device("cpu"))
     first, second, third = (planning._kept(trainer, rows) for rows in (4, 8, 24))
     assert third - second == 4 * (second - first) > 0
@@ -172,7 +173,7 @@ def test_the_rows_that_fit_a_gpu_are_about_those_that_do(monkeypatch: pytest.Mon
     chosen = recipe("digits").set("network.width=96", "training.reports=1")
     monkeypatch.setattr(planning, "free_memory", lambda device: 2 * 10**9)
     most = plan(chosen, device="cuda").most
-    found, data = chosen.set(f"training.batch={most}").build_data()
+    found, data = build_data(chosen.set(f"training.batch={most}"))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(found, data, Path(folder), torch.device("cuda"))
         for step in range(2):

@@ -1,9 +1,10 @@
 """Recipes: JSON and back, settings with their sentences, registered parts, and refusals before any training."""
 
+import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from unfog.data import classic
 from unfog.data.source import Data, InMemory
-from unfog.diffusion.schedules import RectifiedFlow, Schedule
-from unfog.diffusion.tables import Linear, Table
-from unfog.recipes.kinds import GIVEN, KINDS, Config, part, register
+from unfog.diffusion.schedules import RectifiedFlow
+from unfog.diffusion.solvers import DDIM
+from unfog.diffusion.tables import Cosine, Linear, Table
+from unfog.recipes.build import build_data, build_denoiser
+from unfog.recipes.kinds import DECIDED_BY_DATA, KINDS, class_of, kind_of, options_of, register
+from unfog.recipes.networks import CompactSpec
+from unfog.recipes.optimizers import AdamW
+from unfog.recipes.parse import from_plain, named, options, to_plain
 from unfog.recipes.presets import RECIPES, recipe
 from unfog.recipes.recipe import VERSION, Recipe
+from unfog.recipes.sources import Digits, Folder
 from unfog.runtime.errors import UserError
 
 OF_FOLDERS = ("folder", "autoencoder", "text-to-image")
@@ -74,23 +82,34 @@ def test_json_names_every_option(name: str, pictures: str) -> None:
     value = plain(made(name, pictures))
     assert value["version"] == VERSION
     assert set(value) == {"version", *(one.name for one in fields(Recipe))}
-    assert value["training"]["batch"] == made(name, pictures).training.options["batch"]
+    assert value["training"]["batch"] == made(name, pictures).training.batch
     assert {"width", "widths"} & set(value["network"])
-    assert not set(GIVEN) & set(value["network"])
+    assert not DECIDED_BY_DATA & set(value["network"])
+
+
+REQUIRED: dict[str, dict[str, object]] = {"table": {"alphas_cumprod": [0.9, 0.5, 0.1]}}
+"""The options without a default, by kind."""
+
+
+def default(field: str, kind: str) -> Any:
+    """Return a kind with its defaults."""
+    return named(field, kind, **REQUIRED.get(kind, {}))
 
 
 @pytest.mark.parametrize("field", sorted(KINDS))
 def test_every_kind_survives_json(field: str) -> None:
     for kind in KINDS[field]:
-        config = Config(field, kind)
-        assert Config.from_json(field, json.loads(json.dumps(config.to_json()))) == config
+        value = default(field, kind)
+        assert kind_of(field, value) == kind
+        assert from_plain(field, json.loads(json.dumps(to_plain(field, value)))) == value
+        assert list(to_plain(field, value)) == ["kind", *options_of(type(value))]
 
 
 def test_missing_fields_get_their_defaults() -> None:
     chosen = Recipe.from_json(
         '{"version": 1, "name": "x", "data": {"kind": "digits"}, "network": {"kind": "compact", "width": 16}}'
     )
-    assert chosen == Recipe("x", data=part("data", "digits"), network=part("network", "compact", width=16))
+    assert chosen == Recipe("x", data=Digits(), network=CompactSpec(width=16))
 
 
 @pytest.mark.parametrize(
@@ -195,9 +214,8 @@ def test_a_mutated_recipe_is_a_recipe_or_a_user_error(name: str, value: Any, kin
     """Any field, or any option of any kind, replaced by anything."""
     whole = plain(looked_at(recipe("digits")))
     if name in KINDS and kind.draw(st.booleans()):
-        config = Config(name, kind.draw(st.sampled_from(sorted(KINDS[name]))))
-        options = [*config.options, "kind", "other"]
-        whole[name] = {**config.to_json(), kind.draw(st.sampled_from(options)): value}
+        part = to_plain(name, default(name, kind.draw(st.sampled_from(sorted(KINDS[name])))))
+        whole[name] = {**part, kind.draw(st.sampled_from([*part, "other"])): value}
     else:
         whole[name] = value
     parses_or_says_why(json.dumps(whole))
@@ -233,22 +251,21 @@ def test_a_damaged_recipe_is_a_recipe_or_a_user_error(cut: int, place: int, sign
 def test_set_an_option(setting: str, field: str, option: str, value: object) -> None:
     before = recipe("digits")
     after = before.set(setting)
-    config: Config = getattr(after, field)
-    assert config.options[option] == value
+    assert options(getattr(after, field))[option] == value
     assert replace(after, **{field: getattr(before, field)}) == before  # nothing else changes
-    assert {**config.options, option: 0} == {**getattr(before, field).options, option: 0}
+    assert {**options(getattr(after, field)), option: 0} == {**options(getattr(before, field)), option: 0}
 
 
 def test_set_a_kind_takes_its_defaults() -> None:
     chosen = recipe("digits").set("optimizer.lr=1", "schedule=cosine", "optimizer=adamw", 'solver="ddim"')
-    assert chosen.schedule == part("schedule", "cosine")
-    assert chosen.optimizer == part("optimizer", "adamw")
-    assert chosen.solver.kind == "ddim"
+    assert chosen.schedule == Cosine()
+    assert chosen.optimizer == AdamW()
+    assert chosen.solver == DDIM()
 
 
 def test_set_is_applied_in_turn() -> None:
     chosen = recipe("digits").set("schedule=cosine", "schedule.steps=500", "schedule.steps=400", "seed=3", "name=mine")
-    assert (chosen.schedule.options["steps"], chosen.seed, chosen.name) == (400, 3, "mine")
+    assert (chosen.schedule.steps, chosen.seed, chosen.name) == (400, 3, "mine")
     assert recipe("digits").set() == recipe("digits")
 
 
@@ -256,37 +273,68 @@ def test_set_lists_texts_and_null(pictures: str) -> None:
     chosen = recipe("folder", pictures).set(
         "data.size=[16, 8]", "data.path=a=b", "network=unet", "network.widths=[8,16]", "data.channels=null"
     )
-    assert chosen.data.options["size"] == [16, 8]
-    assert chosen.data.options["path"] == "a=b"  # only the first sign of equality parts path and value
-    assert chosen.network.options["widths"] == [8, 16]
-    assert chosen.data.options["channels"] is None
+    assert isinstance(chosen.data, Folder)
+    assert chosen.data.size == (16, 8)
+    assert chosen.data.path == "a=b"  # only the first sign of equality parts path and value
+    assert options(chosen.network)["widths"] == (8, 16)
+    assert chosen.data.channels is None
     assert Recipe.from_json(chosen.to_json()) == chosen
 
 
 def test_set_an_option_without_a_default() -> None:
     """A kind may need an option; it must then be possible to give it."""
     chosen = recipe("digits").set("schedule=table", "schedule.alphas_cumprod=[0.9, 0.5, 0.1]", "target=v")
-    schedule = chosen.schedule.build()
+    schedule = chosen.schedule
     assert isinstance(schedule, Table)
     assert schedule.alphas_cumprod == (0.9, 0.5, 0.1)
 
 
 def test_an_option_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match="alphas_cumprod"):
-        recipe("digits").set("schedule=table").schedule.build()
+        recipe("digits").set("schedule=table")
+
+
+def test_the_settings_of_a_part_are_checked_together() -> None:
+    """Neither 66 rows in 3 portions nor 64 in 33 could be set first."""
+    training = recipe("digits").set("training.accumulate=3", "training.batch=66", "training.accumulate=33").training
+    assert (training.batch, training.accumulate) == (66, 33)
+
+
+def test_a_part_without_a_name_is_used_and_cannot_be_written() -> None:
+    chosen = replace(recipe("digits"), schedule=Slow(3.0))
+    assert chosen.set("network.width=8").schedule == Slow(3.0)
+    with pytest.raises(UserError, match=r"the schedule Slow has no name.*unfog\.register\('schedule', NAME, Slow\)"):
+        chosen.to_json()
+
+
+@pytest.mark.parametrize("kind", KINDS["network"])
+def test_specs_have_the_options_of_their_networks(kind: str) -> None:
+    spec = class_of("network", kind)
+    network = options_of(spec.network)
+    assert dict(options_of(spec)) == {name: one for name, one in network.items() if name not in DECIDED_BY_DATA}
+    assert set(spec.given) == DECIDED_BY_DATA & set(network)
+
+
+@pytest.mark.parametrize("kind", KINDS["data"])
+def test_specs_have_the_options_of_their_data(kind: str) -> None:
+    module = {"mnist": classic, "fashion": classic, "digits": classic, "cifar10": classic}.get(kind)
+    build = getattr(module or import_module(f"unfog.data.{kind}"), kind)
+    own = {name: option.default for name, option in options_of(class_of("data", kind)).items()}
+    assert own == {name: one.default for name, one in inspect.signature(build).parameters.items()}
 
 
 @pytest.mark.parametrize("field", sorted(KINDS))
 def test_set_every_kind(field: str) -> None:
     for kind in KINDS[field]:
-        assert getattr(recipe("digits").set(f"{field}={kind}"), field) == Config(field, kind)
+        needed = [f"{field}.{name}={json.dumps(value)}" for name, value in REQUIRED.get(kind, {}).items()]
+        assert getattr(recipe("digits").set(f"{field}={kind}", *needed), field) == default(field, kind)
 
 
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("network.width", r"--set takes path=value, for instance network\.width=48, not 'network\.width'"),
-        ("", "--set takes path=value"),
+        ("network.width", r"a setting is path=value, for instance network\.width=48, not 'network\.width'"),
+        ("", "a setting is path=value"),
         ("=3", "unknown setting ''"),
         ("netwrk.width=3", r"unknown setting 'netwrk\.width': did you mean 'network\.width'"),
         ("network.widht=3", r"did you mean 'network\.width'"),
@@ -423,8 +471,12 @@ def test_set_refuses_wrong_types_within(kind: str, setting: str) -> None:
 def test_values_out_of_range(field: str, options: dict[str, Any]) -> None:
     """By the time of building at the latest: nothing is trained with such a value."""
     name, _, kind = field.partition(":")
+
+    def read(part: Any) -> object:
+        return part.build() if name == "data" else part
+
     with pytest.raises(UserError):
-        Config(name, kind or getattr(recipe("digits"), name).kind, options).build()
+        read(named(name, kind or recipe("digits").kind(name), **options))
 
 
 # ------------------------------------------------------------------------------------------------ build
@@ -432,11 +484,11 @@ def test_values_out_of_range(field: str, options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OF_FOLDERS, "mnist", "fashion", "cifar10")])
 def test_own_data_build(name: str) -> None:
-    chosen, data = recipe(name).build_data()
+    chosen, data = build_data(recipe(name))
     assert chosen.shape == data.train.shape
     assert chosen.classes == data.train.classes
-    denoiser = chosen.build_denoiser()
-    again = chosen.build_denoiser()
+    denoiser = build_denoiser(chosen)
+    again = build_denoiser(chosen)
     for one, other in zip(denoiser.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
     x = torch.zeros(2, *data.train.shape)
@@ -447,16 +499,16 @@ def test_own_data_build(name: str) -> None:
     ("name", "shape"), [("mnist", (1, 28, 28)), ("fashion", (1, 28, 28)), ("cifar10", (3, 32, 32))]
 )
 def test_recipes_of_downloaded_data_build(name: str, shape: tuple[int, ...]) -> None:
-    denoiser = looked_at(recipe(name), *shape).build_denoiser()
+    denoiser = build_denoiser(looked_at(recipe(name), *shape))
     x = torch.zeros(1, *shape)
     assert denoiser(x, torch.full((1,), 0.5)).x0.shape == x.shape
 
 
 def test_the_folder_recipe_builds(pictures: str) -> None:
-    chosen, data = recipe("folder", pictures).build_data()
+    chosen, data = build_data(recipe("folder", pictures))
     assert (chosen.shape, chosen.classes, len(data.train), len(data.heldout)) == ((1, 8, 8), ("a", "b"), 2, 1)
-    assert chosen.build_denoiser().embedder is not None
-    bare = chosen.set("conditioning=none").build_denoiser()
+    assert build_denoiser(chosen).embedder is not None
+    bare = build_denoiser(chosen.set("conditioning=none"))
     assert bare.embedder is None
 
 
@@ -465,19 +517,19 @@ def test_building_leaves_the_generator_alone() -> None:
     torch.manual_seed(5)
     first = torch.rand(3)
     torch.manual_seed(5)
-    chosen.build_denoiser()
+    build_denoiser(chosen)
     assert torch.equal(torch.rand(3), first)
 
 
 def test_seeds_give_other_weights() -> None:
     chosen = looked_at(recipe("digits"))
-    one, other = (next(made.build_denoiser().parameters()) for made in (chosen, chosen.set("seed=1")))
+    one, other = (next(build_denoiser(made).parameters()) for made in (chosen, chosen.set("seed=1")))
     assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64 - 1, 2**64, 2**70, -(2**64)])
 def test_any_whole_number_is_a_seed(seed: int) -> None:
-    looked_at(recipe("digits").set(f"seed={seed}")).build_denoiser()
+    build_denoiser(looked_at(recipe("digits").set(f"seed={seed}")))
 
 
 @pytest.mark.parametrize(
@@ -493,9 +545,9 @@ def test_any_whole_number_is_a_seed(seed: int) -> None:
 def test_sides_that_do_not_fit_get_near_ones(settings: tuple[str, ...], side: int, near: str) -> None:
     chosen = recipe("digits").set(*settings)
     with pytest.raises(UserError, match=near):
-        looked_at(chosen, 1, 64, side).build_denoiser()
+        build_denoiser(looked_at(chosen, 1, 64, side))
     with pytest.raises(UserError, match=near):
-        looked_at(chosen, 1, side, 64).build_denoiser()
+        build_denoiser(looked_at(chosen, 1, side, 64))
 
 
 @pytest.mark.parametrize(
@@ -511,10 +563,10 @@ def test_sides_that_do_not_fit_get_near_ones(settings: tuple[str, ...], side: in
 )
 def test_pairs_that_do_not_fit_say_so(schedule: str, target: str) -> None:
     chosen = looked_at(recipe("digits").set(f"schedule={schedule}", f"target={target}"))
-    name = type(chosen.schedule.build()).__name__
+    name = type(chosen.schedule).__name__
     words = f"target {'Eps' if target == 'eps' else 'Flow'} .*schedule {name}.*: .*(use|choose)"
     with pytest.raises(UserError, match=words):  # both names, and what to do
-        chosen.build_denoiser()
+        build_denoiser(chosen)
 
 
 @pytest.mark.parametrize(
@@ -527,7 +579,7 @@ def test_pairs_that_do_not_fit_say_so(schedule: str, target: str) -> None:
     ],
 )
 def test_pairs_that_fit(schedule: str, target: str) -> None:
-    denoiser = looked_at(recipe("digits").set(f"schedule={schedule}", f"target={target}")).build_denoiser()
+    denoiser = build_denoiser(looked_at(recipe("digits").set(f"schedule={schedule}", f"target={target}")))
     assert denoiser(torch.ones(1, 1, 8, 8), torch.full((1,), 0.5)).x0.isfinite().all()
 
 
@@ -535,8 +587,8 @@ def test_pairs_that_fit(schedule: str, target: str) -> None:
 def test_an_index_needs_a_table(schedule: str) -> None:
     chosen = looked_at(recipe("digits").set(f"schedule={schedule}", "target=v", "inputs.network_time=index"))
     with pytest.raises(UserError, match="network_time 'index' needs a schedule of discrete steps: use 'thousand'"):
-        chosen.build_denoiser()
-    looked_at(recipe("digits").set("schedule=linear", "target=v", "inputs.network_time=index")).build_denoiser()
+        build_denoiser(chosen)
+    build_denoiser(looked_at(recipe("digits").set("schedule=linear", "target=v", "inputs.network_time=index")))
 
 
 @pytest.mark.parametrize(
@@ -563,18 +615,18 @@ def test_an_index_needs_a_table(schedule: str) -> None:
 def test_networks_that_cannot_be(settings: tuple[str, ...]) -> None:
     """Refused when the network is made, and not by the first batch."""
     with pytest.raises(UserError):
-        looked_at(recipe("digits").set(*settings)).build_denoiser()
+        build_denoiser(looked_at(recipe("digits").set(*settings)))
 
 
 @pytest.mark.parametrize("network", ["compact", "unet", "minimal"])
 def test_points_need_the_network_for_points(network: str) -> None:
     with pytest.raises(UserError):
-        replace(recipe("points").set(f"network={network}"), shape=(2,)).build_denoiser()
+        build_denoiser(replace(recipe("points").set(f"network={network}"), shape=(2,)))
 
 
 def test_pictures_need_a_network_for_pictures() -> None:
     with pytest.raises(UserError):
-        looked_at(recipe("digits").set("network=mlp")).build_denoiser()
+        build_denoiser(looked_at(recipe("digits").set("network=mlp")))
 
 
 # --------------------------------------------------------------------------------------------- register
@@ -601,29 +653,23 @@ class Slow(RectifiedFlow):
 def test_registered_parts_are_parts() -> None:
     register("schedule", "slow", Slow)
     chosen = looked_at(recipe("digits").set("schedule=slow", "schedule.factor=3"))
-    assert chosen.schedule.options == {"factor": 3}
+    assert chosen.schedule == Slow(3.0)
     assert Recipe.from_json(chosen.to_json()) == chosen
-    assert chosen.build_denoiser().schedule == Slow(3)
+    assert build_denoiser(chosen).schedule == Slow(3)
     with pytest.raises(UserError, match=r"schedule\.factor must be float, not 'x'"):
         chosen.set("schedule.factor=x")
 
 
 @pytest.mark.usefixtures("kinds")
-def test_registered_functions_are_parts() -> None:
-    def short(steps: int = 10) -> Schedule:
-        return Linear(steps)
-
+def test_registered_functions_are_data() -> None:
     def stripes(count: int = 20) -> Data:
         rows = InMemory(torch.zeros(count, 1, 8, 8, dtype=torch.uint8))
         return Data(rows, rows)
 
-    register("schedule", "short", short)
-    register("schedule", "shorter", partial(Linear, steps=5))
     register("data", "stripes", stripes)
-    chosen, data = recipe("digits").set("schedule=short", "target=v", "data=stripes", "data.count=7").build_data()
+    chosen, data = build_data(recipe("digits").set("data=stripes", "data.count=7"))
     assert (len(data.train), chosen.shape, chosen.classes) == (7, (1, 8, 8), ())
-    assert chosen.build_denoiser().schedule.steps == 10
-    assert chosen.set("schedule=shorter").build_denoiser().schedule.steps == 5
+    assert Recipe.from_json(chosen.to_json()) == chosen
 
 
 @pytest.mark.usefixtures("kinds")
@@ -632,6 +678,8 @@ def test_what_cannot_be_registered() -> None:
         register("schedule", "cosine", Slow)
     with pytest.raises(UserError, match="unknown recipe field 'shedule': did you mean 'schedule'"):
         register("shedule", "slow", Slow)
+    with pytest.raises(UserError, match="a schedule is registered as a frozen dataclass whose fields are its options"):
+        register("schedule", "short", lambda: Linear(10))
     register("schedule", "slow", Slow)
     with pytest.raises(UserError, match="registered already"):
         register("schedule", "slow", Slow)
@@ -668,9 +716,9 @@ def test_unknown_recipes_get_the_nearest() -> None:
 def test_a_path_reaches_the_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "somewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    path = Path(recipe(name, "somewhere").data.options["path"])
+    path = Path(options(recipe(name, "somewhere").data)["path"])
     assert path == tmp_path / "somewhere"  # a run is gone on with from any folder
-    assert recipe(name).data.options["path"] is None
+    assert options(recipe(name).data)["path"] is None
 
 
 @pytest.mark.parametrize(
@@ -689,39 +737,39 @@ def test_the_rule_of_the_folder_recipe(
 ) -> None:
     path = write_pictures(tmp_path, [f"{number}.png" for number in range(90)], side, mode)
     chosen = recipe("folder", path)
-    assert chosen.data.options["path"] == path
-    assert (chosen.data.options["size"], chosen.data.options["channels"]) == ([size, size], 1 if mode == "L" else 3)
-    assert (chosen.network.kind, chosen.network.options["width"]) == ("compact", width)
-    assert (chosen.network.options["patch"], chosen.training.options["batch"]) == (patch, batch)
-    assert chosen.training.options["images"] == 200_000
-    assert chosen.augment.options == {"flip": True, "crop": 0}
+    assert options(chosen.data)["path"] == path
+    assert (options(chosen.data)["size"], options(chosen.data)["channels"]) == ((size, size), 1 if mode == "L" else 3)
+    assert (chosen.kind("network"), options(chosen.network)["width"]) == ("compact", width)
+    assert (options(chosen.network)["patch"], options(chosen.training)["batch"]) == (patch, batch)
+    assert options(chosen.training)["images"] == 200_000
+    assert options(chosen.augment) == {"flip": True, "crop": 0}
 
 
 def test_the_folder_recipe_with_a_size(pictures: str) -> None:
     chosen = recipe("folder", pictures, 64)
-    assert (chosen.data.options["size"], chosen.network.options["patch"]) == (64, 4)
-    assert chosen.augment.options["flip"] is False  # there are classes, and some letters have a mirror image
+    assert (options(chosen.data)["size"], options(chosen.network)["patch"]) == (64, 4)
+    assert options(chosen.augment)["flip"] is False  # there are classes, and some letters have a mirror image
 
 
 @pytest.mark.parametrize("size", [0, -8, 5000])
 def test_the_folder_recipe_with_a_size_that_cannot_be(pictures: str, size: int) -> None:
     with pytest.raises(UserError, match="size"):
-        recipe("folder", pictures, size).build_data()
+        build_data(recipe("folder", pictures, size))
 
 
 @pytest.mark.parametrize("count", [2, 20, 40, 71, 72])
 def test_a_batch_is_never_more_than_the_training_set(tmp_path: Path, count: int) -> None:
     path = write_pictures(tmp_path, [f"{number}.png" for number in range(count)])
     chosen = recipe("folder", path)
-    _, data = chosen.build_data()
-    assert 1 <= chosen.training.options["batch"] <= min(64, len(data.train))
+    _, data = build_data(chosen)
+    assert 1 <= options(chosen.training)["batch"] <= min(64, len(data.train))
 
 
 def test_thirty_passes_over_many_pictures(tmp_path: Path) -> None:
     np.save(tmp_path / "0.npy", np.zeros((8, 8), np.uint8))
     for number in range(1, 7000):  # links cost nothing, and only few are looked at
         (tmp_path / f"{number}.npy").hardlink_to(tmp_path / "0.npy")
-    assert recipe("folder", str(tmp_path)).training.options["images"] == 210_000
+    assert options(recipe("folder", str(tmp_path)).training)["images"] == 210_000
 
 
 def test_the_folder_recipe_needs_a_folder(tmp_path: Path) -> None:

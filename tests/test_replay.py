@@ -18,13 +18,14 @@ from unfog.data.pictures import paired
 from unfog.data.source import Data, InMemory
 from unfog.diffusion.schedules import EDM, RectifiedFlow
 from unfog.generation.sampler import shown
-from unfog.recipes.kinds import KINDS
+from unfog.recipes.build import build_data
+from unfog.recipes.kinds import KINDS, register
+from unfog.recipes.objective import Draw
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.reports.replay import replay
 from unfog.runtime.errors import UserError
 from unfog.training import loop
-from unfog.training.draws import Draw
 from unfog.training.trainer import Trainer
 
 DRAWN = ("augment.flip=true", "augment.crop=1", "conditioning.dropout=0.4", "network.dropout=0.3", "optimizer.warmup=0")
@@ -33,7 +34,7 @@ IMPORTANT = ("times=importance", "times.bins=2", "times.base=logit-normal")
 
 def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
     """Return the trainer of a run folder that holds its recipe."""
-    found, data = recipe.build_data()
+    found, data = build_data(recipe)
     trainer = Trainer(found, data, folder, torch.device("cpu"))
     loop.write_recipe(trainer)
     return trainer
@@ -41,13 +42,13 @@ def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
 
 def noted(trainer: Trainer) -> list[Draw]:
     """Return the list into which the batches go whose loss is taken in training."""
-    seen, loss = [], trainer.loss
+    seen, losses = [], trainer.losses
 
-    def note(draw: Draw) -> torch.Tensor:
+    def note(draw: Draw) -> dict[str, torch.Tensor]:
         seen.append(Draw(*(None if part is None else part.clone() for part in draw)))  # type: ignore[arg-type]
-        return loss(draw)
+        return losses(draw)
 
-    trainer.loss = note  # type: ignore[method-assign]
+    trainer.losses = note  # type: ignore[method-assign]
     return seen
 
 
@@ -70,7 +71,7 @@ def test_a_replay_is_what_the_training_saw(tiny: MakeRecipe, tmp_path: Path, str
     for step in (1, 2, 9, 16):
         found = replay(tmp_path, step, "cpu")
         assert_same(found.draw, seen[step - 1])
-        t = trainer.recipe.times.build()(seen[step - 1].u, trainer.denoiser.schedule)
+        t = trainer.recipe.times(seen[step - 1].u, trainer.denoiser.schedule)
         assert [row.t for row in found.rows] == t.tolist()
         assert [row.dropped for row in found.rows] == seen[step - 1].drop.tolist()
         assert [row.shows for row in found.rows] == [str(label) for label in seen[step - 1].condition.tolist()]  # type: ignore[union-attr]
@@ -118,7 +119,7 @@ def test_without_a_checkpoint_so_old_the_model_is_used(tiny: MakeRecipe, tmp_pat
     found = replay(tmp_path, 3, "cpu")
     assert found.weights.startswith("the averaged weights of the run")
     with torch.no_grad():
-        losses = trainer.task.loss(trainer.averaged.model, trainer.draws(2), 0.0)
+        losses = trainer.objective.measured(trainer.averaged.model, trainer.draws(2), trainer._context())
     torch.testing.assert_close(torch.tensor([row.loss for row in found.rows]), losses)
 
 
@@ -155,7 +156,8 @@ def test_the_row_behind_a_spike_is_found(
         x[victim, 0, 3, 3] = value
         return Data(InMemory(x, train.labels, rows.train.classes), rows.heldout)
 
-    monkeypatch.setitem(KINDS["data"], "planted", planted)
+    monkeypatch.setitem(KINDS, "data", dict(KINDS["data"]))
+    register("data", "planted", planted)
     trainer = trainer_of(tiny("data=planted"), tmp_path)
     losses = [trainer.descend(trainer.draws(step)) for step in range(45)]  # a whole epoch
     trainer.save()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import unfog
 from unfog.generation.sampler import Moment
-from unfog.recipes.kinds import KINDS
+from unfog.recipes.kinds import KINDS, class_of
 from unfog.reports.film import STILLS, Film, Still, film
 from unfog.runs.run import Run, load
 from unfog.runtime.device import Precision
@@ -479,7 +479,7 @@ def test_cfg_plus_plus_keeps_the_unconditional_noise_behind_clipping(flow: Run) 
     assert found.x0.abs().max() <= 1
     assert torch.isfinite(list(plus.steps(0, labels))[-1].x).all()
     with pytest.raises(UserError, match="ddim or ancestral"):
-        replace(plus, solver=KINDS["solver"]["dpmpp-2m"]()).denoise(labels)
+        replace(plus, solver=class_of("solver", "dpmpp-2m")()).denoise(labels)
 
 
 def test_guidance_on_an_interval_costs_two_evaluations_only_there(flow: Run) -> None:

@@ -29,7 +29,7 @@ from unfog.diffusion.solvers import (
 )
 from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import Prediction
-from unfog.recipes.kinds import KINDS
+from unfog.recipes.kinds import KINDS, class_of
 from unfog.runtime.errors import UserError
 
 MIXTURE = Mixture(
@@ -177,7 +177,7 @@ def test_stochastic_solvers_say_so(solver: Solver) -> None:
     assert not type(solver)().stochastic or type(solver) not in (DDIM, Heun)
 
 
-@pytest.mark.parametrize("build", KINDS["solver"].values(), ids=KINDS["solver"])
+@pytest.mark.parametrize("build", [class_of("solver", kind) for kind in KINDS["solver"]], ids=KINDS["solver"])
 def test_every_solver_goes_from_pure_noise_to_data(build: Callable[..., Solver]) -> None:
     """Where the log-SNR is infinite, at both ends of the flow, every rule falls back and stays finite and right."""
     flow, count = RectifiedFlow(), 4000
@@ -315,7 +315,7 @@ def test_trajectory_yields_every_step() -> None:
 
 def test_float32_states_stay_float32() -> None:
     mixture = Mixture(*(part.float() for part in (MIXTURE.weights, MIXTURE.means, MIXTURE.variances)))
-    for solver in (build() for build in KINDS["solver"].values()):
+    for solver in (class_of("solver", kind)() for kind in KINDS["solver"]):
         found = sample(MixtureDenoiser(mixture, RectifiedFlow()), torch.randn(4, 2), torch.linspace(0.9, 0, 5), solver)
         assert found.dtype == torch.float32
         assert found.isfinite().all()

@@ -17,8 +17,10 @@ import scaling
 import startup
 import training
 
-from unfog.recipes.kinds import KINDS, part
+from unfog.recipes.kinds import KINDS
+from unfog.recipes.networks import CompactSpec
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.sources import Digits
 
 CPU = torch.device("cpu")
 
@@ -113,7 +115,7 @@ def test_processes_are_counted_each_for_itself() -> None:
 def test_every_place_of_a_curve_is_a_recipe() -> None:
     for along in scaling.curves().values():
         for side, settings, _ in along.values():
-            recipe = Recipe("bench", part("data", "digits"), part("network", "compact"), shape=(3, side, side))
+            recipe = Recipe("bench", Digits(), CompactSpec(), shape=(3, side, side))
             built = recipe.set(*settings)
-            assert built.training.build().batch >= 1
-            assert built.network.build(channels=3, dims=2).multiple <= side
+            assert built.training.batch >= 1
+            assert built.network.build(channels=3, outputs=3, dims=2, context=None).multiple <= side

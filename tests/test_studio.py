@@ -12,6 +12,7 @@ from PIL import Image
 from unfog.app.studio import MOST, Studio, Wish, draw_curves, fog, laid_out, schedules
 from unfog.cli.main import main
 from unfog.generation import edits
+from unfog.recipes.build import build_data
 from unfog.runs.run import load
 from unfog.runtime.errors import UserError
 
@@ -54,7 +55,7 @@ def test_shots_differ_and_tell_how_far_it_is(studio: Studio) -> None:
     assert shots[-1].x.tobytes() == shots[-1].x0.tobytes()
     assert not studio.run("digits").denoiser.network._forward_hooks
     evaluations = int(shots[-1].words.split()[2])
-    guided = load(studio.paths["digits"], "cpu").recipe.sampling.options["guidance"] != 1
+    guided = load(studio.paths["digits"], "cpu").recipe.sampling.guidance != 1
     assert evaluations >= 5 * (1 + guided)
 
 
@@ -115,7 +116,7 @@ def test_points(studio: Studio) -> None:
 
 def test_edits_are_those_of_the_house(studio: Studio, tmp_path: Path) -> None:
     run = load(studio.paths["digits"], "cpu")
-    picture = run.recipe.build_data()[1].heldout.take(np.array([0])).x
+    picture = build_data(run.recipe)[1].heldout.take(np.array([0])).x
     file = tmp_path / "picture.png"
     laid_out(picture).convert("L").save(file)
     wish = Wish("digits", "4", steps=4, count=4, seed=2)
@@ -161,7 +162,7 @@ def test_measures_are_read_from_the_run(studio: Studio) -> None:
 
 
 def test_a_row_of_the_data(studio: Studio) -> None:
-    data = load(studio.paths["digits"], "cpu").recipe.build_data()[1].heldout
+    data = build_data(load(studio.paths["digits"], "cpu").recipe)[1].heldout
     assert np.array_equal(pixels(studio.row("digits", 4))[..., 0], data.take(np.array([4])).x[0, 0].numpy())
 
 

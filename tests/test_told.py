@@ -20,6 +20,7 @@ from unfog.data.source import Data
 from unfog.data.text import tokenise
 from unfog.generation.sampler import Sampler
 from unfog.networks.conditioning import TextEncoder
+from unfog.recipes.build import build_codec, build_data
 from unfog.recipes.conditions import ClassConditioning, ImageConditioning, Known, TextConditioning, ValuesConditioning
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
@@ -241,7 +242,7 @@ def test_a_prompt_draws_the_same_beside_other_prompts(text_run: Path) -> None:
 )
 def test_a_resumed_training_is_told_the_same(tiny: MakeRecipe, tmp_path: Path, settings: tuple[str, ...]) -> None:
     def begin(name: str) -> Trainer:
-        chosen, data = tiny(*settings, "sampling.guidance=1").build_data()
+        chosen, data = build_data(tiny(*settings, "sampling.guidance=1"))
         return Trainer(chosen, data, tmp_path / name, torch.device("cpu"))
 
     whole, first, second = begin("whole"), begin("stopped"), begin("stopped")
@@ -377,7 +378,7 @@ def test_pictures_in_a_folder_come_in_turn(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ["sample", str(run.path), "-n", "14", "--image", str(root), "--out", str(out), "--device", "cpu"]
     assert main(command) == 0
-    asked = run.recipe.build_codec().encode(pictures_at(root, (1, 8, 8)))
+    asked = build_codec(run.recipe).encode(pictures_at(root, (1, 8, 8)))
     assert len(asked) == 12
     expected = run.sample(14, asked[torch.arange(14) % 12])
     for place in (0, 1, 13):
@@ -408,4 +409,4 @@ def test_what_is_said_of_pictures_is_not_mirrored(tmp_path: Path, known: dict[st
         Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
         lines.append(json.dumps({"file_name": f"{number}.png", **known}))
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    assert recipe("folder", str(tmp_path)).augment.options["flip"] is flips
+    assert recipe("folder", str(tmp_path)).augment.flip is flips

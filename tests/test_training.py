@@ -24,6 +24,8 @@ from torch import Tensor
 from conftest import MakeRecipe
 from unfog.data.source import Data, InMemory
 from unfog.generation.sampler import Sampler
+from unfog.recipes.build import build_data
+from unfog.recipes.objective import Draw
 from unfog.recipes.optimizers import AdamW
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
@@ -34,16 +36,17 @@ from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError
 from unfog.runtime.randomness import normal_on
 from unfog.runtime.tensors import write_tensors
 from unfog.training import checkpoint, loop
-from unfog.training.draws import Draw, Draws, ahead, pinned
+from unfog.training.draws import Draws, ahead, pinned
 from unfog.training.ema import Averaged
 from unfog.training.metrics import Metrics, read_metrics
+from unfog.training.objectives.denoising import HISTORY
 from unfog.training.trainer import Trainer
 
 QUIET = Console(quiet=True)
 
 
 def trainer_of(recipe: Recipe, folder: Path, device: str = "cpu") -> Trainer:
-    found, data = recipe.build_data()
+    found, data = build_data(recipe)
     return Trainer(found, data, folder, choose_device(device))
 
 
@@ -59,7 +62,7 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 def moments(trainer: Trainer) -> dict[str, Tensor]:
     names = [name for name, _ in trainer.denoiser.named_parameters()]
-    return copied(checkpoint.optimizer_tensors(trainer.optimizer, names))
+    return copied(checkpoint.optimizer_tensors(trainer.optimizers["loss"], names))
 
 
 def assert_draws_equal(first: Draw, second: Draw) -> None:
@@ -207,7 +210,7 @@ def test_gradient_checkpointing_keeps_the_bits_and_not_the_activations(
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = trainer.loss(trainer.draws(0)).mean()
+            loss = trainer.losses(trainer.draws(0))["loss"].mean()
         kept = sum(sizes.values()) - sum(parameter.numel() for parameter in trainer.denoiser.parameters())
         del loss
         for step in range(2):
@@ -293,7 +296,7 @@ def test_channels_come_last_on_cuda(tiny: MakeRecipe, tmp_path: Path) -> None:
 
 def test_accumulation_must_divide_the_batch(tiny: MakeRecipe) -> None:
     with pytest.raises(UserError, match="accumulate 5 must divide"):
-        tiny("training.accumulate=5").training.build()
+        tiny("training.accumulate=5")
 
 
 def test_dropout_is_a_function_of_seed_and_step(tiny: MakeRecipe, tmp_path: Path) -> None:
@@ -751,7 +754,7 @@ def test_a_budget_fixes_the_number_of_images_and_the_run_ends(tiny: MakeRecipe, 
     out = tmp_path / "run"
     run = train(tiny("training.images=1000000000"), out, budget=5, device="cpu", console=QUIET)
     images = json.loads((out / "recipe.json").read_text())["training"]["images"]
-    assert images == run.recipe.training.options["images"]
+    assert images == run.recipe.training.images
     assert 23 * 32 <= images < 1_000_000_000
     assert last_step(out) * 32 == images
     before = (out / "model.safetensors").read_bytes()
@@ -1030,21 +1033,20 @@ def test_importance_follows_the_losses_and_is_restored_to_the_bit(tiny: MakeReci
     """After ten losses in each bin the draws change; the statistics are part of the checkpoint."""
     trainer = trainer_of(tiny(*IMPORTANT), tmp_path)
     trainer.descend(trainer.draws(0))
-    assert trainer.losses[1].tolist() == [16, 16, 16, 16]  # stratified, and not yet spread
+    assert trainer.state[HISTORY][1].tolist() == [16, 16, 16, 16]  # stratified, and not yet spread
     for step in range(1, 5):
         trainer.descend(trainer.draws(step))
-    assert trainer.importance is not None
-    spread, weight = trainer.importance.spread(trainer.draws(5).u, trainer.losses)
+    spread, weight = trainer.prepare(trainer.draws(5))
     assert weight.std() > 0.01
-    assert not torch.equal(spread, trainer.draws(5).u)
+    assert not torch.equal(spread.u, trainer.draws(5).u)
     trainer.save()
     again = trainer_of(tiny(*IMPORTANT), tmp_path)
     again.restore()
-    assert torch.equal(again.losses, trainer.losses)
+    assert torch.equal(again.state[HISTORY], trainer.state[HISTORY])
     for step in (5, 6, 7):
         assert again.descend(again.draws(step)) == trainer.descend(trainer.draws(step))
-    assert torch.equal(again.losses, trainer.losses)
-    assert trainer.losses[1].sum() == 8 * 64
+    assert torch.equal(again.state[HISTORY], trainer.state[HISTORY])
+    assert trainer.state[HISTORY][1].sum() == 8 * 64
     assert_same(again.denoiser.state_dict(), trainer.denoiser.state_dict())
 
 
@@ -1052,14 +1054,14 @@ def test_importance_is_the_same_in_portions(tiny: MakeRecipe, tmp_path: Path) ->
     whole, parts = (trainer_of(tiny(*IMPORTANT, f"training.accumulate={count}"), tmp_path) for count in (1, 4))
     for step in range(6):
         assert parts.descend(parts.draws(step)) == pytest.approx(whole.descend(whole.draws(step)), rel=1e-4)
-    torch.testing.assert_close(parts.losses, whole.losses, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(parts.state[HISTORY], whole.state[HISTORY], rtol=1e-3, atol=1e-6)
 
 
 def test_a_skipped_step_teaches_the_statistics_nothing(tiny: MakeRecipe, tmp_path: Path) -> None:
     trainer = trainer_of(tiny(*IMPORTANT), tmp_path)
     draw = trainer.draws(0)
     trainer.descend(draw._replace(x0=draw.x0 * math.nan))
-    assert trainer.losses.sum() == 0
+    assert trainer.state[HISTORY].sum() == 0
 
 
 @pytest.mark.parametrize("network", ["compact", "unet", "minimal", "dit"])

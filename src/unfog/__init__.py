@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unfog.diffusion.targets import Prediction, Target
     from unfog.generation.edits import inpaint, interpolate, invert, outpaint, restyle, vary
     from unfog.interop.diffusers import import_model
-    from unfog.recipes.kinds import part, register
+    from unfog.recipes.kinds import register
     from unfog.recipes.presets import recipe
     from unfog.recipes.recipe import Recipe
     from unfog.runs.run import Run, load, resume, train
@@ -56,7 +56,6 @@ _HOMES = {
     "load": "runs.run",
     "log_likelihood": "diffusion.likelihood",
     "outpaint": "generation.edits",
-    "part": "recipes.kinds",
     "recipe": "recipes.presets",
     "register": "recipes.kinds",
     "restyle": "generation.edits",
@@ -99,7 +98,6 @@ __all__ = [
     "load",
     "log_likelihood",
     "outpaint",
-    "part",
     "recipe",
     "register",
     "restyle",

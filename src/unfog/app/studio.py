@@ -20,8 +20,9 @@ from unfog.diffusion.schedules import Schedule
 from unfog.generation import edits
 from unfog.generation.sampler import Sampler, shown
 from unfog.interop.card import facts, text
+from unfog.recipes.build import build_data
 from unfog.recipes.conditions import Asked
-from unfog.recipes.kinds import part
+from unfog.recipes.parse import named
 from unfog.reports.film import STILLS
 from unfog.reports.report import KEPT, LOSSES
 from unfog.runs import asking
@@ -107,7 +108,7 @@ class Studio:
         Raises: UserError: If there is none, or one of them is no run folder that can draw.
         """
         for path in paths:
-            if read_recipe(path).compresses:
+            if not read_recipe(path).objective.draws:
                 raise UserError(f"{path} holds an autoencoder, which draws nothing by itself: name another run folder")
         if not paths:
             raise UserError("there is no run to show: train one with `unfog train digits`, or name run folders")
@@ -132,7 +133,7 @@ class Studio:
 
     def command(self, wish: Wish) -> str:
         """Return the line that draws the same pictures."""
-        kind = self.run(wish.run).recipe.conditioning.kind
+        kind = self.run(wish.run).recipe.kind("conditioning")
         option = {"text": "--prompt", "pretrained": "--prompt", "values": "--values"}.get(kind, "--label")
         words = ["unfog", "sample", str(self.paths[wish.run]), "-n", str(wish.count)]
         if asked := wish.words.strip():
@@ -147,7 +148,7 @@ class Studio:
     def asked(self, wish: Wish) -> Asked:
         """Return what is asked of the model, in the form that it takes."""
         run, words = self.run(wish.run), wish.words.strip()
-        kind = run.recipe.conditioning.kind
+        kind = run.recipe.kind("conditioning")
         image = Path(wish.image) if wish.image and kind == "image" else None
         if kind == "values":
             try:
@@ -242,7 +243,7 @@ class Studio:
 
         Raises: UserError: If the data are not here, or there is no such row.
         """
-        data = self.run(name).recipe.build_data()[1].heldout
+        data = build_data(self.run(name).recipe)[1].heldout
         if not 0 <= number < len(data):
             raise UserError(f"there are the held-out rows 0 to {len(data) - 1:,}, not {number}")
         return laid_out(data.take(np.array([number])).x)
@@ -312,7 +313,7 @@ def laid_out(samples: Tensor) -> Image.Image:
 
 def schedules() -> dict[str, Schedule]:
     """Return the schedules whose fog is compared, by their names."""
-    return {name: part("schedule", name).build() for name in SCHEDULES}
+    return {name: named("schedule", name) for name in SCHEDULES}
 
 
 def fog(file: str | Path, share: float, seed: int = 0) -> list[tuple[Image.Image, str]]:

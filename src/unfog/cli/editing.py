@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from unfog.generation.sampler import Sampler
     from unfog.recipes.conditions import Asked
-    from unfog.runs.run import Run
 
 
 def _model(
@@ -25,14 +24,14 @@ def _model(
     guidance: float | None,
     seed: int,
     device: str,
-) -> "tuple[Run, Sampler, Asked]":
-    """Return a run, its sampler, and what is asked of it."""
+) -> "tuple[Sampler, Asked]":
+    """Return the sampler of a run, and what is asked of it."""
     from unfog.runs import asking
     from unfog.runs.run import load
 
     loaded = load(run, device)
     sampler = loaded.sampler(steps=steps, guidance=guidance, seed=seed, negative=negative)
-    return loaded, sampler, asking.edited(loaded, sampler, asking.asked(loaded, label, prompt, (), None))
+    return sampler, asking.edited(loaded, sampler, asking.asked(loaded, label, prompt, (), None))
 
 
 def _written(pictures: "Tensor", out: Path, first: "list[Tensor]") -> None:
@@ -103,10 +102,9 @@ def restyle(
     from unfog.generation import edits
     from unfog.runs import asking
 
-    loaded, sampler, asked = _model(run, label, prompt, negative, steps, guidance, seed, device)
+    sampler, asked = _model(run, label, prompt, negative, steps, guidance, seed, device)
     picture = asking.picture(image, sampler, own_size)
-    with loaded.arithmetic():
-        found = edits.restyle(sampler, picture, strength, n, asked)
+    found = edits.restyle(sampler, picture, strength, n, asked)
     _written(found, out or run / "edits" / "restyle", [picture])
 
 
@@ -153,11 +151,10 @@ def inpaint(
     from unfog.generation import edits
     from unfog.runs import asking
 
-    loaded, sampler, asked = _model(run, label, prompt, negative, steps, guidance, seed, device)
+    sampler, asked = _model(run, label, prompt, negative, steps, guidance, seed, device)
     picture = asking.picture(image, sampler, own_size)
     where = asking.mask(mask, image, sampler, own_size)
-    with loaded.arithmetic():
-        found = edits.inpaint(sampler, picture, where, n, asked, repeats=repeats)
+    found = edits.inpaint(sampler, picture, where, n, asked, repeats=repeats)
     _written(found, out or run / "edits" / "inpaint", [picture])
 
 
@@ -206,10 +203,9 @@ def outpaint(
     from unfog.generation import edits
     from unfog.runs import asking
 
-    loaded, sampler, asked = _model(run, label, prompt, None, steps, guidance, seed, device)
+    sampler, asked = _model(run, label, prompt, None, steps, guidance, seed, device)
     picture = asking.picture(image, sampler, own_size)
-    with loaded.arithmetic():
-        found = edits.outpaint(sampler, picture, (left, right, top, bottom), n, asked)
+    found = edits.outpaint(sampler, picture, (left, right, top, bottom), n, asked)
     _written(found, out or run / "edits" / "outpaint", [])
 
 
@@ -250,7 +246,7 @@ def invert(
     from unfog.runs import asking
     from unfog.runtime.files import write_whole
 
-    _, sampler, asked = _model(run, label, prompt, None, steps, 1.0, 0, device)
+    sampler, asked = _model(run, label, prompt, None, steps, 1.0, 0, device)
     picture = asking.picture(image, sampler, False)
     noise, again = edits.invert(sampler, picture, asked)
     folder = out or run / "edits" / "invert"
@@ -292,7 +288,7 @@ def interpolate(
     from unfog.generation import edits
     from unfog.runs import asking
 
-    _, sampler, asked = _model(run, label, prompt, None, steps, 1.0, 0, device)
+    sampler, asked = _model(run, label, prompt, None, steps, 1.0, 0, device)
     first, second = (asking.picture(image, sampler, False) for image in images)
     _written(edits.interpolate(sampler, first, second, n, asked), out or run / "edits" / "interpolate", [])
 
@@ -332,6 +328,6 @@ def vary(
     from unfog.generation import edits
     from unfog.runs import asking
 
-    _, sampler, asked = _model(run, label, prompt, None, steps, 1.0, seed, device)
+    sampler, asked = _model(run, label, prompt, None, steps, 1.0, seed, device)
     picture = asking.picture(image, sampler, False)
     _written(edits.vary(sampler, picture, amount, n, asked), out or run / "edits" / "vary", [picture])

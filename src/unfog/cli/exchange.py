@@ -38,9 +38,9 @@ def import_(
         print(f"note: {note}")
     recipe = found.recipe
     shape = "×".join(map(str, recipe.shape or ()))
-    kinds = f"{recipe.network.kind}, schedule {recipe.schedule.kind}, target {recipe.target.kind}"
+    kinds = f"{recipe.kind('network')}, schedule {recipe.kind('schedule')}, target {recipe.kind('target')}"
     print(f"imported: {out}   ({found.parameters:,} parameters, pictures of {shape}; {kinds})")
-    if recipe.compresses:
+    if not recipe.objective.draws:
         print(f"(train in its latents with `unfog train ... --set codec=latents --set codec.path={out}`)")
 
 

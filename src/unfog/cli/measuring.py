@@ -7,6 +7,7 @@ import tyro
 
 from unfog.cli import arguments
 from unfog.cli.options import Count
+from unfog.recipes.build import build_codec, build_data
 from unfog.runtime.errors import EnvironmentFailure, UserError
 
 
@@ -59,7 +60,7 @@ def evaluate(
     from unfog.runs.run import load, read_recipe
     from unfog.runtime.files import disk, write_whole
 
-    if read_recipe(run).compresses:
+    if not read_recipe(run).objective.draws:
         given = {"--guidance": guidance, "--steps": steps, "--likelihood": likelihood}
         for name, value in given.items():
             if value:
@@ -72,17 +73,17 @@ def evaluate(
         print(f"written: {run / 'evaluation.json'}, and originals above what is left of them: {run / 'evaluation'}")
         return
     loaded = load(run, device)
-    data = loaded.recipe.build_data()[1]
+    data = build_data(loaded.recipe)[1]
     if likelihood is not None:
         bits = density(loaded, data, likelihood, seed)
         write_whole(run / "likelihood.json", json.dumps(bits.to_json(), indent=1).encode())
         print(bits.table())
         print(f"written: {run / 'likelihood.json'}")
         return
-    scales = guidance or sorted({1.0, loaded.recipe.sampling.options["guidance"]})
+    scales = guidance or sorted({1.0, loaded.recipe.sampling.guidance})
     for scale in scales:  # a mistake shows before the minutes are spent
         loaded.sampler(guidance=scale, steps=steps)
-    codec, console = loaded.recipe.build_codec().plain, Console(stderr=True)
+    codec, console = build_codec(loaded.recipe).plain, Console(stderr=True)
     judge = Judge(data, codec, n, batch=batch, seed=seed, console=console, inception=inception, dinov2=dinov2)
     found = [measure(loaded, judge, n, guidance=scale, steps=steps, seed=seed, console=console) for scale in scales]
     levels = measure_levels(loaded, judge, seed)

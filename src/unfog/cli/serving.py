@@ -45,7 +45,7 @@ def app(
     from unfog.runs.run import read_recipe
 
     here = (path.parent for path in sorted(Path("runs").glob("*/model.safetensors")))
-    studio = Studio(runs or [path for path in here if not read_recipe(path).compresses], device)
+    studio = Studio(runs or [path for path in here if read_recipe(path).objective.draws], device)
     page = Playground(studio, places)
 
     def close(number: int, frame: object) -> None:

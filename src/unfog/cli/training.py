@@ -62,13 +62,13 @@ def train(
         folder = out or Path("runs") / recipe
         run.fit(chosen, folder, budget=seconds, init_from=init_from, device=device, log=log)
     finished = run.read_recipe(folder)
-    if finished.compresses:
+    if not finished.objective.draws:
         print(f"trained: {folder}   (measure it with `unfog evaluate {folder}`)")
         return
     if finished.shape == (2,):
         draw_plane(run.load(folder, device), folder / "plane.png")
         print(f"field and trajectories: {folder / 'plane.png'}")
-    told = {"values": " --values ...", "image": " --image FILE"}.get(finished.conditioning.kind, "")
+    told = {"values": " --values ...", "image": " --image FILE"}.get(finished.kind("conditioning"), "")
     print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64{told}`)")
 
 

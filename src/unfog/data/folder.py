@@ -274,7 +274,7 @@ def _read_or_reason(root: Path, shape: tuple[int, int, int], file: str) -> "Pixe
 
 def folder(
     path: str = "",
-    size: int | list[int] | None = None,
+    size: int | Sequence[int] | None = None,
     channels: int | None = None,
     heldout: float = 0.1,
     workers: int = 2,
@@ -396,7 +396,7 @@ def look(listing: Listing, sample: int = 200) -> tuple[int, int, int]:
     return max(channels for channels, _, _ in seen), side, side
 
 
-def _sides(size: int | list[int] | None) -> tuple[int, int] | None:
+def _sides(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     """Return (height, width) of a size as the user gives it."""
     if size is None:
         return None

@@ -51,17 +51,26 @@ class Step(NamedTuple):
 class Solver(ABC):
     """A rule for one step."""
 
-    order: int
-    """Order of convergence to the exact solution; of stochastic rules, to the exact distribution."""
-    memory: int = 0
-    """How many past steps the rule reads."""
     velocity: bool = False
     """Whether the rule integrates the schedule's rates, which a table does not have."""
-    stochastic: bool = False
-    """Whether the rule draws noise, and so only goes from noise to data."""
     pairwise: bool = False
     """Whether x0 and eps of one prediction alone make the step, so that a pair which disagrees with x_t (CFG++)
     means what its author meant."""
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """Order of convergence to the exact solution; of stochastic rules, to the exact distribution."""
+
+    @property
+    def memory(self) -> int:
+        """How many past steps the rule reads."""
+        return 0
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the rule draws noise, and so only goes from noise to data."""
+        return False
 
     @abstractmethod
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
@@ -189,7 +198,11 @@ class DDIM(Solver):
         """Check the share of noise."""
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta must lie between 0 and 1, not {self.eta}")
-        object.__setattr__(self, "stochastic", self.eta > 0)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether eta is above 0."""
+        return self.eta > 0
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step with the noise that `eta` asks for."""
@@ -283,7 +296,11 @@ class Heun(Solver):
             raise UserError(f"churn must lie between 0 and sqrt(2) - 1, not {self.churn}")
         if not (self.churn_min >= 0 and self.churn_noise >= 0):
             raise UserError("churn_min and churn_noise must be 0 or more")
-        object.__setattr__(self, "stochastic", self.churn > 0)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether there is churn."""
+        return self.churn > 0
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step along the mean of the velocities at both ends."""
@@ -491,10 +508,18 @@ class UniPC(Solver):
     p: int = 2
 
     def __post_init__(self) -> None:
-        """Check the order; a predictor of order p reads p - 1 past steps, its corrector one more."""
+        """Check the order."""
         _whole("unipc (p)", self.p, 2, 3)
-        object.__setattr__(self, "order", self.p + 1)
-        object.__setattr__(self, "memory", self.p)
+
+    @property
+    def order(self) -> int:
+        """Order of predictor and corrector together."""
+        return self.p + 1
+
+    @property
+    def memory(self) -> int:
+        """Past steps: the predictor reads p - 1 of them, the corrector one more."""
+        return self.p
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Correct the state with the prediction at `t`, then predict the state at `s`."""
@@ -532,7 +557,11 @@ class AdamsBashforth(Solver):
     def __post_init__(self) -> None:
         """Check the order."""
         _whole("adams-bashforth", self.order, 1, 4)
-        object.__setattr__(self, "memory", self.order - 1)
+
+    @property
+    def memory(self) -> int:
+        """Past velocities."""
+        return self.order - 1
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step along the extrapolated velocity."""

@@ -30,8 +30,9 @@ from unfog.evaluation.intervals import Scored
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.report import aligned, bar, batches_of, draw, told
 from unfog.generation.sampler import Sampler
-from unfog.recipes.kinds import fits
+from unfog.recipes.build import build_codec, build_data, build_denoiser
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.schema import fits
 from unfog.runs.run import Run, read_recipe, resume, train
 from unfog.runtime.errors import Stopped, UserError
 from unfog.runtime.files import disk, parse_json, read_bounded, whole, write_whole
@@ -287,11 +288,11 @@ def bench(
     wanted, scales = tuple(sorted(set(nfe or NFE))), dict.fromkeys(map(float, guidance or (1.0,)))
     if wanted[0] < 1:
         raise UserError(f"a sample takes 1 network evaluation or more, not {wanted[0]}")
-    kinds = dict.fromkeys(solvers or SOLVERS), dict.fromkeys(grids or (run.recipe.grid.kind,))
+    kinds = dict.fromkeys(solvers or SOLVERS), dict.fromkeys(grids or (run.recipe.kind("grid"),))
     settings = [Setting(*one) for one in product(*kinds, scales)]
     for setting in settings:
         run.sampler(**asdict(setting))  # refuses unknown names before anything takes time
-    judge = Judge(run.recipe.build_data()[1], run.recipe.build_codec().plain, count, console=console)
+    judge = Judge(build_data(run.recipe)[1], build_codec(run.recipe).plain, count, console=console)
     condition, asked = told(run, judge, count, seed)
     plan, left_out = _plan(run, settings, wanted, seed, condition)
     path = run.path / "bench" / "results.jsonl"
@@ -423,7 +424,7 @@ def save(run: Run, chosen: Measured) -> None:
     recipe = run.recipe
     for field in ("solver", "grid"):
         kind = getattr(chosen.setting, field)
-        if getattr(recipe, field).kind != kind:  # of the same kind it keeps its options, which were measured
+        if recipe.kind(field) != kind:  # of the same kind it keeps its options, which were measured
             recipe = recipe.set(f"{field}={kind}")
     recipe = recipe.set(f"sampling.steps={chosen.steps}", f"sampling.guidance={chosen.setting.guidance}")
     write_whole(run.path / "recipe.json", recipe.beside(run.path, relative=True).to_json().encode())
@@ -460,9 +461,9 @@ def schedules(
     """
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise UserError("name two different schedules or more, for instance --schedules linear,quadratic,cosine,flow")
-    contestants = [recipe.set(f"schedule={name}", "target=v", "times=uniform").build_data()[0] for name in names]
+    contestants = [build_data(recipe.set(f"schedule={name}", "target=v", "times=uniform"))[0] for name in names]
     for one in contestants:
-        one.build_denoiser()  # so that what does not fit is refused before the minutes are spent
+        build_denoiser(one)  # so that what does not fit is refused before the minutes are spent
     for place, (name, one) in enumerate(zip(names, contestants, strict=True)):
         folder = out / name
         if place:

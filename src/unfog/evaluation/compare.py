@@ -18,7 +18,7 @@ from unfog.evaluation.intervals import Interval, Scored, bootstrap
 from unfog.evaluation.judge import Judge, spread
 from unfog.evaluation.report import aligned, bar, batches_of, draw, told
 from unfog.generation.sampler import Sampler
-from unfog.recipes.kinds import part
+from unfog.recipes.build import build_codec, build_data
 from unfog.runs.run import Run, load
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
@@ -187,8 +187,8 @@ def load_alike(paths: Sequence[Path], device: str) -> list[list[Run]]:
 
 def _as_first(run: Run, first: Run) -> Run:
     """Return a run with the solver, grid and sampling of the first one."""
-    batch = run.recipe.sampling.options["batch"]
-    sampling = part("sampling", first.recipe.sampling.kind, **{**first.recipe.sampling.options, "batch": batch})
+    batch = run.recipe.sampling.batch
+    sampling = replace(first.recipe.sampling, batch=batch)
     return replace(
         run, recipe=replace(run.recipe, solver=first.recipe.solver, grid=first.recipe.grid, sampling=sampling)
     )
@@ -230,7 +230,7 @@ def compare(
         return run.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed + place)
 
     sampler = sampler_of(first, 0)
-    judge = Judge(first.recipe.build_data()[1], first.recipe.build_codec().plain, count, console=console)
+    judge = Judge(build_data(first.recipe)[1], build_codec(first.recipe).plain, count, console=console)
     found: list[list[Sampled]] = [[] for _ in models]
     with bar(console) as progress:
         task = progress.add_task("", total=sum(map(len, models)) * batches_of(sampler, count))

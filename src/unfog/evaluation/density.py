@@ -11,6 +11,7 @@ from unfog.data.source import Data, Source
 from unfog.diffusion.denoiser import Conditioned
 from unfog.diffusion.grids import UniformGrid
 from unfog.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
+from unfog.recipes.build import build_codec, known_of
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import normal, uniform
@@ -89,7 +90,7 @@ def _variance(run: Run) -> Literal["large", "learned"]:
 
 def _bits(run: Run, source: Source, count: int, steps: int, seed: int) -> Bits:
     """Measure some rows of one split, in batches of the run's fixed size."""
-    denoiser, codec, batch = run.denoiser, run.recipe.build_codec(), run.sampler().settings.batch
+    denoiser, codec, batch = run.denoiser, build_codec(run.recipe), run.sampler().settings.batch
     rows = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int64)
     device = next(denoiser.parameters()).device
     found: list[tuple[Tensor, Tensor]] = []
@@ -97,7 +98,7 @@ def _bits(run: Run, source: Source, count: int, steps: int, seed: int) -> Bits:
         found_rows = source.take(rows[first : first + batch])
         encoded = codec.encode(found_rows.x)
         box = torch.from_numpy(uniform(seed, "likelihood condition", 0, first, len(encoded), 4))
-        told = run.recipe.conditioning.build().read(run.recipe.known, found_rows, encoded, box)
+        told = run.recipe.conditioning.read(known_of(run.recipe), found_rows, encoded, box)
         x0 = encoded.to(device)
         shape = tuple(x0.shape[1:])
         cond = None

@@ -11,6 +11,7 @@ from torch import Tensor
 from unfog.data.source import Batch
 from unfog.evaluation.features import flat
 from unfog.evaluation.judge import Judge, pick, spread
+from unfog.recipes.build import build_codec
 from unfog.runs.run import Run
 from unfog.runtime.files import whole
 from unfog.runtime.randomness import normal, uniform
@@ -112,7 +113,7 @@ def measure_levels(run: Run, judge: Judge, seed: int = 0) -> Levels:
 
     Source: for the optimum, see `empirical_x0`.
     """
-    schedule, codec = run.denoiser.schedule, run.recipe.build_codec()
+    schedule, codec = run.denoiser.schedule, build_codec(run.recipe)
     ends = float(schedule.log_snr(schedule.t_max)), float(schedule.log_snr(schedule.t_first))
     t = schedule.time(torch.linspace(max(ends[0], NOISIEST), min(ends[1], CLEANEST), LEVELS, dtype=torch.float64))
     if schedule.steps:
@@ -128,7 +129,7 @@ def measure_levels(run: Run, judge: Judge, seed: int = 0) -> Levels:
     found = zip(schedule.log_snr(t).tolist(), columns[0], columns[2], columns[1], columns[3], strict=True)
     protocol = (
         f"at most {ROWS} evenly spread rows of each split, the same noise at each level, seed {seed}; squared error of "
-        f"the target {run.recipe.target.kind} without weights; exact denoiser of {len(train)} training rows"
+        f"the target {run.recipe.kind('target')} without weights; exact denoiser of {len(train)} training rows"
     )
     return Levels(tuple(Level(*one) for one in found), protocol)  # type: ignore[arg-type]  # the model's losses are floats
 

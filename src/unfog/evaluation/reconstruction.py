@@ -14,6 +14,7 @@ from unfog.data.pictures import paired, save_picture
 from unfog.evaluation.distances import Rows
 from unfog.evaluation.intervals import Interval, Scored, bootstrap
 from unfog.evaluation.judge import LEAST, Judge, spread
+from unfog.recipes.build import build_data
 from unfog.recipes.latents import autoencoder
 from unfog.runs.run import read_recipe
 from unfog.runtime.device import arithmetic, choose_device, choose_precision
@@ -90,7 +91,7 @@ def reconstruction(path: Path, count: int, seed: int = 0, device: str = "auto") 
 
     Raises: UserError: If it holds no autoencoder, or its data hold out too few pictures.
     """
-    recipe, data = read_recipe(path).build_data()
+    recipe, data = build_data(read_recipe(path))
     assert recipe.shape is not None
     place, shape = choose_device(device), recipe.shape
     codec = Latents(autoencoder(path, shape[0]), shape)
@@ -98,7 +99,7 @@ def reconstruction(path: Path, count: int, seed: int = 0, device: str = "auto") 
         raise UserError(f"{len(data.heldout)} held-out pictures are too few: {LEAST} of them take about 1,000 in all")
     judge = Judge(data, codec.plain, min(count, len(data.heldout)), seed=seed, console=Console(stderr=True))
     originals = judge.heldout.x[torch.from_numpy(spread(judge.m, len(judge.heldout.x)))]
-    with arithmetic(choose_precision(recipe.training.options["precision"], place, shape), place):
+    with arithmetic(choose_precision(recipe.training.precision, place, shape), place):
         pictures = codec.decode(codec.encode(originals.to(place))).cpu()
     each = psnr(pictures, originals)
     numbers = float(np.prod(shape) / np.prod(codec.shape(shape)))

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import update_wrapper
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from unfog.generation.sampler import Sampler
 from unfog.recipes.conditions import Asked
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import normal
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 
 class Beginning(NamedTuple):
@@ -78,7 +82,7 @@ class Canvas:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return next(self.sampler.denoiser.parameters()).device
+        return self.sampler.device
 
     @torch.no_grad()
     def encode(self, picture: Tensor) -> Tensor:
@@ -128,6 +132,20 @@ class Canvas:
         return self.decode(x)
 
 
+def _in_its_arithmetic(
+    edit: Callable[Concatenate[Sampler, Given], Made],
+) -> Callable[Concatenate[Sampler, Given], Made]:
+    """Let an edit compute in the arithmetic of its sampler."""
+
+    def compute(sampler: Sampler, /, *given: Given.args, **named: Given.kwargs) -> Made:
+        with sampler.arithmetic():
+            return edit(sampler, *given, **named)
+
+    update_wrapper(compute, edit)
+    return compute
+
+
+@_in_its_arithmetic
 def restyle(sampler: Sampler, picture: Tensor, strength: float, count: int = 1, asked: Asked = None) -> Tensor:
     """Return versions of a picture: noised up to a moment, and sampled from there.
 
@@ -156,6 +174,7 @@ def restyle(sampler: Sampler, picture: Tensor, strength: float, count: int = 1, 
     return torch.cat(list(canvas.batches(count, asked, start, sampler.solver)))
 
 
+@_in_its_arithmetic
 def inpaint(
     sampler: Sampler,
     picture: Tensor,
@@ -208,6 +227,7 @@ def _mean_of(picture: Tensor, known: Tensor) -> Tensor:
     return mean.round().to(torch.uint8).expand_as(picture)
 
 
+@_in_its_arithmetic
 def outpaint(
     sampler: Sampler, picture: Tensor, margins: tuple[int, int, int, int], count: int = 1, asked: Asked = None
 ) -> Tensor:
@@ -230,6 +250,7 @@ def outpaint(
     return inpaint(sampler, wide, mask, count, asked)
 
 
+@_in_its_arithmetic
 def invert(sampler: Sampler, picture: Tensor, asked: Asked = None) -> tuple[Tensor, Tensor]:
     """Return the noise that a picture comes from, and what the model makes of it again, both without guidance.
 
@@ -250,6 +271,7 @@ def invert(sampler: Sampler, picture: Tensor, asked: Asked = None) -> tuple[Tens
     return (x / denoise.schedule.sigma(times[0]).to(x)).cpu(), canvas.decode(again)[0]
 
 
+@_in_its_arithmetic
 def from_noise(sampler: Sampler, picture: Tensor, z: Tensor, asked: Asked = None) -> Tensor:
     """Return the pictures of noises, without guidance and by the rule that `invert` uses.
 
@@ -280,6 +302,7 @@ def _deterministic(canvas: Canvas, asked: Asked, count: int) -> tuple[Denoise, T
     return *plain.denoise(plain.condition(count, asked)), solver
 
 
+@_in_its_arithmetic
 def interpolate(sampler: Sampler, first: Tensor, second: Tensor, count: int, asked: Asked = None) -> Tensor:
     """Return pictures on the way from one to another: the noises of both, mixed along the arc between them.
 
@@ -300,6 +323,7 @@ def interpolate(sampler: Sampler, first: Tensor, second: Tensor, count: int, ask
     return from_noise(sampler, first, z, asked)
 
 
+@_in_its_arithmetic
 def vary(sampler: Sampler, picture: Tensor, amount: float, count: int = 1, asked: Asked = None) -> Tensor:
     """Return variations of a picture: its noise with some other noise mixed in.
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -16,10 +17,12 @@ from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import Schedule, expand
 from unfog.diffusion.solvers import Ancestral, Solver, Step
 from unfog.networks.conditioning import ClassEmbedding, Cond
+from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.conditions import Asked, Conditioning, Known
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Sampling
 from unfog.runtime import distributed
+from unfog.runtime.device import Precision, arithmetic, within
 from unfog.runtime.errors import UserError, out_of_memory
 from unfog.runtime.randomness import normal
 
@@ -59,7 +62,8 @@ class Sampler:
         conditioning: Reads what is asked for.
         known: What the model knows of its data.
         seed: Seed of the noise.
-        negative: What the samples shall not show: guidance leads away from it instead of from nothing.
+        negative: What the samples should not show: guidance leads away from it instead of from nothing.
+        precision: Arithmetic of the network.
     """
 
     denoiser: Denoiser
@@ -71,21 +75,39 @@ class Sampler:
     known: Known
     seed: int = 0
     negative: Asked = None
+    precision: Precision = "float32"
 
     @classmethod
-    def of(cls, recipe: Recipe, denoiser: Denoiser, seed: int = 0, negative: Asked = None) -> "Sampler":
+    def of(
+        cls,
+        recipe: Recipe,
+        denoiser: Denoiser,
+        seed: int = 0,
+        negative: Asked = None,
+        precision: Precision = "float32",
+    ) -> "Sampler":
         """Return the sampler that a recipe describes."""
         return cls(
             denoiser,
-            recipe.build_codec(),
-            recipe.solver.build(),
-            recipe.grid.build(),
-            recipe.sampling.build(),
-            recipe.conditioning.build(),
-            recipe.known,
+            build_codec(recipe),
+            recipe.solver,
+            recipe.grid,
+            recipe.sampling,
+            recipe.conditioning,
+            known_of(recipe),
             seed,
             negative,
+            precision,
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.denoiser.parameters()).device
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Return the context in which the model computes."""
+        return arithmetic(self.precision, self.device)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,7 +143,7 @@ class Sampler:
         """
         denoise: Denoise = Conditioned(self.denoiser, None)
         if self.denoiser.embedder is not None and condition is not None:
-            embedder, device = self.denoiser.embedder, next(self.denoiser.parameters()).device
+            embedder, device = self.denoiser.embedder, self.device
             free = embedder.null(len(condition))
             if self.negative is not None:
                 shunned = self.conditioning.ask(self.known, self.negative, len(condition))
@@ -162,9 +184,8 @@ class Sampler:
     def start(self, first: int, schedule: Schedule, t: Tensor) -> Tensor:
         """Return sigma(t)·z for samples `first` to `first + batch - 1`: what every solver begins with."""
         start = normal(self.seed, "start", 0, first, self.settings.batch, self.shape)
-        return (schedule.sigma(t) * start).to(next(self.denoiser.parameters()).device)
+        return (schedule.sigma(t) * start).to(self.device)
 
-    @torch.inference_mode()  # as a decorator it is off while the caller holds a step
     def steps(self, first: int, condition: Tensor | None) -> Iterator[Step]:
         """Yield the steps of one full batch: samples `first` to `first + batch - 1`.
 
@@ -174,6 +195,11 @@ class Sampler:
 
         Yields: The steps, in the space of the diffusion.
         """
+        return within(self.arithmetic, self._steps(first, condition))
+
+    @torch.inference_mode()  # as a decorator it is off while the caller holds a step
+    def _steps(self, first: int, condition: Tensor | None) -> Iterator[Step]:
+        """Yield the steps, computed in whatever arithmetic is set."""
 
         def noise(step: int, like: Tensor) -> Tensor:
             return normal(self.seed, "step", step, first, self.settings.batch, self.shape).to(like.device)
@@ -183,12 +209,16 @@ class Sampler:
         yield from trajectory(denoise, x, times, self.solver, noise=noise)
 
     def batches(self, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
-        """Yield samples 0 to `count` - 1 under a condition in batches on the CPU, but for the first `skip` batches.
+        """Return samples 0 to `count` - 1 under a condition in batches on the CPU, but for the first `skip` batches.
 
         Several processes share the batches out, and all of them yield all.
         """
         if condition is not None and len(condition) != count:
             raise UserError(f"{len(condition)} conditions do not fit {count} samples")
+        return within(self.arithmetic, self._batches(condition, count, skip))
+
+    def _batches(self, condition: Tensor | None, count: int, skip: int) -> Iterator[Tensor]:
+        """Yield the batches, computed in whatever arithmetic is set."""
         size = portion = self.settings.batch
         for start in range(skip * size, count, size * distributed.size()):
             first = start + size * distributed.rank()
@@ -230,18 +260,23 @@ class Sampler:
             return None
         return condition[torch.arange(first, first + self.settings.batch).clamp(max=len(condition) - 1)]
 
-    def __call__(self, count: int, asked: Asked = None, *, condition: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, count: int, asked: Asked = None, *, seed: int | None = None, condition: Tensor | None = None
+    ) -> Tensor:
         """Return `count` samples, `(count, *shape)`, as stored: uint8 for pictures.
 
         Args:
             count: Number of samples.
-            asked: What they shall show, see `condition`.
-            condition: That as the model is told it, `(count, ...)`, where it is known already.
+            asked: What they should show, see `condition`.
+            seed: Seed of the noise; default: the sampler's.
+            condition: What is asked as the model takes it, `(count, ...)`, where it is known already.
 
         Raises: UserError: If `count` is below 1, or the model cannot take what is asked.
         """
         if count < 1:
             raise UserError(f"the number of samples must be 1 or more, not {count}")
+        if seed is not None:
+            return replace(self, seed=seed)(count, asked, condition=condition)
         told = self.condition(count, asked) if condition is None else condition
         return torch.cat(list(self.batches(told, count)))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from unfog.data.source import InMemory, Source, Subset
+from unfog.recipes.build import build_data
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import parse_json, read_bounded
@@ -47,9 +48,9 @@ def _data(run: Run) -> list[str]:
     """Return what is known of the training data."""
     recipe = run.recipe
     shape, classes = "×".join(map(str, recipe.shape or ())), len(recipe.classes)
-    line = f"Kind `{recipe.data.kind}`, rows of {shape}{f', {classes} classes' if classes else ''}."
+    line = f"Kind `{recipe.kind('data')}`, rows of {shape}{f', {classes} classes' if classes else ''}."
     try:
-        train = recipe.build_data()[1].train
+        train = build_data(recipe)[1].train
     except UserError as error:
         return [line, f"Their hash is not known: {error}."]
     return [line, f"{len(train):,} rows to train on, SHA-256 of {digest(train)}."]
@@ -76,7 +77,7 @@ def _cost(run: Run) -> list[str]:
     lines = read_metrics(run.path / "metrics.jsonl")
     if not lines:
         return ["Not known."]
-    batch = run.recipe.training.options["batch"]
+    batch = run.recipe.training.batch
     seconds = sum(EVERY * batch / line["images_per_second"] for line in lines if line.get("images_per_second"))
     found = [f"{lines[-1]['images']:,} images, repeats counted, in batches of {batch}: {seconds:,.0f} s of steps."]
     memory = max((line["memory_MiB"] for line in lines if line.get("memory_MiB")), default=None)

@@ -7,7 +7,8 @@ from unfog.interop.files import meant
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditional import ConditionalUNet
 from unfog.networks.unet import UNet
-from unfog.recipes.kinds import Config, part
+from unfog.recipes.networks import NetworkSpec
+from unfog.recipes.parse import named
 from unfog.runtime.errors import UserError
 
 Given = Mapping[str, Any]
@@ -120,7 +121,7 @@ def _common(config: Given, where: str) -> dict[str, Any]:
     }
 
 
-def network(config: Given, where: str) -> Config:
+def network(config: Given, where: str) -> NetworkSpec:
     """Return our network of the topology that a config.json of diffusers describes.
 
     Raises: UserError: For a class or an option that has no equal here.
@@ -129,14 +130,15 @@ def network(config: Given, where: str) -> Config:
         return _network(config, where)
 
 
-def _network(config: Given, where: str) -> Config:
+def _network(config: Given, where: str) -> NetworkSpec:
     """Return our network, values taken as they stand."""
     kind = config.get("_class_name")
     if kind == "UNet2DModel":
         _check(config, _PLAIN, where)
         attends = _levels(config, "Attn", "", where)
         head = config.get("attention_head_dim", 8) or max(config["block_out_channels"])
-        return part("network", "unet", attention=attends, head=head, **_common(config, where))
+        unet: NetworkSpec = named("network", "unet", attention=attends, head=head, **_common(config, where))
+        return unet
     if kind == "UNet2DConditionModel":
         _check(config, _CONDITIONAL, where)
         attends, count = _levels(config, "CrossAttn", "", where), len(config["block_out_channels"])
@@ -144,11 +146,14 @@ def _network(config: Given, where: str) -> Config:
         layers = _same(config.get("transformer_layers_per_block", 1), count, "transformer_layers_per_block", where)
         several = _each(heads, count, "attention_head_dim", where)
         options = _common(config, where)
-        return part("network", "conditional-unet", attention=attends, heads=several, layers=layers, **options)
+        conditional: NetworkSpec = named(
+            "network", "conditional-unet", attention=attends, heads=several, layers=layers, **options
+        )
+        return conditional
     if kind == "AutoencoderKL":
         _check(config, _AUTOENCODER, where)
         _same_blocks(config, where)
-        return part(
+        autoencoder: NetworkSpec = named(
             "network",
             "autoencoder",
             latent=config.get("latent_channels", 4),
@@ -159,6 +164,7 @@ def _network(config: Given, where: str) -> Config:
             quant=config.get("use_quant_conv", True),
             post_quant=config.get("use_post_quant_conv", True),
         )
+        return autoencoder
     raise UserError(f"{where}: the class {kind!r} is not supported: there are {', '.join(CLASSES)}")
 
 

@@ -7,22 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from unfog.data.codecs import Pixels
+from unfog.diffusion.solvers import DDIM, Ancestral, Solver
+from unfog.diffusion.times import Discrete, Uniform
 from unfog.interop import configs, files, names, schedulers
 from unfog.networks.autoencoder import Autoencoder
-from unfog.recipes.kinds import Config, part
-from unfog.recipes.latents import weights_of
-from unfog.recipes.recipe import Recipe
+from unfog.recipes.conditions import ClassConditioning, Conditioning, NoConditioning
+from unfog.recipes.latents import LatentCodec, weights_of
+from unfog.recipes.networks import NetworkSpec, UNetSpec
+from unfog.recipes.recipe import CodecSpec, Recipe
+from unfog.recipes.settings import FixedVariance, Inputs, LearnedVariance, Sampling
+from unfog.recipes.sources import Elsewhere
 from unfog.recipes.text_encoders import ENCODERS, PretrainedConditioning
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
 from unfog.runtime.tensors import write_tensors
+from unfog.training.objectives.reconstruction import Reconstruction
 
 IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of pipelines that are left away."""
 KNOWN = ("unet", "scheduler", "vae", "vqvae", "text_encoder", "tokenizer", *IGNORED)
-NOTHING = Config("data", "elsewhere")
 
 
 @dataclass(frozen=True)
@@ -69,25 +75,26 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
     network = configs.network(given, str(where / "config.json"))
     place = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
     sampled = schedulers.read(files.config(place / "scheduler_config.json"), str(place / "scheduler_config.json"))
-    codec, coder, shape = Config("codec", "pixels"), None, _shape(given, str(where))
+    codec: CodecSpec = Pixels()
+    coder, shape = None, _shape(given, str(where))
     kind = next((name for name in ("vae", "vqvae") if index.get(name)), None)
     if kind:
         coder = _autoencoder(folder / kind, trust)
-        codec = part("codec", "latents", path="autoencoder")
+        codec = LatentCodec(path="autoencoder")
         shape = (coder.made.channels, *(side * coder.made.factor for side in shape[1:]))
     told, classes, embedder = _told(folder, index, given, network)
     notes = sampled.notes + tuple(f"{name} is left away" for name in IGNORED if index.get(name))
     recipe = Recipe(
         str(index.get("_class_name", "imported")),
-        data=NOTHING,
+        data=Elsewhere(),
         network=network,
         codec=codec,
         conditioning=told,
-        inputs=part("inputs", "scaled", network_time=sampled.network_time),
+        inputs=Inputs(network_time=sampled.network_time),
         schedule=sampled.schedule,
         target=sampled.target,
-        variance=part("variance", "learned" if sampled.solver.options.get("variance") == "learned" else "fixed"),
-        times=part("times", "uniform" if sampled.network_time == "thousand" else "discrete"),
+        variance=LearnedVariance() if _learned(sampled.solver) else FixedVariance(),
+        times=Uniform() if sampled.network_time == "thousand" else Discrete(),
         solver=sampled.solver,
         grid=sampled.grid,
         sampling=_sampling(sampled, told, coder is not None),
@@ -97,7 +104,7 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
     channels = given.get("in_channels", 4 if kind else 3)
     tensors = _denoiser(network, channels, files.weights(where, trust), str(where), embedder)
     _write(out, recipe, tensors, coder)
-    if told.kind == "pretrained":
+    if isinstance(told, PretrainedConditioning):
         for name in ("text_encoder", "tokenizer"):
             shutil.copytree(folder / name, out / "text" / name, dirs_exist_ok=True)
     return Imported(recipe, sum(tensor.numel() for tensor in tensors.values()), notes)
@@ -133,15 +140,15 @@ def _shape(given: dict[str, Any], where: str) -> tuple[int, ...]:
 
 
 def _told(
-    folder: Path, index: dict[str, Any], given: dict[str, Any], network: Config
-) -> tuple[Config, tuple[str, ...], str | None]:
+    folder: Path, index: dict[str, Any], given: dict[str, Any], network: NetworkSpec
+) -> tuple[Conditioning, tuple[str, ...], str | None]:
     """Return what the model is told, the names of its classes, and diffusers' name of what embeds them."""
     classes = given.get("num_class_embeds")
-    if network.kind == "unet":
+    if isinstance(network, UNetSpec):
         if classes is None:
-            return part("conditioning", "none"), (), None
+            return NoConditioning(), (), None
         return (
-            part("conditioning", "classes"),
+            ClassConditioning(),
             tuple(str(number) for number in range(classes)),
             "class_embedding.weight",
         )
@@ -156,36 +163,35 @@ def _told(
             f"{folder}: the text encoder gives tokens of {told.context} entries, and the U-Net takes "
             f"{given.get('cross_attention_dim', 1280)}"
         )
-    return part("conditioning", "pretrained", path="text"), (), None
+    return PretrainedConditioning(path="text"), (), None
 
 
-def _sampling(sampled: schedulers.Sampled, told: Config, latent: bool) -> Config:
+def _sampling(sampled: schedulers.Sampled, told: Conditioning, latent: bool) -> Sampling:
     """Return how samples are drawn unless the request says otherwise."""
-    ddpm = sampled.solver.kind == "ancestral"
-    return part(
-        "sampling",
-        "batches",
-        steps=int(sampled.schedule.options.get("steps", 1000)) if ddpm and not latent else 50,
-        guidance=7.5 if told.kind == "pretrained" else 1.0,
+    ddpm = isinstance(sampled.solver, Ancestral)
+    return Sampling(
+        steps=(sampled.schedule.steps or 1000) if ddpm and not latent else 50,
+        guidance=7.5 if isinstance(told, PretrainedConditioning) else 1.0,
         clip=sampled.clip and not latent,
-        keep_eps=sampled.solver.kind == "ddim",  # as there, where eps does not follow a clipped x0
+        keep_eps=isinstance(sampled.solver, DDIM),  # as there, where eps does not follow a clipped x0
         batch=1 if latent else 16,
     )
 
 
 def _denoiser(
-    config: Config, channels: int, theirs: dict[str, Tensor], where: str, embedder: str | None
+    config: NetworkSpec, channels: int, theirs: dict[str, Tensor], where: str, embedder: str | None
 ) -> dict[str, Tensor]:
     """Return the weights of a denoiser under our names."""
     table = theirs.pop(embedder, None) if embedder else None
     context = theirs.get("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
     with torch.device("meta"):
-        made = config.build(
+        made: object = config.build(
             channels=channels,
             outputs=len(theirs.get("conv_out.weight", torch.empty(channels))),
             dims=2,
             context=None if context is None else context.shape[1],
         )
+    assert isinstance(made, nn.Module)
     found = {f"network.{name}": tensor for name, tensor in names.ours(theirs, made, where).items()}
     if embedder:
         if table is None:
@@ -193,6 +199,11 @@ def _denoiser(
         # theirs has no class for 'no label': to be told nothing adds nothing
         found["embedder.table.weight"] = torch.cat([table.float(), torch.zeros(1, table.shape[1])])
     return found
+
+
+def _learned(solver: Solver) -> bool:
+    """Return whether a rule takes a learned variance."""
+    return isinstance(solver, Ancestral) and solver.variance == "learned"
 
 
 @dataclass(frozen=True)
@@ -205,7 +216,7 @@ class Coder:
         side: The side of its pictures.
     """
 
-    config: Config
+    config: NetworkSpec
     made: Autoencoder
     side: int
 
@@ -216,11 +227,12 @@ def _autoencoder(folder: Path, trust: Path | None) -> Coder:
     config = configs.network(given, str(folder / "config.json"))
     channels = given.get("in_channels", 3)
     with torch.device("meta"):  # so that what does not fit takes no memory
-        sketch = config.build(channels=channels, dims=2)
+        sketch: object = config.build(channels=channels, outputs=channels, dims=2, context=None)
     if not isinstance(sketch, Autoencoder):
         raise UserError(f"{folder} holds a {given.get('_class_name')}, where an AutoencoderKL is needed")
     weights = names.ours(files.weights(folder, trust), sketch, str(folder))
-    made: Autoencoder = config.build(channels=channels, dims=2)
+    made: object = config.build(channels=channels, outputs=channels, dims=2, context=None)
+    assert isinstance(made, Autoencoder)
     made.load_state_dict(weights, strict=False)
     scale, shift = given.get("scaling_factor", 0.18215), given.get("shift_factor") or 0.0
     if not all(isinstance(one, int | float) and math.isfinite(one) for one in (scale, shift)) or not scale:
@@ -242,10 +254,10 @@ def _coder_recipe(coder: Coder, shape: tuple[int, ...]) -> Recipe:
     """Return the recipe of an autoencoder."""
     return Recipe(
         "AutoencoderKL",
-        data=NOTHING,
+        data=Elsewhere(),
         network=coder.config,
-        objective=part("objective", "reconstruction"),
-        conditioning=part("conditioning", "none"),
+        objective=Reconstruction(),
+        conditioning=NoConditioning(),
         shape=shape,
     )
 

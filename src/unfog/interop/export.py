@@ -16,6 +16,10 @@ from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditional import ConditionalUNet
 from unfog.networks.conditioning import ClassEmbedding
 from unfog.networks.unet import UNet
+from unfog.recipes.build import build_codec, known_of
+from unfog.recipes.conditions import Conditioning, NoConditioning
+from unfog.recipes.parse import options
+from unfog.recipes.text_encoders import PretrainedConditioning
 from unfog.runs.run import Run, read_recipe
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
@@ -44,42 +48,43 @@ def export(run: Run, folder: Path) -> tuple[str, ...]:
         EnvironmentFailure: If the disk fails.
     """
     vacant(folder)
-    recipe, network, codec = run.recipe, run.denoiser.network, run.recipe.build_codec()
+    recipe, network, codec = run.recipe, run.denoiser.network, build_codec(run.recipe)
     if not isinstance(network, UNet | ConditionalUNet):
         raise names.unlike(network)
     scheduler = schedulers.write(recipe)
-    channels, *sides = recipe.known.shape
+    channels, *sides = known_of(recipe).shape
     if len(sides) != 2 or sides[0] != sides[1]:
         raise UserError(f"diffusers' pipelines draw square pictures, and these are {sides}")
     if run.denoiser.learned_variance:
         raise UserError("diffusers' pipelines take no learned variance: train with variance=fixed to export")
-    config = configs.config_of(network, recipe.network.options, channels, sides[0])
+    config = configs.config_of(network, options(recipe.network), channels, sides[0])
     weights = names.theirs(network)
     notes: tuple[str, ...] = ()
     if isinstance(run.denoiser.embedder, ClassEmbedding):
         weights["class_embedding.weight"] = run.denoiser.embedder.table.weight
         config["num_class_embeds"] = len(weights["class_embedding.weight"])
         notes = ("its pipeline tells no classes: call the U-Net with class_labels, of which the last is 'no label'",)
-    elif recipe.conditioning.kind not in ("none", "pretrained"):
+    elif not isinstance(recipe.conditioning, NoConditioning | PretrainedConditioning):
         raise UserError(
             "diffusers' pipelines tell a model nothing, or a text read by CLIP: a model with "
-            f"conditioning={recipe.conditioning.kind} can not be exported"
+            f"conditioning={recipe.kind('conditioning')} can not be exported"
         )
     if schedulers.clips(recipe) and not scheduler.get("clip_sample"):
         notes += ("x0 is not held to the range of pixels there, as it is here (sampling.clip)",)
-    pipeline, parts = _pipeline(scheduler["_class_name"], recipe.conditioning.kind, isinstance(codec, Latents))
+    pipeline, parts = _pipeline(scheduler["_class_name"], recipe.conditioning, isinstance(codec, Latents))
     with disk(folder):
         for part in ("unet", "scheduler", *(part for part in parts if part in ("vae", "vqvae"))):
             (folder / part).mkdir(parents=True, exist_ok=True)
         for part in (part for part in parts if part in ("text_encoder", "tokenizer")):
-            shutil.copytree(Path(recipe.conditioning.options["path"]) / part, folder / part)
+            assert isinstance(recipe.conditioning, PretrainedConditioning)
+            shutil.copytree(Path(recipe.conditioning.path) / part, folder / part)
     _json(folder / "unet" / "config.json", config)
     write_tensors(folder / "unet" / WEIGHTS, weights)
     _json(folder / "scheduler" / "scheduler_config.json", scheduler)
     if isinstance(codec, Latents):
-        options = read_recipe(run.path / "autoencoder").network.options
+        made_with = options(read_recipe(run.path / "autoencoder").network)
         where = folder / next(part for part in parts if part in ("vae", "vqvae"))
-        _write_autoencoder(codec.autoencoder, options, where, recipe.shape or ())
+        _write_autoencoder(codec.autoencoder, made_with, where, recipe.shape or ())
     index = {"_class_name": pipeline, "unet": ["diffusers", config["_class_name"]]}
     _json(folder / "model_index.json", {**index, "scheduler": ["diffusers", scheduler["_class_name"]], **parts})
     write_whole(folder / "README.md", card(run, notes).encode())
@@ -92,9 +97,9 @@ def vacant(folder: Path) -> None:
         raise UserError(f"{folder} is there already: choose a new folder")
 
 
-def _pipeline(scheduler: str, told: str, latent: bool) -> tuple[str, dict[str, Any]]:
+def _pipeline(scheduler: str, conditioning: Conditioning, latent: bool) -> tuple[str, dict[str, Any]]:
     """Return the pipeline that samples a model, and which parts it has besides U-Net and scheduler."""
-    if told == "pretrained":
+    if isinstance(conditioning, PretrainedConditioning):
         if not latent:
             raise UserError("diffusers' text to image works in latents: train with codec=latents to export")
         parts: dict[str, Any] = {"vae": ["diffusers", "AutoencoderKL"]}
@@ -109,7 +114,7 @@ def _pipeline(scheduler: str, told: str, latent: bool) -> tuple[str, dict[str, A
     return ("DDIMPipeline" if scheduler == "DDIMScheduler" else "DDPMPipeline"), {}
 
 
-def _write_autoencoder(made: Autoencoder, options: Mapping[str, Any], folder: Path, shape: tuple[int, ...]) -> None:
+def _write_autoencoder(made: Autoencoder, made_with: Mapping[str, Any], folder: Path, shape: tuple[int, ...]) -> None:
     """Write an autoencoder whose one scaling factor is 1: shift and scale of each channel are in its convolutions.
 
     With m the mean, z = (m - shift)·scale; the convolution of one place that ends the encoder gives z and log var +
@@ -117,10 +122,10 @@ def _write_autoencoder(made: Autoencoder, options: Mapping[str, Any], folder: Pa
     """
     weights = names.theirs(made)
     shift, scale = made.shift.flatten(), made.scale.flatten()
-    config = configs.config_of(made, options, shape[0], shape[1])
+    config = configs.config_of(made, made_with, shape[0], shape[1])
     if bool((shift == 0).all()) and bool((scale == scale[0]).all()):
         config["scaling_factor"] = float(scale[0])
-        config |= {"use_quant_conv": options["quant"], "use_post_quant_conv": options["post_quant"]}
+        config |= {"use_quant_conv": made_with["quant"], "use_post_quant_conv": made_with["post_quant"]}
     else:
         weights |= _folded(weights, shift, scale)
     _json(folder / "config.json", config)

@@ -13,6 +13,8 @@ from unfog.data.codecs import Latents
 from unfog.interop.export import vacant
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditioning import Cond
+from unfog.recipes.build import known_of
+from unfog.recipes.conditions import ClassConditioning, NoConditioning
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
@@ -61,15 +63,16 @@ def export(run: Run, folder: Path, steps: int | None = None) -> None:
         EnvironmentFailure: If the disk fails.
     """
     vacant(folder)
-    if run.recipe.conditioning.kind not in ("none", "classes"):
-        raise UserError(f"only models that are told a class or nothing go to ONNX, not {run.recipe.conditioning.kind}")
+    if not isinstance(run.recipe.conditioning, NoConditioning | ClassConditioning):
+        kind = run.recipe.kind("conditioning")
+        raise UserError(f"only models that are told a class or nothing go to ONNX, not {kind}")
     if run.denoiser.input_scale != "none" or run.denoiser.learned_variance:
         raise UserError("only models with inputs.input_scale=none and variance=fixed go to ONNX")
     try:
         import_module("onnxscript")
     except ImportError:
         raise UserError("to write ONNX takes onnx and onnxscript: pip install 'unfog[onnx]'") from None
-    sampler, shape = run.sampler(steps=steps), run.recipe.known.shape
+    sampler, shape = run.sampler(steps=steps), known_of(run.recipe).shape
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     rows = _rows(run)

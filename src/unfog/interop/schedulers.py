@@ -9,11 +9,26 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from unfog.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, DPMSolverPPSDE2M, Euler, EulerAncestral, Heun, UniPC
-from unfog.diffusion.tables import DiscreteSchedule
+from unfog.data.codecs import Pixels
+from unfog.diffusion.grids import Grid, KarrasGrid, LeadingGrid, LinspaceGrid, TrailingGrid, UniformGrid
+from unfog.diffusion.schedules import RectifiedFlow, Schedule
+from unfog.diffusion.solvers import (
+    DDIM,
+    Ancestral,
+    DPMSolverPP2M,
+    DPMSolverPPSDE2M,
+    Euler,
+    EulerAncestral,
+    Heun,
+    Solver,
+    UniPC,
+)
+from unfog.diffusion.tables import Cosine, DiscreteSchedule, Linear, Quadratic, ZeroTerminalSNR
+from unfog.diffusion.targets import Target
 from unfog.interop.files import meant
-from unfog.recipes.kinds import Config, part
+from unfog.recipes.parse import named
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import NetworkTime
 from unfog.runtime.errors import UserError
 
 Given = Mapping[str, Any]
@@ -72,11 +87,11 @@ class Sampled:
         notes: What is not as it was there.
     """
 
-    schedule: Config
-    target: Config
-    solver: Config
-    grid: Config
-    network_time: str
+    schedule: Schedule
+    target: Target
+    solver: Solver
+    grid: Grid
+    network_time: NetworkTime
     clip: bool
     notes: tuple[str, ...]
 
@@ -110,12 +125,12 @@ def _read(config: Given, where: str) -> Sampled:
     prediction = "flow_prediction" if flow else config.get("prediction_type", "epsilon")
     if prediction not in TARGETS:
         raise UserError(f"{where}: prediction_type {prediction!r} is not supported: there are {', '.join(TARGETS)}")
-    schedule = part("schedule", "flow") if flow else _schedule(config, family, where)
+    schedule = named("schedule", "flow") if flow else _schedule(config, family, where)
     solver, notes = _solver(config, family, where)
     karras = bool(config.get("use_karras_sigmas"))
     return Sampled(
         schedule,
-        part("target", TARGETS[prediction]),
+        named("target", TARGETS[prediction]),
         solver,
         _grid(config, family, where),
         "thousand" if flow else "whole" if karras and family in _MULTISTEP else "index",
@@ -124,52 +139,51 @@ def _read(config: Given, where: str) -> Sampled:
     )
 
 
-def _schedule(config: Given, family: str, where: str) -> Config:
+def _schedule(config: Given, family: str, where: str) -> Schedule:
     """Return the schedule of the betas."""
     steps = config.get("num_train_timesteps", 1000)
     start, end = _BETAS.get(family, (1e-4, 0.02))
     ends = {"beta_start": float(config.get("beta_start", start)), "beta_end": float(config.get("beta_end", end))}
     kind = config.get("beta_schedule", "linear")
     given = config.get("trained_betas")
+    schedule: Schedule
     if given is not None:
         products, product = [], 1.0
         for beta in given:
             products.append(product := product * (1 - float(beta)))
-        found = part("schedule", "table", alphas_cumprod=products)
+        schedule = named("schedule", "table", alphas_cumprod=products)
     elif kind == "linear":
-        found = part("schedule", "linear", steps=steps, **ends)
+        schedule = named("schedule", "linear", steps=steps, **ends)
     elif kind == "scaled_linear":
-        found = part("schedule", "quadratic", steps=steps, **ends)
+        schedule = named("schedule", "quadratic", steps=steps, **ends)
     elif kind == "squaredcos_cap_v2":
-        found = part("schedule", "cosine", steps=steps)
+        schedule = named("schedule", "cosine", steps=steps)
     else:
         known = "linear, scaled_linear, squaredcos_cap_v2"
         raise UserError(f"{where}: beta_schedule {kind!r} is not supported: there are {known}, and trained_betas")
-    if config.get("rescale_betas_zero_snr"):
-        return part("schedule", "zero-terminal-snr", base=found.to_json())
-    return found
+    return ZeroTerminalSNR(schedule) if config.get("rescale_betas_zero_snr") else schedule
 
 
-def _solver(config: Given, family: str, where: str) -> tuple[Config, tuple[str, ...]]:
+def _solver(config: Given, family: str, where: str) -> tuple[Solver, tuple[str, ...]]:
     """Return the rule, and what is not as it was there."""
     if family == "DDPM":
         kind = config.get("variance_type", "fixed_small")
         known = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "learned_range": "learned"}
         if kind not in known:
             raise UserError(f"{where}: variance_type {kind!r} is not supported: there are {', '.join(known)}")
-        return part("solver", "ancestral", variance=known[kind]), ()
+        return named("solver", "ancestral", variance=known[kind]), ()
     if family == "DPMSolverMultistep":
         return _multistep(config, where), ()
     if family == "UniPCMultistep":
-        return part("solver", "unipc", p=min(3, max(2, int(config.get("solver_order", 2))))), ()
+        return named("solver", "unipc", p=min(3, max(2, int(config.get("solver_order", 2))))), ()
     if family in ("PNDM", "LMSDiscrete"):
         note = "PNDM is not here: it is replaced by Adams-Bashforth of order 4, which has the same idea"
-        return part("solver", "adams-bashforth", order=4), (note,) if family == "PNDM" else ()
+        return named("solver", "adams-bashforth", order=4), (note,) if family == "PNDM" else ()
     rules = {"DDIM": "ddim", "EulerAncestralDiscrete": "euler-ancestral", "HeunDiscrete": "heun"}
-    return part("solver", rules.get(family, "euler")), ()
+    return named("solver", rules.get(family, "euler")), ()
 
 
-def _multistep(config: Given, where: str) -> Config:
+def _multistep(config: Given, where: str) -> Solver:
     """Return the rule of DPMSolverMultistepScheduler."""
     kind, order = config.get("algorithm_type", "dpmsolver++"), config.get("solver_order", 2)
     rules = {
@@ -181,15 +195,16 @@ def _multistep(config: Given, where: str) -> Config:
     if (kind, order) not in rules or config.get("solver_type", "midpoint") != "midpoint":
         known = ", ".join(f"{one} of order {number}" for one, number in rules)
         raise UserError(f"{where}: {kind} of order {order} is not supported: there are {known}, of type midpoint")
-    return part("solver", rules[kind, order])
+    solver: Solver = named("solver", rules[kind, order])
+    return solver
 
 
-def _grid(config: Given, family: str, where: str) -> Config:
+def _grid(config: Given, family: str, where: str) -> Grid:
     """Return where the steps are."""
     if config.get("use_karras_sigmas"):
-        return part("grid", "karras")
+        return KarrasGrid()
     if family.startswith("FlowMatch"):
-        return part("grid", "linspace")
+        return LinspaceGrid()
     linspace = family in (*_LINSPACE, *_MULTISTEP)
     spacing = config.get("timestep_spacing", "linspace" if linspace else "leading")
     offset = int(config.get("steps_offset", 0))
@@ -201,11 +216,11 @@ def _grid(config: Given, family: str, where: str) -> Config:
     if spacing == "leading":
         if family in ("DDIM", "PNDM") and not offset:  # its last step leads from the first index to itself
             first = False
-        return part("grid", "leading", offset=offset, drop_last=drop, end="first" if first else "data")
+        return LeadingGrid(offset=offset, drop_last=drop, end="first" if first else "data")
     if spacing == "linspace":
-        return part("grid", "linspace", drop_last=drop, end="first" if first and drop else "data")
+        return LinspaceGrid(drop_last=drop, end="first" if first and drop else "data")
     if spacing == "trailing":
-        return part("grid", "trailing")
+        return TrailingGrid()
     raise UserError(f"{where}: timestep_spacing {spacing!r} is not supported: there are leading, linspace, trailing")
 
 
@@ -214,11 +229,10 @@ def write(recipe: Recipe) -> dict[str, Any]:
 
     Raises: UserError: If diffusers has no such schedule, target, solver or input.
     """
-    schedule, solver, target = recipe.schedule.build(), recipe.solver.build(), recipe.target.kind
-    inputs = recipe.inputs.build()
+    schedule, solver, inputs, target = recipe.schedule, recipe.solver, recipe.inputs, recipe.kind("target")
     if inputs.input_scale != "none":
         raise UserError("diffusers shows a network the state as it is: only inputs.input_scale=none is exported")
-    if recipe.schedule.kind == "flow" and target == "flow" and inputs.network_time == "thousand":
+    if isinstance(schedule, RectifiedFlow) and target == "flow" and inputs.network_time == "thousand":
         if not isinstance(solver, Euler):
             raise UserError("diffusers integrates flows by Euler's rule: set solver=euler to export this model")
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
@@ -233,7 +247,7 @@ def write(recipe: Recipe) -> dict[str, Any]:
     spacing, extra = _spacing(recipe)
     common = {
         "num_train_timesteps": len(schedule.alphas_cumprod),
-        **_betas(recipe, schedule),
+        **_betas(schedule),
         "prediction_type": predictions[target],
         "timestep_spacing": spacing,
         **extra,
@@ -241,13 +255,12 @@ def write(recipe: Recipe) -> dict[str, Any]:
     return {**_family(solver, recipe), **common}
 
 
-def _betas(recipe: Recipe, schedule: DiscreteSchedule) -> dict[str, Any]:
+def _betas(schedule: DiscreteSchedule) -> dict[str, Any]:
     """Return diffusers' name of a table, or else its betas."""
-    kind, options = recipe.schedule.kind, recipe.schedule.options
-    if kind in ("linear", "quadratic"):
-        ends = {name: options[name] for name in ("beta_start", "beta_end")}
-        return {"beta_schedule": "linear" if kind == "linear" else "scaled_linear", **ends}
-    if kind == "cosine" and (options["s"], options["max_beta"]) == (0.008, 0.999):
+    if isinstance(schedule, Linear | Quadratic):
+        kind = "linear" if isinstance(schedule, Linear) else "scaled_linear"
+        return {"beta_schedule": kind, "beta_start": schedule.beta_start, "beta_end": schedule.beta_end}
+    if schedule == Cosine(schedule.steps or 0):
         return {"beta_schedule": "squaredcos_cap_v2"}
     alphas = (1.0, *schedule.alphas_cumprod)
     return {"trained_betas": [1 - after / before for before, after in pairwise(alphas)]}
@@ -255,21 +268,23 @@ def _betas(recipe: Recipe, schedule: DiscreteSchedule) -> dict[str, Any]:
 
 def clips(recipe: Recipe) -> bool:
     """Return whether samples of a recipe have their x0 held to a range."""
-    return bool(recipe.sampling.options["clip"]) and recipe.codec.kind == "pixels"
+    return recipe.sampling.clip and isinstance(recipe.codec, Pixels)
 
 
 def _spacing(recipe: Recipe) -> tuple[str, dict[str, Any]]:
     """Return diffusers' timestep spacing, and the options that go with it."""
-    kind, options = recipe.grid.kind, recipe.grid.options
-    if kind == "karras":
+    grid = recipe.grid
+    if isinstance(grid, KarrasGrid):
         return "linspace", {"use_karras_sigmas": True}
-    if kind in ("uniform", "trailing"):
+    if isinstance(grid, UniformGrid | TrailingGrid):
         return "trailing", {}
-    if kind == "leading":
-        return "leading", {"steps_offset": options["offset"], "set_alpha_to_one": options["end"] == "data"}
-    if kind == "linspace":
+    if isinstance(grid, LeadingGrid):
+        return "leading", {"steps_offset": grid.offset, "set_alpha_to_one": grid.end == "data"}
+    if isinstance(grid, LinspaceGrid):
         return "linspace", {}
-    raise UserError(f"diffusers has no grid {kind!r}: set grid to uniform, trailing, leading, linspace or karras")
+    raise UserError(
+        f"diffusers has no grid {recipe.kind('grid')!r}: set grid to uniform, trailing, leading, linspace or karras"
+    )
 
 
 def _family(solver: object, recipe: Recipe) -> dict[str, Any]:
@@ -278,7 +293,7 @@ def _family(solver: object, recipe: Recipe) -> dict[str, Any]:
     if isinstance(solver, Ancestral) and solver.variance in ("small", "large"):
         return {"_class_name": "DDPMScheduler", "clip_sample": clip, "variance_type": f"fixed_{solver.variance}"}
     if isinstance(solver, DDIM) and math.isclose(solver.eta, 0):
-        return {"_class_name": "DDIMScheduler", "clip_sample": clip and recipe.sampling.options["keep_eps"]}
+        return {"_class_name": "DDIMScheduler", "clip_sample": clip and recipe.sampling.keep_eps}
     plain = {Euler: "EulerDiscrete", EulerAncestral: "EulerAncestralDiscrete", Heun: "HeunDiscrete"}
     multistep = {DPMSolverPP2M: "dpmsolver++", DPMSolverPPSDE2M: "sde-dpmsolver++"}
     for kind, name in plain.items():
@@ -290,6 +305,6 @@ def _family(solver: object, recipe: Recipe) -> dict[str, Any]:
     if isinstance(solver, UniPC):
         return {"_class_name": "UniPCMultistepScheduler", "solver_order": solver.p}
     raise UserError(
-        f"diffusers has no solver like {recipe.solver.kind!r} with these options: set solver to ddim, ancestral, "
+        f"diffusers has no solver like {recipe.kind('solver')!r} with these options: set solver to ddim, ancestral, "
         "dpmpp-2m, unipc, euler or heun"
     )

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.layers import conv, gather
 from unfog.networks.unet import group_norm
 
@@ -36,3 +38,19 @@ class Critic(nn.Module):
         """Return the features of pictures, `(batch, channels, *space)`, and the verdicts, `(batch, 1, *patches)`."""
         features = self.features(x)
         return features, self.out(features[-1])
+
+
+class Criticised(nn.Module):
+    """An autoencoder, and the critic, if there is one, that judges its pictures while both are trained."""
+
+    def __init__(self, autoencoder: Autoencoder, critic: Critic | None) -> None:
+        """Join the two."""
+        super().__init__()
+        self.autoencoder, self.critic = autoencoder, critic
+
+
+def with_frozen_weights(critic: Critic, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Return critic(x) with gradients for `x` but none for the critic's weights."""
+    frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
+    judged: tuple[list[Tensor], Tensor] = torch.func.functional_call(critic, frozen, (x,))
+    return judged

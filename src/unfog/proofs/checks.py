@@ -16,7 +16,7 @@ from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, ClassifierGuid
 from unfog.diffusion.likelihood import bits_per_dim, log_likelihood
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.sampling import sample
-from unfog.diffusion.schedules import LinearContinuous, RectifiedFlow, as_time
+from unfog.diffusion.schedules import LinearContinuous, RectifiedFlow, Schedule, as_time
 from unfog.diffusion.solvers import (
     DDIM,
     Ancestral,
@@ -31,7 +31,7 @@ from unfog.diffusion.targets import EDMTarget, Eps, Prediction
 from unfog.diffusion.weightings import P2, EDMWeighting, MinSNR, Sigmoid
 from unfog.networks.conditioning import Cond
 from unfog.proofs.orders import SOLVERS, count, mixture, problems
-from unfog.recipes.kinds import KINDS
+from unfog.recipes.kinds import KINDS, class_of
 
 Line = tuple[float, float]
 """alpha and sigma at one time of a grid."""
@@ -236,8 +236,8 @@ def recursions() -> list[Proof]:
 def agreement() -> list[Proof]:
     """Schedules: time inverts log_snr, and alpha, sigma have it, where |log_snr| is at most 20."""
     proofs = []
-    for kind, build in KINDS["schedule"].items():
-        schedule = build() if kind != "table" else Table((0.9, 0.5, 0.1))
+    for kind in KINDS["schedule"]:
+        schedule: Schedule = Table((0.9, 0.5, 0.1)) if kind == "table" else class_of("schedule", kind)()
         low = max(-20.0, float(schedule.log_snr(schedule.t_max)))
         wanted = torch.linspace(low, 20, 401, dtype=torch.float64)
         t = schedule.time(wanted)

@@ -37,8 +37,15 @@ class Known(NamedTuple):
 class Conditioning(Protocol):
     """One kind of condition: from rows in training, from a request in sampling, and into the network."""
 
-    context: int | None
-    """Entries of a token that cross-attention reads, or None."""
+    @property
+    def context(self) -> int | None:
+        """Entries of a token that cross-attention reads, or None."""
+        ...
+
+    @property
+    def captioned(self) -> bool:
+        """Whether rows are read by their captions."""
+        ...
 
     @property
     def dropout(self) -> float:
@@ -82,6 +89,7 @@ class WithNull:
 
     dropout: float = 0.1
     context: ClassVar[int | None] = None
+    captioned: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the share."""
@@ -199,6 +207,7 @@ class TextConditioning(WithNull):
         length: Most words and signs of a text, the start counted.
     """
 
+    captioned: ClassVar[bool] = True
     width: int = 128
     layers: int = 2
     length: int = 32
@@ -297,6 +306,7 @@ class NoConditioning:
 
     dropout: ClassVar[float] = 0.0
     context: ClassVar[int | None] = None
+    captioned: ClassVar[bool] = False
 
     def planes(self, known: Known) -> int:
         """Return that no channels stand beside the state."""

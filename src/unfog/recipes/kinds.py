@@ -1,344 +1,250 @@
-"""The kinds of parts that a recipe can name, and a part with its options, checked.
+"""The names of a recipe's parts: which class stands behind a name, and which name behind a value.
 
-Each field of a recipe has a registry of kinds. A kind is a plain callable whose keyword parameters are its
-options; their annotations are what a recipe's values are checked against.
+A part is a frozen dataclass whose fields are its options. The built-in ones are listed by address, so that this table
+imports none of them and may name classes of any floor; parts of the user's own are registered as classes.
 """
 
 import inspect
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import field as dataclass_field
+from dataclasses import fields, is_dataclass, make_dataclass
 from functools import cache
-from types import NoneType, UnionType
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from importlib import import_module
+from typing import Any, NamedTuple, get_type_hints
 
-from unfog.data import classic, codecs, elsewhere, folder, points, shapes
-from unfog.data.source import Augment
-from unfog.diffusion import grids, schedules, solvers, tables, targets, times, weightings
-from unfog.networks.autoencoder import Autoencoder
-from unfog.networks.compact import Compact
-from unfog.networks.conditional import ConditionalUNet
-from unfog.networks.dit import DiT
-from unfog.networks.joint import JointDiT
-from unfog.networks.minimal import Minimal
-from unfog.networks.mlp import MLP
-from unfog.networks.unet import UNet
-from unfog.recipes.conditions import (
-    ClassConditioning,
-    ImageConditioning,
-    LabelsConditioning,
-    NoConditioning,
-    TextConditioning,
-    ValuesConditioning,
-)
-from unfog.recipes.latents import LatentCodec
-from unfog.recipes.optimizers import AdamW, Muon
-from unfog.recipes.settings import (
-    Denoising,
-    ExponentialAverage,
-    FixedVariance,
-    Inputs,
-    LearnedVariance,
-    PowerAverage,
-    Reconstruction,
-    Sampling,
-    Training,
-)
-from unfog.recipes.text_encoders import PretrainedConditioning
+from torch import nn
+
 from unfog.runtime.errors import EnvironmentFailure, UserError, unknown
 
-Part = str | dict[str, Any]
-"""A part inside a part: the name of a kind, or its tagged form `{"kind": ..., option: value, ...}`."""
-
-
-def _inner(field: str, value: Part) -> Any:
-    """Build the part inside a part."""
-    return (Config(field, value) if isinstance(value, str) else Config.from_json(field, value)).build()
-
-
-def _shifted(base: Part = "flow", shift: float = 3.0) -> schedules.Shifted:
-    """Return any schedule with sigma/alpha larger by `shift`."""
-    return schedules.Shifted(_inner("schedule", base), shift)
-
-
-def _table(alphas_cumprod: Sequence[float]) -> tables.Table:
-    """Return a table given entry by entry."""
-    return tables.Table(tuple(float(value) for value in alphas_cumprod))
-
-
-def _discrete(base: Part = "cosine-continuous", steps: int = 1000) -> tables.Discrete:
-    """Return the table of any schedule."""
-    return tables.Discrete(_inner("schedule", base), steps)
-
-
-def _zero_terminal_snr(base: Part = "linear") -> tables.ZeroTerminalSNR:
-    """Return a table, rescaled to end at pure noise."""
-    return tables.ZeroTerminalSNR(_inner("schedule", base))
-
-
-def _importance(base: Part = "uniform", bins: int = 32, window: int = 100, floor: float = 0.05) -> times.Importance:
-    """Return times that are drawn where the loss is large, out of any distribution."""
-    return times.Importance(_inner("times", base), bins, window, floor)
-
-
-KINDS: dict[str, dict[str, Callable[..., Any]]] = {
+KINDS: dict[str, dict[str, str | type]] = {
     "data": {
-        "points": points.points,
-        "digits": classic.digits,
-        "mnist": classic.mnist,
-        "fashion": classic.fashion,
-        "cifar10": classic.cifar10,
-        "folder": folder.folder,
-        "shapes": shapes.shapes,
-        "elsewhere": elsewhere.elsewhere,
+        "points": "recipes.sources:Points",
+        "digits": "recipes.sources:Digits",
+        "mnist": "recipes.sources:MNIST",
+        "fashion": "recipes.sources:Fashion",
+        "cifar10": "recipes.sources:CIFAR10",
+        "folder": "recipes.sources:Folder",
+        "shapes": "recipes.sources:CaptionedShapes",
+        "elsewhere": "recipes.sources:Elsewhere",
     },
-    "augment": {"flip-crop": Augment},
-    "codec": {"pixels": codecs.Pixels, "identity": codecs.Identity, "latents": LatentCodec},
+    "augment": {"flip-crop": "data.source:Augment"},
+    "codec": {
+        "pixels": "data.codecs:Pixels",
+        "identity": "data.codecs:Identity",
+        "latents": "recipes.latents:LatentCodec",
+    },
     "network": {
-        "compact": Compact,
-        "unet": UNet,
-        "conditional-unet": ConditionalUNet,
-        "dit": DiT,
-        "joint-dit": JointDiT,
-        "minimal": Minimal,
-        "mlp": MLP,
-        "autoencoder": Autoencoder,
+        "compact": "recipes.networks:CompactSpec",
+        "unet": "recipes.networks:UNetSpec",
+        "conditional-unet": "recipes.networks:ConditionalUNetSpec",
+        "dit": "recipes.networks:DiTSpec",
+        "joint-dit": "recipes.networks:JointDiTSpec",
+        "minimal": "recipes.networks:MinimalSpec",
+        "mlp": "recipes.networks:MLPSpec",
+        "autoencoder": "recipes.networks:AutoencoderSpec",
     },
-    "objective": {"denoising": Denoising, "reconstruction": Reconstruction},
+    "objective": {
+        "denoising": "training.objectives.denoising:Denoising",
+        "reconstruction": "training.objectives.reconstruction:Reconstruction",
+    },
     "conditioning": {
-        "classes": ClassConditioning,
-        "labels": LabelsConditioning,
-        "values": ValuesConditioning,
-        "text": TextConditioning,
-        "pretrained": PretrainedConditioning,
-        "image": ImageConditioning,
-        "none": NoConditioning,
+        "classes": "recipes.conditions:ClassConditioning",
+        "labels": "recipes.conditions:LabelsConditioning",
+        "values": "recipes.conditions:ValuesConditioning",
+        "text": "recipes.conditions:TextConditioning",
+        "pretrained": "recipes.text_encoders:PretrainedConditioning",
+        "image": "recipes.conditions:ImageConditioning",
+        "none": "recipes.conditions:NoConditioning",
     },
-    "inputs": {"scaled": Inputs},
+    "inputs": {"scaled": "recipes.settings:Inputs"},
     "schedule": {
-        "linear": tables.Linear,
-        "quadratic": tables.Quadratic,
-        "cosine": tables.Cosine,
-        "table": _table,
-        "linear-continuous": schedules.LinearContinuous,
-        "quadratic-continuous": schedules.QuadraticContinuous,
-        "cosine-continuous": schedules.CosineContinuous,
-        "flow": schedules.RectifiedFlow,
-        "edm": schedules.EDM,
-        "sigmoid": schedules.Sigmoid,
-        "laplace": schedules.Laplace,
-        "shifted": _shifted,
-        "discrete": _discrete,
-        "zero-terminal-snr": _zero_terminal_snr,
+        "linear": "diffusion.tables:Linear",
+        "quadratic": "diffusion.tables:Quadratic",
+        "cosine": "diffusion.tables:Cosine",
+        "table": "diffusion.tables:Table",
+        "linear-continuous": "diffusion.schedules:LinearContinuous",
+        "quadratic-continuous": "diffusion.schedules:QuadraticContinuous",
+        "cosine-continuous": "diffusion.schedules:CosineContinuous",
+        "flow": "diffusion.schedules:RectifiedFlow",
+        "edm": "diffusion.schedules:EDM",
+        "sigmoid": "diffusion.schedules:Sigmoid",
+        "laplace": "diffusion.schedules:Laplace",
+        "shifted": "diffusion.schedules:Shifted",
+        "discrete": "diffusion.tables:Discrete",
+        "zero-terminal-snr": "diffusion.tables:ZeroTerminalSNR",
     },
     "target": {
-        "eps": targets.Eps,
-        "x0": targets.X0,
-        "v": targets.V,
-        "flow": targets.Flow,
-        "edm": targets.EDMTarget,
+        "eps": "diffusion.targets:Eps",
+        "x0": "diffusion.targets:X0",
+        "v": "diffusion.targets:V",
+        "flow": "diffusion.targets:Flow",
+        "edm": "diffusion.targets:EDMTarget",
     },
-    "variance": {"fixed": FixedVariance, "learned": LearnedVariance},
+    "variance": {"fixed": "recipes.settings:FixedVariance", "learned": "recipes.settings:LearnedVariance"},
     "times": {
-        "uniform": times.Uniform,
-        "discrete": times.Discrete,
-        "log-normal": times.LogNormal,
-        "logit-normal": times.LogitNormal,
-        "importance": _importance,
+        "uniform": "diffusion.times:Uniform",
+        "discrete": "diffusion.times:Discrete",
+        "log-normal": "diffusion.times:LogNormal",
+        "logit-normal": "diffusion.times:LogitNormal",
+        "importance": "diffusion.times:Importance",
     },
     "weighting": {
-        "unit": weightings.Unit,
-        "min-snr": weightings.MinSNR,
-        "p2": weightings.P2,
-        "edm": weightings.EDMWeighting,
-        "sigmoid": weightings.Sigmoid,
+        "unit": "diffusion.weightings:Unit",
+        "min-snr": "diffusion.weightings:MinSNR",
+        "p2": "diffusion.weightings:P2",
+        "edm": "diffusion.weightings:EDMWeighting",
+        "sigmoid": "diffusion.weightings:Sigmoid",
     },
-    "optimizer": {"adamw": AdamW, "muon": Muon},
-    "ema": {"power": PowerAverage, "exponential": ExponentialAverage},
-    "training": {"images": Training},
+    "optimizer": {"adamw": "recipes.optimizers:AdamW", "muon": "recipes.optimizers:Muon"},
+    "ema": {"power": "recipes.settings:PowerAverage", "exponential": "recipes.settings:ExponentialAverage"},
+    "training": {"images": "recipes.settings:Training"},
     "solver": {
-        "ancestral": solvers.Ancestral,
-        "ddim": solvers.DDIM,
-        "euler": solvers.Euler,
-        "euler-ancestral": solvers.EulerAncestral,
-        "heun": solvers.Heun,
-        "dpm-solver-2": solvers.DPMSolver2,
-        "dpmpp-2m": solvers.DPMSolverPP2M,
-        "dpmpp-3m": solvers.DPMSolverPP3M,
-        "dpmpp-2m-sde": solvers.DPMSolverPPSDE2M,
-        "unipc": solvers.UniPC,
-        "adams-bashforth": solvers.AdamsBashforth,
-        "rk45": solvers.RungeKutta45,
+        "ancestral": "diffusion.solvers:Ancestral",
+        "ddim": "diffusion.solvers:DDIM",
+        "euler": "diffusion.solvers:Euler",
+        "euler-ancestral": "diffusion.solvers:EulerAncestral",
+        "heun": "diffusion.solvers:Heun",
+        "dpm-solver-2": "diffusion.solvers:DPMSolver2",
+        "dpmpp-2m": "diffusion.solvers:DPMSolverPP2M",
+        "dpmpp-3m": "diffusion.solvers:DPMSolverPP3M",
+        "dpmpp-2m-sde": "diffusion.solvers:DPMSolverPPSDE2M",
+        "unipc": "diffusion.solvers:UniPC",
+        "adams-bashforth": "diffusion.solvers:AdamsBashforth",
+        "rk45": "diffusion.solvers:RungeKutta45",
     },
     "grid": {
-        "uniform": grids.UniformGrid,
-        "polynomial": grids.PolynomialGrid,
-        "log-snr": grids.LogSNRGrid,
-        "karras": grids.KarrasGrid,
-        "leading": grids.LeadingGrid,
-        "trailing": grids.TrailingGrid,
-        "linspace": grids.LinspaceGrid,
-        "times": grids.TimesGrid,
+        "uniform": "diffusion.grids:UniformGrid",
+        "polynomial": "diffusion.grids:PolynomialGrid",
+        "log-snr": "diffusion.grids:LogSNRGrid",
+        "karras": "diffusion.grids:KarrasGrid",
+        "leading": "diffusion.grids:LeadingGrid",
+        "trailing": "diffusion.grids:TrailingGrid",
+        "linspace": "diffusion.grids:LinspaceGrid",
+        "times": "diffusion.grids:TimesGrid",
     },
-    "sampling": {"batches": Sampling},
+    "sampling": {"batches": "recipes.settings:Sampling"},
 }
+"""For each field of a recipe the names of its kinds, and their classes or the addresses of these."""
 
-MOST = {
-    "data.count": 10_000_000,
-    "data.side": 4096,
-    "data.workers": 256,
-    "conditioning.length": 4096,
-    "schedule.steps": 100_000,
-    "times.bins": 100_000,
-    "training.batch": 65_536,
-    "sampling.batch": 65_536,
-    "sampling.steps": 10_000,
-}
-"""The largest values of options that cost memory or time in proportion, for a recipe may come from a stranger. (What a
-network costs is seen in its number of parameters.)"""
-MOST_WHOLE, MOST_NUMBER, MOST_ENTRIES = 10**12, 1e30, 100_000
-"""The largest size of any other whole number and of any other number, and the longest list."""
-GIVEN = {"network": frozenset({"channels", "outputs", "dims", "context"})}
-"""Parameters of a field's kinds that the data decide, and that are therefore no options."""
+DECIDED_BY_DATA = frozenset({"channels", "outputs", "dims", "context"})
+"""Parameters of a network that the data decide, and that are therefore no options."""
 
 
-def register(field: str, kind: str, build: Callable[..., Any]) -> None:
+class Option(NamedTuple):
+    """One option of a part: the annotation of its values, and its default, `inspect.Parameter.empty` for none."""
+
+    annotation: Any
+    default: object
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn whatever a constructor objects to into a UserError that begins with `what`."""
+    try:
+        yield
+    except (UserError, EnvironmentFailure):
+        raise
+    except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def register(field: str, kind: str, part: type | Callable[..., object]) -> None:
     """Let recipes name a part of the user's own.
 
     Args:
         field: Field of the recipe, for instance `"schedule"`.
         kind: New name.
-        build: Callable whose annotated keyword parameters are the options and that returns the part.
+        part: A frozen dataclass whose fields are the options; for `"network"` also an `nn.Module` class whose keyword
+            parameters are the options, and for `"data"` also a function that returns the `Data`.
 
-    Raises: UserError: If there is no such field, or the name is taken.
+    Raises: UserError: If there is no such field, the name is taken, or `part` is none of these.
     """
     if field not in KINDS:
         raise unknown("recipe field", field, KINDS)
     if kind in KINDS[field]:
         raise UserError(f"the {field} {kind!r} is registered already: choose another name")
-    KINDS[field][kind] = build
+    KINDS[field][kind] = _as_class(field, part)
 
 
-def build_kind(field: str, kind: str) -> Callable[..., Any]:
-    """Return the callable behind a name, or raise with the nearest right name."""
+def _as_class(field: str, part: type | Callable[..., object]) -> type:
+    """Return a part as a dataclass of its options."""
+    if isinstance(part, type) and is_dataclass(part):
+        return part
+    if field == "network" and isinstance(part, type) and issubclass(part, nn.Module):
+        return _spec(part.__name__, part, DECIDED_BY_DATA)
+    if field == "data" and callable(part) and not isinstance(part, type):
+        return _spec(getattr(part, "__name__", "data"), part, frozenset())
+    raise UserError(f"a {field} is registered as a frozen dataclass whose fields are its options, not as {part!r}")
+
+
+def _spec(name: str, build: Callable[..., object], given: frozenset[str]) -> type:
+    """Return a dataclass of a callable's options, whose `build` calls it with them and with what is given."""
+    hints = _hints(build)
+    parameters = inspect.signature(build).parameters
+    options: list[tuple[str, Any, Any]] = []
+    for parameter in parameters.values():
+        if parameter.name not in given:
+            default = {} if parameter.default is parameter.empty else {"default": parameter.default}
+            options.append((parameter.name, hints.get(parameter.name, Any), dataclass_field(**default)))
+
+    def built(self: Any, **decided: object) -> object:
+        taken = {name: value for name, value in decided.items() if name in parameters}
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        with refusing(f"{name} cannot be made of {own}"):
+            return build(**taken, **own)
+
+    return make_dataclass(name, options, frozen=True, namespace={"build": built})
+
+
+def class_of(field: str, kind: str) -> type[Any]:
+    """Return the class behind a name.
+
+    Raises: UserError: If there is none; the sentence has the nearest right name.
+    """
     try:
-        return KINDS[field][kind]
+        home = KINDS[field][kind]
     except KeyError:
         raise unknown(field, kind, KINDS[field]) from None
+    return home if isinstance(home, type) else _imported(home)
 
 
 @cache
-def _parameters(build: Callable[..., Any], given: frozenset[str]) -> dict[str, tuple[Any, Any]]:
-    """Return annotation and default of each option of a kind: its parameters but those that are `given`."""
-    hints = get_type_hints(build if inspect.isfunction(build) else build.__init__)
-    found = inspect.signature(build).parameters
-    return {name: (hints.get(name, Any), one.default) for name, one in found.items() if name not in given}
+def _imported(address: str) -> type[Any]:
+    """Return the class at an address of the table, `module:class`."""
+    module, _, name = address.partition(":")
+    found: type[Any] = getattr(import_module(f"unfog.{module}"), name)
+    return found
 
 
-@dataclass(frozen=True)
-class Config:
-    """One part of a recipe: the kind's name and all of its options.
+def kind_of(field: str, value: object) -> str:
+    """Return the name of a value's class.
 
-    Attributes:
-        field: Field of the recipe.
-        kind: Registered name.
-        options: Every option with its value; those not given at construction get their defaults.
-
-    Raises: UserError: For an unknown kind or option, or a value of the wrong type.
+    Raises: UserError: If it has none.
     """
-
-    field: str
-    kind: str
-    options: Mapping[str, Any] = dataclass_field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Fill in the defaults and check names and types."""
-        known = self.known
-        filled = {name: default for name, (_, default) in known.items() if default is not inspect.Parameter.empty}
-        for name, value in self.options.items():
-            if name not in known:
-                raise unknown(f"option of {self.field} {self.kind!r}", name, known)
-            annotation = known[name][0]
-            check_value(f"{self.field}.{name}", value, annotation)
-            check_size(f"{self.field}.{name}", value)
-            whole = isinstance(value, int) and annotation in (float, float | None)
-            filled[name] = float(value) if whole else value  # torch refuses whole numbers above 2**31
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in filled.items()}
-        object.__setattr__(self, "options", plain)
-
-    @property
-    def known(self) -> dict[str, tuple[Any, Any]]:
-        """Annotation and default of each option that the kind takes."""
-        return _parameters(build_kind(self.field, self.kind), GIVEN.get(self.field, frozenset()))
-
-    def build(self, **given: Any) -> Any:
-        """Make the part; of `given`, what the kind takes is passed on.
-
-        Raises: UserError: For a value out of range.
-        """
-        build = build_kind(self.field, self.kind)
-        taken = inspect.signature(build).parameters
-        try:
-            return build(**{name: value for name, value in given.items() if name in taken}, **self.options)
-        except (UserError, EnvironmentFailure):
-            raise
-        except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
-            raise UserError(
-                f"the {self.field} {self.kind!r} cannot be made of {dict(self.options)}: {error}"
-            ) from error
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the tagged form, `{"kind": ..., option: value, ...}`."""
-        return {"kind": self.kind, **self.options}
-
-    @classmethod
-    def from_json(cls, field: str, value: object) -> Self:
-        """Read the tagged form of a field."""
-        if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
-            raise UserError(f"the recipe's {field} is no object with a 'kind'")
-        return cls(field, value["kind"], {name: option for name, option in value.items() if name != "kind"})
+    own = type(value)
+    address = f"{own.__module__.removeprefix('unfog.')}:{own.__qualname__}"
+    for kind, home in KINDS[field].items():
+        if home is own or home == address:
+            return kind
+    raise UserError(
+        f"the {field} {own.__name__} has no name, so that no run folder can name it: give it one with "
+        f"unfog.register({field!r}, NAME, {own.__name__})"
+    )
 
 
-def fits(value: object, annotation: Any) -> bool:
-    """Return whether a plain value is what an annotation allows; numbers must be finite, and no truth values."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation is Any:
-        return True
-    if origin in (Union, UnionType):
-        return any(fits(value, one) for one in arguments)
-    if origin is Literal:
-        return any(value == one and type(value) is type(one) for one in arguments)
-    if origin is dict:
-        return isinstance(value, dict)
-    if origin in (list, tuple, Sequence):
-        return isinstance(value, list | tuple) and all(fits(one, arguments[0]) for one in value)
-    if annotation in (int, float):
-        kinds = int if annotation is int else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return value is None if annotation in (None, NoneType) else isinstance(value, annotation)
+def options_of(kind: type[object]) -> Mapping[str, Option]:
+    """Return the options of a class: the parameters that its construction takes."""
+    return _options(kind)  # type: ignore[arg-type]  # mypy takes classes for unhashable
 
 
-def check_value(where: str, value: object, annotation: Any) -> None:
-    """Raise a UserError for a value that its annotation does not allow."""
-    if not fits(value, annotation):
-        name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-        for long in ("typing.", "collections.abc."):
-            name = name.replace(long, "")
-        raise UserError(f"{where} must be {name}, not {value!r}")
+@cache
+def _options(kind: Callable[..., object]) -> Mapping[str, Option]:
+    """Return the parameters of a callable."""
+    hints, parameters = _hints(kind), inspect.signature(kind).parameters
+    return {name: Option(hints.get(name, Any), parameter.default) for name, parameter in parameters.items()}
 
 
-def check_size(where: str, value: object) -> None:
-    """Raise a UserError for a number or a list that is larger than an option may be."""
-    several = value if isinstance(value, list | tuple) else [value]
-    if len(several) > MOST_ENTRIES:
-        raise UserError(f"{where} may have {MOST_ENTRIES:,} entries at most, not {len(several):,}")
-    for one in several:
-        most = MOST.get(where, MOST_WHOLE if isinstance(one, int) else MOST_NUMBER)
-        if isinstance(one, int | float) and abs(one) > most:
-            raise UserError(f"{where} may be {most:,.13g} at most, not {one:.6g}: choose a smaller number")
-
-
-def part(field: str, kind: str, **options: Any) -> Config:
-    """Return one part of a recipe: `part("network", "compact", width=48)`."""
-    return Config(field, kind, options)
+def _hints(build: Callable[..., object]) -> dict[str, Any]:
+    """Return the annotations of a callable's parameters."""
+    return get_type_hints(inspect.getattr_static(build, "__init__") if isinstance(build, type) else build)

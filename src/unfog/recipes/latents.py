@@ -1,15 +1,16 @@
-"""Autoencoders as parts of a recipe: what a training of one has weights for, and its result as a codec."""
+"""Diffusion in the latents of an autoencoder, as a part of a recipe: its result as a codec."""
 
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unfog.data.codecs import Codec, Latents
 from unfog.networks.autoencoder import Autoencoder
-from unfog.networks.critic import Critic
+from unfog.recipes.build import build_autoencoder
+from unfog.recipes.networks import AutoencoderSpec
+from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import positive
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import read_bounded
@@ -18,15 +19,6 @@ from unfog.runtime.tensors import load_into, read_tensors
 PREFIX = "autoencoder."
 SMALL = 10_000_000
 """Parameters that an autoencoder may have even where its weights are fewer: they are compared by name."""
-
-
-class Compressor(nn.Module):
-    """An autoencoder, and the critic that judges its pictures while it trains."""
-
-    def __init__(self, autoencoder: Autoencoder, critic: Critic | None) -> None:
-        """Join the two."""
-        super().__init__()
-        self.autoencoder, self.critic = autoencoder, critic
 
 
 @dataclass(frozen=True)
@@ -85,14 +77,13 @@ def autoencoder(path: str | Path, channels: int) -> Autoencoder:
 @lru_cache(maxsize=4)
 def _loaded(where: Path, changed: int) -> Autoencoder:
     """Return an autoencoder; asked for again it is the same one, as long as its file does not change."""
-    from unfog.recipes.recipe import Recipe
-
     weights = read_tensors(where / "model.safetensors")
     try:
         recipe = Recipe.from_json(read_bounded(where / "recipe.json"))
-        if recipe.shape is None or not recipe.compresses:
-            raise UserError(f"it is the run of a network {recipe.network.kind!r}, not of an autoencoder")
-        made = recipe.build_compressor(max(SMALL, sum(tensor.numel() for tensor in weights.values()))).autoencoder
+        if recipe.shape is None or not isinstance(recipe.network, AutoencoderSpec):
+            raise UserError(f"it is the run of a network {recipe.kind('network')!r}, not of an autoencoder")
+        most = max(SMALL, sum(tensor.numel() for tensor in weights.values()))
+        made = build_autoencoder(recipe, most).autoencoder
     except UserError as error:
         raise UserError(f"{where / 'recipe.json'}: {error}: check codec.path") from None
     own = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
@@ -103,10 +94,3 @@ def _loaded(where: Path, changed: int) -> Autoencoder:
 def weights_of(made: Autoencoder) -> dict[str, Tensor]:
     """Return the weights of an autoencoder as its run folder holds them."""
     return {f"{PREFIX}{name}": tensor for name, tensor in made.state_dict().items()}
-
-
-def looked_at(critic: Critic, x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Return critic(x) with gradients for `x` but none for the critic's weights."""
-    frozen = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-    found: tuple[list[Tensor], Tensor] = torch.func.functional_call(critic, frozen, (x,))
-    return found

@@ -1,7 +1,7 @@
 """The optimizers as values: AdamW, and Muon, which takes more from each step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,12 +48,19 @@ class AdamW:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0 and self.warmup >= 0):
             raise UserError("optimizer.beta1 and beta2 lie in [0, 1), weight_decay and warmup are not below 0")
 
-    def build(self, module: nn.Module, precision: Precision = "float32") -> torch.optim.Optimizer:
-        """Return the optimizer of the parameters of a module that is trained in an arithmetic."""
+    def build(
+        self, module: nn.Module, precision: Precision = "float32", parameters: Sequence[nn.Parameter] | None = None
+    ) -> torch.optim.Optimizer:
+        """Return the optimizer of a module that is trained in an arithmetic.
+
+        Args:
+            module: The module.
+            precision: Its arithmetic.
+            parameters: Those of its parameters that are trained; all if None.
+        """
         betas = (self.beta1, self.beta2)
-        return torch.optim.AdamW(
-            module.parameters(), lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True
-        )
+        trained = list(module.parameters()) if parameters is None else parameters
+        return torch.optim.AdamW(trained, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
 
     def rate(self, seen: int, total: int | None) -> float:
         """Return the learning rate after `seen` of `total` images; without a total, before any decay."""
@@ -84,12 +91,14 @@ class Muon(AdamW):
         if not 0 <= self.momentum < 1:
             raise UserError(f"optimizer.momentum lies in [0, 1), not {self.momentum}")
 
-    def build(self, module: nn.Module, precision: Precision = "float32") -> torch.optim.Optimizer:
-        """Return the optimizer of the parameters of a module that is trained in an arithmetic."""
+    def build(
+        self, module: nn.Module, precision: Precision = "float32", parameters: Sequence[nn.Parameter] | None = None
+    ) -> torch.optim.Optimizer:
+        """Return the optimizer of a module that is trained in an arithmetic, see `AdamW.build`."""
         tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
         hidden: list[nn.Parameter] = []
         rest: list[nn.Parameter] = []
-        for parameter in module.parameters():
+        for parameter in list(module.parameters()) if parameters is None else parameters:
             sides = as_matrix(parameter).shape if parameter.ndim > 1 and id(parameter) not in tables else (0,)
             (hidden if min(sides) >= _THIN else rest).append(parameter)
         return _Muon(hidden, rest, self, getattr(torch, precision))

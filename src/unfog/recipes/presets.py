@@ -5,8 +5,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from unfog.data.classic import existing
-from unfog.recipes.kinds import part
+from unfog.data.codecs import Identity, Pixels
+from unfog.data.source import Augment
+from unfog.diffusion.solvers import Ancestral
+from unfog.diffusion.tables import Linear
+from unfog.diffusion.targets import X0, Eps
+from unfog.diffusion.times import Discrete, LogitNormal, Uniform
+from unfog.recipes.conditions import NoConditioning, TextConditioning
+from unfog.recipes.latents import LatentCodec
+from unfog.recipes.networks import AutoencoderSpec, CompactSpec, MinimalSpec, MLPSpec
+from unfog.recipes.optimizers import AdamW, Muon
+from unfog.recipes.parse import named
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import Inputs, PowerAverage, Sampling, Training
+from unfog.recipes.sources import CIFAR10, MNIST, CaptionedShapes, Digits, Fashion, Folder, Points
 from unfog.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -18,13 +30,13 @@ def points(data: str | None = None, size: int | None = None) -> Recipe:
     _no_path("points", data, size)
     return Recipe(
         "points",
-        data=part("data", "points"),
-        codec=part("codec", "identity"),
-        network=part("network", "mlp"),
-        times=part("times", "uniform"),
-        optimizer=part("optimizer", "adamw", lr=3e-3),
-        training=part("training", "images", images=160_000, batch=256, reports=2),
-        sampling=part("sampling", "batches", batch=1024),
+        data=Points(),
+        codec=Identity(),
+        network=MLPSpec(),
+        times=Uniform(),
+        optimizer=AdamW(lr=3e-3),
+        training=Training(images=160_000, batch=256, reports=2),
+        sampling=Sampling(batch=1024),
     )
 
 
@@ -33,11 +45,11 @@ def digits(data: str | None = None, size: int | None = None) -> Recipe:
     _no_path("digits", data, size)
     return Recipe(
         "digits",
-        data=part("data", "digits"),
-        network=part("network", "compact"),
-        optimizer=part("optimizer", "adamw", lr=5e-3),
-        training=part("training", "images", images=75_000),
-        sampling=part("sampling", "batches", guidance=1.5),
+        data=Digits(),
+        network=CompactSpec(),
+        optimizer=AdamW(lr=5e-3),
+        training=Training(images=75_000),
+        sampling=Sampling(guidance=1.5),
     )
 
 
@@ -51,15 +63,18 @@ def fashion(data: str | None = None, size: int | None = None) -> Recipe:
     return _idx("fashion", data, size)
 
 
+IDX: dict[str, type[MNIST] | type[Fashion]] = {"mnist": MNIST, "fashion": Fashion}
+
+
 def _idx(name: str, data: str | None, size: int | None) -> Recipe:
     _no_path(name, None, size)
     return Recipe(
         name,
-        data=part("data", name, path=_absolute(data)),
-        network=part("network", "compact", width=64, patch=2),
-        optimizer=part("optimizer", "muon", lr=5e-3, warmup=1500),
-        training=part("training", "images", images=300_000),
-        sampling=part("sampling", "batches", guidance=2.0),
+        data=IDX[name](_absolute(data)),
+        network=CompactSpec(width=64, patch=2),
+        optimizer=Muon(lr=5e-3, warmup=1500),
+        training=Training(images=300_000),
+        sampling=Sampling(guidance=2.0),
     )
 
 
@@ -68,11 +83,11 @@ def cifar10(data: str | None = None, size: int | None = None) -> Recipe:
     _no_path("cifar10", None, size)
     return Recipe(
         "cifar10",
-        data=part("data", "cifar10", path=_absolute(data)),
-        augment=part("augment", "flip-crop", flip=True),
-        network=part("network", "compact", width=96, patch=2, blocks=2, dropout=0.1),
-        optimizer=part("optimizer", "adamw", lr=1e-3, warmup=20_000),
-        training=part("training", "images", images=5_000_000, batch=128, reports=20),
+        data=CIFAR10(path=_absolute(data)),
+        augment=Augment(flip=True),
+        network=CompactSpec(width=96, patch=2, blocks=2, dropout=0.1),
+        optimizer=AdamW(lr=1e-3, warmup=20_000),
+        training=Training(images=5_000_000, batch=128, reports=20),
     )
 
 
@@ -92,14 +107,12 @@ def folder(data: str | None = None, size: int | None = None) -> Recipe:
     patch = 1 if places <= 16 else 2 if places <= 32 else 4
     return Recipe(
         "folder",
-        data=part("data", "folder", path=_absolute(data), size=sides, channels=channels),
-        codec=part("codec", "pixels") if factor == 1 else part("codec", "latents", factor=factor),
-        augment=part("augment", "flip-crop", flip=not (listing.classes or listing.captions or listing.values)),
-        network=part("network", "compact", width=48 if channels == 1 else 64, patch=patch),
-        optimizer=part("optimizer", "adamw", lr=2e-3),
-        training=part(
-            "training",
-            "images",
+        data=Folder(path=str(_absolute(data)), size=sides, channels=channels),
+        codec=Pixels() if factor == 1 else LatentCodec(factor=factor),
+        augment=Augment(flip=not (listing.classes or listing.captions or listing.values)),
+        network=CompactSpec(width=48 if channels == 1 else 64, patch=patch),
+        optimizer=AdamW(lr=2e-3),
+        training=Training(
             images=max(200_000, 30 * len(listing.files)),
             batch=min(64 if side < 64 else 32, max(1, len(listing.files) - max(1, round(0.1 * len(listing.files))))),
         ),
@@ -115,13 +128,13 @@ def autoencoder(data: str | None = None, size: int | None = None) -> Recipe:
     levels = _factor(side).bit_length() - 1
     return Recipe(
         "autoencoder",
-        data=part("data", "folder", path=_absolute(data), size=sides, channels=channels),
-        augment=part("augment", "flip-crop", flip=True),
-        network=part("network", "autoencoder", widths=[32, *[64] * levels]),
-        objective=part("objective", "reconstruction"),
-        conditioning=part("conditioning", "none"),
-        optimizer=part("optimizer", "muon", lr=3e-3),
-        training=part("training", "images", images=max(100_000, 30 * len(listing.files)), batch=32, reports=4),
+        data=Folder(path=str(_absolute(data)), size=sides, channels=channels),
+        augment=Augment(flip=True),
+        network=AutoencoderSpec(widths=(32, *[64] * levels)),
+        objective=named("objective", "reconstruction"),
+        conditioning=NoConditioning(),
+        optimizer=Muon(lr=3e-3),
+        training=Training(images=max(100_000, 30 * len(listing.files)), batch=32, reports=4),
     )
 
 
@@ -137,13 +150,13 @@ def text_to_image(data: str | None = None, size: int | None = None) -> Recipe:
         raise UserError(f"{listing.root} has no captions: add a metadata.jsonl with lines of 'file_name' and 'text'")
     return Recipe(
         "text-to-image",
-        data=part("data", "folder", path=_absolute(data), size=sides, channels=channels, together=":,"),
-        codec=part("codec", "pixels") if side <= 32 else part("codec", "latents", factor=_factor(side)),
-        network=part("network", "compact", width=64, patch=2 if 16 < side <= 32 else 1, middle=4),
-        conditioning=part("conditioning", "text"),
-        optimizer=part("optimizer", "muon", lr=3e-3),
-        training=part("training", "images", images=max(400_000, 30 * len(listing.files)), batch=64),
-        sampling=part("sampling", "batches", guidance=4.0),
+        data=Folder(path=str(_absolute(data)), size=sides, channels=channels, together=":,"),
+        codec=Pixels() if side <= 32 else LatentCodec(factor=_factor(side)),
+        network=CompactSpec(width=64, patch=2 if 16 < side <= 32 else 1, middle=4),
+        conditioning=TextConditioning(),
+        optimizer=Muon(lr=3e-3),
+        training=Training(images=max(400_000, 30 * len(listing.files)), batch=64),
+        sampling=Sampling(guidance=4.0),
     )
 
 
@@ -156,7 +169,7 @@ def _factor(side: int) -> int:
     return 8 if side >= 128 else 4
 
 
-def _looked(name: str, data: str | None, size: int | None) -> "tuple[Listing, int, int | list[int], int]":
+def _looked(name: str, data: str | None, size: int | None) -> "tuple[Listing, int, int | tuple[int, int], int]":
     """Return what a folder holds, the channels of its pictures, their size as an option, and the longer side."""
     from unfog.data.folder import list_pictures, look
 
@@ -164,7 +177,7 @@ def _looked(name: str, data: str | None, size: int | None) -> "tuple[Listing, in
         raise UserError(f"the recipe {name!r} needs a folder of pictures: give it with --data")
     listing = list_pictures(data)
     channels, height, width = look(listing)
-    sides = [height, width] if size is None else size
+    sides = (height, width) if size is None else size
     return listing, channels, sides, max(height, width) if size is None else size
 
 
@@ -178,14 +191,14 @@ def shapes(data: str | None = None, size: int | None = None) -> Recipe:
     _no_path("shapes", data, None)
     return Recipe(
         "shapes",
-        data=part("data", "shapes", count=1_000_000, side=size or 32),
-        network=part("network", "compact", width=48, patch=2, middle=5),
-        conditioning=part("conditioning", "text", length=20),
-        target=part("target", "x0"),
-        times=part("times", "logit-normal", mean=0.4),
-        optimizer=part("optimizer", "muon", lr=3e-3),
-        ema=part("ema", "power", gamma=100.0),
-        training=part("training", "images", images=1_000_000, batch=64),
+        data=CaptionedShapes(count=1_000_000, side=size or 32),
+        network=CompactSpec(width=48, patch=2, middle=5),
+        conditioning=TextConditioning(length=20),
+        target=X0(),
+        times=LogitNormal(mean=0.4),
+        optimizer=Muon(lr=3e-3),
+        ema=PowerAverage(gamma=100.0),
+        training=Training(images=1_000_000, batch=64),
     )
 
 
@@ -194,15 +207,15 @@ def tutorial(data: str | None = None, size: int | None = None) -> Recipe:
     return replace(
         digits(data, size),
         name="tutorial",
-        network=part("network", "minimal"),
-        inputs=part("inputs", "scaled", network_time="index"),
-        schedule=part("schedule", "linear"),
-        target=part("target", "eps"),
-        times=part("times", "discrete"),
-        optimizer=part("optimizer", "adamw", lr=1e-3),
-        solver=part("solver", "ancestral"),
-        sampling=part("sampling", "batches", steps=1000),
-        training=part("training", "images", images=75_000, reports=2),
+        network=MinimalSpec(),
+        inputs=Inputs(network_time="index"),
+        schedule=Linear(),
+        target=Eps(),
+        times=Discrete(),
+        optimizer=AdamW(lr=1e-3),
+        solver=Ancestral(),
+        sampling=Sampling(steps=1000),
+        training=Training(images=75_000, reports=2),
     )
 
 

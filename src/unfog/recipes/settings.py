@@ -7,6 +7,8 @@ from typing import ClassVar, Literal, Protocol
 from unfog.runtime.device import Precision
 from unfog.runtime.errors import UserError
 
+NetworkTime = Literal["index", "whole", "thousand", "log_snr"]
+
 
 def positive(**values: float | None) -> None:
     """Raise a UserError for a value that is given and not above 0."""
@@ -190,45 +192,9 @@ class Inputs:
     """
 
     input_scale: Literal["none", "unit"] = "none"
-    network_time: Literal["index", "whole", "thousand", "log_snr"] = "thousand"
+    network_time: NetworkTime = "thousand"
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
         """Check the deviation."""
         positive(**{"inputs.sigma_data": self.sigma_data})
-
-
-@dataclass(frozen=True)
-class Denoising:
-    """The network learns to tell data from noise: a diffusion model."""
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """The network, an autoencoder, learns to give back what it was shown, by way of a small latent.
-
-    For each picture it is mean |x - x'| + kl·KL/numbers + perceptual·F + adversarial·A, with x' the picture of a draw
-    from the posterior, KL in nats, F the distance in the features of a critic that learns beside it to tell real
-    pictures from restored ones, and A the critic's verdict, from the middle of the training on.
-
-    Attributes:
-        kl: Weight of the divergence from N(0, 1).
-        perceptual: Weight of the distance in the critic's features; 0 is none.
-        adversarial: Weight of the critic's verdict; 0 is none.
-
-    Source: Rombach et al. 2022, appendix G; Larsen et al. 2016, Autoencoding beyond Pixels, eq. 7 (features).
-    """
-
-    kl: float = 1e-3
-    perceptual: float = 0.0
-    adversarial: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the weights."""
-        if min(self.kl, self.perceptual, self.adversarial) < 0:
-            raise UserError("objective.kl, objective.perceptual and objective.adversarial must be 0 or more")
-
-    @property
-    def criticised(self) -> bool:
-        """Whether there is a critic."""
-        return bool(self.perceptual or self.adversarial)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +176,7 @@ class PretrainedConditioning(WithNull):
     Source: Radford et al. 2021, CLIP; Raffel et al. 2020, T5; Rombach et al. 2022, section 3.3.
     """
 
+    captioned: ClassVar[bool] = True
     path: str = ""
     length: int | None = None
 

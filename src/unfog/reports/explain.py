@@ -14,13 +14,15 @@ from unfog.data.pictures import enlargement, save_picture, tile
 from unfog.data.source import Batch
 from unfog.evaluation.report import aligned
 from unfog.generation.sampler import shown
-from unfog.recipes.conditions import captions
+from unfog.recipes.build import build_codec, build_data
+from unfog.recipes.conditions import ClassConditioning, LabelsConditioning, captions
+from unfog.recipes.parse import options
+from unfog.recipes.recipe import Recipe
 from unfog.reports.html import page, table
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
 from unfog.runtime.randomness import normal, uniform
-from unfog.training.tasks import Denoising
 
 STEPS = 1000
 """Into which a clock without steps of its own is cut, as DDPM's has."""
@@ -143,9 +145,8 @@ def explain(run: Run, step: int, row: int = 0, seed: int = 0) -> Explanation:
     (a, b), determinant = denoiser.target.coefficients(schedule, at), denoiser.target.determinant(schedule, at)
     wanted = denoiser.target.of(x0, eps, at, schedule)
     squares = float((output - wanted).square().mean())
-    denoising = Denoising(recipe)
-    weight = float(denoising.weighting(schedule, denoiser.target, at))
-    drawn = denoising.times(torch.linspace(0, 1 - 1e-9, DRAWN, dtype=torch.float64), schedule)
+    weight = float(recipe.weighting(schedule, denoiser.target, at))
+    drawn = recipe.times(torch.linspace(0, 1 - 1e-9, DRAWN, dtype=torch.float64), schedule)
     share = float(((drawn > s + 1e-12) & (drawn <= t + 1e-12)).double().mean())
     mean, _ = schedule.posterior(x_t, x0, t, s)
     believed, _ = schedule.posterior(x_t, found.x0, t, s)
@@ -158,7 +159,7 @@ def explain(run: Run, step: int, row: int = 0, seed: int = 0) -> Explanation:
             Line("step", f"of {total}", str(step)),
             Line("this time", f"t = {step}/{total}·t_max", _number(t)),
             Line("the time before it", f"s = {step - 1}/{total}·t_max", _number(s)),
-            Line("schedule", "", _named(recipe.schedule)),
+            Line("schedule", "", _named(recipe, "schedule")),
         ],
         "Forward: how the data are fogged": [
             Line("signal left", "alpha(t)", _number(alpha)),
@@ -175,7 +176,7 @@ def explain(run: Run, step: int, row: int = 0, seed: int = 0) -> Explanation:
             Line("told", "", told),
         ],
         "What it answered": [
-            Line("target", "output = a·x0 + b·eps", f"{_named(recipe.target)}: a = {_number(a)}, b = {_number(b)}"),
+            Line("target", "output = a·x0 + b·eps", f"{_named(recipe, 'target')}: a = {_number(a)}, b = {_number(b)}"),
             Line("wanted", "a·x0 + b·eps", f"{one(wanted):+.4f}"),
             Line("answered", "output", f"{one(output):+.4f}"),
             Line("determinant", "D = b·alpha - a·sigma", _number(determinant)),
@@ -184,10 +185,10 @@ def explain(run: Run, step: int, row: int = 0, seed: int = 0) -> Explanation:
         ],
         "What it costs: the loss": [
             Line("squared error", "mean (output - wanted)²", _number(squares)),
-            Line("weight of this time", _named(recipe.weighting), _number(weight)),
+            Line("weight of this time", _named(recipe, "weighting"), _number(weight)),
             Line("loss of this row", "weight · squared error", _number(weight * squares)),
             Line("the same weight on x0", "weight · (D/sigma)²", _number(weight * (float(determinant) / sigma) ** 2)),
-            Line("how often training draws it", f"{_named(recipe.times)}, between s and t", f"{share:.4%}"),
+            Line("how often training draws it", f"{_named(recipe, 'times')}, between s and t", f"{share:.4%}"),
         ],
         "One step back: the posterior q(x_s | x_t, x0)": [
             Line("of the state", "(alpha_t/alpha_s)·(sigma_s²/sigma_t²)", _number(from_state)),
@@ -206,7 +207,7 @@ def explain(run: Run, step: int, row: int = 0, seed: int = 0) -> Explanation:
                 f"{_sum(alpha_s, one(found.x0), sigma_s, one(found.eps))} = "
                 f"{one(alpha_s * found.x0 + sigma_s * found.eps):+.4f}",
             ),
-            Line("this run's own rule", "solver", f"{_named(recipe.solver)}, {recipe.sampling.options['steps']} steps"),
+            Line("this run's own rule", "solver", f"{_named(recipe, 'solver')}, {recipe.sampling.steps} steps"),
         ],
     }
     if fraction is not None:
@@ -215,7 +216,7 @@ def explain(run: Run, step: int, row: int = 0, seed: int = 0) -> Explanation:
         parts["The clock"].append(
             Line("for the network", "the first trained time", f"{_number(at)}: it is asked at this time instead")
         )
-    codec, names = recipe.build_codec(), ("x0", "x_t", "the x0 that the network sees in it", "x_t one DDIM step on")
+    codec, names = build_codec(recipe), ("x0", "x_t", "the x0 that the network sees in it", "x_t one DDIM step on")
     pictures = None
     if len(recipe.shape or ()) > 1:
         following = alpha_s * found.x0 + sigma_s * found.eps
@@ -231,23 +232,23 @@ def _row(run: Run, row: int, seed: int) -> tuple[Tensor, Tensor | None, str, str
     """Return clean data, their condition as a tensor and in words, and where they come from."""
     sampler, recipe = run.sampler(guidance=1.0, seed=seed), run.recipe
     try:
-        data = recipe.build_data()[1].heldout
+        data = build_data(recipe)[1].heldout
     except UserError:
         condition = sampler.condition(row + 1)
         with run.arithmetic():
-            x0 = recipe.build_codec().encode(sampler(row + 1, condition=condition))[row:]
+            x0 = build_codec(recipe).encode(sampler(row + 1, condition=condition))[row:]
         told = "nothing" if condition is None else "what the sample was asked for"
         return x0, condition if condition is None else condition[row:], told, f"Sample {row}, as the data are not here"
     if not 0 <= row < len(data):
         raise UserError(f"there are the held-out rows 0 to {len(data) - 1:,}, not {row}")
     batch: Batch = data.take(np.array([row]))
-    x0 = recipe.build_codec().encode(batch.x)
+    x0 = build_codec(recipe).encode(batch.x)
     drawn = torch.from_numpy(uniform(seed, "condition to explain", 0, 0, 1, 4))
     condition = sampler.conditioning.read(sampler.known, batch, x0, drawn)
-    told = "nothing" if condition is None else f"its {recipe.conditioning.kind}"
-    if condition is not None and recipe.conditioning.kind in ("classes", "labels"):
+    told = "nothing" if condition is None else f"its {recipe.kind('conditioning')}"
+    if condition is not None and isinstance(recipe.conditioning, ClassConditioning | LabelsConditioning):
         told = captions(batch._replace(captions=None), recipe.classes)[0]
-    elif condition is not None and recipe.conditioning.kind in ("text", "pretrained"):
+    elif condition is not None and recipe.conditioning.captioned:
         told = captions(batch, recipe.classes)[0]
     return x0, condition, told, f"Held-out row {row}"
 
@@ -272,7 +273,7 @@ def _number(value: Tensor | float) -> str:
     return f"{float(value):.5g}"
 
 
-def _named(config: Any) -> str:
+def _named(recipe: Recipe, field: str) -> str:
     """Return the kind of a part and its options."""
-    options = ", ".join(f"{name}={value}" for name, value in config.options.items())
-    return f"{config.kind} ({options})" if options else str(config.kind)
+    listed = ", ".join(f"{name}={value}" for name, value in options(getattr(recipe, field)).items())
+    return f"{recipe.kind(field)} ({listed})" if listed else recipe.kind(field)

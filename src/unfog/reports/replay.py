@@ -11,14 +11,16 @@ from PIL import Image
 
 from unfog.data.pictures import paired, save_picture
 from unfog.data.source import Batch
+from unfog.diffusion.times import Importance
 from unfog.evaluation.report import aligned
 from unfog.generation.sampler import shown
+from unfog.recipes.build import build_codec
 from unfog.recipes.conditions import captions
+from unfog.recipes.objective import Draw
 from unfog.runs.run import reopen
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
 from unfog.runtime.tensors import load_into, read_tensors
-from unfog.training.draws import Draw
 
 
 @dataclass(frozen=True)
@@ -139,18 +141,18 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
         trainer.denoiser.eval()
         weights, exact = "the averaged weights of the run, since no checkpoint is from before it", False
     note = ""
-    if trainer.importance and not exact:
+    if isinstance(trainer.recipe.times, Importance) and not exact:
         note = (
             f"times=importance: times follow the losses of the steps before, and are those of step {step} only where "
             f"there is a checkpoint of step {step - 1}"
         )
     trainer.step = step - 1
-    draw, weight = trainer.spread(trainer.draws(trainer.step))
+    draw, weight = trainer.prepare(trainer.draws(trainer.step))
     with torch.random.fork_rng():
-        losses = torch.cat([each.detach().cpu() for each in trainer.each(draw)])
+        losses = torch.cat([losses["loss"].detach().cpu() for losses in trainer.portions(draw)])
     draw = Draw(*(None if part is None else part.cpu() for part in draw))  # type: ignore[arg-type]  # no condition
-    schedule, codec = trainer.denoiser.schedule, trainer.recipe.build_codec()
-    t = trainer.recipe.times.build()(draw.u, schedule)
+    schedule, codec = trainer.denoiser.schedule, build_codec(trainer.recipe)
+    t = trainer.recipe.times(draw.u, schedule)
     noisy = shown(schedule.add_noise(draw.x0, draw.noise, t), schedule, t)
     numbers = trainer.draws.rows(trainer.step)
     batch = trainer.data.train.take(numbers)

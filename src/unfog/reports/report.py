@@ -14,6 +14,7 @@ from torch import Tensor
 from unfog.data.pictures import paired, save_picture, sheet
 from unfog.data.source import Source
 from unfog.interop.card import facts, text
+from unfog.recipes.build import build_codec, build_data
 from unfog.reports.film import Film, film
 from unfog.reports.html import page
 from unfog.runs.run import Run
@@ -129,12 +130,12 @@ def _asked(run: Run) -> Any:
 
     Raises: UserError: If that takes data that are not here.
     """
-    kind = run.recipe.conditioning.kind
+    kind = run.recipe.kind("conditioning")
     if kind not in ("values", "image"):
         return None
-    batch = run.recipe.build_data()[1].heldout.take(np.arange(1))
+    batch = build_data(run.recipe)[1].heldout.take(np.arange(1))
     if kind == "image" or batch.values is None:
-        return run.recipe.build_codec().encode(batch.x)
+        return build_codec(run.recipe).encode(batch.x)
     return tuple(batch.values[0].tolist())
 
 
@@ -152,7 +153,7 @@ def _film(shot: Film, folder: Path) -> list[str]:
 def _neighbours(run: Run, samples: Tensor, folder: Path) -> list[str]:
     """Draw samples above the training rows nearest to them, and return what is said of them."""
     try:
-        train = run.recipe.build_data()[1].train
+        train = build_data(run.recipe)[1].train
     except UserError as error:
         return [f"Not known: {error}."]
     rows = _some(train)

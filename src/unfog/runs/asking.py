@@ -8,6 +8,7 @@ from torch import Tensor
 from unfog.data.folder import pictures_at
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.generation.sampler import Sampler
+from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.conditions import Asked
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
@@ -17,7 +18,7 @@ def asked(run: Run, label: str | None, prompt: tuple[str, ...], values: tuple[fl
     """Return what is asked for, in the form that the model's kind of condition takes."""
     given = {"--label": label, "--prompt": prompt or None, "--values": values or None, "--image": image}
     options = [name for name, value in given.items() if value is not None]
-    kind = run.recipe.conditioning.kind
+    kind = run.recipe.kind("conditioning")
     takes = {
         "classes": "--label",
         "labels": "--label",
@@ -30,13 +31,13 @@ def asked(run: Run, label: str | None, prompt: tuple[str, ...], values: tuple[fl
         instead = f"ask it by {takes[kind]}" if kind in takes else "ask it for nothing"
         raise UserError(f"{' and '.join(options)} cannot be asked of this model (conditioning={kind}): {instead}")
     if image is not None:
-        return run.recipe.build_codec().encode(pictures_at(image, run.recipe.known.shape))
+        return build_codec(run.recipe).encode(pictures_at(image, known_of(run.recipe).shape))
     return prompt if len(prompt) > 1 else prompt[0] if prompt else values or label
 
 
 def edited(run: Run, sampler: Sampler, asked: Asked) -> Asked:
     """Return what an edited picture shows: a class must be said, and a text is empty if it is not."""
-    if asked is None and run.recipe.conditioning.kind in ("text", "pretrained"):
+    if asked is None and run.recipe.conditioning.captioned:
         return ""
     if asked is None and sampler.classes:
         raise UserError(f"say what the picture shows: --label with one of {', '.join(run.recipe.classes[:10])}")

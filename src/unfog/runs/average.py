@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from unfog.recipes.kinds import part
+from unfog.recipes.build import build_denoiser
+from unfog.recipes.settings import PowerAverage
 from unfog.runs.run import check_vacant, read_recipe, taken_in
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
@@ -26,17 +27,17 @@ def average(path: str | Path, length: float, out: str | Path) -> Reconstruction:
     """
     where, out = Path(path) / "averages", Path(out)
     recipe = read_recipe(Path(path))
-    if recipe.compresses:
+    if not recipe.objective.draws:
         raise UserError(
             f"{path} holds an autoencoder, whose latents are measured for its own average: leave it as it is"
         )
     check_vacant(out)
     found = reconstruct(where, length)
-    denoiser = recipe.build_denoiser()
+    denoiser = build_denoiser(recipe)
     load_into(denoiser, found.tensors, where)
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
-    recipe = replace(taken_in(recipe, out), ema=part("ema", "power", gamma=found.gamma))
+    recipe = replace(taken_in(recipe, out), ema=PowerAverage(found.gamma))
     write_whole(out / "recipe.json", recipe.beside(out, relative=True).to_json().encode())
     write_tensors(out / "model.safetensors", denoiser.state_dict())
     return found

@@ -7,19 +7,23 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from rich.console import Console
 from torch import Tensor
 
 from unfog.data.inspect import quick
 from unfog.diffusion.denoiser import Denoiser
+from unfog.diffusion.grids import Grid
+from unfog.diffusion.solvers import Solver
 from unfog.generation.sampler import Sampler
+from unfog.recipes.build import build_data, build_denoiser
 from unfog.recipes.conditions import Asked
-from unfog.recipes.kinds import part
-from unfog.recipes.latents import autoencoder
+from unfog.recipes.kinds import kind_of
+from unfog.recipes.latents import LatentCodec, autoencoder
+from unfog.recipes.parse import changed, named
 from unfog.recipes.recipe import Recipe
-from unfog.recipes.text_encoders import copy_encoder
+from unfog.recipes.text_encoders import PretrainedConditioning, copy_encoder
 from unfog.runtime import distributed
 from unfog.runtime.device import Precision, arithmetic, choose_device, choose_precision, keep_memory, place
 from unfog.runtime.errors import EnvironmentFailure, UserError
@@ -29,6 +33,7 @@ from unfog.training.checkpoint import steps
 from unfog.training.loop import Budget, write_recipe
 from unfog.training.loop import train as run_loop
 from unfog.training.metrics import draw_losses
+from unfog.training.objectives.reconstruction import autoencoder_recipe
 from unfog.training.trainer import Trainer
 
 Part = TypeVar("Part")
@@ -55,9 +60,9 @@ class Run:
     def sampler(
         self,
         *,
-        solver: str | None = None,
+        solver: str | Solver | None = None,
         steps: int | None = None,
-        grid: str | None = None,
+        grid: str | Grid | None = None,
         guidance: float | None = None,
         seed: int = 0,
         negative: Asked = None,
@@ -65,33 +70,33 @@ class Run:
         """Return the sampler of the recipe with some settings changed.
 
         Args:
-            solver: Name of a solver.
+            solver: A solver, or its name.
             steps: Number of steps.
-            grid: Name of a grid.
+            grid: A grid, or its name.
             guidance: Scale of classifier-free guidance; 1 is off.
             seed: Seed of the noise.
             negative: What samples shall not show, one thing for all.
 
         Raises: UserError: For an unknown name or a value out of range.
         """
-        changes = {"steps": steps, "guidance": None if guidance is None else float(guidance)}
+        changes: dict[str, object] = {"steps": steps, "guidance": None if guidance is None else float(guidance)}
         given = {name: value for name, value in changes.items() if value is not None}
         recipe = replace(
             self.recipe,
-            solver=self.recipe.solver if solver in (None, self.recipe.solver.kind) else part("solver", solver),
-            grid=self.recipe.grid if grid in (None, self.recipe.grid.kind) else part("grid", grid),
-            sampling=part("sampling", self.recipe.sampling.kind, **{**self.recipe.sampling.options, **given}),
+            solver=_chosen("solver", self.recipe.solver, solver),
+            grid=_chosen("grid", self.recipe.grid, grid),
+            sampling=changed(self.recipe.sampling, "sampling", given.items()),
         )
-        return Sampler.of(recipe, self.denoiser, seed, negative)
+        return Sampler.of(recipe, self.denoiser, seed, negative, self.precision)
 
     def sample(
         self,
         count: int,
         asked: Asked = None,
         *,
-        solver: str | None = None,
+        solver: str | Solver | None = None,
         steps: int | None = None,
-        grid: str | None = None,
+        grid: str | Grid | None = None,
         guidance: float | None = None,
         seed: int = 0,
         negative: Asked = None,
@@ -102,9 +107,9 @@ class Run:
             count: Number of samples.
             asked: What they shall show, one thing for all or one for each: a class, a prompt, values, or a picture,
                 as the model was trained; None asks for all classes, or some held-out captions, in turn.
-            solver: Name of a solver, for instance `"ddim"`; the recipe's if None.
+            solver: A solver, for instance `DDIM(eta=0.5)`, or its name, `"ddim"`; default: the recipe's.
             steps: Number of steps; the recipe's if None.
-            grid: Name of a grid; the recipe's if None.
+            grid: A grid, or its name; default: the recipe's.
             guidance: Scale of classifier-free guidance, 1 is off; the recipe's if None.
             seed: Seed of the noise.
             negative: What samples shall not show, one thing for all: guidance leads away from it.
@@ -113,8 +118,7 @@ class Run:
         Raises: UserError: For an unknown name or a value out of range.
         """
         sampler = self.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed, negative=negative)
-        with self.arithmetic():
-            return sampler(count, asked)
+        return sampler(count, asked)
 
     def batches(self, sampler: Sampler, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
         """Yield the batches of a sampler in the run's arithmetic, see `Sampler.batches`."""
@@ -149,19 +153,26 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     keep_memory()
     path = Path(path)
     recipe = read_recipe(path)
-    if recipe.compresses:
+    if not recipe.objective.draws:
         raise UserError(
             f"{path} holds an autoencoder, which draws nothing by itself: train a model in its latents with --set "
             f"codec=latents --set codec.path={path}, or measure it with `unfog evaluate {path}`"
         )
     place_at = choose_device(device)
     weights = read_tensors(path / "model.safetensors")
-    denoiser = recipe.build_denoiser(max(SMALL, sum(tensor.numel() for tensor in weights.values())))
+    denoiser = build_denoiser(recipe, max(SMALL, sum(tensor.numel() for tensor in weights.values())))
     load_into(denoiser, weights, path / "model.safetensors")
     place(denoiser, place_at)
     assert recipe.shape is not None
-    wanted = recipe.training.build().precision if precision == "auto" else precision
+    wanted = recipe.training.precision if precision == "auto" else precision
     return Run(path, recipe, denoiser.eval().requires_grad_(False), choose_precision(wanted, place_at, recipe.shape))
+
+
+def _chosen(field: str, own: Part, wanted: str | Part | None) -> Part:
+    """Return a recipe's own part, or the one that is wanted, by its name or as a value."""
+    if isinstance(wanted, str):
+        return own if wanted == kind_of(field, own) else cast(Part, named(field, wanted))
+    return own if wanted is None else wanted
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -231,12 +242,12 @@ def fit(
     if budget is not None and not budget > 0:
         raise UserError(f"the budget must be above 0 seconds, not {budget}")
     started = Budget(budget) if budget else None
-    recipe, data = recipe.build_data()
+    recipe, data = build_data(recipe)
     for sentence in quick(data):
         warnings.warn(sentence, stacklevel=2)
     recipe = taken_in(recipe, out)
-    if recipe.codec.kind == "latents" and not recipe.codec.options["path"]:
-        recipe = _with_autoencoder(recipe, out, budget, device, console, log)
+    if isinstance(recipe.codec, LatentCodec) and not recipe.codec.path:
+        recipe = _with_autoencoder(recipe, recipe.codec, out, budget, device, console, log)
     trainer = Trainer(recipe, data, out, choose_device(device))
     if init_from is not None:
         where = Path(init_from) / "model.safetensors"
@@ -252,38 +263,45 @@ def taken_in(recipe: Recipe, out: Path) -> Recipe:
 
     Raises: UserError: If one is missing, or does not fit the data.
     """
-    coder, reader = (config.options.get("path") for config in (recipe.codec, recipe.conditioning))
-    if coder:
+    codec, conditioning = recipe.codec, recipe.conditioning
+    coder = codec.path if isinstance(codec, LatentCodec) else ""
+    if isinstance(codec, LatentCodec) and coder:
         autoencoder(coder, (recipe.shape or (0,))[0])  # a mistake shows before anything is written
-        recipe = recipe.set(f"codec.path={(out / 'autoencoder').resolve()}")
-    if recipe.conditioning.kind == "pretrained":
-        recipe = recipe.set(f"conditioning.path={(out / 'text').resolve()}")
+        recipe = replace(recipe, codec=replace(codec, path=str((out / "autoencoder").resolve())))
+    if isinstance(conditioning, PretrainedConditioning):
+        recipe = replace(recipe, conditioning=replace(conditioning, path=str((out / "text").resolve())))
     if distributed.rank() == 0:
         for name in ("recipe.json", "model.safetensors") if coder else ():
             own = out / "autoencoder" / name
             with disk(own):
                 own.parent.mkdir(parents=True, exist_ok=True)
             with whole(own) as part:
-                shutil.copyfile(Path(str(coder)) / name, part)
-        if recipe.conditioning.kind == "pretrained" and not (out / "text").exists():
-            copy_encoder(reader or "", out / "text")
+                shutil.copyfile(Path(coder) / name, part)
+        if isinstance(conditioning, PretrainedConditioning) and not (out / "text").exists():
+            copy_encoder(conditioning.path, out / "text")
     distributed.agreed(0)
     return recipe
 
 
 def _with_autoencoder(
-    recipe: Recipe, out: Path, budget: float | None, device: str, console: Console | None, log: tuple[str, ...]
+    recipe: Recipe,
+    codec: LatentCodec,
+    out: Path,
+    budget: float | None,
+    device: str,
+    console: Console | None,
+    log: tuple[str, ...],
 ) -> Recipe:
     """Return a recipe in latents whose autoencoder was trained in the run folder."""
     own = out / "autoencoder"
-    placed = recipe.set(f"codec.path={own.resolve()}")
+    placed = replace(recipe, codec=replace(codec, path=str(own.resolve())))
     if distributed.rank() == 0:
         with disk(out):
             own.mkdir(parents=True, exist_ok=True)
         write_whole(out / "recipe.json", placed.beside(out, relative=True).to_json().encode())
     (console or Console(stderr=True)).print("first an autoencoder, then the model in its latents")
-    share = None if budget is None else budget * recipe.codec.options["share"]
-    fit(recipe.compressing(), own, budget=share, device=device, console=console, log=log)
+    share = None if budget is None else budget * codec.share
+    fit(autoencoder_recipe(recipe, codec), own, budget=share, device=device, console=console, log=log)
     return placed
 
 
@@ -320,7 +338,7 @@ def reopen(path: Path, device: str = "auto") -> Trainer:
     Raises: UserError: If the folder is no run folder, or its data changed.
     """
     recipe = read_recipe(path)
-    found, data = recipe.build_data()
+    found, data = build_data(recipe)
     if (found.shape, found.classes) != (recipe.shape, recipe.classes):
         raise UserError(f"the data of {path} changed since it was trained: shape or classes differ from its recipe")
     return Trainer(recipe, data, path, choose_device(device))

@@ -5,10 +5,11 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unfog.runtime.errors import UserError
 
+Part = TypeVar("Part")
 Precision = Literal["auto", "float32", "bfloat16"]
 
 SMALL = 12
@@ -95,6 +97,16 @@ def place(model: nn.Module, device: torch.device) -> None:
 def arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Return the context in which the network runs: autocast for bfloat16, nothing for float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def within(context: Callable[[], AbstractContextManager[object]], parts: Iterator[Part]) -> Iterator[Part]:
+    """Yield what an iterator gives, computed in a context that is left while the caller holds a part."""
+    while True:
+        with context():
+            part = next(parts, None)
+        if part is None:
+            return
+        yield part
 
 
 def compute_again(network: nn.Module) -> None:

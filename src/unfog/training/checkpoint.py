@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unfog.recipes.kinds import MOST_WHOLE, fits
+from unfog.recipes.schema import MOST_WHOLE, fits
 from unfog.runtime import distributed
 from unfog.runtime.errors import EnvironmentFailure, UserError
 from unfog.runtime.files import disk, parse_json, read_bounded, sync, write_whole

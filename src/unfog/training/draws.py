@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from queue import Queue
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,25 +12,8 @@ from torch import Tensor
 from unfog.data.codecs import Codec
 from unfog.data.source import Batch, Indices, Source, shuffled
 from unfog.diffusion.times import stratify
+from unfog.recipes.objective import Draw
 from unfog.runtime.randomness import normal, uniform
-
-
-class Draw(NamedTuple):
-    """Everything random in one batch.
-
-    Attributes:
-        x0: Encoded rows, `(batch, *shape)`.
-        condition: What the model is told of each row, `(batch, ...)`, or None.
-        drop: Which conditions are forgotten, `(batch,)` of bool.
-        u: Uniform numbers that become times, `(batch,)`.
-        noise: Standard normal noise, shaped like `x0`.
-    """
-
-    x0: Tensor
-    condition: Tensor | None
-    drop: Tensor
-    u: Tensor
-    noise: Tensor
 
 
 @dataclass(frozen=True)

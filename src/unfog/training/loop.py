@@ -5,17 +5,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 import torch
 from rich.console import Console
 
+from unfog.recipes.objective import Draw
 from unfog.runtime import distributed
 from unfog.runtime.device import peak_memory
 from unfog.runtime.errors import Stopped
 from unfog.runtime.files import write_whole
-from unfog.training.draws import Draw, ahead, in_turn, pinned
+from unfog.training.draws import ahead, in_turn, pinned
 from unfog.training.loggers import Trackers, loggers
 from unfog.training.metrics import Display, Metrics
 from unfog.training.trainer import Trainer
@@ -167,7 +168,7 @@ def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: M
         display.say(headline(trainer))
         for draw in batches(trainer):
             loss = trainer.descend(draw)
-            metrics.add(trainer.step, loss, trainer.optimizer.param_groups[0]["lr"])
+            metrics.add(trainer.step, loss, trainer.rate)
             display.advance(trainer.seen, trainer.images, metrics)
             if budget and (plan := budget.plan(trainer)):
                 _fix(trainer, *plan)
@@ -199,14 +200,14 @@ def headline(trainer: Trainer) -> str:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     shape = "×".join(str(side) for side in trainer.recipe.shape or ())
     rows = f"{len(trainer.data.train):,} rows of {shape}, {len(trainer.data.heldout):,} held out"
-    told = trainer.recipe.conditioning.kind if getattr(trainer.model, "embedder", None) else "nothing"
+    told = trainer.recipe.kind("conditioning") if getattr(trainer.model, "embedder", None) else "nothing"
     return f"{rows}; told {told}; {parameters:,} parameters; {trainer.device}, {trainer.precision}"
 
 
 def _fix(trainer: Trainer, images: int, reports: int) -> None:
     """Write what a budget holds into the recipe."""
-    trainer.recipe = trainer.recipe.set(f"training.images={images}", f"training.reports={reports}")
-    trainer.settings = trainer.recipe.training.build()
+    trainer.settings = replace(trainer.settings, images=images, reports=reports)
+    trainer.recipe = replace(trainer.recipe, training=trainer.settings)
     trainer.images = images
     write_recipe(trainer)
 
@@ -233,7 +234,8 @@ def _report(trainer: Trainer, metrics: Metrics) -> str:
     metrics.held_out(trainer.step, held_out, peak_memory(trainer.device) / 2**20)
     sheet = trainer.preview()
     trainer.save()  # behind the report, so that a checkpoint has it
-    metrics.trackers.picture(trainer.step, sheet)
+    if sheet is not None:
+        metrics.trackers.picture(trainer.step, sheet)
     skipped = f"   {trainer.skipped} steps skipped" if trainer.skipped else ""
     seconds = time.monotonic() - metrics.started
     losses = f"loss {metrics.smooth:.4f}   held-out loss {held_out:.4f}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from unfog.recipes.kinds import fits
+from unfog.recipes.schema import fits
 from unfog.runtime import distributed
 from unfog.runtime.files import disk, parse_json, read_bounded, whole, write_whole
 from unfog.training.loggers import Trackers

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unfog.recipes.latents import weights_of
+from unfog.recipes.build import build_autoencoder, build_data
+from unfog.recipes.latents import LatentCodec, weights_of
 from unfog.recipes.recipe import Recipe
 from unfog.runtime.device import choose_device, free_memory, peak_memory
 from unfog.runtime.errors import UserError
@@ -18,6 +19,7 @@ from unfog.runtime.tensors import write_tensors
 from unfog.training.checkpoint import KEPT
 from unfog.training.ema import GAMMAS
 from unfog.training.loop import Pace, Stopwatch, batches, headline
+from unfog.training.objectives.reconstruction import autoencoder_recipe
 from unfog.training.trainer import Trainer
 
 TRIED = (4, 8)
@@ -104,13 +106,15 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
         EnvironmentFailure: If disk or network fail.
     """
     started = time.monotonic()
-    recipe, data = recipe.build_data()
+    recipe, data = build_data(recipe)
     with tempfile.TemporaryDirectory(prefix="unfog-") as name, torch.random.fork_rng():
         folder, first = Path(name), None
-        if recipe.codec.kind == "latents" and not recipe.codec.options["path"]:
-            share = None if budget is None else budget * recipe.codec.options["share"]
-            first = plan(recipe.compressing(), budget=share, device=device)
-            recipe, started = _with_untrained(recipe, folder / "autoencoder"), time.monotonic() - first.seconds
+        codec = recipe.codec
+        if isinstance(codec, LatentCodec) and not codec.path:
+            share = None if budget is None else budget * codec.share
+            first = plan(autoencoder_recipe(recipe, codec), budget=share, device=device)
+            recipe = _with_untrained(recipe, codec, folder / "autoencoder")
+            started = time.monotonic() - first.seconds
         trainer = Trainer(recipe, data, folder, choose_device(device))
         settings, spent = trainer.settings, time.monotonic() - started
         portion = settings.batch // settings.accumulate
@@ -148,13 +152,13 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
     )
 
 
-def _with_untrained(recipe: Recipe, folder: Path) -> Recipe:
+def _with_untrained(recipe: Recipe, codec: LatentCodec, folder: Path) -> Recipe:
     """Return a recipe in the latents of an autoencoder that is as large as the one to come, and as slow."""
-    inner = replace(recipe.compressing(), shape=recipe.shape)
+    inner = replace(autoencoder_recipe(recipe, codec), shape=recipe.shape)
     folder.mkdir()
     write_whole(folder / "recipe.json", inner.to_json().encode())
-    write_tensors(folder / "model.safetensors", weights_of(inner.build_compressor().autoencoder))
-    return recipe.set(f"codec.path={folder}")
+    write_tensors(folder / "model.safetensors", weights_of(build_autoencoder(inner).autoencoder))
+    return replace(recipe, codec=replace(codec, path=str(folder)))
 
 
 def _measure(trainer: Trainer) -> Pace:
@@ -175,7 +179,7 @@ def _kept(trainer: Trainer, rows: int) -> int:
         return tensor.detach()  # the tensor itself would hold its own graph
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        trainer.loss(replace(trainer.draws, batch=rows, part=None)(0))
+        trainer.losses(replace(trainer.draws, batch=rows, part=None)(0))
     return sum(kept.values())
 
 

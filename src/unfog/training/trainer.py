@@ -1,6 +1,7 @@
 """A training in its run folder: the parts that a recipe names, and the state that a checkpoint holds."""
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -13,13 +14,11 @@ from torch import Tensor
 from unfog.data.pictures import save_picture
 from unfog.data.source import Data, Indices
 from unfog.diffusion.denoiser import Denoiser
-from unfog.diffusion.times import Importance
-from unfog.generation.sampler import Sampler
-from unfog.recipes.conditions import Conditioning
-from unfog.recipes.kinds import MOST_WHOLE, fits
-from unfog.recipes.optimizers import AdamW
+from unfog.recipes.build import build_codec, build_model, known_of
+from unfog.recipes.objective import Context, Draw
 from unfog.recipes.recipe import Recipe
-from unfog.recipes.settings import PowerAverage, Training
+from unfog.recipes.schema import MOST_WHOLE, fits
+from unfog.recipes.settings import PowerAverage
 from unfog.runtime import distributed
 from unfog.runtime.device import (
     COMPILED,
@@ -36,10 +35,9 @@ from unfog.runtime.files import disk
 from unfog.runtime.randomness import normal, normal_on, uniform
 from unfog.runtime.tensors import load_into, write_tensors
 from unfog.training import checkpoint
-from unfog.training.draws import Draw, Draws
+from unfog.training.draws import Draws
 from unfog.training.ema import GAMMAS, Averaged
 from unfog.training.latents import prepared
-from unfog.training.tasks import task
 
 PATIENCE = 10
 """Non-finite losses in a row after which a run stops."""
@@ -66,22 +64,19 @@ class Trainer:
         assert recipe.shape is not None
         keep_memory()
         self.recipe, self.data, self.folder, self.device = recipe, data, folder, device
-        self.settings: Training = recipe.training.build()
-        self.optimization: AdamW = recipe.optimizer.build()
-        times = recipe.times.build()
-        self.importance = times if isinstance(times, Importance) else None
-        self.losses = self.importance.history() if self.importance else torch.zeros(2, 0, dtype=torch.float64)
-        self.task = task(recipe)
-        self.model = self.task.build()
-        self.conditioning: Conditioning = recipe.conditioning.build()
-        self.prepared = prepared(data, recipe.build_codec(), recipe.augment.build(), folder)
-        if isinstance(self.model, Denoiser):
-            # a mistake in what to tell, or in how to sample, shows now and not at the first preview
-            Sampler.of(recipe, self.model).denoise(self.held_out(np.zeros(1, dtype=np.int64)).condition)
+        self.settings, self.optimization, self.objective = recipe.training, recipe.optimizer, recipe.objective
+        self.model = build_model(recipe)
+        self.conditioning, self.known, self.codec = recipe.conditioning, known_of(recipe), build_codec(recipe)
+        self.prepared = prepared(data, self.codec, recipe.augment, folder)
+        self.state: dict[str, Tensor] = {}
+        self.images: int | None = self.settings.images
+        self.step = self.skipped = self.bad_in_row = 0
+        self.precision = choose_precision(self.settings.precision, device, recipe.shape)
+        self.objective.check(self.model, self.held_out, self._context())
+        self.state = self.objective.state(self._context())
         self.channels_last = channels_last(self.model, device) and len(recipe.shape) == 3
         place(self.model, device)
-        self.precision = choose_precision(self.settings.precision, device, recipe.shape)
-        self.averaged = Averaged(self.model, recipe.ema.build())
+        self.averaged = Averaged(self.model, recipe.ema)
         kept = GAMMAS if self.settings.snapshots else ()
         self.averages = {"average": self.averaged}
         self.averages |= {str(gamma): Averaged(self.model, PowerAverage(gamma)) for gamma in kept}
@@ -94,7 +89,8 @@ class Trainer:
         if self.settings.sharded:
             for module in (self.model, *(averaged.model for averaged in self.averages.values())):
                 distributed.shard(module)
-        self.optimizer = self.optimization.build(self.model, self.precision)
+        self.trained = self.objective.trained(self.model)
+        self.optimizers = self._optimizers(self.precision)
         accumulate = self.settings.accumulate
         each = distributed.share(self.settings.batch // accumulate, "training.batch / training.accumulate")
         self.draws = Draws(
@@ -103,14 +99,12 @@ class Trainer:
             self.prepared.augment,
             self.settings.batch,
             recipe.seed,
-            partial(self.conditioning.read, recipe.known),
+            partial(self.conditioning.read, self.known),
             self.conditioning.dropout,
             self.settings.stratified,
             slice(each.start * accumulate, each.stop * accumulate),
             partial(normal_on, device, self.settings.batch) if device.type == "cuda" else normal,
         )
-        self.images: int | None = self.settings.images
-        self.step = self.skipped = self.bad_in_row = 0
 
     @property
     def denoiser(self) -> Denoiser:
@@ -123,6 +117,11 @@ class Trainer:
         return self.model
 
     @property
+    def rate(self) -> float:
+        """Learning rate of the latest step."""
+        return float(next(iter(self.optimizers.values())).param_groups[0]["lr"])
+
+    @property
     def seen(self) -> int:
         """Images seen so far."""
         return self.step * self.settings.batch
@@ -132,11 +131,21 @@ class Trainer:
         """Whether all images were seen."""
         return self.images is not None and self.seen >= self.images
 
-    def loss(self, draw: Draw) -> Tensor:
-        """Return the loss of each row of a batch, `(batch,)`."""
+    def _optimizers(self, precision: Precision) -> dict[str, torch.optim.Optimizer]:
+        """Return the optimizer of each loss."""
+        build = partial(self.optimization.build, self.model, precision)
+        return {name: build(parameters) for name, parameters in self.trained.items()}
+
+    def _context(self) -> Context:
+        """Return what the objective may look at."""
         progress = self.seen / self.images if self.images else 0.0
+        averaged = getattr(self, "averaged", None)
+        return Context(self.recipe, self.codec, progress, self.precision, averaged and averaged.model, self.state)
+
+    def losses(self, draw: Draw) -> dict[str, Tensor]:
+        """Return the losses of each row of a batch, `(batch,)`, by name."""
         with arithmetic(self.precision, self.device):
-            return self.task.loss(self.model, self._moved(draw), progress)
+            return self.objective.losses(self.model, self._moved(draw), self._context())
 
     def _moved(self, draw: Draw) -> Draw:
         """Return a batch on the model's device, but for its times, of which coefficients are made here."""
@@ -146,54 +155,43 @@ class Trainer:
         condition = None if draw.condition is None else draw.condition.to(self.device)
         return Draw(x0, condition, draw.drop.to(self.device), draw.u, noise)
 
-    def spread(self, draw: Draw) -> tuple[Draw, Tensor]:
-        """Return a batch, its times where the loss is large if the recipe asks for that, and the weight of each row."""
-        if self.importance is None:
-            return draw, torch.ones(len(draw.u))
-        u, weight = self.importance.spread(draw.u, self.losses)
-        return draw._replace(u=u), weight
+    def prepare(self, draw: Draw) -> tuple[Draw, Tensor]:
+        """Return a batch as the objective wants it, and the weight of each row."""
+        return self.objective.prepare(draw, self._context())
 
-    def each(self, draw: Draw) -> Iterator[Tensor]:
-        """Yield the loss of each row, portion by portion, with the dropout of the step that comes next."""
+    def portions(self, draw: Draw) -> Iterator[dict[str, Tensor]]:
+        """Yield the losses of each row, portion by portion, with the dropout of the step that comes next."""
         place = self.step * distributed.size() + distributed.rank()
         torch.manual_seed((self.recipe.seed * 1_000_003 + place) % 2**63)  # what dropout draws from
         for portion in _portions(draw, len(draw.x0) // self.settings.accumulate):
-            yield self.loss(portion)
+            yield self.losses(portion)
 
     def descend(self, draw: Draw) -> float:
-        """Take one optimizer step; where the loss is not finite, the weights stay as they are.
+        """Take one optimizer step; where a loss is not finite, the weights stay as they are.
 
         Args:
             draw: The batch.
 
-        Returns: The mean loss, or NaN for a step that was skipped.
+        Returns: The mean of the first loss, or NaN for a step that was skipped.
         Raises: UserError: After ten skipped steps in a row; the last finite checkpoint is intact.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.optimization.rate(self.seen, self.images)
-        self.optimizer.zero_grad()
-        mean = torch.zeros((), device=self.device)
-        draw, weight = self.spread(draw)
-        parts = self.settings.accumulate * distributed.size()
-        found = []
-        for each, share in zip(self.each(draw), weight.chunk(self.settings.accumulate), strict=True):
-            found.append(each.detach())
-            loss = (each * share.to(each)).mean() / parts
-            torch.autograd.backward(loss)
-            mean = mean + loss.detach()
+        rate = self.optimization.rate(self.seen, self.images)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad()
+        draw, weight = self.prepare(draw)
+        means, losses = self._backward(draw, weight)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        distributed.total([mean] if self.settings.sharded else [mean, *gradients])
-        norm = distributed.full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.clip))
+        distributed.total(means if self.settings.sharded else [*means, *gradients])
+        norms = [
+            distributed.full(torch.nn.utils.clip_grad_norm_(parameters, self.optimization.clip))
+            for parameters in self.trained.values()
+        ]
         self.step += 1
-        if bool(mean.isfinite()) and bool(norm.isfinite()):
-            self.optimizer.step()
-            for averaged in self.averages.values():
-                averaged.update(self.model, self.step, self.settings.batch)
-            self.bad_in_row = 0
-            if self.importance:
-                u, losses = distributed.gather(draw.u), distributed.gather(torch.cat(found).cpu())
-                self.losses = self.importance.update(self.losses, u, losses)
-            return float(mean)
+        if all(bool(one.isfinite()) for one in (*means, *norms)):
+            self._take_step(draw, losses)
+            return float(means[0])
         self.skipped, self.bad_in_row = self.skipped + 1, self.bad_in_row + 1
         if self.bad_in_row >= PATIENCE:
             raise UserError(
@@ -202,14 +200,41 @@ class Trainer:
             )
         return math.nan
 
+    def _backward(self, draw: Draw, weight: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Compute the gradients of a batch, each loss for its own parameters.
+
+        Returns: The mean of each loss, and the first loss of each row, `(batch,)`, on the CPU.
+        """
+        parts = self.settings.accumulate * distributed.size()
+        means = [torch.zeros((), device=self.device) for _ in self.trained]
+        rows = []
+        for losses, share in zip(self.portions(draw), weight.chunk(self.settings.accumulate), strict=True):
+            rows.append(losses[next(iter(self.trained))].detach())
+            for number, (name, parameters) in enumerate(self.trained.items(), 1):
+                loss = (losses[name] * share.to(losses[name])).mean() / parts
+                own = parameters if len(self.trained) > 1 else None
+                torch.autograd.backward(loss, inputs=own, retain_graph=number < len(self.trained))
+                means[number - 1] = means[number - 1] + loss.detach()
+        return means, torch.cat(rows).cpu()
+
+    def _take_step(self, draw: Draw, losses: Tensor) -> None:
+        """Move the weights, the averages and the objective's state."""
+        context = self._context()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        for averaged in self.averages.values():
+            averaged.update(self.model, self.step, self.settings.batch)
+        self.bad_in_row = 0
+        self.state = self.objective.update(draw, losses, context)
+
     def held_out_loss(self) -> float:
         """Return the averaged weights' loss on held-out rows, with times and noise that never change."""
         source, batch = self.prepared.heldout, self.settings.batch
         rows = np.linspace(0, len(source) - 1, min(len(source), HELD_OUT)).astype(np.int64)
         with torch.inference_mode(), arithmetic(self.precision, self.device):
             losses = [
-                self.task.measured(
-                    self.averaged.model, self._moved(self.held_out(rows[first : first + batch], first))
+                self.objective.measured(
+                    self.averaged.model, self._moved(self.held_out(rows[first : first + batch], first)), self._context()
                 ).sum()
                 for first in range(0, len(rows), batch)[distributed.rank() :: distributed.size()]
             ]
@@ -225,13 +250,22 @@ class Trainer:
         drawn = torch.from_numpy(uniform(seed, "held-out condition", 0, first, count, 4))
         u = torch.from_numpy(uniform(seed, "held-out times", 0, first, count)[:, 0])
         noise = normal(seed, "held-out noise", 0, first, count, tuple(x0.shape[1:]))
-        condition = self.conditioning.read(self.recipe.known, batch, x0, drawn)
+        condition = self.conditioning.read(self.known, batch, x0, drawn)
         return Draw(x0, condition, torch.zeros(count, dtype=torch.bool), u, noise)
 
-    def preview(self) -> Path:
-        """Write a sheet of what the averaged weights can do, and return where it is."""
-        with arithmetic(self.precision, self.device):
-            picture = self.task.preview(self.averaged.model, self.held_out)
+    def preview(self) -> Path | None:
+        """Write a picture of what the averaged weights can do, and return where it is.
+
+        Returns: Its path; None where the objective has none, or cannot draw it: no picture is worth a training.
+        """
+        try:
+            with arithmetic(self.precision, self.device):
+                picture = self.objective.preview(self.averaged.model, self.held_out, self._context())
+        except Exception as error:
+            warnings.warn(f"no picture of the progress ({error}); the training continues", stacklevel=2)
+            return None
+        if picture is None:
+            return None
         path = self.folder / "samples" / f"{self.step:09}.png"
         if not distributed.rank():
             with disk(path):
@@ -239,11 +273,14 @@ class Trainer:
                 save_picture(picture, path)
         return path
 
-    @property
-    def _names(self) -> list[str]:
-        """Names of the parameters in the order in which the optimizer holds them."""
+    def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Return the names of the parameters in the order in which an optimizer holds them."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
+        return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+    def _part(self, name: str) -> str:
+        """Return under what name a checkpoint keeps an optimizer: the only one has none of its own."""
+        return "optimizer" if len(self.optimizers) == 1 else f"optimizer-{name}"
 
     def save(self) -> bool:
         """Write a checkpoint, and the averaged weights as the run's model; a non-finite model is not written.
@@ -252,18 +289,17 @@ class Trainer:
         Raises: EnvironmentFailure: If the disk fails; what was written before is intact.
         """
         with arithmetic(self.precision, self.device):
-            self.task.settle(self.averaged.model, self.data)
+            self.objective.settle(self.averaged.model, self.data, self._context())
         averages = {name: _whole(averaged.model) for name, averaged in self.averages.items()}
         parts = {"weights": _whole(self.model), **averages}
         if not _finite(parts):
             return False
-        parts["optimizer"] = checkpoint.optimizer_tensors(self.optimizer, self._names)
+        for name, optimizer in self.optimizers.items():
+            parts[self._part(name)] = checkpoint.optimizer_tensors(optimizer, self._names(optimizer))
         if distributed.rank():
             return True
-        if self.importance:
-            parts["times"] = {"losses": self.losses}
         state = {"skipped": self.skipped, "threads": torch.get_num_threads(), "precision": self.precision}
-        checkpoint.save(self.folder / "checkpoints", self.step, _flat(parts), state)
+        checkpoint.save(self.folder / "checkpoints", self.step, _flat(parts) | self.state, state)
         write_tensors(self.folder / "model.safetensors", averages["average"])
         return True
 
@@ -302,12 +338,14 @@ class Trainer:
         for name, averaged in self.averages.items():
             load_into(averaged.model, parts[name], where)
         # in the run's arithmetic, which may not be this machine's choice
-        self.optimizer = self.optimization.build(self.model, state["precision"])
-        checkpoint.restore_optimizer(self.optimizer, self._names, parts["optimizer"])
-        losses = parts["times"].get("losses", self.losses)
-        if losses.shape != self.losses.shape:
-            raise UserError(f"the newest checkpoint in {where} does not fit the recipe: times/losses has another shape")
-        self.losses = losses.double()
+        self.optimizers = self._optimizers(state["precision"])
+        for name, optimizer in self.optimizers.items():
+            checkpoint.restore_optimizer(optimizer, self._names(optimizer), parts[self._part(name)])
+        for name, tensor in self.state.items():
+            saved = tensors.get(name, tensor)
+            if saved.shape != tensor.shape:
+                raise UserError(f"the newest checkpoint in {where} does not fit the recipe: {name} has another shape")
+            self.state[name] = saved.to(tensor)
         self.step, self.skipped, self.precision = state["step"], state["skipped"], state["precision"]
         torch.set_num_threads(state["threads"])
 

@@ -1,0 +1,204 @@
+"""From a recipe, and the shape of its data, to the data, the codec and the models."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
+
+from unfog.data.codecs import Codec
+from unfog.data.source import Data
+from unfog.diffusion.denoiser import Denoiser
+from unfog.networks.autoencoder import Autoencoder
+from unfog.networks.conditioning import Embedder
+from unfog.networks.critic import Critic, Criticised
+from unfog.networks.layers import Network
+from unfog.recipes.conditions import Known, captions
+from unfog.recipes.recipe import VALUES, Recipe
+from unfog.recipes.settings import LearnedVariance
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import MOST_JSON
+
+Model = TypeVar("Model")
+PROMPTS = 64
+"""Captions, at most, that a recipe keeps as examples."""
+PARAMETERS, TENSORS = 1_000_000_000, 10_000
+"""Parameters of a model, and tensors that hold them, at most."""
+
+
+def build_data(recipe: Recipe) -> tuple[Recipe, Data]:
+    """Read the data, and return the recipe with their shape, classes and some captions written in."""
+    data = recipe.data.build()
+    filled = replace(recipe, shape=data.train.shape, classes=data.train.classes)
+    if recipe.conditioning.captioned:
+        rows = np.linspace(0, len(data.heldout) - 1, min(len(data.heldout), PROMPTS)).astype(np.int64)
+        prompts = captions(data.heldout.take(rows), filled.classes)
+        filled = replace(filled, prompts=tuple(dict.fromkeys(prompts)))
+    if len(filled.to_json()) > MOST_JSON:
+        raise UserError(
+            f"the names of {len(filled.classes):,} classes, or the captions, are too long to be kept in a recipe of "
+            f"{MOST_JSON:,} bytes: make them fewer or shorter"
+        )
+    return filled, data
+
+
+def stored_shape(recipe: Recipe) -> tuple[int, ...]:
+    """Return the shape of a stored row, which `build_data` wrote into the recipe."""
+    assert recipe.shape is not None, "build_data comes first"
+    return recipe.shape
+
+
+def build_codec(recipe: Recipe) -> Codec:
+    """Return the codec.
+
+    Raises: UserError: If it is one of latents, and their autoencoder is missing or does not fit the data.
+    """
+    return recipe.codec.build(stored_shape(recipe))
+
+
+def known_of(recipe: Recipe) -> Known:
+    """Return what a model of the recipe knows of its data."""
+    stored = stored_shape(recipe)
+    return Known(build_codec(recipe).shape(stored), recipe.classes, recipe.prompts, stored)
+
+
+def build_model(recipe: Recipe, most: int = PARAMETERS) -> nn.Module:
+    """Return what the recipe's objective trains, with freshly drawn weights.
+
+    Args:
+        recipe: The recipe; its shape is known.
+        most: Parameters that it may have.
+
+    Raises: UserError: If the parts do not fit together, or it would be too large.
+    """
+    return recipe.objective.build(recipe, most)
+
+
+def build_denoiser(recipe: Recipe, most: int = PARAMETERS) -> Denoiser:
+    """Return the denoiser with freshly drawn weights, a function of the recipe alone.
+
+    Args:
+        recipe: The recipe; its shape is known.
+        most: Parameters that it may have.
+
+    Raises: UserError: If shape, schedule and target do not fit together, or it would be too large.
+    """
+    inputs = recipe.inputs
+    network, embedder = drawn(recipe, most, partial(_network_and_embedder, recipe, known_of(recipe)))
+    return Denoiser(
+        network,
+        recipe.schedule,
+        recipe.target,
+        embedder=embedder,
+        input_scale=inputs.input_scale,
+        network_time=inputs.network_time,
+        sigma_data=inputs.sigma_data,
+        learned_variance=isinstance(recipe.variance, LearnedVariance),
+    )
+
+
+def build_autoencoder(recipe: Recipe, most: int = PARAMETERS, *, criticised: bool = False) -> Criticised:
+    """Return the autoencoder with freshly drawn weights, and its critic if it has one.
+
+    Raises: UserError: If the network is none for pictures of this shape, or would be too large.
+    """
+    return drawn(recipe, most, partial(_autoencoder, recipe, criticised))
+
+
+def drawn(recipe: Recipe, most: int, build: Callable[[], Model]) -> Model:
+    """Return what `build` makes, its weights drawn from the recipe's seed, after a look at its size.
+
+    Raises: UserError: If it would have more than `most` parameters, or batches hold too many numbers.
+    """
+    _check_batches(recipe)
+    with torch.random.fork_rng():
+        _check_parameters(recipe, most, build)
+        torch.manual_seed(recipe.seed & (2**64 - 1))
+        return build()
+
+
+def _network_and_embedder(recipe: Recipe, known: Known) -> tuple[Network, Embedder | None]:
+    """Return what has weights in a denoiser: the network, and the embedder of the condition."""
+    channels, conditioning = known.shape[0], recipe.conditioning
+    network = recipe.network.build(
+        channels=channels + conditioning.planes(known),
+        outputs=(1 + isinstance(recipe.variance, LearnedVariance)) * channels,
+        dims=len(known.shape) - 1,
+        context=conditioning.context,
+    )
+    if isinstance(network, Autoencoder):
+        raise UserError("network=autoencoder goes with objective=reconstruction: use the recipe 'autoencoder'")
+    _check_sides(recipe, network.multiple, known.shape)
+    return network, conditioning.build(known, network.embedding_dim)
+
+
+def _autoencoder(recipe: Recipe, criticised: bool) -> Criticised:
+    """Return what has weights where an autoencoder is trained."""
+    shape = stored_shape(recipe)
+    dims = len(shape) - 1
+    network: object = recipe.network.build(channels=shape[0], outputs=shape[0], dims=dims, context=None)
+    if not isinstance(network, Autoencoder):
+        raise UserError(f"objective=reconstruction trains network=autoencoder, not {recipe.kind('network')!r}")
+    _check_sides(recipe, network.multiple, shape)
+    return Criticised(network, Critic(shape[0], dims=dims) if criticised else None)
+
+
+def _check_batches(recipe: Recipe) -> None:
+    """Raise a UserError for batches that hold too many numbers."""
+    shape = stored_shape(recipe)
+    for name, batch in (("training", recipe.training.batch), ("sampling", recipe.sampling.batch)):
+        if batch * math.prod(shape) > VALUES:
+            sides = "×".join(map(str, shape))
+            raise UserError(f"{name}.batch={batch} rows of {sides} are more than {VALUES:,} numbers: lower it")
+
+
+def _check_parameters(recipe: Recipe, most: int, build: Callable[[], object]) -> None:
+    """Raise a UserError for more parameters than `most`: on torch's meta device they take no memory."""
+    parameters = tensors = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal parameters, tensors
+        parameters, tensors = parameters + parameter.numel(), tensors + 1
+        if parameters > most or tensors > TENSORS:
+            raise UserError(
+                f"the recipe asks for more than {most:,} parameters, or more than {TENSORS:,} tensors of them: "
+                f"make the network {recipe.kind('network')!r} smaller"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"), _Undrawn():
+            build()
+    except (UserError, RuntimeError):  # any other mistake shows when they are built in earnest
+        if parameters > most or tensors > TENSORS:
+            raise
+    finally:
+        hook.remove()
+
+
+def _check_sides(recipe: Recipe, multiple: int, shape: tuple[int, ...]) -> None:
+    """Raise a UserError where the network cannot halve the sides of what it sees."""
+    for side in shape[1:]:
+        if side % multiple:
+            low, high = side // multiple * multiple, -(-side // multiple) * multiple
+            near = f"{low} or {high}" if low else str(high)
+            raise UserError(
+                f"the network {recipe.kind('network')!r} needs sides that are multiples of {multiple}, not {side}: "
+                f"use {near} (data.size where the data are a folder), or another network"
+            )
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights undrawn: drawing them on the meta device loads torch's compiler, most of a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, but for those of torch.nn.init."""
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

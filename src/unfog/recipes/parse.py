@@ -1,0 +1,106 @@
+"""Parts of a recipe as plain values, JSON among them, and back: what `recipe.json` and `path=value` hold."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from unfog.recipes.kinds import KINDS, class_of, kind_of, options_of, refusing
+from unfog.recipes.schema import Plain, check_size, check_value
+from unfog.runtime.errors import UserError, unknown
+from unfog.runtime.files import parse_json
+
+PLAIN_TYPES = (int, float, str, bool, dict, list, tuple)
+
+
+def options(value: object) -> dict[str, Any]:
+    """Return the options of a part by name."""
+    return {name: getattr(value, name) for name in options_of(type(value))}
+
+
+def to_plain(field: str, value: object) -> dict[str, Plain]:
+    """Return the tagged form of a part, `{"kind": ..., option: value, ...}`.
+
+    A part inside a part is its name alone where all its options have their defaults.
+
+    Raises: UserError: If the part has no name.
+    """
+    return {"kind": kind_of(field, value), **{name: _plain(field, one) for name, one in options(value).items()}}
+
+
+def _plain(field: str, value: object) -> Plain:
+    """Return the value of an option as JSON holds it."""
+    if isinstance(value, list | tuple):
+        return [_plain(field, one) for one in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(field, one) for name, one in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    inner = to_plain(field, value)
+    kind = str(inner["kind"])
+    defaults = all(getattr(value, name) == option.default for name, option in options_of(type(value)).items())
+    return kind if defaults else inner
+
+
+def from_plain(field: str, plain: object) -> Any:
+    """Return the part of a tagged form; options that are not named have their defaults.
+
+    Raises: UserError: For an unknown kind or option, or a value of the wrong type, out of range or too large.
+    """
+    if not isinstance(plain, dict) or not isinstance(plain.get("kind"), str):
+        raise UserError(f"the recipe's {field} is no object with a 'kind'")
+    kind, given = plain["kind"], {name: value for name, value in plain.items() if name != "kind"}
+    made = class_of(field, kind)
+    known = options_of(made)
+    values = {}
+    for name, value in given.items():
+        if name not in known:
+            raise unknown(f"option of {field} {kind!r}", name, known)
+        values[name] = _value(field, name, value, known[name].annotation)
+    defaults = {name: one.default for name, one in known.items() if one.default is not inspect.Parameter.empty}
+    with refusing(f"the {field} {kind!r} cannot be made of {defaults | values}"):
+        return made(**values)
+
+
+def _value(field: str, name: str, value: object, annotation: Any) -> object:
+    """Return the value of an option, checked against its annotation; a part inside a part is of the same field."""
+    if isinstance(annotation, type) and annotation not in PLAIN_TYPES:
+        return from_plain(field, {"kind": value} if isinstance(value, str) else value)
+    where = f"{field}.{name}"
+    check_value(where, value, annotation)
+    check_size(where, value)
+    if isinstance(value, int) and not isinstance(value, bool) and annotation in (float, float | None):
+        return float(value)  # torch refuses whole numbers above 2**31
+    return tuple(value) if isinstance(value, list) else value
+
+
+def changed(part: object, field: str, settings: Iterable[tuple[str, object]]) -> Any:
+    """Return a part with settings applied in turn, all checked together: `("", kind)` or `(option, value)`.
+
+    Raises: UserError: As `from_plain`.
+    """
+    plain: Mapping[str, object] = to_plain(field, part)
+    for option, value in settings:
+        if option:
+            plain = {**plain, option: value}
+        elif isinstance(value, str):
+            plain = {"kind": value}
+        else:
+            raise UserError(f"{field} takes one of {', '.join(sorted(KINDS[field]))}, not {value!r}")
+    return from_plain(field, plain)
+
+
+def parse_value(text: str) -> object:
+    """Return the JSON value of a text, or the text itself; NaN and infinity are texts."""
+    try:
+        parsed: object = parse_json(text, parse_constant=lambda name: name)
+    except ValueError:
+        return text
+    return parsed
+
+
+def named(field: str, kind: str, **options: object) -> Any:
+    """Return the part of a name with options, checked as those of a recipe that comes from a stranger.
+
+    Raises: UserError: As `from_plain`.
+    """
+    return from_plain(field, {"kind": kind, **options})

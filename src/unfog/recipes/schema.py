@@ -1,0 +1,66 @@
+"""What plain values a recipe may hold, and how large: recipes may come from strangers."""
+
+import sys
+from collections.abc import Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from unfog.runtime.errors import UserError
+
+Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
+"""What JSON holds."""
+
+MOST = {
+    "data.count": 10_000_000,
+    "data.side": 4096,
+    "data.workers": 256,
+    "conditioning.length": 4096,
+    "schedule.steps": 100_000,
+    "times.bins": 100_000,
+    "training.batch": 65_536,
+    "sampling.batch": 65_536,
+    "sampling.steps": 10_000,
+}
+"""The largest values of options that cost memory or time in proportion. (The cost of a network shows in the number of
+its parameters.)"""
+MOST_WHOLE, MOST_NUMBER, MOST_ENTRIES = 10**12, 1e30, 100_000
+"""The largest size of any other whole number and of any other number, and the longest list."""
+
+
+def fits(value: object, annotation: Any) -> bool:
+    """Return whether a plain value is what an annotation allows; numbers must be finite, and no truth values."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(fits(value, one) for one in arguments)
+    if origin is Literal:
+        return any(value == one and type(value) is type(one) for one in arguments)
+    if origin is dict:
+        return isinstance(value, dict)
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, list | tuple) and all(fits(one, arguments[0]) for one in value)
+    if annotation in (int, float):
+        kinds = int if annotation is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return value is None if annotation in (None, NoneType) else isinstance(value, annotation)
+
+
+def check_value(where: str, value: object, annotation: Any) -> None:
+    """Raise a UserError for a value that its annotation does not allow."""
+    if not fits(value, annotation):
+        name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+        for long in ("typing.", "collections.abc."):
+            name = name.replace(long, "")
+        raise UserError(f"{where} must be {name}, not {value!r}")
+
+
+def check_size(where: str, value: object) -> None:
+    """Raise a UserError for a number or a list that is larger than an option may be."""
+    entries = value if isinstance(value, list | tuple) else [value]
+    if len(entries) > MOST_ENTRIES:
+        raise UserError(f"{where} may have {MOST_ENTRIES:,} entries at most, not {len(entries):,}")
+    for entry in entries:
+        most = MOST.get(where, MOST_WHOLE if isinstance(entry, int) else MOST_NUMBER)
+        if isinstance(entry, int | float) and abs(entry) > most:
+            raise UserError(f"{where} may be {most:,.13g} at most, not {entry:.6g}: choose a smaller number")

@@ -1,0 +1,115 @@
+"""Data before they are read: where they lie and how to read them, as values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from unfog.data import classic, elsewhere, folder, points, shapes
+from unfog.data.source import Data
+
+
+class DataSpec(Protocol):
+    """A data set that is read when it is needed."""
+
+    def build(self) -> Data:
+        """Read the data.
+
+        Raises: UserError: If they are missing, damaged or too few.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points in the plane, see `unfog.data.points.points`."""
+
+    shape: points.Shape = "moons"
+    count: int = 10_000
+    noise: float = 0.05
+
+    def build(self) -> Data:
+        """Draw the points."""
+        return points.points(self.shape, self.count, self.noise)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The 1,797 handwritten digits that come with scikit-learn, see `unfog.data.classic.digits`."""
+
+    def build(self) -> Data:
+        """Read the digits."""
+        return classic.digits()
+
+
+@dataclass(frozen=True)
+class MNIST:
+    """MNIST in a folder, or downloaded once, see `unfog.data.classic.mnist`."""
+
+    path: str | None = None
+
+    def build(self) -> Data:
+        """Read the set."""
+        return classic.mnist(self.path)
+
+
+@dataclass(frozen=True)
+class Fashion:
+    """Fashion-MNIST in a folder, or downloaded once, see `unfog.data.classic.fashion`."""
+
+    path: str | None = None
+
+    def build(self) -> Data:
+        """Read the set."""
+        return classic.fashion(self.path)
+
+
+@dataclass(frozen=True)
+class CIFAR10:
+    """CIFAR-10 in a folder, or downloaded once, see `unfog.data.classic.cifar10`."""
+
+    path: str | None = None
+
+    def build(self) -> Data:
+        """Read the set."""
+        return classic.cifar10(self.path)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of pictures, see `unfog.data.folder.folder`."""
+
+    path: str = ""
+    size: int | Sequence[int] | None = None
+    channels: int | None = None
+    heldout: float = 0.1
+    workers: int = 2
+    where: str = ""
+    together: str = ""
+
+    def build(self) -> Data:
+        """Read the folder."""
+        return folder.folder(self.path, self.size, self.channels, self.heldout, self.workers, self.where, self.together)
+
+
+@dataclass(frozen=True)
+class CaptionedShapes:
+    """Captioned shapes, drawn on demand, see `unfog.data.shapes.shapes`."""
+
+    count: int = 100_000
+    side: int = 32
+    objects: int = 2
+    seed: int = 0
+    heldout: Literal["seen", "new"] = "seen"
+
+    def build(self) -> Data:
+        """Return the set."""
+        return shapes.shapes(self.count, self.side, self.objects, self.seed, self.heldout)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Data that are not here: those of an imported model."""
+
+    def build(self) -> Data:
+        """Refuse, with the reason."""
+        return elsewhere.elsewhere()

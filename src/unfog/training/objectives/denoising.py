@@ -1,0 +1,109 @@
+"""The denoising objective: the network learns to tell data from noise, a diffusion model."""
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+
+from unfog.data.pictures import sheet
+from unfog.diffusion.denoiser import Denoiser
+from unfog.diffusion.objectives import denoising_loss
+from unfog.diffusion.times import Importance
+from unfog.generation.sampler import Sampler
+from unfog.recipes.build import build_denoiser
+from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss
+from unfog.recipes.recipe import Recipe
+from unfog.runtime import distributed
+
+BLANK = 1e-3
+"""Deviation of samples, as stored, up to which they show nothing."""
+HISTORY = "times/losses"
+"""Name of the statistics of importance-sampled times."""
+
+
+@dataclass(frozen=True)
+class Denoising(OneLoss):
+    """A denoiser trained on w(t)·|target - output|², at the recipe's times, with its weighting."""
+
+    draws: ClassVar[bool] = True
+
+    def build(self, recipe: Recipe, most: int) -> nn.Module:
+        """Return the denoiser."""
+        return build_denoiser(recipe, most)
+
+    def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
+        """Ask the sampler for its denoiser once, which refuses what cannot be sampled."""
+        sampler = Sampler.of(context.recipe, _denoiser(model))
+        sampler.denoise(held_out(np.zeros(1, dtype=np.int64)).condition)
+
+    def state(self, context: Context) -> dict[str, Tensor]:
+        """Return the statistics of importance-sampled times, if the recipe has such."""
+        times = context.recipe.times
+        return {HISTORY: times.history()} if isinstance(times, Importance) else {}
+
+    def prepare(self, batch: Draw, context: Context) -> tuple[Draw, Tensor]:
+        """Return a batch whose times lie where the loss is large if the recipe asks for that, and weights for it."""
+        times = context.recipe.times
+        if not isinstance(times, Importance):
+            return super().prepare(batch, context)
+        u, weight = times.spread(batch.u, context.state[HISTORY])
+        return batch._replace(u=u), weight
+
+    def losses(self, model: nn.Module, batch: Draw, context: Context) -> dict[str, Tensor]:
+        """Return the denoising loss of each row."""
+        return {"loss": self.measured(model, batch, context)}
+
+    def update(self, batch: Draw, losses: Tensor, context: Context) -> dict[str, Tensor]:
+        """Take the losses of all processes into the statistics."""
+        times = context.recipe.times
+        if not isinstance(times, Importance):
+            return super().update(batch, losses, context)
+        u, losses = distributed.gather(batch.u), distributed.gather(losses)
+        return {HISTORY: times.update(context.state[HISTORY], u, losses)}
+
+    def measured(self, model: nn.Module, batch: Draw, context: Context) -> Tensor:
+        """Return the denoising loss of each row."""
+        denoiser, recipe = _denoiser(model), context.recipe
+        cond = None
+        if denoiser.embedder is not None and batch.condition is not None:
+            cond = denoiser.embedder(batch.condition, batch.drop)
+        return denoising_loss(
+            denoiser,
+            batch.x0,
+            cond,
+            times=recipe.times,
+            weighting=recipe.weighting,
+            u=batch.u,
+            noise=batch.noise,
+            bound=recipe.variance.bound,
+            bin_width=context.codec.bin_width,
+        )
+
+    def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> Image.Image:
+        """Return a sheet of samples."""
+        sampler = Sampler.of(context.recipe, _denoiser(model), precision=context.precision)
+        points = len(sampler.shape) == 1
+        columns = sampler.classes if 1 < sampler.classes <= 16 else 8
+        count = 1024 if points else columns * max(1, sampler.settings.batch // columns)
+        condition = None if sampler.classes else held_out(np.arange(count)).condition
+        samples = sampler(count, condition=condition)
+        if not samples.float().std() > BLANK:
+            warnings.warn(
+                "all samples of a report were one colour: if the sheets in the run folder stay so, lower optimizer.lr, "
+                "or look at what is trained with `unfog inspect` and `unfog replay`",
+                stacklevel=2,
+            )
+        return sheet(samples, columns)
+
+    def generator(self, recipe: Recipe, model: nn.Module) -> Generator:
+        """Return the recipe's sampler."""
+        return Sampler.of(recipe, _denoiser(model))
+
+
+def _denoiser(model: nn.Module) -> Denoiser:
+    """Return a model that is a denoiser as one."""
+    assert isinstance(model, Denoiser)
+    return model
