@@ -693,7 +693,7 @@ def test_metrics_average_twenty_steps_and_count_the_skipped(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["nonsense", "cuda:99", "mps:7", "meta", ""])
 def test_an_unknown_device_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"does not exist here.*use cpu"):
+    with pytest.raises(UserError, match=r"is not available here.*use cpu"):
         choose_device(name)
 
 
@@ -847,7 +847,7 @@ def test_init_from_goes_between_conditional_and_unconditional(
 @pytest.mark.parametrize("setting", ["network.width=16", "network=minimal", "network.middle=1"])
 def test_init_from_refuses_another_network(digits_run: Path, tiny: MakeRecipe, tmp_path: Path, setting: str) -> None:
     out = tmp_path / "run"
-    with pytest.raises(UserError, match=r"model\.safetensors does not fit .*the weight "):
+    with pytest.raises(UserError, match=r"model\.safetensors does not match .*the weight "):
         train(tiny(setting), out, init_from=digits_run, device="cpu", console=QUIET)
     assert not out.exists()
 
