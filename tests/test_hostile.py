@@ -390,9 +390,9 @@ def unfinished(shop: Shop, tmp_path: Path) -> Path:
         ({"skipped": -1}, "is damaged"),
         ({"skipped": None}, "is damaged"),
         ({"precision": "float8"}, "is damaged"),
-        ({"step": -1}, "no whole checkpoint"),
-        ({"step": 10**30}, "no whole checkpoint"),
-        ({"step": True}, "no whole checkpoint"),
+        ({"step": -1}, "no intact checkpoint"),
+        ({"step": 10**30}, "no intact checkpoint"),
+        ({"step": True}, "no intact checkpoint"),
     ],
 )
 def test_a_state_that_cannot_be(unfinished: Path, change: dict[str, object], sentence: str) -> None:
@@ -424,11 +424,11 @@ WEIGHT = "optimizer/network.patch_in.weight"
     [
         (lambda tensors: tensors.pop(f"{WEIGHT}:exp_avg"), r"network\.patch_in\.weight:exp_avg is missing"),
         (lambda tensors: tensors.pop("weights/network.patch_in.weight"), "only in one of them"),
-        (lambda tensors: tensors.update({f"{WEIGHT}:exp_avg": torch.zeros(3)}), "keeps no .*exp_avg of this shape"),
-        (lambda tensors: tensors.update({f"{WEIGHT}:stranger": torch.zeros(3)}), "keeps no .*:stranger"),
-        (lambda tensors: tensors.update({f"{WEIGHT}:step": torch.zeros((), dtype=torch.int64)}), "keeps no .*:step"),
-        (lambda tensors: tensors.update({"optimizer/stranger:step": torch.zeros(())}), "keeps no stranger:step"),
-        (lambda tensors: tensors.update({"optimizer/stranger": torch.zeros(())}), "keeps no stranger"),
+        (lambda tensors: tensors.update({f"{WEIGHT}:exp_avg": torch.zeros(3)}), "has no .*exp_avg of this shape"),
+        (lambda tensors: tensors.update({f"{WEIGHT}:stranger": torch.zeros(3)}), "has no .*:stranger"),
+        (lambda tensors: tensors.update({f"{WEIGHT}:step": torch.zeros((), dtype=torch.int64)}), "has no .*:step"),
+        (lambda tensors: tensors.update({"optimizer/stranger:step": torch.zeros(())}), "has no stranger:step"),
+        (lambda tensors: tensors.update({"optimizer/stranger": torch.zeros(())}), "has no stranger"),
         (lambda tensors: tensors.update({"times/losses": torch.zeros(2, 3)}), "times/losses has another shape"),
     ],
 )

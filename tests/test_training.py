@@ -574,9 +574,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 def test_no_whole_checkpoint_is_the_users_to_know(two_checkpoints: Path, tmp_path: Path) -> None:
     for path in two_checkpoints.iterdir():
         truncate(path)
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(UserError, match="no intact checkpoint"):
         checkpoint.latest(two_checkpoints)
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no intact checkpoint"):
         checkpoint.latest(tmp_path / "nowhere")
 
 
@@ -803,7 +803,7 @@ def test_a_resumed_folder_must_be_a_run_with_a_checkpoint_and_its_data(
         resume(tmp_path, device="cpu")
     text = (digits_run / "recipe.json").read_text()
     (tmp_path / "recipe.json").write_text(text)
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no intact checkpoint"):
         resume(tmp_path, device="cpu")
     (tmp_path / "recipe.json").write_text(text.replace('"9"', '"nine"'))
     with pytest.raises(UserError, match=r"data .* changed"):
