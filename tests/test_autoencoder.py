@@ -483,7 +483,7 @@ def test_a_training_that_stops_at_its_autoencoder_goes_on_there(
         (["codec.path={digits}"], "it is the run of a network 'compact', not of an autoencoder"),
         (["codec.factor=3"], "codec.factor is a power of two"),
         (["codec.share=1"], "codec.share is a share of the budget"),
-        (["codec.path={coder}", "augment.crop=1"], "augment.crop shifts pixels"),
+        (["codec.path={coder}", "augment.crop=1"], "augment.crop does not work with latents"),
         (["codec.path={coder}", "conditioning=image"], "is for pictures in pixels"),
         (["codec.path={coder}", "network.patch=8"], "needs sides that are multiples of"),
     ],

@@ -68,7 +68,7 @@ def test_the_length_is_the_standard_deviation_of_the_profile() -> None:
 
 @pytest.mark.parametrize("length", [0.0, -0.1, 12**-0.5, 0.3, math.nan, math.inf])
 def test_a_length_that_cannot_be_is_refused(length: float) -> None:
-    with pytest.raises(UserError, match=r"the length of an average lies above 0 and below 0\.289"):
+    with pytest.raises(UserError, match=r"the length of an average must be above 0 and below 0\.289"):
         gamma_of(length)
 
 
@@ -179,12 +179,10 @@ def test_what_the_snapshots_hold_comes_back(tmp_path: Path) -> None:
 
 def test_snapshots_that_are_too_few_are_refused(tmp_path: Path) -> None:
     snapshots(tmp_path, 1)
-    with pytest.raises(
-        UserError, match=r"of the length 0.02 misses its profile by [1-9]\d% with the snapshots \(1\) in "
-    ):
+    with pytest.raises(UserError, match=r"of length 0.02 has an error of [1-9]\d% with the 1 snapshots in "):
         reconstruct(tmp_path, 0.02)
     assert reconstruct(tmp_path, 0.1).error < 0.01
-    with pytest.raises(UserError, match=r"holds no snapshots of averages: train with --set training\.snapshots=32"):
+    with pytest.raises(UserError, match=r"contains no snapshots of averages: train with training\.snapshots=32"):
         reconstruct(tmp_path / "none", 0.1)
 
 
@@ -292,9 +290,9 @@ def test_what_cannot_be_averaged(
 ) -> None:
     before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
     for run, length, out, sentence in (
-        (digits_run, "0.1", tmp_path / "out", "holds no snapshots of averages"),
-        (kept, "0.3", tmp_path / "out", "lies above 0 and below 0.289"),
-        (kept, "0.01", tmp_path / "out", "misses its profile by"),
+        (digits_run, "0.1", tmp_path / "out", "contains no snapshots of averages"),
+        (kept, "0.3", tmp_path / "out", "must be above 0 and below 0.289"),
+        (kept, "0.01", tmp_path / "out", "has an error of"),
         (kept, "0.1", kept, "holds another run: choose another --out"),
         (tmp_path, "0.1", tmp_path / "out", "is no run folder"),
     ):

@@ -130,11 +130,11 @@ def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) 
         (["digits", "--budget", "0s"], "--budget takes a time like .*'0s'"),
         (["digits", "--budget", "10 parsecs"], "--budget takes a time like .*'10 parsecs'"),
         (["digits", "--budget=-5m"], "--budget takes a time like .*'-5m'"),
-        (["digits", "--device", "gpu0"], "the device 'gpu0' does not exist here.*use cpu"),
+        (["digits", "--device", "gpu0"], "the device 'gpu0' is not available here.*use cpu"),
         (["digits", "--init-from", "nowhere"], "nowhere is no run folder"),
-        (["mnist", "--data", "nowhere"], "data folder .*nowhere does not exist: check the path given with --data"),
+        (["mnist", "--data", "nowhere"], "data folder .*nowhere does not exist: check data.path"),
         (["folder"], "needs a folder of pictures: give it with --data"),
-        (["folder", "--data", "nowhere"], "data folder .*nowhere does not exist: check the path given with --data"),
+        (["folder", "--data", "nowhere"], "data folder .*nowhere does not exist: check data.path"),
     ],
 )
 def test_a_mistake_in_what_to_train(refused: Call, tmp_path: Path, arguments: list[str], sentence: str) -> None:
@@ -153,13 +153,11 @@ def test_data_that_hold_no_picture(refused: Call, tmp_path: Path) -> None:
     file = tmp_path / "file.png"
     Image.new("L", (8, 8)).save(file)
     out = tmp_path / "run"
-    refused(
-        f"{empty} holds no picture .*check the path given with --data", "train", "folder", "--data", empty, "--out", out
-    )
-    refused(f"{text} holds no picture", "train", "folder", "--data", text, "--out", out)
-    refused(f"{file} is no folder", "train", "folder", "--data", file, "--out", out)
-    refused(f"{empty} holds neither .*give the folder", "train", "mnist", "--data", empty, "--out", out)
-    refused(f"{empty} holds no data_batch", "train", "cifar10", "--data", empty, "--out", out)
+    refused(f"{empty} contains no images .*check data.path", "train", "folder", "--data", empty, "--out", out)
+    refused(f"{text} contains no images", "train", "folder", "--data", text, "--out", out)
+    refused(f"{file} is not a folder", "train", "folder", "--data", file, "--out", out)
+    refused(f"{empty} contains neither .*pass the folder", "train", "mnist", "--data", empty, "--out", out)
+    refused(f"{empty} contains no data_batch", "train", "cifar10", "--data", empty, "--out", out)
     assert not out.exists()
 
 
@@ -173,7 +171,7 @@ def test_unreadable_pictures_are_named_skipped_and_counted(call: Call, tmp_path:
     assert outcome.code == 0, outcome.err
     warning = [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
     assert len(warning) == 1
-    assert "skipped 2 of 12 pictures" in warning[0]
+    assert "skipped 2 of 12 images" in warning[0]
     assert "003.png" in warning[0]
     assert "007.png" in warning[0]
 
@@ -183,11 +181,11 @@ def test_pictures_that_are_all_unreadable(refused: Call, tmp_path: Path) -> None
     for file in data.iterdir():
         file.write_bytes(b"no picture at all")
     out = tmp_path / "run"
-    refused(f"none of the pictures in {data} can be read", "train", "folder", "--data", data, *SMALL, "--out", out)
+    refused(f"none of the images in {data} can be read", "train", "folder", "--data", data, *SMALL, "--out", out)
     whole = Path(write_pictures(tmp_path / "cut", 3))
     for file in whole.iterdir():  # the head is there, the pixels are not
         file.write_bytes(file.read_bytes()[:60])
-    refused(f"none of the .*pictures in {whole} can be read", "train", "folder", "--data", whole, *SMALL, "--out", out)
+    refused(f"none of the .*images in {whole} can be read", "train", "folder", "--data", whole, *SMALL, "--out", out)
     assert not out.exists()
 
 
@@ -236,7 +234,7 @@ def test_resume_goes_alone(refused: Call, digits_run: Path, more: list[str]) -> 
 
 def test_resuming_what_is_no_run_or_has_no_checkpoint(refused: Call, broken: Path, tmp_path: Path) -> None:
     refused(f"{tmp_path} is no run folder", "train", "--resume", tmp_path, "--device", "cpu")
-    refused("holds no whole checkpoint: start the training again", "train", "--resume", broken, "--device", "cpu")
+    refused("contains no intact checkpoint: restart the training", "train", "--resume", broken, "--device", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +297,7 @@ def _redirect(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 @pytest.mark.parametrize("recipe", ["mnist", "fashion", "cifar10"])
 def test_no_network(refused: Call, no_network: Path, tmp_path: Path, recipe: str) -> None:
     out = tmp_path / "run"
-    sentence = r"cannot download http://127\.0\.0\.1:9/.*refused.*: give a folder .*with --data, or connect"
+    sentence = r"cannot download http://127\.0\.0\.1:9/.*refused.*: set data.path to a folder .*, or connect"
     refused(sentence, "train", recipe, "--out", out, "--device", "cpu", code=1)
     assert not out.exists()
     left = [path.name for path in no_network.rglob("*") if path.is_file()]
@@ -377,7 +375,7 @@ def no_recipe(run: Path) -> None:
         (newer, r"recipe\.json: the recipe is of a newer version than 1: update unfog"),
         (no_weights, r"model\.safetensors is missing"),
         (truncated_weights, r"model\.safetensors is damaged or truncated .*: restore it, or train again"),
-        (other_shapes, r"model\.safetensors does not fit the recipe.*network\.patch_out\.bias has the shape \(7,\)"),
+        (other_shapes, r"model\.safetensors does not match the recipe.*network\.patch_out\.bias has the shape \(7,\)"),
     ],
 )
 def test_a_broken_run_folder(
@@ -404,7 +402,7 @@ def test_a_broken_run_folder(
         (["sample", "--label", "three"], "unknown label 'three'"),
         (["sample", "--solver", "dimm"], "unknown solver 'dimm': did you mean 'ddim'"),
         (["sample", "--grid", "karas"], "unknown grid 'karas': did you mean 'karras'"),
-        (["sample", "--device", "gpu0"], "the device 'gpu0' does not exist here"),
+        (["sample", "--device", "gpu0"], "the device 'gpu0' is not available here"),
         (["film", "-n", "1000"], "a film shows 1 to 64 samples, not 1000"),
         (["film", "-n", "0"], "a film shows 1 to 64 samples, not 0"),
         (["film", "--label", "10"], "the label 10 is out of range: this model knows 0 to 9"),
@@ -469,7 +467,7 @@ def test_train_from_another_run(call: Call, digits_run: Path, tmp_path: Path) ->
         "train", "digits", *SMALL, "--set", "network.width=16", "--init-from", digits_run, "--out", tmp_path / "other"
     )
     assert refusing.code == 2
-    assert "does not fit" in refusing.err
+    assert "does not match" in refusing.err
 
 
 def test_sample_writes_the_librarys_pixels(call: Call, digits_run: Path, tmp_path: Path) -> None:

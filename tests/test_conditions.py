@@ -120,7 +120,7 @@ def test_any_text_fits(texts: list[str], length: int) -> None:
 
 def test_a_long_prompt_is_cut_aloud() -> None:
     text = TextConditioning(width=32, length=4)
-    with pytest.warns(UserWarning, match="a prompt of 5 words was cut to the 3 .* left out is 'dog asleep'"):
+    with pytest.warns(UserWarning, match="a prompt of 5 words was truncated .* limit of 3: omitted is 'dog asleep'"):
         condition = text.ask(KNOWN, "a big red dog asleep", 1)
     assert torch.equal(condition, tokenise(["a big red"], 4))  # type: ignore[arg-type]
     with warnings.catch_warnings():

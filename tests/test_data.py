@@ -312,13 +312,13 @@ def test_damaged_gz_is_named(tmp_path: Path, change: Callable[[bytes], bytes]) -
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (_shorten, "values where its head says"),
-        (lambda raw: raw + b"\0", "values where its head says"),
-        (lambda raw: b"\0\0\x0d" + raw[3:], "no idx file of unsigned bytes"),
-        (lambda raw: raw[:9], "no idx file of unsigned bytes"),
-        (lambda raw: b"", "no idx file of unsigned bytes"),
-        (lambda raw: b"\0\0\x08\xff", "no idx file of unsigned bytes"),
-        (lambda raw: raw[:4] + b"\xff" * 12 + raw[16:], "values where its head says"),
+        (_shorten, "values, but its header says"),
+        (lambda raw: raw + b"\0", "values, but its header says"),
+        (lambda raw: b"\0\0\x0d" + raw[3:], "not an idx file of unsigned bytes"),
+        (lambda raw: raw[:9], "not an idx file of unsigned bytes"),
+        (lambda raw: b"", "not an idx file of unsigned bytes"),
+        (lambda raw: b"\0\0\x08\xff", "not an idx file of unsigned bytes"),
+        (lambda raw: raw[:4] + b"\xff" * 12 + raw[16:], "values, but its header says"),
     ],
     ids=["truncated", "too long", "other type", "half a head", "empty", "many axes", "huge sizes"],
 )
@@ -347,9 +347,9 @@ def test_any_damage_of_an_idx_file_is_a_user_error(tmp_path: Path, place: int, b
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [
-        (np.zeros(5, np.uint8), "does not label the pictures beside it one by one"),
-        (np.zeros((6, 1), np.uint8), "does not label the pictures beside it one by one"),
-        (np.full(6, 10, np.uint8), "holds the label 10, where there are 10 classes"),
+        (np.zeros(5, np.uint8), "does not have one label for each image"),
+        (np.zeros((6, 1), np.uint8), "does not have one label for each image"),
+        (np.full(6, 10, np.uint8), "contains the label 10, but there are 10 classes"),
     ],
     ids=["fewer", "two axes", "out of range"],
 )
@@ -378,7 +378,7 @@ def test_the_folder_must_be_one(tmp_path: Path, read: Callable[[str], Data]) -> 
     with pytest.raises(UserError, match="does not exist"):
         read(str(tmp_path / "absent"))
     (tmp_path / "file").write_text("text")
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         read(str(tmp_path / "file"))
 
 
@@ -539,7 +539,7 @@ def test_fetch_brings_the_file_once(tmp_path: Path, published: tuple[str, list[s
 
 
 def test_fetch_refuses_another_file(tmp_path: Path, published: tuple[str, list[str]]) -> None:
-    with pytest.raises(EnvironmentFailure, match="not the file that was published"):
+    with pytest.raises(EnvironmentFailure, match="differs from the published file"):
         fetch(f"{published[0]}/file", tmp_path / "file.bin", "0" * 32)
     assert list(tmp_path.iterdir()) == []
 
@@ -555,7 +555,7 @@ def test_a_refused_connection_says_what_to_do(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as taken:  # bound but not listening: nobody else can answer there
         taken.bind(("127.0.0.1", 0))
-        with pytest.raises(EnvironmentFailure, match=r"cannot download .*file\.bin with --data"):
+        with pytest.raises(EnvironmentFailure, match=r"cannot download .*set data\.path to .*file\.bin"):
             fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/x", tmp_path / "file.bin", MD5)
     assert list(tmp_path.iterdir()) == []
 
@@ -736,10 +736,10 @@ def test_arrays(tmp_path: Path, array: NDArray[np.generic], channels: int, expec
         (np.array([[1.5]]), "between 0 and 1"),
         (np.array([[-0.1]]), "between 0 and 1"),
         (np.zeros((4, 4), np.int64), "int64"),
-        (np.zeros(4, np.uint8), "no picture"),
-        (np.zeros((2, 2, 2, 2), np.uint8), "no picture"),
-        (np.zeros((0, 4), np.uint8), "no picture"),
-        (np.zeros((4, 4, 2), np.uint8), "2 channels where the set has 3"),
+        (np.zeros(4, np.uint8), "not an image"),
+        (np.zeros((2, 2, 2, 2), np.uint8), "not an image"),
+        (np.zeros((0, 4), np.uint8), "not an image"),
+        (np.zeros((4, 4, 2), np.uint8), "2 channels, but the data set has 3"),
     ],
     ids=["pickle", "NaN", "above 1", "below 0", "integers", "one axis", "four axes", "empty", "two planes"],
 )
@@ -843,7 +843,7 @@ def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
 
 def test_an_empty_folder_says_what_it_looked_for(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(UserError, match=r"holds no picture \(.*\.png.*--data"):
+    with pytest.raises(UserError, match=r"contains no images \(.*\.png.*data\.path"):
         folder(str(tmp_path))
 
 
@@ -880,7 +880,7 @@ def test_metadata_with_texts(tmp_path: Path) -> None:
 def test_what_some_lines_lack_is_said(tmp_path: Path, key: str, value: object) -> None:
     """Else a model would be told less than its user thinks, without a word."""
     write_metadata(tmp_path, {"file_name": "a.png", key: value}, {"file_name": "b.png"}, {"file_name": "c.png"})
-    with pytest.raises(UserError, match=rf"'{key}' is missing for b.png \(2 in all\): give it in all lines"):
+    with pytest.raises(UserError, match=rf"'{key}' is missing for b.png \(2 in all\): set it in all lines"):
         list_pictures(str(tmp_path))
 
 
@@ -905,7 +905,7 @@ def test_a_damaged_line_is_numbered(tmp_path: Path, line: str) -> None:
 @pytest.mark.parametrize("name", ["../outside.png", "/outside.png", "x/../../outside.png", 5, None, "a\0.png"])
 def test_metadata_stays_in_the_folder(tmp_path: Path, name: object) -> None:
     write_metadata(tmp_path, {"file_name": name})
-    with pytest.raises(UserError, match=r"line 1: .* is no file below the folder"):
+    with pytest.raises(UserError, match=r"line 1: .* is not a file below the folder"):
         list_pictures(str(tmp_path))
 
 
@@ -934,8 +934,8 @@ def test_some_lines_of_metadata(tmp_path: Path, where: str) -> None:
 @pytest.mark.parametrize(
     ("where", "sentence"),
     [
-        ("kind", "data.where is key=value, for instance group=Objects, not 'kind'"),
-        ("kind=false", "in no line of .* kind=false holds: check data.where"),
+        ("kind", "data.where must be key=value, for instance group=Objects, not 'kind'"),
+        ("kind=false", "no line of .* matches kind=false: check data.where"),
     ],
 )
 def test_a_choice_of_lines_that_is_none(tmp_path: Path, where: str, sentence: str) -> None:
@@ -946,9 +946,9 @@ def test_a_choice_of_lines_that_is_none(tmp_path: Path, where: str, sentence: st
 
 def test_a_choice_of_lines_needs_lines(tmp_path: Path) -> None:
     make_folder(tmp_path, {"a.png": 1, "b.png": 2})
-    with pytest.raises(UserError, match=r"data\.where chooses lines of metadata\.jsonl, and .* has none"):
+    with pytest.raises(UserError, match=r"data\.where selects lines of metadata\.jsonl, but .* has none"):
         folder(str(tmp_path), where="kind=1")
-    with pytest.raises(UserError, match=r"data\.together splits by captions, and the folder has none"):
+    with pytest.raises(UserError, match=r"data\.together splits by captions, but the folder has none"):
         folder(str(tmp_path), together=":")
 
 
@@ -970,7 +970,7 @@ def test_what_belongs_together_is_held_out_together(tmp_path: Path) -> None:
 
 def test_all_together_leaves_nothing_to_hold_out(tmp_path: Path) -> None:
     grouped(tmp_path, "same: a", "same: b", "same: c")
-    with pytest.raises(UserError, match="all rows belong together, so that none can be held out"):
+    with pytest.raises(UserError, match="all rows belong to one group, so none can be held out"):
         folder(str(tmp_path), together=":")
 
 
@@ -979,14 +979,14 @@ def test_links_out_of_the_folder_are_refused_in_metadata(tmp_path: Path) -> None
     inside.mkdir()
     (inside / "link.png").symlink_to(save(flat("L", 0), tmp_path / "outside.png"))
     write_metadata(inside, {"file_name": "link.png"})
-    with pytest.raises(UserError, match="is no file below the folder"):
+    with pytest.raises(UserError, match="is not a file below the folder"):
         list_pictures(str(inside))
 
 
 def test_empty_metadata(tmp_path: Path) -> None:
     make_folder(tmp_path, {"a.png": 0})
     write_metadata(tmp_path, "", "  ")
-    with pytest.raises(UserError, match="names no picture"):
+    with pytest.raises(UserError, match="lists no images"):
         list_pictures(str(tmp_path))
 
 
@@ -1044,7 +1044,7 @@ def test_sizes(tmp_path: Path, size: int | list[int] | None, shape: tuple[int, .
 @pytest.mark.parametrize("size", [0, -8, 5000, [8], [8, 8, 8], [], [8, 0], [8, 4097]])
 def test_sizes_that_cannot_be(tmp_path: Path, size: int | list[int]) -> None:
     make_folder(tmp_path, {"a.png": 1, "b.png": 2})
-    with pytest.raises(UserError, match=r"data\.size is a side or \[height, width\] between 1 and 4096"):
+    with pytest.raises(UserError, match=r"data\.size must be a side or \[height, width\], from 1 to 4096"):
         folder(str(tmp_path), size=size)
 
 
@@ -1076,7 +1076,7 @@ def test_damaged_pictures_are_named_skipped_and_counted(tmp_path: Path) -> None:
     make_folder(tmp_path, {f"{name}/{value}.png": value for value, name in enumerate("aabb")})
     cut_off(tmp_path / "a" / "cut.png")
     (tmp_path / "b" / "text.png").write_text("no picture")
-    with pytest.warns(UserWarning, match=r"skipped 2 of 6 pictures .*a/cut\.png \(.+\); b/text\.png \(.+\)") as caught:
+    with pytest.warns(UserWarning, match=r"skipped 2 of 6 images .*a/cut\.png \(.+\); b/text\.png \(.+\)") as caught:
         data = folder(str(tmp_path), size=8)
     assert len(caught) == 1
     assert len(data.train) + len(data.heldout) == 4
@@ -1099,19 +1099,19 @@ def test_many_damaged_pictures_are_not_all_named(tmp_path: Path) -> None:
 def test_no_readable_picture(tmp_path: Path) -> None:
     for name in ("a.png", "b.jpg"):
         (tmp_path / name).write_text("no picture")
-    with pytest.raises(UserError, match=r"none of the .*pictures .* can be read"):
+    with pytest.raises(UserError, match=r"none of the .*images .* can be read"):
         folder(str(tmp_path))
 
 
 def test_none_fits_the_channels(tmp_path: Path) -> None:
     """The folder can be looked at, but no file can be read in the asked form."""
     make_folder(tmp_path, {"a.png": 0, "b.png": 0})
-    with pytest.raises(UserError, match=r"none of the 2 pictures .*3 channels where the set has 4"):
+    with pytest.raises(UserError, match=r"none of the 2 images .*3 channels, but the data set has 4"):
         folder(str(tmp_path), channels=4)
 
 
 def test_one_picture_is_no_set(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds one picture: a set needs 2 or more"):
+    with pytest.raises(UserError, match="contains one image: a data set needs 2 or more"):
         folder(str(make_folder(tmp_path, {"a.png": 0})))
 
 

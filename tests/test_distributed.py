@@ -154,14 +154,14 @@ def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     message, seconds, code = lose(tmp_path, signal.SIGKILL, 0, 600)
     assert code != 0
     assert seconds < 10
-    assert "unfog: process 0 of 2 lost another one" in message
+    assert "unfog: process 0 of 2 lost another process" in message
 
 
 def test_a_hung_process_ends_the_others(tmp_path: Path) -> None:
     message, seconds, code = lose(tmp_path, signal.SIGSTOP, 0, 5)
     assert code != 0
     assert seconds < 5 + 30 + 30  # the limit, what torchrun grants a stopped process, and a busy machine
-    assert "unfog: process 0 of 2 lost another one, or waited too long for it" in message
+    assert "unfog: process 0 of 2 lost another process, or waited too long for it" in message
 
 
 def test_a_lost_process_is_started_again(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_rows_are_shared_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "size", lambda: 3)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     assert distributed.share(6, "a batch") == slice(2, 4)
-    with pytest.raises(UserError, match="a batch of 7 cannot be shared out evenly to 3 processes"):
+    with pytest.raises(UserError, match="a batch of 7 cannot be divided evenly among 3 processes"):
         distributed.share(7, "a batch")
 
 

@@ -121,13 +121,13 @@ def test_json_is_parsed_down_to_a_depth(value: Any, around: int, named: bool) ->
     if depth(value) <= DEEPEST:
         assert parse_json(json.dumps(value)) == value
     else:
-        with pytest.raises(ValueError, match="nested more than 32 deep"):
+        with pytest.raises(ValueError, match="nested more than 32 levels deep"):
             parse_json(json.dumps(value))
 
 
 @pytest.mark.parametrize("text", ["[" * 10**6, '{"a":' * 10**6, "[" * 10**5 + "]" * 10**5])
 def test_json_of_any_depth_is_a_value_error(text: str) -> None:
-    with pytest.raises(ValueError, match="nested more than 32 deep"):
+    with pytest.raises(ValueError, match="nested more than 32 levels deep"):
         parse_json(text)
 
 
@@ -354,9 +354,9 @@ def test_weights_that_claim_what_is_not_there(broken: Path, raw: bytes) -> None:
     [
         (lambda tensor: tensor.fill_(float("nan")), "is not finite"),
         (lambda tensor: tensor.double().fill_(1e300), "is not finite"),
-        (lambda tensor: tensor.to(torch.int32), "is of torch.int32"),
-        (lambda tensor: tensor.to(torch.complex64), "is of torch.complex64"),
-        (lambda tensor: tensor.to(torch.float8_e4m3fn), "is of torch.float8"),
+        (lambda tensor: tensor.to(torch.int32), "is torch.int32"),
+        (lambda tensor: tensor.to(torch.complex64), "is torch.complex64"),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "is torch.float8"),
     ],
 )
 def test_weights_of_no_use(broken: Path, change: Callable[[torch.Tensor], torch.Tensor], sentence: str) -> None:
@@ -391,9 +391,9 @@ def unfinished(shop: Shop, tmp_path: Path) -> Path:
         ({"skipped": -1}, "is damaged"),
         ({"skipped": None}, "is damaged"),
         ({"precision": "float8"}, "is damaged"),
-        ({"step": -1}, "no whole checkpoint"),
-        ({"step": 10**30}, "no whole checkpoint"),
-        ({"step": True}, "no whole checkpoint"),
+        ({"step": -1}, "no intact checkpoint"),
+        ({"step": 10**30}, "no intact checkpoint"),
+        ({"step": True}, "no intact checkpoint"),
     ],
 )
 def test_a_state_that_cannot_be(unfinished: Path, change: dict[str, object], sentence: str) -> None:
@@ -425,11 +425,11 @@ WEIGHT = "optimizer/network.patch_in.weight"
     [
         (lambda tensors: tensors.pop(f"{WEIGHT}:exp_avg"), r"network\.patch_in\.weight:exp_avg is missing"),
         (lambda tensors: tensors.pop("weights/network.patch_in.weight"), "only in one of them"),
-        (lambda tensors: tensors.update({f"{WEIGHT}:exp_avg": torch.zeros(3)}), "keeps no .*exp_avg of this shape"),
-        (lambda tensors: tensors.update({f"{WEIGHT}:stranger": torch.zeros(3)}), "keeps no .*:stranger"),
-        (lambda tensors: tensors.update({f"{WEIGHT}:step": torch.zeros((), dtype=torch.int64)}), "keeps no .*:step"),
-        (lambda tensors: tensors.update({"optimizer/stranger:step": torch.zeros(())}), "keeps no stranger:step"),
-        (lambda tensors: tensors.update({"optimizer/stranger": torch.zeros(())}), "keeps no stranger"),
+        (lambda tensors: tensors.update({f"{WEIGHT}:exp_avg": torch.zeros(3)}), "has no .*exp_avg of this shape"),
+        (lambda tensors: tensors.update({f"{WEIGHT}:stranger": torch.zeros(3)}), "has no .*:stranger"),
+        (lambda tensors: tensors.update({f"{WEIGHT}:step": torch.zeros((), dtype=torch.int64)}), "has no .*:step"),
+        (lambda tensors: tensors.update({"optimizer/stranger:step": torch.zeros(())}), "has no stranger:step"),
+        (lambda tensors: tensors.update({"optimizer/stranger": torch.zeros(())}), "has no stranger"),
         (lambda tensors: tensors.update({"times/losses": torch.zeros(2, 3)}), "times/losses has another shape"),
     ],
 )
@@ -580,7 +580,7 @@ def array_file(shape: str, kind: str = "|u1", size: int = 64) -> bytes:
         (array_file("(1000000, 1000000)"), "."),
         (array_file("(1000000000000,)"), "."),
         (array_file("(8, 8)", "|O"), "Python objects"),
-        (array_file("(1, 1, 1000)", size=1000), "1000 channels where the set has 1"),
+        (array_file("(1, 1, 1000)", size=1000), "1000 channels, but the data set has 1"),
         (array_file("(10000, 10000)", size=0), "too large"),
     ],
     ids=["square", "row", "objects", "channels", "pixels"],
@@ -605,9 +605,9 @@ def test_an_array_that_claims_too_much(tmp_path: Path, raw: bytes, reason: str) 
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [
-        (b"\0\0\x08\3" + struct.pack(">III", 2**30, 8, 8), "holds 0 values where its head says"),
-        (b"\0\0\x08\3" + struct.pack(">III", 2, 2, 2) + bytes(1 << 24), "holds more values where its head says"),
-        (b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"x", "no idx file"),
+        (b"\0\0\x08\3" + struct.pack(">III", 2**30, 8, 8), "contains 0 values, but its header says"),
+        (b"\0\0\x08\3" + struct.pack(">III", 2, 2, 2) + bytes(1 << 24), "contains more values, but its header says"),
+        (b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"x", "not an idx file"),
     ],
     ids=["claims", "bomb", "axes"],
 )
@@ -634,7 +634,7 @@ def _gzip(raw: bytes) -> bytes:
 def test_an_idx_file_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classic, "LARGEST", 1000)
     (tmp_path / "x").write_bytes(b"\0\0\x08\1" + struct.pack(">I", 1001) + bytes(1001))
-    with pytest.raises(UserError, match="holds more than 1,000 values: give a smaller set"):
+    with pytest.raises(UserError, match="contains more than 1,000 values: use a smaller data set"):
         read_idx(tmp_path / "x")
     (tmp_path / "x").write_bytes(b"\0\0\x08\1" + struct.pack(">I", 1000) + bytes(1000))
     assert read_idx(tmp_path / "x").shape == (1000,)
@@ -702,7 +702,7 @@ def test_a_file_of_cifar_has_a_largest_size(tmp_path: Path) -> None:
 
 def test_a_line_of_metadata_has_a_largest_length(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "' + "a" * (1 << 20) + '"}')
-    with pytest.raises(UserError, match="line of more than 1,048,576 signs"):
+    with pytest.raises(UserError, match="line of more than 1,048,576 characters"):
         list_pictures(str(tmp_path))
     huge(tmp_path / "metadata.jsonl")
     with pytest.raises(UserError, match="line of more than"):
@@ -716,7 +716,7 @@ def test_labels_over_all_files_are_bounded(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     assert len(list_pictures(str(tmp_path)).classes) == 81
     monkeypatch.setattr(folder, "MARKS", 9 * 81 - 1)
-    with pytest.raises(UserError, match="81 labels of 9 files are too many"):
+    with pytest.raises(UserError, match="81 labels for 9 files are too many"):
         list_pictures(str(tmp_path))
 
 

@@ -95,7 +95,7 @@ def test_every_planted_fault_is_found_and_nothing_else(faulty: Path) -> None:
     assert not report.healthy
     assert (report.refusal, report.shape) == (None, (3, 32, 32))
     assert report.classes == {"dogs": 19, "cats": 15, "birds": 1}
-    assert report.found["duplicate"]["dogs/twin.bmp"] == "as cats/3.png"
+    assert report.found["duplicate"]["dogs/twin.bmp"] == "same as cats/3.png"
     assert report.found["small"]["dogs/tiny.png"] == "20×16"
     assert report.found["rotated"]["dogs/turned.png"] == "orientation 6"
     assert report.found["odd"]["dogs/banner.png"] == "100×40"
@@ -113,7 +113,7 @@ def test_the_report_and_the_json_name_them(faulty: Path, tmp_path: Path, capsys:
     for kind, names in PLANTED.items():
         line = next(line for line in shown.out.splitlines() if line.startswith(f"- {kind} ({len(names)}): "))
         assert all(name in line for name in names)
-    assert "pictures: 35, 33 of them readable" in shown.out
+    assert "images: 35, 33 of them readable" in shown.out
     assert "PNG 31, BMP 1, NPY 1" in shown.out
     assert "width 17 to 100 (median 32)" in shown.out
     assert "classes: 3 (dogs 19, cats 15, birds 1)" in shown.out
@@ -143,7 +143,7 @@ def test_a_healthy_folder_is_called_healthy(tmp_path: Path, capsys: pytest.Captu
     root = healthy(tmp_path / "my pictures")
     assert main(["inspect", str(root)]) == 0
     shown = capsys.readouterr()
-    assert "healthy: no fault was found" in shown.out
+    assert "healthy: no faults found" in shown.out
     assert "\n- " not in shown.out
     assert len(shown.out.splitlines()) <= 7
     assert f"unfog train folder --data '{root}' --size 32" in shown.out
@@ -168,7 +168,7 @@ def test_the_same_pixels_in_any_file(tmp_path: Path) -> None:
     save(grey.reshape(32, 16), tmp_path / "e.png")
     save(np.where(np.arange(512).reshape(16, 32) == 300, grey ^ 1, grey), tmp_path / "f.png")
     report = inspect(tmp_path)
-    assert report.found["duplicate"] == dict.fromkeys(["b.bmp", "c.png", "d.npy"], "as a.png")
+    assert report.found["duplicate"] == dict.fromkeys(["b.bmp", "c.png", "d.npy"], "same as a.png")
     assert not report.found["constant"]
 
 
@@ -235,7 +235,7 @@ def test_metadata_that_training_refuses_is_diagnosed(tmp_path: Path, capsys: pyt
     shown = capsys.readouterr().out
     assert "training refuses this folder" in shown
     assert "line 11: not a JSON object" in shown
-    assert "captions: 6, 67% of which stand at other pictures too" in shown
+    assert "captions: 6, 67% of them at more than one image" in shown
     assert "healthy" not in shown
 
 
@@ -274,10 +274,10 @@ def test_what_is_no_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFix
     empty = tmp_path / "empty"
     empty.mkdir()
     for arguments, sentence in (
-        ([str(tmp_path / "nowhere")], "nowhere is no folder: give"),
-        ([str(root / "cats" / "0.png")], "0.png is no folder: give"),
-        (["x" * 5000], "is no folder: give"),
-        ([str(empty)], "empty holds no picture"),
+        ([str(tmp_path / "nowhere")], "nowhere is not a folder: pass"),
+        ([str(root / "cats" / "0.png")], "0.png is not a folder: pass"),
+        (["x" * 5000], "is not a folder: pass"),
+        ([str(empty)], "empty contains no images"),
         ([str(root), "--json", str(empty)], "empty is a folder: give --json the name of a file"),
         ([str(root), "--sheet", str(empty)], "empty is a folder: give --sheet the name of a file"),
         ([str(root), "--sheet", str(root / "cats" / "sheet.png")], "would be one of the pictures"),
@@ -297,7 +297,7 @@ def test_nothing_readable_is_a_diagnosis(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["inspect", str(root), "--sheet", str(sheet), "--json", str(tmp_path / "x.json")]) == 0
     shown = capsys.readouterr()
     assert "- unreadable (2)" in shown.out
-    assert "training refuses this folder: none of the pictures" in shown.out
+    assert "training refuses this folder: none of the images" in shown.out
     assert not sheet.exists()
     assert json.loads((tmp_path / "x.json").read_text())["suggestion"] is None
 
@@ -387,13 +387,16 @@ def test_quick_speaks_of_one_in_a_hundred(count: int, said: bool) -> None:
     x[100 : 100 + count] = torch.arange(count, dtype=torch.uint8)[:, None, None, None]
     whole = quick(as_data(x))
     assert [sentence.split(": ")[0] for sentence in whole] == (
-        ["10 of 1000 rows to train on are of one colour all over"] if said else []
+        ["10 of 1000 training rows are a single colour"] if said else []
     )
     x = pictures(1000)
     x[-count:] = x[:count]
-    assert any("same as another" in sentence for sentence in quick(as_data(x))) is said
+    assert any("duplicates of another" in sentence for sentence in quick(as_data(x))) is said
     texts = (" ",) * count + ("a text",) * (1000 - count)
-    assert any("without a word" in sentence for sentence in quick(as_data(pictures(1000), None, (), texts))) is said
+    assert (
+        any("captioned without words" in sentence for sentence in quick(as_data(pictures(1000), None, (), texts)))
+        is said
+    )
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -430,10 +433,10 @@ def test_quick_decodes_no_more_than_it_says_and_spreads_it() -> None:
     assert (slow.taken[0], slow.taken[-1]) == (0, 4999)
     kept = split(InMemory(pictures(1000)), 0.1)
     kept.train.source.x[:] = 5  # type: ignore[attr-defined]
-    assert "of 900 rows" in quick(kept)[0]
+    assert "of 900 training rows" in quick(kept)[0]
 
 
-@pytest.mark.filterwarnings("default:.*rows to train on")  # so that it comes as a line, as it does outside of tests
+@pytest.mark.filterwarnings("default:.*training rows")  # so that it comes as a line, as it does outside of tests
 def test_training_warns_of_what_it_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "data"
     for index in range(12):
@@ -442,5 +445,5 @@ def test_training_warns_of_what_it_sees(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["train", "folder", "--data", str(root), *SMALL, "--out", str(tmp_path / "run")]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(said) == 2
-    assert "of 22 rows to train on are of one colour all over: if they are files, `unfog inspect` names them" in said[0]
-    assert "of 22 rows to train on are the same as another" in said[1]
+    assert "of 22 training rows are a single colour: if they are files, `unfog inspect` lists them" in said[0]
+    assert "of 22 training rows are duplicates of another" in said[1]

@@ -436,16 +436,16 @@ def test_a_text_model_goes_there_and_back(pictured: tuple[Any, Path], tmp_path: 
         (["network=compact", "network.width=8"], "diffusers has no network like Compact"),
         (
             ["schedule=cosine-continuous", "times=uniform", "inputs.network_time=thousand", "target=v"],
-            "diffusers knows tables",
+            "diffusers supports tables",
         ),
-        (["inputs.input_scale=unit"], "only inputs.input_scale=none is exported"),
-        (["solver=euler"], "pipelines of pixels do not work with EulerDiscreteScheduler"),
-        (["solver=unipc"], "pipelines of pixels do not work with UniPCMultistepScheduler"),
+        (["inputs.input_scale=unit"], "only models with inputs.input_scale=none can be exported"),
+        (["solver=euler"], "pixel pipelines do not work with EulerDiscreteScheduler"),
+        (["solver=unipc"], "pixel pipelines do not work with UniPCMultistepScheduler"),
         (["solver=dpmpp-3m"], "diffusers has no solver like 'dpmpp-3m'"),
         (["grid=polynomial", "solver=ddim"], "diffusers has no grid 'polynomial'"),
-        (["variance=learned", "solver=ancestral"], "take no learned variance"),
-        (["network.widths=[8, 12]", "network.head=4", "solver=ddim"], "norms of 8 groups to divide all channels"),
-        (["conditioning=labels", "solver=ddim"], "conditioning=labels can not be exported"),
+        (["variance=learned", "solver=ancestral"], "do not support learned variances"),
+        (["network.widths=[8, 12]", "network.head=4", "solver=ddim"], "group norms whose 8 groups divide all widths"),
+        (["conditioning=labels", "solver=ddim"], "conditioning=labels cannot be exported"),
     ],
 )
 def test_what_diffusers_does_not_have(
@@ -475,9 +475,9 @@ def test_flows_and_classes_are_exported(tiny: MakeRecipe, tmp_path: Path, capsys
 def test_nothing_is_overwritten(digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
     assert main(["export", str(digits_run), str(tmp_path)]) == 2
-    assert "is there already: choose a new folder" in capsys.readouterr().err
+    assert "already exists: choose a new folder" in capsys.readouterr().err
     assert main(["import", str(tmp_path), str(digits_run)]) == 2
-    assert "holds a run: choose another folder" in capsys.readouterr().err
+    assert "already contains a run: choose another folder" in capsys.readouterr().err
 
 
 # ONNX
@@ -514,7 +514,7 @@ def test_onnx_takes_classes_or_nothing(tiny: MakeRecipe, tmp_path: Path, capsys:
     small = ("conditioning=labels", "training.images=32")
     train(tiny(*small), tmp_path / "run", device="cpu", console=Console(quiet=True))
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--to", "onnx"]) == 2
-    assert "only models that are told a class or nothing go to ONNX" in capsys.readouterr().err
+    assert "only unconditional and class-conditional models can be exported to ONNX" in capsys.readouterr().err
 
 
 # What is refused
@@ -534,11 +534,11 @@ def change(file: Path, **entries: Any) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "no folder": (lambda f: shutil.rmtree(f), "is no folder: give one that diffusers wrote"),
+    "no folder": (lambda f: shutil.rmtree(f), "is not a folder: pass a diffusers folder"),
     "empty": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json and no config.json"),
-    "index": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is no JSON"),
-    "list": (lambda f: (f / "model_index.json").write_text("[]"), "is no JSON object"),
-    "no unet": (lambda f: change(f / "model_index.json", unet="away"), "names no unet"),
+    "index": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not JSON"),
+    "list": (lambda f: (f / "model_index.json").write_text("[]"), "is not a JSON object"),
+    "no unet": (lambda f: change(f / "model_index.json", unet="away"), "has no unet"),
     "part": (lambda f: change(f / "model_index.json", transformer=["diffusers", "X"]), "the part transformer (X)"),
     "encoder": (
         lambda f: change(f / "model_index.json", text_encoder=["transformers", "Bert"]),
@@ -546,7 +546,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "class": (
         lambda f: change(f / "unet" / "config.json", _class_name="UNet3D"),
-        "the class 'UNet3D' is not supported: there are UNet2DModel",
+        "the class 'UNet3D' is not supported, only UNet2DModel",
     ),
     "option": (
         lambda f: change(f / "unet" / "config.json", addition_embed_type="text"),
@@ -568,20 +568,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda f: change(f / "unet" / "config.json", layers_per_block=[1, 2, 1]),
         "must be the same for all levels",
     ),
-    "widths": (lambda f: change(f / "unet" / "config.json", block_out_channels="away"), "names no block_out_channels"),
+    "widths": (lambda f: change(f / "unet" / "config.json", block_out_channels="away"), "has no block_out_channels"),
     "shapes": (
         lambda f: change(f / "unet" / "config.json", block_out_channels=[32, 64, 32]),
-        "weights and config do not fit",
+        "weights and config do not match",
     ),
-    "deeper": (lambda f: change(f / "unet" / "config.json", layers_per_block=3), "weights and config do not fit"),
-    "shallower": (lambda f: change(f / "unet" / "config.json", layers_per_block=1), "has besides what its config says"),
-    "size": (lambda f: change(f / "unet" / "config.json", sample_size=None), "sample_size must be a side"),
+    "deeper": (lambda f: change(f / "unet" / "config.json", layers_per_block=3), "weights and config do not match"),
+    "shallower": (lambda f: change(f / "unet" / "config.json", layers_per_block=1), "has the unexpected weight"),
+    "size": (lambda f: change(f / "unet" / "config.json", sample_size=None), "sample_size must be one or two sides"),
     "context": (
         lambda f: change(f / "unet" / "config.json", cross_attention_dim=5),
-        "gives tokens of 32 entries, and the U-Net takes 5",
+        "produces tokens of length 32, but the U-Net expects 5",
     ),
     "no config": (lambda f: (f / "unet" / "config.json").unlink(), "config.json is missing"),
-    "no weights": (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "holds no weights"),
+    "no weights": (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "contains no weights"),
     "truncated": (
         lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 50),
         "damaged or truncated",
@@ -664,12 +664,12 @@ def test_a_pickle_is_read_only_where_it_is_named(
     torch.save(tensors, pickled)
     assert main(["import", str(broken), str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert "is a pickle, which can run any program when it is read" in said
-    assert f"convert it to safetensors, or name it with --trust {pickled}" in said
+    assert "is a pickle, which can run arbitrary code when loaded" in said
+    assert f"convert it to safetensors, or set trust to {pickled}" in said
     assert main(["import", str(broken), str(tmp_path / "run"), "--trust", str(pickled)]) == 0
     torch.save({"x": Path()}, pickled)
     assert main(["import", str(broken), str(tmp_path / "other"), "--trust", str(pickled)]) == 2
-    assert "is no pickle of weights alone" in capsys.readouterr().err
+    assert "is not a pickle of weights only" in capsys.readouterr().err
 
 
 def test_weights_in_several_files_and_in_half_precision(broken: Path, tmp_path: Path) -> None:
@@ -718,7 +718,7 @@ def test_without_transformers_one_sentence(
     assert main(["sample", str(tmp_path / "run"), "-n", "1", "--prompt", "a", "--device", "cpu"]) == 2
     assert "conditioning=pretrained needs transformers: pip install 'unfog[text]'" in capsys.readouterr().err
     assert main(["import", "some/model", str(tmp_path / "other")]) == 2
-    assert "to fetch it from the hub takes huggingface_hub: pip install 'unfog[text]'" in capsys.readouterr().err
+    assert "downloading from the hub needs huggingface_hub: pip install 'unfog[text]'" in capsys.readouterr().err
 
 
 def test_without_a_network_the_hub_is_an_environment_that_fails(
@@ -731,7 +731,7 @@ def test_without_a_network_the_hub_is_an_environment_that_fails(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     assert main(["import", "some/model", str(tmp_path / "run")]) == 1
-    assert "some/model cannot be fetched from the hub: no route to host" in capsys.readouterr().err
+    assert "some/model cannot be downloaded from the hub: no route to host" in capsys.readouterr().err
 
 
 # Training with a pretrained encoder

@@ -92,7 +92,7 @@ def test_a_tracker_that_fails_costs_no_training(
     tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(LOGGERS, "wandb", Broken)
-    with pytest.warns(UserWarning, match=r"Broken failed \(no network\) and is told nothing more"):
+    with pytest.warns(UserWarning, match=r"Broken failed \(no network\) and was disabled"):
         fit(tiny(), tmp_path / "run", device="cpu", console=QUIET, log=("wandb",))
     assert (tmp_path / "run" / "model.safetensors").exists()
 
@@ -107,7 +107,7 @@ def test_a_missing_tracker_is_a_sentence(
     tiny: MakeRecipe, tmp_path: Path, name: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf"--log {name} needs the extra '{name}': pip install 'unfog\[{name}\]'"):
+    with pytest.raises(UserError, match=rf"the logger {name} needs the extra '{name}': pip install 'unfog\[{name}\]'"):
         fit(tiny(), tmp_path / "run", device="cpu", console=QUIET, log=(name,))
 
 

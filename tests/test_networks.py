@@ -132,7 +132,7 @@ def test_dit_heads_must_divide() -> None:
 
 
 def test_unet_levels_must_match() -> None:
-    with pytest.raises(ValueError, match="attention names 1 levels"):
+    with pytest.raises(ValueError, match="attention has 1 levels"):
         UNet(1, widths=(16, 32), attention=(True,))
 
 
@@ -263,9 +263,9 @@ def test_a_joint_block_is_one_attention_over_both() -> None:
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda: ConditionalUNet(3), "it reads tokens"),
-        (lambda: JointDiT(3), "it reads tokens"),
-        (lambda: ConditionalUNet(3, context=4, heads=(2, 2)), "attention names 3 levels and heads 2"),
+        (lambda: ConditionalUNet(3), "it needs tokens"),
+        (lambda: JointDiT(3), "it needs tokens"),
+        (lambda: ConditionalUNet(3, context=4, heads=(2, 2)), "attention has 3 levels and heads has 2"),
         (lambda: ConditionalUNet(3, context=4, heads=(2, 3, 4)), "3 heads do not divide 128 channels"),
         (lambda: JointDiT(3, context=4, width=64, head=48), "head 48 does not divide width 64"),
     ],
@@ -276,5 +276,5 @@ def test_readers_that_cannot_be(build: Callable[[], nn.Module], sentence: str) -
 
 
 def test_a_joint_network_without_tokens() -> None:
-    with pytest.raises(ValueError, match="give it a condition that has some"):
+    with pytest.raises(ValueError, match="pass cond with tokens"):
         READERS["joint"](2)(torch.randn(1, 3, 8, 8), torch.zeros(1))

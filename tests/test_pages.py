@@ -276,7 +276,7 @@ def test_a_report_has_every_part_and_needs_nothing(run: str, request: pytest.Fix
         "Recipe",
     ):
         assert head in found.text, head
-    assert "Memory at the peak" in found.text
+    assert "Peak memory" in found.text
     assert where.stat().st_size < 5e6
     markdown = (tmp_path / "report.md").read_text()
     for picture in re.findall(r"\]\(([^)]+)\)", markdown):

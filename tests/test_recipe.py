@@ -777,5 +777,5 @@ def test_the_folder_recipe_needs_a_folder(tmp_path: Path) -> None:
         recipe("folder")
     with pytest.raises(UserError, match="does not exist"):
         recipe("folder", str(tmp_path / "absent"))
-    with pytest.raises(UserError, match="holds no picture"):
+    with pytest.raises(UserError, match="contains no images"):
         recipe("folder", str(tmp_path))

@@ -172,7 +172,7 @@ def test_the_row_behind_a_spike_is_found(
     assert victim not in {row.row for row in replay(tmp_path, spike + 2, "cpu").rows}
 
 
-@pytest.mark.filterwarnings("ignore:.*of one colour")  # that is how the rows are told apart here
+@pytest.mark.filterwarnings("ignore:.*a single colour")  # that is how the rows are told apart here
 def test_rows_of_a_folder_are_named(tmp_path: Path, train_into: Callable[[Recipe, str], Path]) -> None:
     for index in range(24):
         where = tmp_path / f"{index % 2}" / f"{index:03}.png"
@@ -266,5 +266,5 @@ def test_what_cannot_be_replayed(run: str, step: int, sentence: str, request: py
 
 def test_a_run_without_weights_says_so(tiny: MakeRecipe, tmp_path: Path) -> None:
     trainer_of(tiny(), tmp_path)
-    with pytest.raises(UserError, match=r"model\.safetensors is missing: the run holds no weights"):
+    with pytest.raises(UserError, match=r"model\.safetensors is missing: the run has no weights"):
         replay(tmp_path, 3, "cpu")

@@ -423,9 +423,9 @@ def _change(run: Path, **changes: object) -> None:
         (no_weights, r"model\.safetensors is missing"),
         (truncated_weights, r"model\.safetensors is damaged or truncated"),
         (empty_weights, r"model\.safetensors is damaged or truncated"),
-        (other_shapes, r"model\.safetensors does not fit the recipe.*the weight .* has the shape"),
-        (other_names, r"model\.safetensors does not fit the recipe.*the weight .* is only in one of them"),
-        (fewer_classes, r"model\.safetensors does not fit the recipe.*embedder\.table\.weight"),
+        (other_shapes, r"model\.safetensors does not match the recipe.*the weight .* has the shape"),
+        (other_names, r"model\.safetensors does not match the recipe.*the weight .* is only in one of them"),
+        (fewer_classes, r"model\.safetensors does not match the recipe.*embedder\.table\.weight"),
     ],
 )
 def test_a_broken_run_folder_is_refused_in_one_sentence(

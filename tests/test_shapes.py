@@ -95,9 +95,9 @@ def test_captions_return(scene: Scene) -> None:
         ("a small red circel", "did you mean 'circle'?"),
         ("a small red circle abov a large red circle", "did you mean 'above'?"),
         ("a small red circle left off a large red circle", "'off': did you mean 'of'?"),
-        ("a small red", "ends where a shape should stand: circle | square | triangle | cross"),
-        ("", "ends where a first word of a thing should stand"),
-        ("a small red circle left", "ends where a word of a relation should stand"),
+        ("a small red", "ends where a shape is expected: circle | square | triangle | cross"),
+        ("", "ends where a first word of a thing is expected"),
+        ("a small red circle left", "ends where a word of a relation is expected"),
         (" above ".join(["a small red circle"] * 4), "a scene has 1 to 3 things, not 4"),
     ],
 )
@@ -113,7 +113,7 @@ def test_values_check_themselves() -> None:
         Thing("small", "pruple", "circle")
     with pytest.raises(UserError, match="unknown relation 'beside'"):
         Scene(two.things, ("beside",))
-    with pytest.raises(UserError, match="2 things have 1 relations"):
+    with pytest.raises(UserError, match="2 things need 1 relations"):
         Scene(two.things)
 
 
@@ -195,9 +195,9 @@ def test_places_and_sizes_vary() -> None:
 
 @pytest.mark.parametrize("side", [24, 31, 36, 0, -32])
 def test_a_side_that_cannot_be_drawn(side: int) -> None:
-    with pytest.raises(UserError, match=f"multiple of 8 from 32 up, not {side}"):
+    with pytest.raises(UserError, match=f"multiple of 8, 32 or more, not {side}"):
         draw(two, side, stream(0, "test"))
-    with pytest.raises(UserError, match=f"multiple of 8 from 32 up, not {side}"):
+    with pytest.raises(UserError, match=f"multiple of 8, 32 or more, not {side}"):
         shapes(side=side)
 
 
@@ -293,7 +293,7 @@ def test_shapes_for_a_recipe() -> None:
     ("options", "says"),
     [
         ({"count": 0}, "data.count must be 1 or more, not 0"),
-        ({"objects": 4}, "data.objects is 1 to 3, not 4"),
+        ({"objects": 4}, "data.objects must be from 1 to 3, not 4"),
         ({"heldout": "newer"}, "did you mean 'new'"),
     ],
 )

@@ -577,9 +577,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 def test_no_whole_checkpoint_is_the_users_to_know(two_checkpoints: Path, tmp_path: Path) -> None:
     for path in two_checkpoints.iterdir():
         truncate(path)
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(UserError, match="no intact checkpoint"):
         checkpoint.latest(two_checkpoints)
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no intact checkpoint"):
         checkpoint.latest(tmp_path / "nowhere")
 
 
@@ -696,7 +696,7 @@ def test_metrics_average_twenty_steps_and_count_the_skipped(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["nonsense", "cuda:99", "mps:7", "meta", ""])
 def test_an_unknown_device_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"does not exist here.*use cpu"):
+    with pytest.raises(UserError, match=r"is not available here.*use cpu"):
         choose_device(name)
 
 
@@ -806,7 +806,7 @@ def test_a_resumed_folder_must_be_a_run_with_a_checkpoint_and_its_data(
         resume(tmp_path, device="cpu")
     text = (digits_run / "recipe.json").read_text()
     (tmp_path / "recipe.json").write_text(text)
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no intact checkpoint"):
         resume(tmp_path, device="cpu")
     (tmp_path / "recipe.json").write_text(text.replace('"9"', '"nine"'))
     with pytest.raises(UserError, match=r"data .* changed"):
@@ -850,7 +850,7 @@ def test_init_from_goes_between_conditional_and_unconditional(
 @pytest.mark.parametrize("setting", ["network.width=16", "network=minimal", "network.middle=1"])
 def test_init_from_refuses_another_network(digits_run: Path, tiny: MakeRecipe, tmp_path: Path, setting: str) -> None:
     out = tmp_path / "run"
-    with pytest.raises(UserError, match=r"model\.safetensors does not fit .*the weight "):
+    with pytest.raises(UserError, match=r"model\.safetensors does not match .*the weight "):
         train(tiny(setting), out, init_from=digits_run, device="cpu", console=QUIET)
     assert not out.exists()
 

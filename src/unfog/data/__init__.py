@@ -1,1 +1,1 @@
-"""The data: where x0 comes from, as tensors with labels, and how pictures are read and written."""
+"""Data sets as tensors with labels, and reading and writing images."""

@@ -1,4 +1,4 @@
-"""The classic sets in their original files: digits, MNIST, Fashion-MNIST and CIFAR-10."""
+"""The classic data sets in their original formats: digits, MNIST, Fashion-MNIST and CIFAR-10."""
 
 import gzip
 import math
@@ -39,18 +39,18 @@ _MD5 = {
     ),
 }
 LARGEST = 1 << 30
-"""Bytes of a classic set's file, unpacked, at most."""
+"""Largest uncompressed size of a file, in bytes."""
 _CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _NUMERALS = tuple("0123456789")
 
 
 def digits() -> Data:
-    """Return scikit-learn's 1,797 handwritten digits, 1×8×8, a fifth of them held out: no download.
+    """Return scikit-learn's 1,797 handwritten digits, 1×8×8, a fifth of them held out; no download needed.
 
     Source: Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits (UCI).
     """
-    from sklearn.datasets import load_digits  # here, since scikit-learn takes a second to import
+    from sklearn.datasets import load_digits  # imported here, since scikit-learn takes a second to import
 
     pixels, labels = load_digits(return_X_y=True)
     x = np.round(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
@@ -61,34 +61,34 @@ def mnist(path: str | None = None) -> Data:
     """Read MNIST, 1×28×28: 60,000 digits, and 10,000 held out.
 
     Args:
-        path: Folder with the four idx files, packed (.gz) or not; downloaded into the cache if None.
+        path: Folder with the four idx files, compressed (.gz) or not; downloaded to the cache if None.
 
-    Returns: The set with its official split.
+    Returns: The data set with its official split.
     Source: LeCun, Cortes & Burges, The MNIST database.
     """
     return _idx_set(_MNIST, "mnist", path, _NUMERALS)
 
 
 def fashion(path: str | None = None) -> Data:
-    """Read Fashion-MNIST, 1×28×28: 60,000 pictures of clothes, and 10,000 held out.
+    """Read Fashion-MNIST, 1×28×28: 60,000 images of clothes, and 10,000 held out.
 
     Args:
-        path: Folder with the four idx files, packed (.gz) or not; downloaded into the cache if None.
+        path: Folder with the four idx files, compressed (.gz) or not; downloaded to the cache if None.
 
-    Returns: The set with its official split.
+    Returns: The data set with its official split.
     Source: Xiao, Rasul & Vollgraf 2017, Fashion-MNIST.
     """
     return _idx_set(_FASHION, "fashion", path, _CLOTHES)
 
 
 def cifar10(path: str | None = None) -> Data:
-    """Read CIFAR-10, 3×32×32: 50,000 pictures of ten things, and 10,000 held out.
+    """Read CIFAR-10, 3×32×32: 50,000 images of ten classes, and 10,000 held out.
 
     Args:
-        path: Folder with (or above) `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`;
-            downloaded into the cache if None.
+        path: Folder with `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, or its parent; downloaded to
+            the cache if None.
 
-    Returns: The set with its official split.
+    Returns: The data set with its official split.
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
     """
     folder = _cifar_folder() if path is None else existing(path)
@@ -96,19 +96,19 @@ def cifar10(path: str | None = None) -> Data:
         folder = folder / "cifar-10-batches-bin"
     names = sorted(file.name for file in folder.glob("data_batch_*.bin"))
     if not names:
-        raise UserError(f"{folder} holds no data_batch_*.bin: give the folder of the binary version of CIFAR-10")
+        raise UserError(f"{folder} contains no data_batch_*.bin: pass the folder of the binary version of CIFAR-10")
     train = [_cifar_file(folder / name) for name in names]
     pictures, labels = (torch.cat(part) for part in zip(*train, strict=True))
     return Data(InMemory(pictures, labels, _THINGS), InMemory(*_cifar_file(folder / "test_batch.bin"), _THINGS))
 
 
 def existing(path: str) -> Path:
-    """Return `path` as a folder that exists.
+    """Return `path` as an existing folder.
 
-    Raises: UserError: If it does not, or is no folder.
+    Raises: UserError: If it does not exist, or is not a folder.
     """
     if not path:
-        raise UserError("no data folder is named: give it with --data")
+        raise UserError("no data folder was given: set data.path")
     folder = Path(path)
     try:
         folder = folder.expanduser()
@@ -116,9 +116,9 @@ def existing(path: str) -> Path:
     except (RuntimeError, OSError, ValueError):  # no such user's home, a name too long, a zero byte
         exists = False
     if not exists:
-        raise UserError(f"the data folder {folder} does not exist: check the path given with --data")
+        raise UserError(f"the data folder {folder} does not exist: check data.path")
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give the folder that holds the data with --data")
+        raise UserError(f"{folder} is not a folder: set data.path to the folder that contains the data")
     return folder
 
 
@@ -126,10 +126,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """Read an idx file of unsigned bytes: a magic number, the sizes, the bytes.
 
     Args:
-        path: The file, packed if it ends in .gz.
+        path: The file; compressed if it ends in .gz.
 
-    Returns: The array that the file describes.
-    Raises: UserError: If the file is not what it says, or too large.
+    Returns: The array in the file.
+    Raises: UserError: If the file is damaged, or too large.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -137,23 +137,25 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             axes = head[3] if len(head) > 3 else 0
             head += file.read(4 * axes)
             if len(head) != 4 + 4 * axes or head[:3] != b"\x00\x00\x08" or axes > 8:
-                raise UserError(f"{path} is no idx file of unsigned bytes: fetch it again")
+                raise UserError(f"{path} is not an idx file of unsigned bytes: download it again")
             sizes = struct.unpack(f">{axes}I", head[4:])
             count = math.prod(sizes)
-            room = 1100 * path.stat().st_size  # nothing is packed denser: memory for more would be taken in vain
+            room = (
+                1100 * path.stat().st_size
+            )  # gzip cannot compress further, so a larger count is false: do not allocate for it
             body = file.read(min(count, room, LARGEST) + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}): fetch it again") from error
+        raise UserError(f"{path} is damaged ({error}): download it again") from error
     if len(body) > LARGEST:
-        raise UserError(f"{path} holds more than {LARGEST:,} values: give a smaller set, or a folder of pictures")
+        raise UserError(f"{path} contains more than {LARGEST:,} values: use a smaller data set, or a folder of images")
     if len(body) != count:
-        found = "more" if len(body) > count else f"{len(body)}"
-        raise UserError(f"{path} holds {found} values where its head says {sizes}: fetch it again")
+        actual = "more" if len(body) > count else f"{len(body)}"
+        raise UserError(f"{path} contains {actual} values, but its header says {sizes}: download it again")
     return np.frombuffer(body, np.uint8).reshape(sizes)
 
 
 def _idx_set(url: str, name: str, path: str | None, classes: tuple[str, ...]) -> Data:
-    """Read the four idx files of a set."""
+    """Read the four idx files of a data set."""
     if path is None:
         files = [
             fetch(f"{url}{file}.gz", cache_folder() / name / f"{file}.gz", md5)
@@ -166,24 +168,24 @@ def _idx_set(url: str, name: str, path: str | None, classes: tuple[str, ...]) ->
     parts = []
     for pictures, labels, file in ((arrays[0], arrays[1], files[1]), (arrays[2], arrays[3], files[3])):
         if pictures.ndim != 3 or 0 in pictures.shape or labels.shape != pictures.shape[:1]:
-            raise UserError(f"{file} does not label the pictures beside it one by one: fetch both again")
+            raise UserError(f"{file} does not have one label for each image: download labels and images again")
         if labels.max() >= len(classes):
-            raise UserError(f"{file} holds the label {labels.max()}, where there are {len(classes)} classes")
+            raise UserError(f"{file} contains the label {labels.max()}, but there are {len(classes)} classes")
         x, y = torch.from_numpy(pictures.copy()), torch.from_numpy(labels.astype(np.int64))
         parts.append(InMemory(x.unsqueeze(1), y, classes))
     return Data(*parts)
 
 
 def _either(folder: Path, name: str) -> Path:
-    """Return the packed or the unpacked form of a file."""
+    """Return the path of a file, compressed or not."""
     for file in (folder / f"{name}.gz", folder / name):
         if file.is_file():
             return file
-    raise UserError(f"{folder} holds neither {name}.gz nor {name}: give the folder of the original idx files")
+    raise UserError(f"{folder} contains neither {name}.gz nor {name}: pass the folder of the original idx files")
 
 
 def _cifar_folder() -> Path:
-    """Download and unpack CIFAR-10 into the cache, beside and renamed, so that it is whole or absent."""
+    """Download CIFAR-10 and extract it to the cache, atomically."""
     cache, name = cache_folder(), "cifar-10-batches-bin"
     if (cache / name).is_dir():
         return cache
@@ -193,31 +195,31 @@ def _cifar_folder() -> Path:
             with tarfile.open(archive) as packed:
                 packed.extractall(part, members=_bounded(packed), filter="data")
             if not (Path(part) / name).is_dir():
-                raise tarfile.TarError(f"it holds no {name}")
+                raise tarfile.TarError(f"it contains no {name}")
         except (tarfile.TarError, ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{archive} is damaged ({error}): remove it, so that it is fetched again") from error
+            raise UserError(f"{archive} is damaged ({error}): remove it to download it again") from error
         os.replace(Path(part) / name, cache / name)
     return cache
 
 
 def _bounded(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of an archive, until there are too many or they are too large together."""
-    left = LARGEST
+    """Yield the members of an archive; raise a TarError if there are too many or their total size is too large."""
+    remaining = LARGEST
     for number, member in enumerate(packed):
-        left -= member.size
-        if number > 100 or left < 0:
-            raise tarfile.TarError(f"it holds more than 100 files or {LARGEST:,} bytes")
+        remaining -= member.size
+        if number > 100 or remaining < 0:
+            raise tarfile.TarError(f"it contains more than 100 files or {LARGEST:,} bytes")
         yield member
 
 
 def _cifar_file(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read records of one label and 3,072 pixels."""
+    """Read records of one label and 3,072 pixels each."""
     if not path.is_file():
-        raise UserError(f"{path} is missing: unpack the binary version of CIFAR-10 again")
+        raise UserError(f"{path} is missing: extract the binary version of CIFAR-10 again")
     size = path.stat().st_size
     records = np.fromfile(path, np.uint8).reshape(-1, 3073) if size <= LARGEST and size % 3073 == 0 else None
     if records is None or len(records) == 0 or records[:, 0].max() > 9:
-        raise UserError(f"{path} is damaged (it is no list of labelled 3×32×32 pictures): unpack it again")
+        raise UserError(f"{path} is damaged (not a list of labelled 3×32×32 images): extract it again")
     return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy()), torch.from_numpy(
         records[:, 0].astype(np.int64)
     )

@@ -1,4 +1,4 @@
-"""Between what is stored and what is diffused: a codec maps data to about unit range and back."""
+"""Codecs map stored data to the diffusion space, about unit range, and back."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -11,25 +11,25 @@ from unfog.networks.autoencoder import Autoencoder, tiled
 
 
 class Codec(Protocol):
-    """Maps stored data to the space of the diffusion, and back."""
+    """Maps stored data to the diffusion space and back."""
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The range of encoded data, where it has one: what clipping holds x0 to."""
+        """The range of encoded data, to which x0 is clipped; None if unbounded."""
         ...
 
     @property
     def bin_width(self) -> float | None:
-        """The distance of neighbouring values of encoded data, None where they are continuous."""
+        """The distance between neighbouring values of encoded data; None if continuous."""
         ...
 
     @property
     def plain(self) -> "Codec":
-        """The codec without what was learned, for comparing what is stored: itself, where nothing was."""
+        """The codec without learned parts, for comparing stored data; itself if nothing is learned."""
         ...
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of an encoded row from that of a stored one."""
+        """Return the shape of an encoded row, given that of a stored one."""
         ...
 
     def encode(self, x: Tensor) -> Tensor:
@@ -37,12 +37,12 @@ class Codec(Protocol):
         ...
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map a sample back to what is stored."""
+        """Map samples back to stored data."""
         ...
 
 
 class Unlearned:
-    """What codecs share of which nothing was learned."""
+    """Shared by codecs without learned parts."""
 
     def build(self, stored: tuple[int, ...]) -> Self:
         """Return the codec itself, whatever the shape of a stored row."""
@@ -70,13 +70,13 @@ class Pixels(Unlearned):
         return x.float() / 127.5 - 1
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map [-1, 1] to 0..255, values beyond it to the ends."""
+        """Map [-1, 1] to 0..255, clamped."""
         return ((z.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)
 class Identity(Unlearned):
-    """Data that already has about unit variance, left as it is."""
+    """x0 = x: for data that already has about unit variance."""
 
     bounds: tuple[float, float] | None = field(default=None, init=False)
     bin_width: float | None = field(default=None, init=False)
@@ -91,20 +91,21 @@ class Identity(Unlearned):
 
 
 PORTION = 16
-"""Pictures that an autoencoder works on at a time."""
+"""Images per batch of the autoencoder."""
 TILE = 96
-"""Places of a latent's side up to which it is decoded at once."""
+"""Largest side of a latent that is decoded in one piece."""
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Pixels through a trained autoencoder, about unit variance in each channel, and back.
+    """Pixels to latents of a trained autoencoder, about unit variance in each channel, and back.
 
-    Pictures whose sides are no multiples of its factor are continued by their last row and column, and cut back.
+    Images whose sides are not multiples of its factor are padded by repeating the last row and column; decoding crops
+    them again.
 
     Attributes:
-        autoencoder: With its weights, shift and scale.
-        stored: Shape of a stored picture, `(channels, height, width)`.
+        autoencoder: The autoencoder, with its weights, shift and scale.
+        stored: Shape of a stored image, `(channels, height, width)`.
     """
 
     autoencoder: Autoencoder
@@ -114,28 +115,30 @@ class Latents:
 
     @property
     def plain(self) -> Codec:
-        """The codec of the pixels."""
+        """The pixel codec."""
         return Pixels()
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of a latent: `factor` times smaller sides, rounded up."""
+        """Return the shape of a latent: sides divided by `factor`, rounded up."""
         factor = self.autoencoder.factor
         return (self.autoencoder.latent, *(-(-side // factor) for side in stored[1:]))
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Map pictures, 0..255, to latents."""
+        """Map images, 0..255, to latents."""
         self.autoencoder.to(x.device)
         x = self.plain.encode(x)
         factor = self.autoencoder.factor
-        behind = [amount for side in reversed(x.shape[2:]) for amount in (0, -side % factor)]
-        if any(behind):
-            x = F.pad(x, behind, mode="replicate")
+        padding: list[int] = []  # as F.pad takes it: last axis first, before and after
+        for side in reversed(x.shape[2:]):
+            padding += [0, -side % factor]
+        if any(padding):
+            x = F.pad(x, padding, mode="replicate")
         return torch.cat([self.autoencoder.encode(part) for part in torch.split(x, PORTION)])
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Map latents to pictures, 0..255."""
+        """Map latents to images, 0..255."""
         self.autoencoder.to(z.device)
         parts = (
             tiled(self.autoencoder.decode, part, self.autoencoder.factor, TILE) for part in torch.split(z, PORTION)

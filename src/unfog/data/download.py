@@ -1,4 +1,4 @@
-"""Files that are fetched once, checked, and kept in a cache folder."""
+"""Files downloaded once, verified, and kept in a cache folder."""
 
 import hashlib
 import http.client
@@ -13,21 +13,21 @@ from unfog.runtime.files import disk, whole
 
 
 def cache_folder() -> Path:
-    """Return the cache: `$UNFOG_CACHE`, else `unfog` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """Return the cache folder: `$UNFOG_CACHE`, else `unfog` in `$XDG_CACHE_HOME` or `~/.cache`."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(os.environ.get("UNFOG_CACHE") or Path(home) / "unfog")
 
 
 def fetch(url: str, path: Path, md5: str) -> Path:
-    """Download `url` to `path` unless it is there, and check it.
+    """Download `url` to `path` and verify it, unless `path` exists.
 
     Args:
-        url: Where the file is.
-        path: Where it goes; written beside and renamed, so that it is whole or absent.
-        md5: Its checksum, as its publisher gives it.
+        url: Address of the file.
+        path: Destination, written atomically.
+        md5: The published checksum.
 
     Returns: `path`.
-    Raises: EnvironmentFailure: If there is no network, or the file is not the one that was published.
+    Raises: EnvironmentFailure: If the download fails, or the checksum differs.
     """
     if path.exists():
         return path
@@ -40,9 +40,9 @@ def fetch(url: str, path: Path, md5: str) -> Path:
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             raise EnvironmentFailure(
                 f"cannot download {url} ({getattr(error, 'reason', error)}): "
-                f"give a folder that holds {path.name} with --data, or connect to the network"
+                f"set data.path to a folder that contains {path.name}, or connect to the network"
             ) from error
         with part.open("rb") as file:
             if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() != md5:
-                raise EnvironmentFailure(f"{url} is not the file that was published (its MD5 differs): try again")
+                raise EnvironmentFailure(f"{url} differs from the published file (wrong MD5): try again")
     return path

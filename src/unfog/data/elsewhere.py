@@ -1,15 +1,15 @@
-"""Data that are not here: those of imported models."""
+"""Placeholder for the training data of imported models."""
 
 from unfog.data.source import Data
 from unfog.runtime.errors import UserError
 
 
 def elsewhere() -> Data:
-    """Stand for the data that a model of another toolkit was trained on.
+    """Stand for the training data of an imported model, which is not available.
 
-    Raises: UserError: Whenever they are asked for.
+    Raises: UserError: Always.
     """
     raise UserError(
-        "the model was imported, and what it was trained on is not here: it can be sampled, edited and exported; to "
-        "train it on, begin a run of the same network with --init-from"
+        "the training data of an imported model is not available: it can be sampled, edited and exported; to train it "
+        "further, start a run with the same network and init_from"
     )

@@ -1,4 +1,4 @@
-"""Pictures as arrays: read from files of any mode and size, cropped to a size; sheets and films written."""
+"""Images as arrays: read files of any mode and size, crop and resize; write contact sheets and films."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,32 +16,32 @@ from unfog.runtime.errors import UserError
 from unfog.runtime.files import whole
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy"})
-"""Suffixes of the files that count as pictures, in lower case."""
+"""File suffixes of images, in lower case."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What a picture may be, whatever its suffix says: for some other formats Pillow starts other programs."""
+"""Accepted formats, whatever the suffix: for some others Pillow runs external programs."""
 
 Pixels = NDArray[np.uint8]
 
 
 class UnreadableError(ValueError):
-    """A file that is no whole picture; says why."""
+    """A file is not a readable image; the message says why."""
 
 
 def read_picture(path: Path, channels: int, height: int, width: int) -> Pixels:
-    """Read a picture, centre-crop it to the asked shape and resize it.
+    """Read an image, centre-crop it to the aspect ratio of (height, width) and resize it.
 
-    Transparent places become white, the EXIF rotation is applied, 16-bit pictures are scaled to 8 bits.
+    Transparency is blended with white, the EXIF orientation is applied, and 16-bit images are scaled to 8 bits.
 
     Args:
-        path: A picture, or a `.npy` array `(height, width)` or `(height, width, channels)`: uint8, uint16, or
+        path: An image, or a `.npy` array `(height, width)` or `(height, width, channels)`: uint8, uint16, or
             floats in [0, 1].
-        channels: 1 for grey, 3 for colour; other numbers only for arrays that have as many.
-        height: Rows of the result.
-        width: Columns of the result.
+        channels: 1 for greyscale, 3 for colour; other numbers only for arrays with as many channels.
+        height: Height of the result.
+        width: Width of the result.
 
     Returns: Pixels, `(channels, height, width)`.
-    Raises: UnreadableError: If the file is no whole picture.
+    Raises: UnreadableError: If the file is not a readable image.
     """
     try:
         if path.suffix.lower() == ".npy":
@@ -52,48 +52,48 @@ def read_picture(path: Path, channels: int, height: int, width: int) -> Pixels:
         fitted = [ImageOps.fit(plane, (width, height), Image.Resampling.LANCZOS) for plane in planes]
     except UnreadableError:
         raise
-    except Exception as error:  # a damaged file may lead its decoder into any error
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
         raise UnreadableError(_reason(error)) from error
     pixels = np.stack([np.asarray(plane) for plane in fitted], axis=-1).reshape(height, width, -1)
     if pixels.shape[2] != channels:
-        raise UnreadableError(f"it has {pixels.shape[2]} channels where the set has {channels}")
+        raise UnreadableError(f"it has {pixels.shape[2]} channels, but the data set has {channels}")
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def describe_picture(path: Path) -> tuple[int, int, int]:
-    """Return (channels, height, width) of a picture held upright: 1 channel for grey modes, 3 for all others.
+    """Return (channels, height, width) of an image with its orientation applied: 1 channel for grey modes, else 3.
 
-    Raises: UnreadableError: If the file is no picture.
+    Raises: UnreadableError: If the file is not an image.
     """
     try:
         if path.suffix.lower() == ".npy":
             array = _array(path)
             if array.ndim not in (2, 3):
-                raise UnreadableError(f"an array of {array.ndim} axes is no picture")
+                raise UnreadableError(f"an array with {array.ndim} axes is not an image")
             return (1 if array.ndim == 2 else array.shape[2]), array.shape[0], array.shape[1]
         with _opened(path) as picture:
             grey = picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;16")
-            turned = orientation(picture) >= 5 and picture.format != "TIFF"  # whose sides Pillow exchanges itself
+            turned = orientation(picture) >= 5 and picture.format != "TIFF"  # for TIFF, Pillow swaps the sides itself
             width, height = picture.size[::-1] if turned else picture.size
             return (1 if grey else 3), height, width
     except UnreadableError:
         raise
-    except Exception as error:  # a damaged file may lead its decoder into any error
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
         raise UnreadableError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
-    """Say why a picture cannot be read."""
+    """Return why an image cannot be read."""
     if isinstance(error, UnidentifiedImageError):
         return "cannot identify its format"
-    large = isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning)
-    return ("too large: " if large else "") + (str(error) or type(error).__name__)
+    too_large = isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning)
+    return ("too large: " if too_large else "") + (str(error) or type(error).__name__)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture. One of more pixels than Pillow's limit, above which it warns of bombs, is refused."""
-    if not path.is_file():  # a pipe would be waited for without end
+    """Open an image; refuse one with more pixels than Pillow's limit for decompression bombs."""
+    if not path.is_file():  # opening a named pipe would block forever
         raise UnreadableError("there is no such file")
     with path.open("rb") as file, Image.open(file, formats=FORMATS) as picture:
         _check_pixels(picture.width * picture.height)
@@ -101,13 +101,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _check_pixels(pixels: int) -> None:
-    """Raise an UnreadableError for more pixels than Pillow takes to be no bomb."""
+    """Raise an UnreadableError above Pillow's limit for decompression bombs."""
     if pixels > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise UnreadableError(f"too large: its {pixels:,} pixels are more than {Image.MAX_IMAGE_PIXELS:,}")
 
 
 def _array(path: Path) -> NDArray[Any]:
-    """Open an array file: what its head claims and the file does not hold is refused, with no memory taken."""
+    """Memory-map an array file: one shorter than its header claims is refused without allocating memory."""
     if not path.is_file():
         raise UnreadableError("there is no such file")
     array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
@@ -115,20 +115,20 @@ def _array(path: Path) -> NDArray[Any]:
 
 
 def orientation(picture: Image.Image) -> int:
-    """Return the EXIF orientation: 1 is upright, from 5 on height and width are exchanged."""
-    found = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)  # a PNG's own method would decode its pixels
-    return found if isinstance(found, int) and 2 <= found <= 8 else 1
+    """Return the EXIF orientation: 1 is upright, 5 and above swap height and width."""
+    value = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)  # the method of PNG would decode the pixels
+    return value if isinstance(value, int) and 2 <= value <= 8 else 1
 
 
 def _array_planes(path: Path, channels: int) -> list[Pixels]:
-    """Return the planes of an array file as bytes."""
+    """Return the channels of an array file as uint8."""
     array = _array(path)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or 0 in array.shape:
-        raise UnreadableError(f"an array of shape {array.shape} is no picture")
+        raise UnreadableError(f"an array of shape {array.shape} is not an image")
     if array.shape[2] not in (1, 3, channels):
-        raise UnreadableError(f"it has {array.shape[2]} channels where the set has {channels}")
+        raise UnreadableError(f"it has {array.shape[2]} channels, but the data set has {channels}")
     _check_pixels(array.shape[0] * array.shape[1])
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
         array = (array / 257).round().astype(np.uint8)
@@ -137,7 +137,7 @@ def _array_planes(path: Path, channels: int) -> list[Pixels]:
             raise UnreadableError("its values are not all between 0 and 1")
         array = (array * 255).round().astype(np.uint8)
     elif array.dtype != np.uint8:
-        raise UnreadableError(f"an array of {array.dtype} is no picture: use uint8, uint16, or floats in [0, 1]")
+        raise UnreadableError(f"an array of {array.dtype} is not an image: use uint8, uint16, or floats in [0, 1]")
     if channels == 1 and array.shape[2] == 3:
         array = np.asarray(Image.fromarray(array).convert("L"))[..., None]
     elif channels == 3 and array.shape[2] == 1:
@@ -146,13 +146,13 @@ def _array_planes(path: Path, channels: int) -> list[Pixels]:
 
 
 def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
-    """Return the picture upright, on white, in 8-bit grey or colour."""
+    """Return the image upright, on white, in 8-bit greyscale or RGB."""
     sixteen_bits = picture.mode.startswith("I;16")
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float64)
-        ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)  # the smallest that holds them
-        top = 65535.0 if sixteen_bits else next((one for one in ranges if values.max() <= one), ranges[-1])
+        ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)  # the smallest that fits
+        top = 65535.0 if sixteen_bits else next((limit for limit in ranges if values.max() <= limit), ranges[-1])
         return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8)).convert(mode)
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         front = picture.convert("RGBA")
@@ -162,45 +162,44 @@ def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
 
 
 def tile(pictures: Tensor, columns: int, enlarge: int = 1, gap: int = 1) -> Image.Image:
-    """Lay pictures out in rows, from left to right.
+    """Lay out images in a grid, row by row.
 
     Args:
-        pictures: uint8, `(count, channels, height, width)`; 1 or 3 channels are shown, of others the first.
-        columns: Pictures in a row.
-        enlarge: Whole factor by which each pixel grows.
-        gap: Pixels between pictures, before enlarging.
+        pictures: uint8, `(count, channels, height, width)`; with other than 3 channels the first is shown in grey.
+        columns: Images per row.
+        enlarge: Integer factor by which each pixel is enlarged.
+        gap: Pixels between images, before enlarging.
 
-    Returns: The sheet.
+    Returns: The contact sheet.
     """
     count, channels, height, width = pictures.shape
     rows = -(-count // columns)
     shown = pictures if channels == 3 else pictures[:, :1].expand(-1, 3, -1, -1)
     sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 96, dtype=np.uint8)
     for index, picture in enumerate(shown.permute(0, 2, 3, 1).numpy()):
-        top, left = (
-            gap + place * (side + gap) for place, side in zip(divmod(index, columns), (height, width), strict=True)
-        )
+        row, column = divmod(index, columns)
+        top, left = gap + row * (height + gap), gap + column * (width + gap)
         sheet[top : top + height, left : left + width] = picture
     return Image.fromarray(sheet).resize((sheet.shape[1] * enlarge, sheet.shape[0] * enlarge), Image.Resampling.NEAREST)
 
 
 def enlargement(side: int, wanted: int = 64) -> int:
-    """Return the whole factor that brings a side near `wanted` pixels."""
+    """Return the integer factor that enlarges a side to about `wanted` pixels."""
     return max(1, round(wanted / side))
 
 
 def scatter(points: Tensor, side: int = 480, limit: float = 3.0) -> Image.Image:
-    """Draw points of the plane as dots: the first two coordinates, within ±limit.
+    """Draw a scatter plot of the first two coordinates, within ±limit.
 
     Args:
         points: `(count, coordinates)`.
-        side: Side of the picture in pixels.
+        side: Side of the image in pixels.
         limit: Half the side of the window.
 
-    Returns: The picture.
+    Returns: The image.
     """
     canvas = np.full((side, side, 3), 255, dtype=np.uint8)
-    near = points[(points[:, :2].abs() < limit).all(1), :2]  # and so no NaN
+    near = points[(points[:, :2].abs() < limit).all(1), :2]  # this also drops NaN
     places = ((near.float().numpy() / limit + 1) / 2 * (side - 1)).round().astype(int)
     places = places[((places >= 1) & (places < side - 1)).all(axis=1)]
     for right, down in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -209,19 +208,19 @@ def scatter(points: Tensor, side: int = 480, limit: float = 3.0) -> Image.Image:
 
 
 def row_of(pictures: Sequence[Image.Image], down: bool = False) -> Image.Image:
-    """Put pictures of one size beside each other, or one below the other."""
+    """Concatenate images of one size horizontally, or vertically if `down`."""
     return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=0 if down else 1))
 
 
 def sheet(samples: Tensor, columns: int) -> Image.Image:
-    """Show samples of any kind: pictures tiled and enlarged, points as dots."""
+    """Show samples: images as an enlarged grid, points as a scatter plot."""
     if samples.ndim == 2:
         return scatter(samples)
     return tile(samples, columns, enlargement(min(samples.shape[-2:]), 48))
 
 
 def paired(above: Tensor, below: Tensor, columns: int = 16) -> Image.Image:
-    """Show samples in pairs, the second one below the first: pictures in rows, points in two panels."""
+    """Show pairs of samples, `below` under `above`: images in rows, points in two panels."""
     if above.ndim == 2:
         return row_of([scatter(above), scatter(below)])
     columns, enlarge = min(columns, len(above)), enlargement(min(above.shape[2:]), 48)
@@ -230,7 +229,7 @@ def paired(above: Tensor, below: Tensor, columns: int = 16) -> Image.Image:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG so that it is whole or absent.
+    """Write a PNG atomically.
 
     Raises: EnvironmentFailure: If the disk fails.
     """
@@ -239,13 +238,13 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def save_film(frames: Sequence[Image.Image], path: Path, milliseconds: int) -> None:
-    """Write an animated GIF whose last frame stays two seconds.
+    """Write an animated GIF that shows the last frame for two seconds.
 
-    Raises: UserError: If there is no frame.
+    Raises: UserError: If there are no frames.
         EnvironmentFailure: If the disk fails.
     """
     if not frames:
-        raise UserError("a film needs one frame or more")
+        raise UserError("a film needs at least one frame")
     palette = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
     times = [milliseconds] * (len(frames) - 1) + [2000]
     with whole(path) as part:
@@ -253,16 +252,16 @@ def save_film(frames: Sequence[Image.Image], path: Path, milliseconds: int) -> N
 
 
 def save_video(frames: Sequence[Image.Image], path: Path, milliseconds: int) -> None:
-    """Write an MP4 (H.264) whose last frame stays two seconds; it needs the extra 'video'.
+    """Write an MP4 (H.264) that shows the last frame for two seconds; needs the extra 'video'.
 
-    Raises: UserError: If there is no frame.
+    Raises: UserError: If there are no frames.
         EnvironmentFailure: If the disk fails.
     """
     import av
 
     if not frames:
-        raise UserError("a film needs one frame or more")
-    width, height = (side + side % 2 for side in frames[0].size)  # colours are stored for squares of four pixels
+        raise UserError("a film needs at least one frame")
+    width, height = (side + side % 2 for side in frames[0].size)  # yuv420p needs even sides
     with whole(path) as part, av.open(part, "w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=round(1000 / milliseconds), options={"crf": "12"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -1,4 +1,4 @@
-"""Points in the plane: three sets on which one can watch every trajectory."""
+"""Points in the plane: three small data sets on which trajectories can be plotted."""
 
 import math
 from collections.abc import Callable
@@ -16,15 +16,15 @@ Shape = Literal["moons", "spiral", "checkerboard"]
 
 
 def points(shape: Shape = "moons", count: int = 10_000, noise: float = 0.05) -> Data:
-    """Draw labelled points in the plane, scaled to zero mean and unit variance.
+    """Draw labelled 2-D points, scaled to zero mean and unit variance.
 
     Args:
         shape: `"moons"` (two classes), `"spiral"` (two arms) or `"checkerboard"` (two colours of squares).
         count: Number of points.
-        noise: Standard deviation of the blur, before scaling.
+        noise: Standard deviation of the added Gaussian noise, before scaling.
 
-    Returns: The set, a tenth of it held out.
-    Raises: UserError: If there are fewer than ten.
+    Returns: The data set, a tenth of it held out.
+    Raises: UserError: If `count` is less than ten.
     """
     if count < 10:
         raise UserError(f"data.count must be 10 or more, not {count}")
@@ -47,7 +47,7 @@ def _moons(draw: np.random.Generator, labels: NDArray[np.int64]) -> NDArray[np.f
 
 
 def _spiral(draw: np.random.Generator, labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    turn = np.sqrt(draw.random(len(labels)))  # the square root makes the points even along the arm
+    turn = np.sqrt(draw.random(len(labels)))  # the square root makes the density uniform along the arm
     angle = 3 * math.pi * turn + math.pi * labels
     return 2 * np.stack([turn * np.cos(angle), turn * np.sin(angle)], axis=1)
 

@@ -1,18 +1,19 @@
-"""Captioned pictures that are drawn on demand: one to three plain things on light grey, without end and without files.
+"""Captioned images drawn on demand, without files or end: one to three plain things on light grey.
 
 The grammar of captions is fixed:
 
-    scene    = thing (relation thing)*          at most three things; a relation stands between neighbours
+    scene    = thing (relation thing)*          at most three things; a relation links neighbours
     thing    = "a" size colour shape
     relation = "above" | "below" | "left of" | "right of"
 
-so that "a small red circle above a large blue square left of a small green cross" says that the circle is above the
-square, and the square left of the cross. It says nothing about circle and cross.
+So "a small red circle above a large blue square left of a small green cross" means: the circle is above the square,
+and the square is left of the cross. It says nothing about the circle and the cross.
 
-What training never shows, so that it can be asked for later (`novelty`), is fixed by seed 1 of the stream
-"shapes/held out": 4 of the 24 pairs (colour, shape), each shape once and 4 different colours, thus 8 of the 48 kinds
-of thing; and 4 of the 32 triples (shape, "above" or "left of", shape), "below" and "right of" being read from the
-other end. Each single word, and each shape on each side of each relation, does occur.
+Some combinations never occur in training, so that compositional generalisation can be measured (`novelty`). They are
+fixed by seed 1 of the stream "shapes/held out": 4 of the 24 pairs (colour, shape), one for each shape and with 4
+different colours, which makes 8 of the 48 kinds of thing; and 4 of the 32 triples (shape, "above" or "left of", shape),
+where "below" and "right of" count as their mirror images. Every word, and every shape on each side of each relation,
+does occur.
 """
 
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ Reals = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing in a picture.
+    """One thing in an image.
 
     Attributes:
         size: One of `SIZES`.
@@ -74,17 +75,17 @@ class Thing:
 
     @property
     def caption(self) -> str:
-        """The thing in words."""
+        """The thing as text."""
         return f"a {self.size} {self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: things in the order in which the caption names them.
+    """The contents of an image: things in the order of the caption.
 
     Attributes:
         things: One to three.
-        relations: One of `RELATIONS` between each thing and the next: one fewer than things.
+        relations: Between each thing and the next, from `RELATIONS`; one fewer than things.
     """
 
     things: tuple[Thing, ...]
@@ -95,14 +96,14 @@ class Scene:
         if not 1 <= len(self.things) <= MOST:
             raise UserError(f"a scene has 1 to {MOST} things, not {len(self.things)}")
         if len(self.relations) != len(self.things) - 1:
-            raise UserError(f"{len(self.things)} things have {len(self.things) - 1} relations, not {self.relations}")
+            raise UserError(f"{len(self.things)} things need {len(self.things) - 1} relations, not {self.relations}")
         for word in self.relations:
             if word not in RELATIONS:
                 raise unknown("relation", word, RELATIONS)
 
     @property
     def caption(self) -> str:
-        """The scene in words."""
+        """The scene as text."""
         words = [self.things[0].caption]
         for relation, thing in zip(self.relations, self.things[1:], strict=True):
             words += [relation, thing.caption]
@@ -110,15 +111,15 @@ class Scene:
 
     @classmethod
     def parse(cls, caption: str) -> "Scene":
-        """Return the scene that a caption describes; capitals and a final full stop do not matter.
+        """Return the scene that a caption describes; ignores case and a final full stop.
 
-        Raises: UserError: If it is outside the grammar: names the word and the nearest right one.
+        Raises: UserError: If it is outside the grammar; the message names the word and the closest valid one.
         """
         words = caption.lower().strip().removesuffix(".").split()
 
         def take(what: str, known: tuple[str, ...]) -> str:
             if not words:
-                raise UserError(f"the caption {caption!r} ends where a {what} should stand: {' | '.join(known)}")
+                raise UserError(f"the caption {caption!r} ends where a {what} is expected: {' | '.join(known)}")
             if words[0] not in known:
                 raise unknown(f"{what} in the caption", words[0], known)
             return words.pop(0)
@@ -139,7 +140,7 @@ parse = Scene.parse
 
 
 def _chosen() -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str, str]]]:
-    """Return the pairs (colour, shape) and the triples (shape, relation, shape) that training never shows."""
+    """Return the pairs (colour, shape) and triples (shape, relation, shape) that never occur in training."""
     order = uniform(1, "shapes/held out", 0, 0, 3, len(COLOURS)).argsort(axis=1)
     pairs = [(tuple(COLOURS)[int(place)], shape) for place, shape in zip(order[0], SHAPES, strict=False)]
     rows = [[int(place) for place in row if place < len(SHAPES)] for row in order[1:]]
@@ -155,7 +156,7 @@ HELD_OUT_PAIRS, HELD_OUT_TRIPLES = _chosen()
 
 
 def novelty(scene: Scene) -> frozenset[str]:
-    """Return what of a scene training never shows: `"thing"`, `"relation"`, both, or nothing."""
+    """Return which parts of a scene never occur in training: `"thing"`, `"relation"`, both, or none."""
     new = {"thing" for thing in scene.things if (thing.colour, thing.shape) in HELD_OUT_PAIRS}
     for first, relation, second in zip(scene.things, scene.relations, scene.things[1:], strict=False):
         triple = {
@@ -168,18 +169,18 @@ def novelty(scene: Scene) -> frozenset[str]:
 
 
 def held_out(scene: Scene) -> bool:
-    """Say whether a scene has a combination that training never shows."""
+    """Return whether a scene contains a combination that never occurs in training."""
     return bool(novelty(scene))
 
 
 def coverage(shape: str, right: Reals, down: Reals, radius: float) -> Reals:
-    """Return how much of each pixel a shape covers: ½ − (signed distance to its edge), within [0, 1].
+    """Return the share of each pixel covered by a shape: ½ − (signed distance to its edge), clipped to [0, 1].
 
     Args:
         shape: One of `SHAPES`.
-        right: Places of pixel centres to the right of the centre of its box; broadcast against `down`.
-        down: Places below the centre.
-        radius: Half the side of its box in pixels.
+        right: Offsets of the pixel centres to the right of the shape's centre; broadcast against `down`.
+        down: Offsets below its centre.
+        radius: Half the side of its bounding box, in pixels.
 
     Returns: Coverage, of the broadcast shape.
     """
@@ -189,9 +190,9 @@ def coverage(shape: str, right: Reals, down: Reals, radius: float) -> Reals:
         distance = np.sqrt(x * x + y * y) - radius
     elif shape == "square":
         distance = np.maximum(x, y) - SQUARE * radius
-    elif shape == "triangle":  # its tip is in the middle of the upper side of the box, its base is the lower side
+    elif shape == "triangle":  # its tip is the middle of the upper side of the box, its base the lower side
         slope = (2 * x - down - radius) / np.sqrt(5)
-        distance = np.maximum(np.maximum(x, down) - radius, slope)  # x, lest its feet stretch beyond the box
+        distance = np.maximum(np.maximum(x, down) - radius, slope)  # with x, so that its corners stay inside the box
     else:
         distance = np.maximum(np.maximum(x, y) - radius, np.minimum(x, y) - ARM * radius)
     covered: Reals = np.clip(0.5 - distance, 0, 1)
@@ -199,15 +200,15 @@ def coverage(shape: str, right: Reals, down: Reals, radius: float) -> Reals:
 
 
 def draw(scene: Scene, side: int, stream: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw a scene, its places and the last few per cent of its sizes at random.
+    """Draw a scene, with random positions and sizes that vary by a few per cent.
 
     Args:
         scene: What to draw.
-        side: Side of the picture: 32 or more, a multiple of 8.
-        stream: Where the randomness comes from.
+        side: Side of the image: 32 or more, a multiple of 8.
+        stream: Source of randomness.
 
     Returns: Pixels, `(3, side, side)`. Things do not touch each other or the border.
-    Raises: UserError: If the side is not such a number.
+    Raises: UserError: If `side` is invalid.
     """
     check_side(side)
     jitter = 1 + _SIZE_JITTER * (2 * stream.random(len(scene.things)) - 1)
@@ -223,32 +224,33 @@ def draw(scene: Scene, side: int, stream: np.random.Generator) -> NDArray[np.uin
 
 
 def check_side(side: int) -> None:
-    """Check the side of a picture.
+    """Check the side of an image.
 
-    Raises: UserError: If it is not a multiple of 8 from 32 up.
+    Raises: UserError: If it is not a multiple of 8, 32 or more.
     """
     if side < 32 or side % 8:
-        raise UserError(f"data.side is a multiple of 8 from 32 up, not {side}")
+        raise UserError(f"data.side must be a multiple of 8, 32 or more, not {side}")
 
 
 def arrange(radii: list[float], relations: tuple[str, ...], stream: np.random.Generator) -> list[tuple[float, float]]:
-    """Return the centres (right, down) of boxes in the unit square that stand in these relations.
+    """Return the centres (right, down) of boxes in the unit square that satisfy these relations.
 
-    Boxes keep their distance. Where a relation is named, the distance along its axis is at least 1.5 times the other;
-    for all other pairs one of the two is at least 1.2 times the other, so that each pair has a relation.
+    Boxes keep a minimum distance. For pairs with a relation, the distance along its axis is at least 1.5 times that
+    along the other axis; for all other pairs one is at least 1.2 times the other, so that every pair has a clear
+    relation.
 
     Args:
-        radii: Half the sides of the boxes, as shares of the picture's side.
-        relations: One between each box and the next.
-        stream: Where the randomness comes from.
+        radii: Half the sides of the boxes, as shares of the image's side.
+        relations: Between each box and the next.
+        stream: Source of randomness.
 
-    Returns: One centre for each box.
+    Returns: One centre per box.
     """
     steps = [(0 if word.endswith("of") else 1, word in ("above", "left of")) for word in relations]
     apart = [first + second + _GAP for first, second in pairwise(radii)]
     low = [[_MARGIN + radius] * 2 for radius in radii]
     high = [[1 - _MARGIN - radius] * 2 for radius in radii]
-    for place in reversed(range(len(steps))):  # leave room for all that is still to come on the same side
+    for place in reversed(range(len(steps))):  # leave room for the boxes that follow on the same side
         axis, forward = steps[place]
         if forward:
             high[place][axis] = min(high[place][axis], high[place + 1][axis] - apart[place])
@@ -272,7 +274,7 @@ def arrange(radii: list[float], relations: tuple[str, ...], stream: np.random.Ge
                 lower[other] = max(lower[other], before[other] - reach)
                 upper[other] = min(upper[other], before[other] + reach)
             if lower[other] > upper[other]:
-                break  # no room beside the axis: begin again
+                break  # no room across the axis: start again
             centres[place][other] = lower[other] + u[other] * (upper[other] - lower[other])
         else:
             if len(radii) < 3 or _stand_apart(centres[0], centres[2], radii[0] + radii[2] + _GAP):
@@ -280,21 +282,22 @@ def arrange(radii: list[float], relations: tuple[str, ...], stream: np.random.Ge
 
 
 def _stand_apart(first: list[float], second: list[float], apart: float) -> bool:
-    """Say whether two centres are far enough from each other, and clearly beside or above each other."""
+    """Return whether two centres are far enough apart, and clearly side by side or one above the other."""
     shorter, longer = sorted((abs(first[0] - second[0]), abs(first[1] - second[1])))
     return longer >= apart and longer >= _APART * shorter
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """A source of drawn pictures: row i is a function of (seed, part, i) alone, also beyond the nominal count.
+    """A source of drawn images: row i is a function of (seed, part, i) alone, also beyond the nominal count.
 
     Attributes:
         count: Nominal number of rows.
-        side: Side of a picture.
-        objects: Most things in a picture, 1 to 3; a number is as frequent as it is large.
-        seed: Seed of the set.
-        part: `"train"`; `"seen"`, other pictures of such scenes; or `"new"`, scenes that training never shows.
+        side: Side of an image.
+        objects: Most things in an image, 1 to 3; k things are drawn with a probability proportional to k.
+        seed: Seed of the data set.
+        part: `"train"`; `"seen"`, other images of the same kinds of scene; or `"new"`, scenes that never occur in
+            training.
     """
 
     count: int = 100_000
@@ -303,7 +306,7 @@ class Shapes:
     seed: int = 0
     part: Part = "train"
     classes: ClassVar[tuple[str, ...]] = ()
-    slow: ClassVar[bool] = False  # 0.2 ms a picture: less than a thread beside the network would cost
+    slow: ClassVar[bool] = False  # 0.2 ms an image: less than a prefetching thread would cost
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -311,7 +314,7 @@ class Shapes:
         if self.count < 1:
             raise UserError(f"data.count must be 1 or more, not {self.count}")
         if not 1 <= self.objects <= MOST:
-            raise UserError(f"data.objects is 1 to {MOST}, not {self.objects}")
+            raise UserError(f"data.objects must be from 1 to {MOST}, not {self.objects}")
         if self.part not in ("train", "seen", "new"):
             raise unknown("part of the shapes", self.part, ("train", "seen", "new"))
 
@@ -325,16 +328,16 @@ class Shapes:
         return self.count
 
     def scene(self, index: int) -> Scene:
-        """Return what row `index` shows."""
+        """Return the scene of row `index`."""
         return self._begin(index)[0]
 
     def take(self, indices: Indices) -> Batch:
-        """Return the rows with these numbers: uint8, `(batch, 3, side, side)`, with captions."""
+        """Return the rows with these indices: uint8, `(batch, 3, side, side)`, with captions."""
         x = np.empty((len(indices), *self.shape), dtype=np.uint8)
         captions = []
         for row, index in enumerate(indices):
-            scene, rest = self._begin(int(index))
-            x[row] = draw(scene, self.side, rest)
+            scene, draws = self._begin(int(index))
+            x[row] = draw(scene, self.side, draws)
             captions.append(scene.caption)
         return Batch(torch.from_numpy(x), captions=captions)
 
@@ -343,9 +346,9 @@ class Shapes:
         return Batch(torch.empty(len(indices), 0), captions=[self.scene(int(index)).caption for index in indices])
 
     def _begin(self, index: int) -> tuple[Scene, np.random.Generator]:
-        """Return the scene of a row, and its stream as the choice of the scene left it."""
+        """Return the scene of a row, and its random stream after the scene was drawn."""
         draws = stream(self.seed, f"shapes/{self.part}", index)
-        # k things with a probability of k: the inverse of k(k + 1)
+        # P(k things) is proportional to k: invert the cumulative sum, proportional to k(k + 1)
         number = 1 + int((draws.random() * self.objects * (self.objects + 1) + 0.25) ** 0.5 - 0.5)
         while True:
             scene = random_scene(number, draws)
@@ -354,7 +357,7 @@ class Shapes:
 
 
 def random_scene(number: int, stream: np.random.Generator) -> Scene:
-    """Return a scene of so many things, all words equally frequent, held out or not."""
+    """Return a random scene of `number` things, all words equally likely, held out or not."""
     u = stream.random((number, 4)).tolist()
     sizes, colours = tuple(SIZES), tuple(COLOURS)
     things = tuple(Thing(sizes[int(a * 2)], colours[int(b * len(colours))], SHAPES[int(c * 4)]) for a, b, c, _ in u)
@@ -368,18 +371,18 @@ def shapes(
     seed: int = 0,
     heldout: Literal["seen", "new"] = "seen",
 ) -> Data:
-    """Draw captioned pictures of one to three things, RGB.
+    """Draw captioned RGB images of one to three things.
 
     Args:
-        count: Nominal number of pictures to train on; a tenth as many are held out.
-        side: Side of a picture: a multiple of 8 from 32 up.
-        objects: Most things in a picture, 1 to 3.
-        seed: Seed of the set.
-        heldout: `"seen"`: other pictures of scenes such as training shows; `"new"`: only scenes with a combination that
-            training never shows.
+        count: Nominal number of training images; a tenth as many are held out.
+        side: Side of an image: a multiple of 8, 32 or more.
+        objects: Most things in an image, 1 to 3.
+        seed: Seed of the data set.
+        heldout: `"seen"`: other images of the same kinds of scene; `"new"`: only scenes with a combination that never
+            occurs in training.
 
-    Returns: The set; its sources are `Shapes`.
-    Raises: UserError: If one of the numbers is out of its range.
+    Returns: The data set; its sources are `Shapes`.
+    Raises: UserError: If a number is out of range.
     """
     train = Shapes(count, side, objects, seed)
     return Data(train, Shapes(max(1, count // 10), side, objects, seed, heldout))

@@ -1,4 +1,4 @@
-"""What every data set is to the rest of the house: a shape, classes, and rows by their number."""
+"""The interface of data sets: a shape, classes, and rows by index."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ Indices = npt.NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """Rows of a data set, and what is known of each.
+    """Rows of a data set with their annotations.
 
     Attributes:
         x: The rows as stored, `(batch, *shape)`.
-        labels: Class numbers, `(batch,)`, or for several labels at once which hold, `(batch, classes)` of bool.
-        captions: A text for each.
-        values: Numbers for each, `(batch, numbers)`, float32.
-        files: Where each comes from, below the folder of the data.
+        labels: Class indices, `(batch,)`, or for multi-label data `(batch, classes)` of bool.
+        captions: One text per row.
+        values: Numbers per row, `(batch, numbers)`, float32.
+        files: Source file of each row, relative to the data folder.
     """
 
     x: Tensor
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class Source(Protocol):
-    """Rows of data that are asked for by number, in any order."""
+    """Rows of data with random access by index."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,12 +45,12 @@ class Source(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; empty where there are none."""
+        """Names of the classes; empty without classes."""
         ...
 
     @property
     def slow(self) -> bool:
-        """Whether rows take so long to fetch that they are worth fetching ahead."""
+        """Whether rows are slow to load, so that prefetching pays off."""
         ...
 
     def __len__(self) -> int:
@@ -58,25 +58,25 @@ class Source(Protocol):
         ...
 
     def take(self, indices: Indices) -> Batch:
-        """Return the rows with these numbers."""
+        """Return the rows with these indices."""
         ...
 
     def about(self, indices: Indices) -> Batch:
-        """Return what is known of these rows, with rows of no number each instead of their own."""
+        """Return the annotations of these rows; `x` is empty, `(batch, 0)`."""
         ...
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """A set that fits in memory, as tensors.
+    """A data set in memory, as tensors.
 
     Attributes:
-        x: All rows, `(rows, *shape)`: uint8 for pictures, float32 for points.
-        labels: Class numbers, `(rows,)`, or which labels hold, `(rows, classes)` of bool, or None.
+        x: All rows, `(rows, *shape)`: uint8 for images, float32 for points.
+        labels: Class indices, `(rows,)`, or for multi-label data `(rows, classes)` of bool, or None.
         classes: Names of the classes.
-        captions: A text for each row, or None.
-        values: Numbers for each row, `(rows, numbers)`, or None.
-        files: Where each row comes from, or None.
+        captions: One text per row, or None.
+        values: Numbers per row, `(rows, numbers)`, or None.
+        files: Source file of each row, or None.
     """
 
     x: Tensor
@@ -97,23 +97,24 @@ class InMemory:
         return len(self.x)
 
     def take(self, indices: Indices) -> Batch:
-        """Return the rows with these numbers."""
+        """Return the rows with these indices."""
         return self.about(indices)._replace(x=self.x[torch.from_numpy(indices)])
 
     def about(self, indices: Indices) -> Batch:
-        """Return what is known of these rows."""
+        """Return the annotations of these rows."""
         rows = torch.from_numpy(indices)
-        texts = (self.captions, self.files)
-        captions, files = (None if part is None else [part[row] for row in indices] for part in texts)
-        labels, values = (None if part is None else part[rows] for part in (self.labels, self.values))
+        labels = None if self.labels is None else self.labels[rows]
+        captions = None if self.captions is None else [self.captions[row] for row in indices]
+        values = None if self.values is None else self.values[rows]
+        files = None if self.files is None else [self.files[row] for row in indices]
         return Batch(torch.empty(len(rows), 0), labels, captions, values, files)
 
 
 class Subset:
-    """Some rows of a source, renumbered."""
+    """Some rows of a source, reindexed from 0."""
 
     def __init__(self, source: Source, rows: Indices) -> None:
-        """Stand for these rows of `source`."""
+        """Select these rows of `source`."""
         self.source, self.rows = source, rows
         self.shape, self.classes, self.slow = source.shape, source.classes, source.slow
 
@@ -122,41 +123,41 @@ class Subset:
         return len(self.rows)
 
     def take(self, indices: Indices) -> Batch:
-        """Return the rows with these numbers."""
+        """Return the rows with these indices."""
         return self.source.take(self.rows[indices])
 
     def about(self, indices: Indices) -> Batch:
-        """Return what is known of these rows."""
+        """Return the annotations of these rows."""
         return self.source.about(self.rows[indices])
 
 
 class Data(NamedTuple):
-    """A data set: what is trained on, and what is held out and never trained on."""
+    """A data set: a training part, and a held-out part that is never trained on."""
 
     train: Source
     heldout: Source
 
 
 def split(source: Source, share: float, names: Sequence[str] | None = None) -> Data:
-    """Hold out a fixed share of the rows: those whose names have the smallest hashes.
+    """Hold out a share of the rows: those whose names have the smallest hashes.
 
     Args:
-        source: The whole set.
-        share: The share that is held out; at least one row of two or more.
-        names: A stable name for each row; its number where there is none.
+        source: The whole data set.
+        share: The share to hold out; at least one row, and never all.
+        names: A stable name for each row; default: its index.
 
-    Returns: The two parts, the same ones each time.
+    Returns: The two parts, the same on every call.
     """
     train, heldout = split_rows(names if names is not None else [str(row) for row in range(len(source))], share)
     return Data(Subset(source, train), Subset(source, heldout))
 
 
 def split_rows(names: Sequence[str], share: float) -> tuple[Indices, Indices]:
-    """Return the rows to train on and those to hold out, each rising, by the hashes of their names.
+    """Return the indices of the training rows and of the held-out rows, each sorted, split by the hashes of the names.
 
-    Rows of one name stay on one side.
+    Rows with equal names end up in the same part.
 
-    Raises: UserError: If all rows have one name.
+    Raises: UserError: If all rows have the same name.
     """
     hashes = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
     order = np.array(sorted(range(len(names)), key=lambda row: hashes[row]), dtype=np.int64)
@@ -164,22 +165,22 @@ def split_rows(names: Sequence[str], share: float) -> tuple[Indices, Indices]:
     while count < len(names) and hashes[order[count]] == hashes[order[count - 1]]:
         count += 1
     if count == len(names):
-        raise UserError("all rows belong together, so that none can be held out: check data.together")
+        raise UserError("all rows belong to one group, so none can be held out: check data.together")
     return np.sort(order[count:]), np.sort(order[:count])
 
 
 def shuffled(rows: int, seed: int, position: int, count: int) -> Indices:
-    """Return which rows stand at places `position`.. of an endless stream of shuffled epochs.
+    """Return `count` row indices from `position` on in an endless stream of shuffled epochs.
 
-    Each epoch is one permutation of all rows, a function of (seed, epoch) alone.
+    Each epoch is a permutation of all rows, a function of (seed, epoch) alone.
 
     Args:
-        rows: Number of rows of the set.
+        rows: Number of rows of the data set.
         seed: Seed of the run.
-        position: Rows that were seen before.
-        count: How many rows to return.
+        position: Number of rows seen before.
+        count: Number of rows to return.
 
-    Returns: Row numbers, `(count,)`.
+    Returns: Row indices, `(count,)`.
     """
     places = np.arange(position, position + count, dtype=np.int64)
     epochs, offsets = places // rows, places % rows
@@ -187,7 +188,7 @@ def shuffled(rows: int, seed: int, position: int, count: int) -> Indices:
     return np.array([order[epoch][offset] for epoch, offset in zip(epochs, offsets, strict=True)], dtype=np.int64)
 
 
-@lru_cache(maxsize=2)  # a batch may lie across two epochs; a million rows take 14 ms to shuffle
+@lru_cache(maxsize=2)  # a batch may span two epochs; shuffling a million rows takes 14 ms
 def _order(rows: int, seed: int, epoch: int) -> Indices:
     """Return the permutation of an epoch."""
     return stream(seed, "order", epoch).permutation(rows)
@@ -195,11 +196,11 @@ def _order(rows: int, seed: int, epoch: int) -> Indices:
 
 @dataclass(frozen=True)
 class Augment:
-    """Random flips and shifts of pictures, a function of (seed, position in the stream of rows).
+    """Random flips and shifts of images, a function of (seed, position in the stream of rows).
 
     Attributes:
-        flip: Mirror left and right half of the time.
-        crop: Shift by up to this many pixels each way, the border repeated.
+        flip: Mirror horizontally with probability 1/2.
+        crop: Shift by up to this many pixels in each direction, repeating the border.
     """
 
     flip: bool = False
@@ -208,24 +209,24 @@ class Augment:
     def __post_init__(self) -> None:
         """Check the shift."""
         if self.crop < 0:
-            raise UserError(f"augment.crop is a number of pixels, 0 or more, not {self.crop}")
+            raise UserError(f"augment.crop must be a number of pixels, 0 or more, not {self.crop}")
 
     def __call__(self, x: Tensor, seed: int, position: int) -> Tensor:
-        """Return augmented pictures.
+        """Return augmented images.
 
         Args:
-            x: Pictures, `(batch, channels, height, width)`.
+            x: Images, `(batch, channels, height, width)`.
             seed: Seed of the run.
-            position: Rows that were seen before this batch.
+            position: Number of rows seen before this batch.
 
-        Returns: Pictures of the same shape and dtype.
+        Returns: Images of the same shape and dtype.
         """
         if not (self.flip or self.crop):
             return x
         if x.ndim != 4:
-            raise UserError("augment.flip and augment.crop are for pictures: leave them off for points")
+            raise UserError("augment.flip and augment.crop only apply to images: switch them off for points")
         height, width = x.shape[2:]
-        for axis in (-2, -1) if self.crop else ():  # the border of all at once: a row would cost as much
+        for axis in (-2, -1) if self.crop else ():  # pad all at once: a single row would take as long
             places = torch.arange(-self.crop, x.shape[axis] + self.crop, device=x.device)
             x = x.index_select(axis, places.clamp(0, x.shape[axis] - 1))
         rows = []

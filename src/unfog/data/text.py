@@ -1,4 +1,4 @@
-"""Words as numbers, without a vocabulary: no word is unknown, and nothing has to be learned or stored."""
+"""Tokenisation without a vocabulary: words become hashes, so no word is unknown and nothing is stored."""
 
 import re
 import unicodedata
@@ -11,19 +11,19 @@ from torch import Tensor
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words and signs of a text, in small letters, each letter in its composed form."""
+    """Return the words and punctuation marks of a text, in lower case and Unicode NFC."""
     return re.findall(r"\w+|[^\w\s]", unicodedata.normalize("NFC", text.lower()))
 
 
 def tokenise(texts: Sequence[str], length: int, warn: bool = False) -> Tensor:
-    """Return the words of texts as numbers, `(texts, length)`: 1 is the start, 0 fills up, a word is 2 or more.
+    """Return texts as integers, `(texts, length)`: 1 is the start, 0 is padding, a word is 2 or more.
 
-    A word's number is the CRC-32 of its letters.
+    A word's number is its CRC-32.
 
     Args:
-        texts: Any texts; the empty one is the start alone.
-        length: Most numbers in a row, the start counted; what is longer is cut.
-        warn: Whether to say what was cut.
+        texts: Any texts; the empty text is only the start.
+        length: Tokens per text including the start; longer texts are truncated.
+        warn: Whether to warn about truncated texts.
     """
     rows = torch.zeros(len(texts), length, dtype=torch.long)
     rows[:, 0] = 1
@@ -31,8 +31,8 @@ def tokenise(texts: Sequence[str], length: int, warn: bool = False) -> Tensor:
         words = words_of(text)
         if warn and len(words) >= length:
             warnings.warn(
-                f"a prompt of {len(words)} words was cut to the {length - 1} that this model takes: "
-                f"left out is {' '.join(words[length - 1 :])!r}",
+                f"a prompt of {len(words)} words was truncated to this model's limit of {length - 1}: "
+                f"omitted is {' '.join(words[length - 1 :])!r}",
                 stacklevel=2,
             )
         numbers = [max(2, zlib.crc32(word.encode("utf-8", "surrogatepass"))) for word in words[: length - 1]]

@@ -1,1 +1,1 @@
-"""exchange: models of other toolkits in, and ours out."""
+"""Import and export of models: diffusers folders and ONNX."""

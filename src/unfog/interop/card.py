@@ -1,4 +1,4 @@
-"""What is known of a run, and the model card that tells it."""
+"""The facts about a run, and its model card."""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ from unfog.training.metrics import EVERY, read_metrics
 
 
 def card(run: Run, notes: tuple[str, ...] = ()) -> str:
-    """Return a model card: what the model is, on what it was trained, what that cost, and what was measured."""
+    """Return the model card of a run: data, training cost, evaluation, limits and recipe."""
     head = ["---", "library_name: diffusers", "tags: [unfog, diffusion]", "---", ""]
-    found = facts(run)
-    recipe = found.pop("Recipe")
-    return "\n".join(head) + "\n" + text(run, {**found, "Limits": [f"- {note}" for note in notes], "Recipe": recipe})
+    parts = facts(run)
+    recipe = parts.pop("Recipe")
+    return "\n".join(head) + "\n" + text(run, {**parts, "Limits": [f"- {note}" for note in notes], "Recipe": recipe})
 
 
 def facts(run: Run) -> dict[str, list[str]]:
-    """Return what is known of a run: the heads, and under each the lines of Markdown."""
+    """Return the facts about a run: for each heading its lines of Markdown."""
     return {
         "Data": _data(run),
         "Cost": _cost(run),
@@ -35,29 +35,29 @@ def facts(run: Run) -> dict[str, list[str]]:
 
 
 def text(run: Run, parts: Mapping[str, list[str]]) -> str:
-    """Return parts as one text under the run's name; empty ones are left out."""
+    """Join sections into one text titled with the run's name; empty sections are omitted."""
     parameters = sum(parameter.numel() for parameter in run.denoiser.parameters())
     lines = [f"# {run.path.resolve().name}", ""]
-    lines.append(f"A diffusion model of {parameters:,} parameters by unfog {__version__}.")
+    lines.append(f"A diffusion model with {parameters:,} parameters, trained with unfog {__version__}.")
     for head, part in parts.items():
         lines += ["", f"## {head}", "", *part] if part else []
     return "\n".join([*lines, ""])
 
 
 def _data(run: Run) -> list[str]:
-    """Return what is known of the training data."""
+    """Return a description of the training data."""
     recipe = run.recipe
     shape, classes = "×".join(map(str, recipe.shape or ())), len(recipe.classes)
     line = f"Kind `{recipe.kind('data')}`, rows of {shape}{f', {classes} classes' if classes else ''}."
     try:
         train = build_data(recipe)[1].train
     except UserError as error:
-        return [line, f"Their hash is not known: {error}."]
-    return [line, f"{len(train):,} rows to train on, SHA-256 of {digest(train)}."]
+        return [line, f"Hash unknown: {error}."]
+    return [line, f"{len(train):,} training rows, SHA-256 of {digest(train)}."]
 
 
 def digest(source: Source) -> str:
-    """Return the hash of rows that are in memory, else of the names of their files, else of the first thousand rows."""
+    """Return the hash of rows in memory, else of their file names, else of the first thousand rows."""
     rows = np.arange(len(source))
     inner = source.source if isinstance(source, Subset) else source
     if not isinstance(inner, InMemory):
@@ -65,37 +65,39 @@ def digest(source: Source) -> str:
         if files is not None:
             return f"their files' names: {hashlib.sha256(chr(10).join(files).encode()).hexdigest()}"
         rows = rows[:1000]
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for part in np.array_split(rows, -(-len(rows) // 1000)):
-        found.update(source.take(part).x.numpy().tobytes())
+        sha.update(source.take(part).x.numpy().tobytes())
     what = "the rows" if len(rows) == len(source) else f"the first {len(rows):,} rows"
-    return f"{what}: {found.hexdigest()}"
+    return f"{what}: {sha.hexdigest()}"
 
 
 def _cost(run: Run) -> list[str]:
-    """Return what the training cost."""
+    """Return the cost of the training."""
     lines = read_metrics(run.path / "metrics.jsonl")
     if not lines:
-        return ["Not known."]
+        return ["Unknown."]
     batch = run.recipe.training.batch
     seconds = sum(EVERY * batch / line["images_per_second"] for line in lines if line.get("images_per_second"))
-    found = [f"{lines[-1]['images']:,} images, repeats counted, in batches of {batch}: {seconds:,.0f} s of steps."]
+    cost = [f"{lines[-1]['images']:,} images including repeats, in batches of {batch}: {seconds:,.0f} s of steps."]
     memory = max((line["memory_MiB"] for line in lines if line.get("memory_MiB")), default=None)
-    return found if memory is None else [*found, f"Memory at the peak: {memory:,.0f} MiB."]
+    return cost if memory is None else [*cost, f"Peak memory: {memory:,.0f} MiB."]
 
 
 def _evaluation(path: Path) -> list[str]:
-    """Return what `unfog evaluate` found."""
-    file, rows = path / "evaluation.json", []
+    """Return the results of `unfog evaluate` as a table."""
+    file = path / "evaluation.json"
+    rows: list[str] = []
     try:
-        found: Any = parse_json(read_bounded(file)) if file.is_file() else {"evaluations": [], "protocol": ""}
-        for one in found["evaluations"]:
-            for name, score in one["scores"].items():
-                cells = (name, *(f"{value:.4g}" for value in (one["guidance"], score["value"], score["floor"])))
+        results: Any = parse_json(read_bounded(file)) if file.is_file() else {"evaluations": [], "protocol": ""}
+        for evaluation in results["evaluations"]:
+            for name, score in evaluation["scores"].items():
+                numbers = (evaluation["guidance"], score["value"], score["floor"])
+                cells = [name, *(f"{value:.4g}" for value in numbers)]
                 rows.append(f"| {' | '.join(cells)} | {score['n']} |")
     except (ValueError, KeyError, TypeError):
         rows = []
     if not rows:
-        return ["Not measured: `unfog evaluate` was not run."]
+        return ["Not evaluated: `unfog evaluate` was not run."]
     head = ["| score | guidance | value | of held-out rows | samples |", "|---|---|---|---|---|"]
-    return [*head, *rows, "", f"Protocol: {found['protocol']}."]
+    return [*head, *rows, "", f"Protocol: {results['protocol']}."]

@@ -1,4 +1,4 @@
-"""diffusers' configurations of networks as ours, and back."""
+"""diffusers' network configurations to ours, and back."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ _UNET: dict[str, tuple[Any, ...]] = {
     "resnet_time_scale_shift": ("default",),
     "class_embed_type": (None,),
 }
-"""Options with one meaning here, with the values that say so."""
+"""Options of which only these values are supported."""
 _PLAIN = {
     **_UNET,
     "mid_block_type": ("UNetMidBlock2D",),
@@ -57,57 +57,64 @@ _AUTOENCODER: dict[str, tuple[Any, ...]] = {
     "latents_std": (None,),
 }
 LEVELS, WIDEST, DEEPEST = 12, 1 << 14, 64
-"""Levels of a network, channels of one, and blocks or layers in a row, at most."""
+"""Limits: levels of a network, channels of a level, and blocks or layers per level."""
 CLASSES = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL")
-"""Networks that can be read."""
+"""Network classes that can be imported."""
 
 
 def _check(config: Given, meant: Mapping[str, tuple[Any, ...]], where: str) -> None:
-    """Raise a UserError for an option that has no meaning here."""
+    """Raise a UserError for an option that is not supported."""
     for option, values in meant.items():
         if option in config and config[option] not in values:
             raise UserError(f"{where}: {option}={config[option]!r} is not supported, only {values[0]!r}")
     widths = config.get("block_out_channels")
-    if not isinstance(widths, list) or not all(isinstance(one, int) for one in widths) or not widths:
-        raise UserError(f"{where} names no block_out_channels: it is no configuration of a network")
+    if not isinstance(widths, list) or not all(isinstance(width, int) for width in widths) or not widths:
+        raise UserError(f"{where} has no block_out_channels: it is not the configuration of a network")
     if len(widths) > LEVELS or not all(0 < width <= WIDEST for width in widths):
-        raise UserError(f"{where}: block_out_channels are at most {LEVELS} numbers from 1 to {WIDEST}, not {widths}")
+        raise UserError(
+            f"{where}: block_out_channels must be at most {LEVELS} numbers from 1 to {WIDEST}, not {widths}"
+        )
     if config.get("time_embedding_dim") not in (None, 4 * widths[0]):
-        raise UserError(f"{where}: time_embedding_dim={config['time_embedding_dim']} is not supported, only four times")
+        raise UserError(
+            f"{where}: time_embedding_dim={config['time_embedding_dim']} is not supported, only {4 * widths[0]}, "
+            "4 times the first of block_out_channels"
+        )
 
 
 def _levels(config: Given, attending: str, plain: str, where: str) -> list[bool]:
-    """Return which levels attend, from the names of their blocks."""
+    """Return which levels have attention, from the names of their blocks."""
     down, up = config.get("down_block_types", []), config.get("up_block_types", [])
     known = {f"{attending}DownBlock2D": True, f"{plain}DownBlock2D": False}
     for name in down:
         if name not in known:
-            raise UserError(f"{where}: the block {name!r} is not supported: there are {', '.join(known)}")
+            raise UserError(f"{where}: the block {name!r} is not supported, only {', '.join(known)}")
     levels = [known[name] for name in down]
-    wanted = [f"{attending if one else plain}UpBlock2D" for one in reversed(levels)]
-    if list(up) != wanted or len(down) != len(config["block_out_channels"]):
-        raise UserError(f"{where}: up_block_types must mirror down_block_types, one for each of block_out_channels")
+    expected = [f"{attending if attends else plain}UpBlock2D" for attends in reversed(levels)]
+    if list(up) != expected or len(down) != len(config["block_out_channels"]):
+        raise UserError(
+            f"{where}: up_block_types must mirror down_block_types, with one for each of block_out_channels"
+        )
     return levels
 
 
 def _each(value: Any, count: int, name: str, where: str) -> list[int]:
     """Return a number for each level."""
-    several = value if isinstance(value, list) else [value] * count
-    if len(several) != count or not all(isinstance(one, int) and 0 < one <= WIDEST for one in several):
+    numbers = value if isinstance(value, list) else [value] * count
+    if len(numbers) != count or not all(isinstance(number, int) and 0 < number <= WIDEST for number in numbers):
         raise UserError(f"{where}: {name} must be a number above 0, or one for each level, not {value!r}")
-    return several
+    return numbers
 
 
 def _same(value: Any, count: int, name: str, where: str) -> int:
-    """Return a number that is the same for all levels."""
-    several = set(_each(value, count, name, where))
-    if len(several) > 1 or max(several) > DEEPEST:
-        raise UserError(f"{where}: {name} must be the same for all levels, {DEEPEST} at most, not {value!r}")
-    return several.pop()
+    """Return a number that must be the same for all levels."""
+    numbers = set(_each(value, count, name, where))
+    if len(numbers) > 1 or max(numbers) > DEEPEST:
+        raise UserError(f"{where}: {name} must be the same for all levels and at most {DEEPEST}, not {value!r}")
+    return numbers.pop()
 
 
 def _common(config: Given, where: str) -> dict[str, Any]:
-    """Return the options that both U-Nets share."""
+    """Return the options shared by both U-Nets."""
     widths = config["block_out_channels"]
     return {
         "widths": widths,
@@ -122,16 +129,16 @@ def _common(config: Given, where: str) -> dict[str, Any]:
 
 
 def network(config: Given, where: str) -> NetworkSpec:
-    """Return our network of the topology that a config.json of diffusers describes.
+    """Return our network with the topology of a diffusers config.json.
 
-    Raises: UserError: For a class or an option that has no equal here.
+    Raises: UserError: For a class or an option that is not supported.
     """
     with meant(where):
         return _network(config, where)
 
 
 def _network(config: Given, where: str) -> NetworkSpec:
-    """Return our network, values taken as they stand."""
+    """Return our network; values are not checked."""
     kind = config.get("_class_name")
     if kind == "UNet2DModel":
         _check(config, _PLAIN, where)
@@ -142,12 +149,13 @@ def _network(config: Given, where: str) -> NetworkSpec:
     if kind == "UNet2DConditionModel":
         _check(config, _CONDITIONAL, where)
         attends, count = _levels(config, "CrossAttn", "", where), len(config["block_out_channels"])
-        heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # misnamed there
+        # the second name is wrong in diffusers
+        heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
         layers = _same(config.get("transformer_layers_per_block", 1), count, "transformer_layers_per_block", where)
-        several = _each(heads, count, "attention_head_dim", where)
+        heads_of_levels = _each(heads, count, "attention_head_dim", where)
         options = _common(config, where)
         conditional: NetworkSpec = named(
-            "network", "conditional-unet", attention=attends, heads=several, layers=layers, **options
+            "network", "conditional-unet", attention=attends, heads=heads_of_levels, layers=layers, **options
         )
         return conditional
     if kind == "AutoencoderKL":
@@ -165,15 +173,14 @@ def _network(config: Given, where: str) -> NetworkSpec:
             post_quant=config.get("use_post_quant_conv", True),
         )
         return autoencoder
-    raise UserError(f"{where}: the class {kind!r} is not supported: there are {', '.join(CLASSES)}")
+    raise UserError(f"{where}: the class {kind!r} is not supported, only {', '.join(CLASSES)}")
 
 
 def _same_blocks(config: Given, where: str) -> None:
-    """Raise a UserError unless an autoencoder consists of its plain blocks."""
+    """Raise a UserError unless an autoencoder consists of standard blocks."""
     for key, name in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         types = config.get(key, [])
-        strange = [one for one in types if one != name]
-        if strange or len(types) != len(config["block_out_channels"]):
+        if any(block != name for block in types) or len(types) != len(config["block_out_channels"]):
             raise UserError(f"{where}: {key} must be {name} for each of block_out_channels, not {types}")
 
 
@@ -184,9 +191,9 @@ def config_of(
 
     Args:
         made: The network.
-        recipe_options: What it was made with.
-        channels: Channels of its state, or of its pictures.
-        side: Their side.
+        recipe_options: Its options in the recipe.
+        channels: Channels of its state or images.
+        side: Side of its state or images.
     """
     options = dict(recipe_options)
     widths: Sequence[int] = options["widths"]
@@ -208,12 +215,12 @@ def config_of(
     for width in widths:
         if width % options["groups"]:
             raise UserError(
-                f"diffusers wants norms of {options['groups']} groups to divide all channels, and {width} are not "
-                "divided: train with --set network.groups= a number that divides all widths"
+                f"diffusers requires group norms whose {options['groups']} groups divide all widths, but not {width}: "
+                "train with network.groups set to a divisor of all widths"
             )
     conditional = isinstance(made, ConditionalUNet)
-    word = "CrossAttn" if conditional else "Attn"
-    found = {
+    prefix = "CrossAttn" if conditional else "Attn"
+    config = {
         "_class_name": "UNet2DConditionModel" if conditional else "UNet2DModel",
         **plain,
         "layers_per_block": options["blocks"],
@@ -223,11 +230,11 @@ def config_of(
         "downsample_padding": 0 if options["pad_behind"] else 1,
         "freq_shift": options["time_shift"],
         "flip_sin_to_cos": not options["sines_first"],
-        "down_block_types": [f"{word if one else ''}DownBlock2D" for one in options["attention"]],
-        "up_block_types": [f"{word if one else ''}UpBlock2D" for one in reversed(options["attention"])],
+        "down_block_types": [f"{prefix if attends else ''}DownBlock2D" for attends in options["attention"]],
+        "up_block_types": [f"{prefix if attends else ''}UpBlock2D" for attends in reversed(options["attention"])],
     }
     if conditional:
         context = made.get_parameter("middle.0.cross.layers.0.kv.weight").shape[1]
         layers = {"transformer_layers_per_block": options["layers"], "use_linear_projection": True}
-        return {**found, **layers, "attention_head_dim": list(options["heads"]), "cross_attention_dim": context}
-    return {**found, "attention_head_dim": options["head"]}
+        return {**config, **layers, "attention_head_dim": list(options["heads"]), "cross_attention_dim": context}
+    return {**config, "attention_head_dim": options["head"]}

@@ -1,4 +1,4 @@
-"""Models of diffusers as run folders: networks, autoencoders, text encoders and schedulers, without diffusers."""
+"""Import of diffusers models as run folders, without diffusers: networks, autoencoders, text encoders, schedulers."""
 
 import math
 import shutil
@@ -27,18 +27,18 @@ from unfog.runtime.tensors import write_tensors
 from unfog.training.objectives.reconstruction import Reconstruction
 
 IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of pipelines that are left away."""
+"""Parts of pipelines that are ignored."""
 KNOWN = ("unet", "scheduler", "vae", "vqvae", "text_encoder", "tokenizer", *IGNORED)
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A model that was read.
+    """An imported model.
 
     Attributes:
-        recipe: What it is, as one of ours.
-        parameters: How many the denoiser has.
-        notes: What is not as it was there.
+        recipe: Our recipe for it.
+        parameters: Number of parameters of the denoiser.
+        notes: Differences from the original pipeline.
     """
 
     recipe: Recipe
@@ -47,25 +47,25 @@ class Imported:
 
 
 def import_model(source: str, out: Path, trust: Path | None = None) -> Imported:
-    """Make a run folder of a model of diffusers.
+    """Import a diffusers model as a run folder.
 
     Args:
-        source: Its folder, or its name on the hub.
+        source: The model's folder, or its name on the hub.
         out: The new run folder.
-        trust: A pickle of weights that may be read.
+        trust: A pickle of weights that may be loaded.
 
-    Returns: What was read.
-    Raises: UserError: If the folder is no model, or one with parts or options that are not supported.
-        EnvironmentFailure: If network or disk fail.
+    Returns: The imported model.
+    Raises: UserError: If the folder is not a model, or has unsupported parts or options.
+        EnvironmentFailure: If the network or the disk fails.
     """
     with files.meant(source):
         return _import(source, out, trust)
 
 
 def _import(source: str, out: Path, trust: Path | None) -> Imported:
-    """Make a run folder, values taken as they stand."""
+    """Import a model; values are not checked."""
     if (out / "model.safetensors").exists() or (out / "checkpoints").exists():
-        raise UserError(f"{out} holds a run: choose another folder")
+        raise UserError(f"{out} already contains a run: choose another folder")
     folder = files.found(source)
     if not (folder / "model_index.json").is_file() and (folder / "config.json").is_file():
         return _autoencoder_alone(folder, out, trust)
@@ -82,14 +82,14 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
         coder = _autoencoder(folder / kind, trust)
         codec = LatentCodec(path="autoencoder")
         shape = (coder.made.channels, *(side * coder.made.factor for side in shape[1:]))
-    told, classes, embedder = _told(folder, index, given, network)
-    notes = sampled.notes + tuple(f"{name} is left away" for name in IGNORED if index.get(name))
+    conditioning, classes, embedder = _conditioning(folder, index, given, network)
+    notes = sampled.notes + tuple(f"{name} is ignored" for name in IGNORED if index.get(name))
     recipe = Recipe(
         str(index.get("_class_name", "imported")),
         data=Elsewhere(),
         network=network,
         codec=codec,
-        conditioning=told,
+        conditioning=conditioning,
         inputs=Inputs(network_time=sampled.network_time),
         schedule=sampled.schedule,
         target=sampled.target,
@@ -97,37 +97,37 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
         times=Uniform() if sampled.network_time == "thousand" else Discrete(),
         solver=sampled.solver,
         grid=sampled.grid,
-        sampling=_sampling(sampled, told, coder is not None),
+        sampling=_sampling(sampled, conditioning, coder is not None),
         shape=shape,
         classes=classes,
     )
     channels = given.get("in_channels", 4 if kind else 3)
     tensors = _denoiser(network, channels, files.weights(where, trust), str(where), embedder)
     _write(out, recipe, tensors, coder)
-    if isinstance(told, PretrainedConditioning):
+    if isinstance(conditioning, PretrainedConditioning):
         for name in ("text_encoder", "tokenizer"):
             shutil.copytree(folder / name, out / "text" / name, dirs_exist_ok=True)
     return Imported(recipe, sum(tensor.numel() for tensor in tensors.values()), notes)
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    """Return the classes of the parts that a pipeline has, by name, and its own class."""
+    """Return the class of each part of a pipeline, by name, and the pipeline's own class."""
     if not (folder / "model_index.json").is_file():
-        raise UserError(f"{folder} is no folder of diffusers: it has no model_index.json and no config.json")
+        raise UserError(f"{folder} is not a diffusers folder: it has no model_index.json and no config.json")
     index = files.config(folder / "model_index.json")
-    found: dict[str, Any] = {"_class_name": index.get("_class_name")}
+    parts: dict[str, Any] = {"_class_name": index.get("_class_name")}
     for name, value in index.items():
         if isinstance(value, list) and len(value) == 2 and value[1] is not None:
             if name not in KNOWN:
                 raise UserError(
                     f"{folder / 'model_index.json'}: the part {name} ({value[1]}) of {index.get('_class_name')} is not "
-                    f"supported: there are {', '.join(KNOWN)}"
+                    f"supported, only {', '.join(KNOWN)}"
                 )
-            found[name] = str(value[1])
+            parts[name] = str(value[1])
     for name in ("unet", "scheduler"):
-        if name not in found:
-            raise UserError(f"{folder / 'model_index.json'} names no {name}: it is no pipeline with a U-Net")
-    return found
+        if name not in parts:
+            raise UserError(f"{folder / 'model_index.json'} has no {name}: only pipelines with a U-Net are supported")
+    return parts
 
 
 def _shape(given: dict[str, Any], where: str) -> tuple[int, ...]:
@@ -135,14 +135,14 @@ def _shape(given: dict[str, Any], where: str) -> tuple[int, ...]:
     size = given.get("sample_size")
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= 4096 for side in sides):
-        raise UserError(f"{where}: sample_size must be a side, or two, not {size!r}: write it into the config.json")
+        raise UserError(f"{where}: sample_size must be one or two sides, not {size!r}: set it in config.json")
     return (int(given.get("in_channels", 3)), *sides)
 
 
-def _told(
+def _conditioning(
     folder: Path, index: dict[str, Any], given: dict[str, Any], network: NetworkSpec
 ) -> tuple[Conditioning, tuple[str, ...], str | None]:
-    """Return what the model is told, the names of its classes, and diffusers' name of what embeds them."""
+    """Return the conditioning, the names of the classes, and diffusers' name of the class embedding."""
     classes = given.get("num_class_embeds")
     if isinstance(network, UNetSpec):
         if classes is None:
@@ -154,26 +154,26 @@ def _told(
         )
     if index.get("text_encoder") not in ENCODERS.values():
         raise UserError(
-            f"{folder}: a UNet2DConditionModel is told a text here, and the text encoder {index.get('text_encoder')} "
-            f"is not supported: there are {', '.join(dict.fromkeys(ENCODERS.values()))}"
+            f"{folder}: a UNet2DConditionModel must be conditioned on text, and the text encoder "
+            f"{index.get('text_encoder')} is not supported, only {', '.join(dict.fromkeys(ENCODERS.values()))}"
         )
-    told = PretrainedConditioning(path=str(folder))
-    if told.context != given.get("cross_attention_dim", 1280):
+    encoder = PretrainedConditioning(path=str(folder))
+    if encoder.context != given.get("cross_attention_dim", 1280):
         raise UserError(
-            f"{folder}: the text encoder gives tokens of {told.context} entries, and the U-Net takes "
+            f"{folder}: the text encoder produces tokens of length {encoder.context}, but the U-Net expects "
             f"{given.get('cross_attention_dim', 1280)}"
         )
     return PretrainedConditioning(path="text"), (), None
 
 
-def _sampling(sampled: schedulers.Sampled, told: Conditioning, latent: bool) -> Sampling:
-    """Return how samples are drawn unless the request says otherwise."""
+def _sampling(sampled: schedulers.Sampled, conditioning: Conditioning, latent: bool) -> Sampling:
+    """Return the default sampling settings."""
     ddpm = isinstance(sampled.solver, Ancestral)
     return Sampling(
         steps=(sampled.schedule.steps or 1000) if ddpm and not latent else 50,
-        guidance=7.5 if isinstance(told, PretrainedConditioning) else 1.0,
+        guidance=7.5 if isinstance(conditioning, PretrainedConditioning) else 1.0,
         clip=sampled.clip and not latent,
-        keep_eps=isinstance(sampled.solver, DDIM),  # as there, where eps does not follow a clipped x0
+        keep_eps=isinstance(sampled.solver, DDIM),  # diffusers does not recompute eps after clipping x0
         batch=1 if latent else 16,
     )
 
@@ -181,24 +181,24 @@ def _sampling(sampled: schedulers.Sampled, told: Conditioning, latent: bool) -> 
 def _denoiser(
     config: NetworkSpec, channels: int, theirs: dict[str, Tensor], where: str, embedder: str | None
 ) -> dict[str, Tensor]:
-    """Return the weights of a denoiser under our names."""
+    """Return the weights of a denoiser with our names."""
     table = theirs.pop(embedder, None) if embedder else None
     context = theirs.get("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
     with torch.device("meta"):
-        made: object = config.build(
+        network: object = config.build(
             channels=channels,
             outputs=len(theirs.get("conv_out.weight", torch.empty(channels))),
             dims=2,
             context=None if context is None else context.shape[1],
         )
-    assert isinstance(made, nn.Module)
-    found = {f"network.{name}": tensor for name, tensor in names.ours(theirs, made, where).items()}
+    assert isinstance(network, nn.Module)
+    weights = {f"network.{name}": tensor for name, tensor in names.ours(theirs, network, where).items()}
     if embedder:
         if table is None:
-            raise UserError(f"{where} lacks {embedder}: weights and config do not fit")
-        # theirs has no class for 'no label': to be told nothing adds nothing
-        found["embedder.table.weight"] = torch.cat([table.float(), torch.zeros(1, table.shape[1])])
-    return found
+            raise UserError(f"{where} lacks {embedder}: weights and config do not match")
+        # diffusers has no null class: a zero vector adds nothing to the time embedding
+        weights["embedder.table.weight"] = torch.cat([table.float(), torch.zeros(1, table.shape[1])])
+    return weights
 
 
 def _learned(solver: Solver) -> bool:
@@ -208,12 +208,12 @@ def _learned(solver: Solver) -> bool:
 
 @dataclass(frozen=True)
 class Coder:
-    """An autoencoder of diffusers.
+    """An imported autoencoder.
 
     Attributes:
-        config: Ours of the same topology.
-        made: With its weights.
-        side: The side of its pictures.
+        config: Our configuration of the same topology.
+        made: The autoencoder with its weights.
+        side: Side of its images.
     """
 
     config: NetworkSpec
@@ -222,32 +222,33 @@ class Coder:
 
 
 def _autoencoder(folder: Path, trust: Path | None) -> Coder:
-    """Read an autoencoder."""
+    """Import an autoencoder."""
     given = files.config(folder / "config.json")
     config = configs.network(given, str(folder / "config.json"))
     channels = given.get("in_channels", 3)
-    with torch.device("meta"):  # so that what does not fit takes no memory
+    with torch.device("meta"):  # so that a mismatch is found before memory is allocated
         sketch: object = config.build(channels=channels, outputs=channels, dims=2, context=None)
     if not isinstance(sketch, Autoencoder):
-        raise UserError(f"{folder} holds a {given.get('_class_name')}, where an AutoencoderKL is needed")
+        raise UserError(f"{folder} contains a {given.get('_class_name')}, but an AutoencoderKL is needed")
     weights = names.ours(files.weights(folder, trust), sketch, str(folder))
-    made: object = config.build(channels=channels, outputs=channels, dims=2, context=None)
-    assert isinstance(made, Autoencoder)
-    made.load_state_dict(weights, strict=False)
+    autoencoder: object = config.build(channels=channels, outputs=channels, dims=2, context=None)
+    assert isinstance(autoencoder, Autoencoder)
+    autoencoder.load_state_dict(weights, strict=False)
     scale, shift = given.get("scaling_factor", 0.18215), given.get("shift_factor") or 0.0
-    if not all(isinstance(one, int | float) and math.isfinite(one) for one in (scale, shift)) or not scale:
+    numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in (scale, shift))
+    if not numbers or not scale:
         raise UserError(f"{folder / 'config.json'}: scaling_factor and shift_factor must be numbers, the first not 0")
-    made.scale.fill_(scale)
-    made.shift.fill_(shift)
-    return Coder(config, made.eval(), int(given.get("sample_size", 32)))
+    autoencoder.scale.fill_(scale)
+    autoencoder.shift.fill_(shift)
+    return Coder(config, autoencoder.eval(), int(given.get("sample_size", 32)))
 
 
 def _autoencoder_alone(folder: Path, out: Path, trust: Path | None) -> Imported:
-    """Make a run folder of an autoencoder, in whose latents models can be trained here."""
+    """Import an autoencoder as a run folder, so that models can be trained in its latents."""
     coder = _autoencoder(folder, trust)
     recipe = _coder_recipe(coder, (coder.made.channels, coder.side, coder.side))
     _write(out, recipe, weights_of(coder.made), None)
-    return Imported(recipe, sum(one.numel() for one in coder.made.parameters()), ())
+    return Imported(recipe, sum(parameter.numel() for parameter in coder.made.parameters()), ())
 
 
 def _coder_recipe(coder: Coder, shape: tuple[int, ...]) -> Recipe:

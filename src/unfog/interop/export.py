@@ -1,4 +1,4 @@
-"""Run folders as folders of diffusers, with a model card beside."""
+"""Export of run folders as diffusers folders, with a model card."""
 
 import json
 import shutil
@@ -32,19 +32,19 @@ UNFIT = (
     "HeunDiscreteScheduler",
     "UniPCMultistepScheduler",
 )
-"""Schedulers that diffusers' pipelines of pixels fail with: they scale no state for the network, and give all a
-generator."""
+"""Schedulers that do not work with diffusers' pixel pipelines, which do not scale the model input
+and pass a generator to every scheduler."""
 
 
 def export(run: Run, folder: Path) -> tuple[str, ...]:
-    """Write a folder that diffusers' `DiffusionPipeline.from_pretrained` reads.
+    """Export a run to a folder for diffusers' `DiffusionPipeline.from_pretrained`.
 
     Args:
         run: The run.
-        folder: Where to; must be empty or not there.
+        folder: Destination; must be empty or not exist.
 
-    Returns: What the folder can not do that the run can.
-    Raises: UserError: If diffusers has no such model.
+    Returns: What the exported pipeline cannot do that the run can.
+    Raises: UserError: If diffusers cannot represent the model.
         EnvironmentFailure: If the disk fails.
     """
     vacant(folder)
@@ -54,23 +54,23 @@ def export(run: Run, folder: Path) -> tuple[str, ...]:
     scheduler = schedulers.write(recipe)
     channels, *sides = known_of(recipe).shape
     if len(sides) != 2 or sides[0] != sides[1]:
-        raise UserError(f"diffusers' pipelines draw square pictures, and these are {sides}")
+        raise UserError(f"diffusers' pipelines only generate square images, not {sides}")
     if run.denoiser.learned_variance:
-        raise UserError("diffusers' pipelines take no learned variance: train with variance=fixed to export")
+        raise UserError("diffusers' pipelines do not support learned variances: train with variance=fixed to export")
     config = configs.config_of(network, options(recipe.network), channels, sides[0])
     weights = names.theirs(network)
     notes: tuple[str, ...] = ()
     if isinstance(run.denoiser.embedder, ClassEmbedding):
         weights["class_embedding.weight"] = run.denoiser.embedder.table.weight
         config["num_class_embeds"] = len(weights["class_embedding.weight"])
-        notes = ("its pipeline tells no classes: call the U-Net with class_labels, of which the last is 'no label'",)
+        notes = ("its pipeline is unconditional: call the U-Net with class_labels, of which the last means 'no label'",)
     elif not isinstance(recipe.conditioning, NoConditioning | PretrainedConditioning):
         raise UserError(
-            "diffusers' pipelines tell a model nothing, or a text read by CLIP: a model with "
-            f"conditioning={recipe.kind('conditioning')} can not be exported"
+            "diffusers' pipelines are unconditional or conditioned on text encoded by CLIP: a model with "
+            f"conditioning={recipe.kind('conditioning')} cannot be exported"
         )
     if schedulers.clips(recipe) and not scheduler.get("clip_sample"):
-        notes += ("x0 is not held to the range of pixels there, as it is here (sampling.clip)",)
+        notes += ("diffusers does not clip x0 to the range of pixels, unlike sampling.clip here",)
     pipeline, parts = _pipeline(scheduler["_class_name"], recipe.conditioning, isinstance(codec, Latents))
     with disk(folder):
         for part in ("unet", "scheduler", *(part for part in parts if part in ("vae", "vqvae"))):
@@ -92,16 +92,16 @@ def export(run: Run, folder: Path) -> tuple[str, ...]:
 
 
 def vacant(folder: Path) -> None:
-    """Raise a UserError for a path to which nothing can be exported."""
+    """Raise a UserError if a path is not an empty or new folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already: choose a new folder")
+        raise UserError(f"{folder} already exists: choose a new folder")
 
 
 def _pipeline(scheduler: str, conditioning: Conditioning, latent: bool) -> tuple[str, dict[str, Any]]:
-    """Return the pipeline that samples a model, and which parts it has besides U-Net and scheduler."""
+    """Return the pipeline class for a model, and its parts other than U-Net and scheduler."""
     if isinstance(conditioning, PretrainedConditioning):
         if not latent:
-            raise UserError("diffusers' text to image works in latents: train with codec=latents to export")
+            raise UserError("diffusers' text-to-image pipelines work in latents: train with codec=latents to export")
         parts: dict[str, Any] = {"vae": ["diffusers", "AutoencoderKL"]}
         parts |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
         return "StableDiffusionPipeline", {**parts, "safety_checker": [None, None], "feature_extractor": [None, None]}
@@ -109,20 +109,22 @@ def _pipeline(scheduler: str, conditioning: Conditioning, latent: bool) -> tuple
         return "LDMPipeline", {"vqvae": ["diffusers", "AutoencoderKL"]}
     if scheduler in UNFIT:
         raise UserError(
-            f"diffusers' pipelines of pixels do not work with {scheduler}: set solver to ddim, ancestral or dpmpp-2m"
+            f"diffusers' pixel pipelines do not work with {scheduler}: set solver to ddim, ancestral or dpmpp-2m"
         )
     return ("DDIMPipeline" if scheduler == "DDIMScheduler" else "DDPMPipeline"), {}
 
 
-def _write_autoencoder(made: Autoencoder, made_with: Mapping[str, Any], folder: Path, shape: tuple[int, ...]) -> None:
-    """Write an autoencoder whose one scaling factor is 1: shift and scale of each channel are in its convolutions.
+def _write_autoencoder(
+    autoencoder: Autoencoder, made_with: Mapping[str, Any], folder: Path, shape: tuple[int, ...]
+) -> None:
+    """Write an autoencoder with a scaling factor of 1: shift and scale per channel are folded into its convolutions.
 
-    With m the mean, z = (m - shift)·scale; the convolution of one place that ends the encoder gives z and log var +
-    2·log(scale) instead of m and log var, and the one that begins the decoder takes z instead of m.
+    With m the mean, z = (m - shift)·scale. The 1×1 convolution after the encoder then returns z and log var +
+    2·log(scale) instead of m and log var, and the one before the decoder takes z instead of m.
     """
-    weights = names.theirs(made)
-    shift, scale = made.shift.flatten(), made.scale.flatten()
-    config = configs.config_of(made, made_with, shape[0], shape[1])
+    weights = names.theirs(autoencoder)
+    shift, scale = autoencoder.shift.flatten(), autoencoder.scale.flatten()
+    config = configs.config_of(autoencoder, made_with, shape[0], shape[1])
     if bool((shift == 0).all()) and bool((scale == scale[0]).all()):
         config["scaling_factor"] = float(scale[0])
         config |= {"use_quant_conv": made_with["quant"], "use_post_quant_conv": made_with["post_quant"]}
@@ -133,19 +135,20 @@ def _write_autoencoder(made: Autoencoder, made_with: Mapping[str, Any], folder: 
 
 
 def _folded(weights: dict[str, Tensor], shift: Tensor, scale: Tensor) -> dict[str, Tensor]:
-    """Return the two convolutions of one place with shift and scale in them."""
-    latent, found = len(shift), {}
+    """Return the two 1×1 convolutions with shift and scale folded in."""
+    latent = len(shift)
+    plain: dict[str, Tensor] = {}
     for name, size in (("quant_conv", 2 * latent), ("post_quant_conv", latent)):
-        found[f"{name}.weight"] = weights.get(f"{name}.weight", torch.eye(size)[..., None, None])
-        found[f"{name}.bias"] = weights.get(f"{name}.bias", torch.zeros(size))
+        plain[f"{name}.weight"] = weights.get(f"{name}.weight", torch.eye(size)[..., None, None])
+        plain[f"{name}.bias"] = weights.get(f"{name}.bias", torch.zeros(size))
     rows = torch.cat([scale, torch.ones(latent)])
     offset = torch.cat([-shift * scale, 2 * scale.log()])
-    into = found["quant_conv.weight"] * rows[:, None, None, None]
-    bias = found["post_quant_conv.bias"] + found["post_quant_conv.weight"][..., 0, 0] @ shift
+    quant = plain["quant_conv.weight"] * rows[:, None, None, None]
+    bias = plain["post_quant_conv.bias"] + plain["post_quant_conv.weight"][..., 0, 0] @ shift
     return {
-        "quant_conv.weight": into,
-        "quant_conv.bias": found["quant_conv.bias"] * rows + offset,
-        "post_quant_conv.weight": found["post_quant_conv.weight"] / scale[:, None, None],
+        "quant_conv.weight": quant,
+        "quant_conv.bias": plain["quant_conv.bias"] * rows + offset,
+        "post_quant_conv.weight": plain["post_quant_conv.weight"] / scale[:, None, None],
         "post_quant_conv.bias": bias,
     }
 

@@ -1,4 +1,4 @@
-"""Folders of other toolkits: where they lie, and their configurations and weights, read as a stranger's files are."""
+"""Model folders of other toolkits: locating them, and reading their configurations and weights as untrusted files."""
 
 import re
 from collections.abc import Iterator
@@ -16,76 +16,74 @@ from unfog.runtime.errors import EnvironmentFailure, UserError
 from unfog.runtime.files import parse_json, read_bounded
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-"""What files of weights are called, without variant and suffix."""
+"""Names of weight files, without variant and suffix."""
 WANTED = ["*.json", "*.txt", "*.safetensors", "*.model"]
-"""What is fetched from the hub: everything but pickles."""
+"""Files downloaded from the hub: everything but pickles."""
 
 
 def found(source: str) -> Path:
-    """Return the folder of a model: a path, or a name on the hub, from where it is fetched.
+    """Return the folder of a model: an existing path, or a download from the hub.
 
-    Raises: UserError: If there is none.
-        EnvironmentFailure: If the network fails.
+    Raises: UserError: If there is no such folder or model.
+        EnvironmentFailure: If the download fails.
     """
     folder = Path(source)
     if folder.is_dir():
         return folder
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise UserError(
-            f"{source} is no folder: give one that diffusers wrote, or a name on the hub such as owner/name"
-        )
+        raise UserError(f"{source} is not a folder: pass a diffusers folder, or a name on the hub such as owner/name")
     try:
         hub = import_module("huggingface_hub")
     except ImportError:
         raise UserError(
-            f"{source} is no folder here, and to fetch it from the hub takes huggingface_hub: pip install 'unfog[text]'"
+            f"{source} is not a folder, and downloading from the hub needs huggingface_hub: pip install 'unfog[text]'"
         ) from None
     try:
         return Path(hub.snapshot_download(source, allow_patterns=WANTED))
     except hub.errors.RepositoryNotFoundError:
-        raise UserError(f"there is no folder {source} here, and no such model on the hub: check the name") from None
+        raise UserError(f"there is no folder {source}, and no such model on the hub: check the name") from None
     except (OSError, hub.errors.HfHubHTTPError, RuntimeError) as error:
-        raise EnvironmentFailure(f"{source} cannot be fetched from the hub: {str(error).splitlines()[0]}") from error
+        raise EnvironmentFailure(f"{source} cannot be downloaded from the hub: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
 def meant(where: str) -> Iterator[None]:
-    """Turn what goes wrong with a stranger's values into one sentence.
+    """Turn errors caused by untrusted values into one sentence.
 
-    Raises: UserError: If a value is not of the kind that its name promises.
+    Raises: UserError: If a value is invalid.
     """
     try:
         yield
     except UserError:
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{where} holds a value that means nothing ({error}): restore it") from error
+        raise UserError(f"{where} contains an invalid value ({error}): restore it") from error
 
 
 def config(file: Path) -> dict[str, Any]:
-    """Return a configuration.
+    """Read a configuration.
 
-    Raises: UserError: If it is missing, or no JSON object.
+    Raises: UserError: If it is missing, or not a JSON object.
     """
     if not file.is_file():
-        raise UserError(f"{file} is missing: the folder is not whole")
+        raise UserError(f"{file} is missing: the folder is incomplete")
     try:
         read: Any = parse_json(read_bounded(file))
     except ValueError as error:
-        raise UserError(f"{file} is no JSON ({error})") from None
+        raise UserError(f"{file} is not JSON ({error})") from None
     if not isinstance(read, dict):
-        raise UserError(f"{file} is no JSON object")
+        raise UserError(f"{file} is not a JSON object")
     return read
 
 
 def weights(folder: Path, trust: Path | None = None) -> dict[str, Tensor]:
-    """Return the weights of a folder, out of one file or several.
+    """Read the weights of a folder, from one file or several shards.
 
     Args:
-        folder: Holds them.
-        trust: A pickle of weights that may be read, by a reader that makes nothing but tensors of it.
+        folder: The folder.
+        trust: A pickle of weights that may be loaded, with a loader restricted to tensors.
 
-    Raises: UserError: If there are none but pickles, or a file is damaged.
+    Raises: UserError: If there are no weights but pickles, or a file is damaged.
     """
     whole = [folder / f"{stem}.safetensors" for stem in STEMS]
     variants = [file for stem in STEMS for file in sorted(folder.glob(f"{stem}.*.safetensors"))]
@@ -104,10 +102,10 @@ def weights(folder: Path, trust: Path | None = None) -> dict[str, Tensor]:
         return _unpickled(trust)
     if pickles:
         raise UserError(
-            f"{pickles[0]} is a pickle, which can run any program when it is read: convert it to safetensors, or name "
-            f"it with --trust {pickles[0]}"
+            f"{pickles[0]} is a pickle, which can run arbitrary code when loaded: convert it to safetensors, or set "
+            f"trust to {pickles[0]}"
         )
-    raise UserError(f"{folder} holds no weights: {STEMS[0]}.safetensors is missing")
+    raise UserError(f"{folder} contains no weights: {STEMS[0]}.safetensors is missing")
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -115,18 +113,18 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged or truncated ({error}): fetch it again") from error
+        raise UserError(f"{file} is damaged or truncated ({error}): download it again") from error
 
 
 def _parts(file: Path) -> dict[str, Tensor]:
-    """Read the files that an index names."""
+    """Read the shards listed in an index."""
     names = config(file).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise UserError(f"{file} names no files of weights")
+        raise UserError(f"{file} lists no weight files")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(names.values())):
         if Path(name).name != name:
-            raise UserError(f"{file} names {name!r}, which is not beside it")
+            raise UserError(f"{file} lists {name!r}, which is not in the same folder")
         tensors |= _read(file.parent / name)
     return tensors
 
@@ -135,8 +133,10 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     """Read a pickle of tensors."""
     try:
         read = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a pickle may fail in any way
-        raise UserError(f"{file} is no pickle of weights alone: convert it to safetensors where it was made") from error
-    if not isinstance(read, dict) or not all(isinstance(one, Tensor) for one in read.values()):
-        raise UserError(f"{file} holds something else than weights by their names")
+    except Exception as error:  # unpickling can raise anything
+        raise UserError(
+            f"{file} is not a pickle of weights only: convert it to safetensors where it was created"
+        ) from error
+    if not isinstance(read, dict) or not all(isinstance(value, Tensor) for value in read.values()):
+        raise UserError(f"{file} does not contain a dictionary of named weights")
     return read

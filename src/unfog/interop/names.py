@@ -1,4 +1,4 @@
-"""What diffusers calls each weight of a network that has the same topology here."""
+"""diffusers' weight names for networks with the same topology here."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from unfog.networks.unet import Ladder
 from unfog.runtime.errors import UserError
 
 Rules = list[tuple[str, str]]
-"""(pattern, replacement) in the order in which they are tried; all that match apply."""
+"""(pattern, replacement) pairs, all applied in order."""
 
 _BLOCK: Rules = [(r"\.shortcut\.", ".conv_shortcut.")]
 _ATTENTION: Rules = [(r"\.norm\.", ".group_norm."), (r"\.qkv\.", ".to_{q,k,v}."), (r"\.out\.", ".to_out.0.")]
@@ -31,7 +31,7 @@ _OLD: Rules = [
     (r"\.attentions\.(\d+)\.value\.", r".attentions.\1.to_v."),
     (r"\.attentions\.(\d+)\.proj_attn\.", r".attentions.\1.to_out.0."),
 ]
-"""Names of attention in files that older versions of diffusers wrote."""
+"""Names of attention weights in files from older versions of diffusers."""
 
 
 def _replaced(name: str, rules: Rules) -> str:
@@ -41,7 +41,7 @@ def _replaced(name: str, rules: Rules) -> str:
 
 
 def ladder_name(blocks: int) -> Callable[[str], str]:
-    """Return the function from names in a `Ladder` with so many blocks a level to diffusers' names."""
+    """Return the function that maps weight names of a `Ladder` with `blocks` blocks per level to diffusers' names."""
 
     def translate(name: str) -> str:
         first, _, rest = name.partition(".")
@@ -53,16 +53,16 @@ def ladder_name(blocks: int) -> Callable[[str], str]:
             index, kind, rest = rest.split(".", 2)
             return _stage("mid_block", int(index), kind, rest)
         if first in ("downsample", "upsample"):
-            place_of, rest = rest.split(".", 1)
+            level_of, rest = rest.split(".", 1)
             way = first.removesuffix("sample")
-            return f"{way}_blocks.{place_of}.{way}samplers.0.conv.{rest.removeprefix('conv.')}"
+            return f"{way}_blocks.{level_of}.{way}samplers.0.conv.{rest.removeprefix('conv.')}"
         return name.replace("norm_out", "conv_norm_out")
 
     return translate
 
 
 def _stage(where: str, place: int, kind: str, rest: str) -> str:
-    """Return the name of a weight of a `Stage`."""
+    """Return diffusers' name of a weight of a `Stage`."""
     if kind == "block":
         return _replaced(f"{where}.resnets.{place}.{rest}", _BLOCK)
     return _replaced(f"{where}.attentions.{place}.{rest}", _ATTENTION if kind == "attention" else _TRANSFORMER)
@@ -83,15 +83,14 @@ def autoencoder_name(name: str) -> str:
 
 
 def unlike(network: object) -> UserError:
-    """Return the error for a network that diffusers does not have."""
+    """Return the error for a network that diffusers does not support."""
     return UserError(
-        f"diffusers has no network like {type(network).__name__}: train one with --set network=unet or "
-        "network=conditional-unet"
+        f"diffusers has no network like {type(network).__name__}: train with network=unet or network=conditional-unet"
     )
 
 
 def names(network: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Return for each of our weights what diffusers calls it; several names where ours is several of theirs in one.
+    """Return diffusers' names of each of our weights; several if ours concatenates several of theirs.
 
     Raises: UserError: If diffusers has no network of this topology.
     """
@@ -106,44 +105,49 @@ def names(network: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _spread(name: str) -> tuple[str, ...]:
-    """Return a{x,y}b as (axb, ayb)."""
-    found = re.fullmatch(r"(.*)\{(.*)\}(.*)", name)
-    return (name,) if found is None else tuple(found[1] + one + found[3] for one in found[2].split(","))
+    """Expand a{x,y}b to (axb, ayb)."""
+    braces = re.fullmatch(r"(.*)\{(.*)\}(.*)", name)
+    if braces is None:
+        return (name,)
+    before, choices, after = braces.groups()
+    return tuple(before + choice + after for choice in choices.split(","))
 
 
 def ours(theirs: Mapping[str, Tensor], network: nn.Module, where: str) -> dict[str, Tensor]:
-    """Return diffusers' weights under our names, in float32.
+    """Return diffusers' weights with our names, in float32.
 
     Args:
-        theirs: The weights by diffusers' names.
-        network: The network that takes them.
-        where: Their file, for the error's sentence.
+        theirs: Weights with diffusers' names.
+        network: The network to load them into.
+        where: Their file, for error messages.
 
-    Raises: UserError: If a weight is missing, of another shape, or one that the network does not have.
+    Raises: UserError: If a weight is missing, unexpected, or of another shape.
     """
     theirs = {_replaced(name, _OLD): tensor for name, tensor in theirs.items()}
-    wanted, state, found = names(network), network.state_dict(), {}
-    missing = [one for several in wanted.values() for one in several if one not in theirs]
-    strange = set(theirs) - {one for several in wanted.values() for one in several}
-    if missing or strange:
-        kind, name = ("lacks", missing[0]) if missing else ("has besides what its config says", min(strange))
-        more = len(missing or strange) - 1
-        raise UserError(f"{where} {kind} {name}{f' and {more} more' if more else ''}: weights and config do not fit")
-    for name, several in wanted.items():
-        parts = [theirs[one] for one in several]
+    table, state = names(network), network.state_dict()
+    expected = [their_name for their_names in table.values() for their_name in their_names]
+    missing = [name for name in expected if name not in theirs]
+    unexpected = set(theirs) - set(expected)
+    if missing or unexpected:
+        fault, name = ("lacks", missing[0]) if missing else ("has the unexpected weight", min(unexpected))
+        more = len(missing or unexpected) - 1
+        raise UserError(f"{where} {fault} {name}{f' and {more} more' if more else ''}: weights and config do not match")
+    weights = {}
+    for name, their_names in table.items():
+        parts = [theirs[their_name] for their_name in their_names]
         tensor = torch.cat(parts).float() if len(parts) > 1 else parts[0].float()
         if tensor.numel() != state[name].numel() or tensor.shape[0] != state[name].shape[0]:
-            shapes = f"{tuple(tensor.shape)} where its config asks for {tuple(state[name].shape)}"
-            raise UserError(f"{where}: {several[0]} has the shape {shapes}: weights and config do not fit")
-        found[name] = tensor.reshape(state[name].shape)  # a convolution of one place is a matrix
-    return found
+            shapes = f"{tuple(tensor.shape)} where its config expects {tuple(state[name].shape)}"
+            raise UserError(f"{where}: {their_names[0]} has the shape {shapes}: weights and config do not match")
+        weights[name] = tensor.reshape(state[name].shape)  # a 1×1 convolution and a matrix are the same
+    return weights
 
 
 def theirs(network: nn.Module) -> dict[str, Tensor]:
-    """Return a network's weights under diffusers' names."""
+    """Return a network's weights with diffusers' names."""
     state = network.state_dict()
-    found: dict[str, Tensor] = {}
-    for name, several in names(network).items():
-        for one, part in zip(several, state[name].chunk(len(several)), strict=True):
-            found[one] = part.contiguous()
-    return found
+    weights: dict[str, Tensor] = {}
+    for name, their_names in names(network).items():
+        for their_name, part in zip(their_names, state[name].chunk(len(their_names)), strict=True):
+            weights[their_name] = part.contiguous()
+    return weights

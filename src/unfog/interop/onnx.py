@@ -1,4 +1,4 @@
-"""Denoisers and decoders as ONNX, with what a sampler must know beside them as JSON."""
+"""Export of denoisers and decoders to ONNX, with the coefficients for a sampler as JSON."""
 
 import json
 import warnings
@@ -21,22 +21,22 @@ from unfog.runtime.files import disk, write_whole
 
 
 class Bare(nn.Module):
-    """A network between plain tensors: what it is told is a vector or tokens, or nothing."""
+    """A network with plain tensors as inputs: the condition is a vector, tokens, or absent."""
 
     def __init__(self, network: nn.Module, told: str) -> None:
-        """Wrap it; `told` is "vector", "tokens" or ""."""
+        """Wrap a network; `told` is the field of `Cond`, "vector" or "tokens", or "" if unconditional."""
         super().__init__()
         self.network, self.told = network, told
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the output for states, times and conditions."""
-        given = Cond(**{self.told: cond}) if self.told else None
-        output: Tensor = self.network(x, time, given)
+        condition = Cond(**{self.told: cond}) if self.told else None
+        output: Tensor = self.network(x, time, condition)
         return output
 
 
 class Decoder(nn.Module):
-    """Latents to pictures in [-1, 1]."""
+    """Latents to images in [-1, 1]."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         """Wrap an autoencoder."""
@@ -44,34 +44,34 @@ class Decoder(nn.Module):
         self.autoencoder = autoencoder
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return pictures."""
+        """Return images."""
         return self.autoencoder.decode(z)
 
 
 def export(run: Run, folder: Path, steps: int | None = None) -> None:
-    """Write denoiser.onnx, in latents decoder.onnx too, and sampler.json: all that a sampler of DDIM needs.
+    """Write denoiser.onnx, decoder.onnx for latents, and sampler.json: all that a DDIM sampler needs.
 
-    The JSON holds, for each step, the time as the network is told it, alpha and sigma and those of the target, and what
-    the model can be told: a row for each class, the last one 'no label'.
+    The JSON holds the network time, alpha, sigma, and the target's coefficients for each step, and the embedding of
+    each class, the last one for 'no label'.
 
     Args:
         run: The run.
-        folder: Where to; must be empty or not there.
-        steps: Steps of the grid; the recipe's if None.
+        folder: Destination; must be empty or not exist.
+        steps: Steps of the grid; default: the recipe's.
 
-    Raises: UserError: If the model is told something else than a class, or the extra is not installed.
+    Raises: UserError: If the model is conditioned on anything but classes, or the extra is not installed.
         EnvironmentFailure: If the disk fails.
     """
     vacant(folder)
     if not isinstance(run.recipe.conditioning, NoConditioning | ClassConditioning):
         kind = run.recipe.kind("conditioning")
-        raise UserError(f"only models that are told a class or nothing go to ONNX, not {kind}")
+        raise UserError(f"only unconditional and class-conditional models can be exported to ONNX, not {kind}")
     if run.denoiser.input_scale != "none" or run.denoiser.learned_variance:
-        raise UserError("only models with inputs.input_scale=none and variance=fixed go to ONNX")
+        raise UserError("only models with inputs.input_scale=none and variance=fixed can be exported to ONNX")
     try:
         import_module("onnxscript")
     except ImportError:
-        raise UserError("to write ONNX takes onnx and onnxscript: pip install 'unfog[onnx]'") from None
+        raise UserError("ONNX export needs onnx and onnxscript: pip install 'unfog[onnx]'") from None
     sampler, shape = run.sampler(steps=steps), known_of(run.recipe).shape
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,20 +105,20 @@ def export(run: Run, folder: Path, steps: int | None = None) -> None:
 
 
 def _rows(run: Run) -> Tensor | None:
-    """Return what the network is told of each class, the last row for 'no label'; None where it is told nothing."""
+    """Return the embedding of each class, the last row for 'no label'; None for an unconditional model."""
     if run.denoiser.embedder is None:
         return None
     count = len(run.recipe.classes)
-    found = run.denoiser.embedder(torch.arange(count + 1)).vector
-    assert found is not None
-    return found.detach()
+    rows = run.denoiser.embedder(torch.arange(count + 1)).vector
+    assert rows is not None
+    return rows.detach()
 
 
 def _write(module: nn.Module, inputs: list[Tensor], names: list[str], path: Path) -> None:
-    """Export a module for any number of rows."""
+    """Export a module for any batch size."""
     shapes = tuple({0: torch.export.Dim("rows", min=1, max=65_536)} for _ in inputs)
     with warnings.catch_warnings(), disk(path):
-        warnings.simplefilter("ignore")  # the exporter warns of its own insides
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
         torch.onnx.export(
             module.eval(),
             tuple(inputs),

@@ -1,6 +1,6 @@
 """diffusers' scheduler configurations as schedule, target, solver and grid, and back.
 
-Which of them are equal, and where diffusers is not right, is measured in docs/parity.md.
+docs/parity.md measures which of them agree, and where diffusers is wrong.
 """
 
 import math
@@ -47,9 +47,9 @@ FAMILIES = (
     "UniPCMultistep",
     "FlowMatchEulerDiscrete",
 )
-"""Schedulers that can be read, without the word behind."""
+"""Schedulers that can be imported, without the suffix 'Scheduler'."""
 _BETAS = {"HeunDiscrete": (0.00085, 0.012)}
-"""Default ends of the betas where they are not those of DDPM."""
+"""Default `beta_start` and `beta_end` where they differ from DDPM's."""
 _LINSPACE = ("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete")
 _MULTISTEP = ("DPMSolverMultistep", "UniPCMultistep")
 _MEANT = {
@@ -70,7 +70,7 @@ _MEANT = {
     "sigma_min": (None,),
     "sigma_max": (None,),
 }
-"""Options that have one meaning here, with the values that say so."""
+"""Options of which only these values are supported."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ class Sampled:
     """How a pipeline samples, as parts of a recipe.
 
     Attributes:
-        schedule: The noise.
-        target: What the network is asked for.
-        solver: The rule of a step.
-        grid: Where the steps are.
-        network_time: What the network is told of the time.
-        clip: Whether x0 is held to the range of pixels.
-        notes: What is not as it was there.
+        schedule: The noise schedule.
+        target: The prediction target of the network.
+        solver: The solver.
+        grid: The grid of sampling times.
+        network_time: The time input of the network.
+        clip: Whether x0 is clipped to the range of pixels.
+        notes: Differences from the original pipeline.
     """
 
     schedule: Schedule
@@ -97,25 +97,25 @@ class Sampled:
 
 
 def read(config: Given, where: str) -> Sampled:
-    """Return what a scheduler's configuration means.
+    """Return a scheduler's configuration as parts of a recipe.
 
     Args:
         config: The scheduler_config.json.
-        where: Its file, for the error's sentence.
+        where: Its file, for error messages.
 
-    Raises: UserError: For a scheduler or an option that has no equal here.
+    Raises: UserError: For a scheduler or an option that is not supported.
     """
     with meant(where):
         return _read(config, where)
 
 
 def _read(config: Given, where: str) -> Sampled:
-    """Return what a configuration means, values taken as they stand."""
+    """Return a configuration as parts of a recipe; values are not checked."""
     name = str(config.get("_class_name", ""))
     family = name.removesuffix("Scheduler")
     if family not in FAMILIES:
-        supported = ", ".join(f"{one}Scheduler" for one in FAMILIES)
-        raise UserError(f"{where}: the scheduler {name or 'without a name'!r} is not supported: there are {supported}")
+        supported = ", ".join(f"{known}Scheduler" for known in FAMILIES)
+        raise UserError(f"{where}: the scheduler {name or 'without a name'!r} is not supported, only {supported}")
     for option, values in _MEANT.items():
         if option in config and config[option] not in values:
             raise UserError(
@@ -124,7 +124,7 @@ def _read(config: Given, where: str) -> Sampled:
     flow = family.startswith("FlowMatch")
     prediction = "flow_prediction" if flow else config.get("prediction_type", "epsilon")
     if prediction not in TARGETS:
-        raise UserError(f"{where}: prediction_type {prediction!r} is not supported: there are {', '.join(TARGETS)}")
+        raise UserError(f"{where}: prediction_type {prediction!r} is not supported, only {', '.join(TARGETS)}")
     schedule = named("schedule", "flow") if flow else _schedule(config, family, where)
     solver, notes = _solver(config, family, where)
     karras = bool(config.get("use_karras_sigmas"))
@@ -140,7 +140,7 @@ def _read(config: Given, where: str) -> Sampled:
 
 
 def _schedule(config: Given, family: str, where: str) -> Schedule:
-    """Return the schedule of the betas."""
+    """Return the noise schedule."""
     steps = config.get("num_train_timesteps", 1000)
     start, end = _BETAS.get(family, (1e-4, 0.02))
     ends = {"beta_start": float(config.get("beta_start", start)), "beta_end": float(config.get("beta_end", end))}
@@ -148,9 +148,11 @@ def _schedule(config: Given, family: str, where: str) -> Schedule:
     given = config.get("trained_betas")
     schedule: Schedule
     if given is not None:
-        products, product = [], 1.0
+        products: list[float] = []
+        product = 1.0
         for beta in given:
-            products.append(product := product * (1 - float(beta)))
+            product = product * (1 - float(beta))
+            products.append(product)
         schedule = named("schedule", "table", alphas_cumprod=products)
     elif kind == "linear":
         schedule = named("schedule", "linear", steps=steps, **ends)
@@ -160,31 +162,31 @@ def _schedule(config: Given, family: str, where: str) -> Schedule:
         schedule = named("schedule", "cosine", steps=steps)
     else:
         known = "linear, scaled_linear, squaredcos_cap_v2"
-        raise UserError(f"{where}: beta_schedule {kind!r} is not supported: there are {known}, and trained_betas")
+        raise UserError(f"{where}: beta_schedule {kind!r} is not supported, only {known} and trained_betas")
     return ZeroTerminalSNR(schedule) if config.get("rescale_betas_zero_snr") else schedule
 
 
 def _solver(config: Given, family: str, where: str) -> tuple[Solver, tuple[str, ...]]:
-    """Return the rule, and what is not as it was there."""
+    """Return the solver, and notes on differences."""
     if family == "DDPM":
         kind = config.get("variance_type", "fixed_small")
         known = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "learned_range": "learned"}
         if kind not in known:
-            raise UserError(f"{where}: variance_type {kind!r} is not supported: there are {', '.join(known)}")
+            raise UserError(f"{where}: variance_type {kind!r} is not supported, only {', '.join(known)}")
         return named("solver", "ancestral", variance=known[kind]), ()
     if family == "DPMSolverMultistep":
         return _multistep(config, where), ()
     if family == "UniPCMultistep":
         return named("solver", "unipc", p=min(3, max(2, int(config.get("solver_order", 2))))), ()
     if family in ("PNDM", "LMSDiscrete"):
-        note = "PNDM is not here: it is replaced by Adams-Bashforth of order 4, which has the same idea"
+        note = "PNDM is not available: it is replaced by the similar Adams-Bashforth of order 4"
         return named("solver", "adams-bashforth", order=4), (note,) if family == "PNDM" else ()
     rules = {"DDIM": "ddim", "EulerAncestralDiscrete": "euler-ancestral", "HeunDiscrete": "heun"}
     return named("solver", rules.get(family, "euler")), ()
 
 
 def _multistep(config: Given, where: str) -> Solver:
-    """Return the rule of DPMSolverMultistepScheduler."""
+    """Return the solver for a DPMSolverMultistepScheduler."""
     kind, order = config.get("algorithm_type", "dpmsolver++"), config.get("solver_order", 2)
     rules = {
         ("dpmsolver++", 1): "ddim",
@@ -193,14 +195,14 @@ def _multistep(config: Given, where: str) -> Solver:
         ("sde-dpmsolver++", 2): "dpmpp-2m-sde",
     }
     if (kind, order) not in rules or config.get("solver_type", "midpoint") != "midpoint":
-        known = ", ".join(f"{one} of order {number}" for one, number in rules)
-        raise UserError(f"{where}: {kind} of order {order} is not supported: there are {known}, of type midpoint")
+        known = ", ".join(f"{algorithm} of order {number}" for algorithm, number in rules)
+        raise UserError(f"{where}: {kind} of order {order} is not supported, only {known}, of type midpoint")
     solver: Solver = named("solver", rules[kind, order])
     return solver
 
 
 def _grid(config: Given, family: str, where: str) -> Grid:
-    """Return where the steps are."""
+    """Return the grid of sampling times."""
     if config.get("use_karras_sigmas"):
         return KarrasGrid()
     if family.startswith("FlowMatch"):
@@ -209,38 +211,40 @@ def _grid(config: Given, family: str, where: str) -> Grid:
     spacing = config.get("timestep_spacing", "linspace" if linspace else "leading")
     offset = int(config.get("steps_offset", 0))
     drop = family in _MULTISTEP
-    if family in ("DDIM", "PNDM"):  # configurations of others carry the option along, and do not read it
+    if family in ("DDIM", "PNDM"):  # other schedulers carry the option along but ignore it
         first = config.get("set_alpha_to_one", family == "DDIM") is False
     else:
         first = config.get("final_sigmas_type") == "sigma_min"
     if spacing == "leading":
-        if family in ("DDIM", "PNDM") and not offset:  # its last step leads from the first index to itself
+        if family in ("DDIM", "PNDM") and not offset:  # their last step goes from the first index to itself
             first = False
         return LeadingGrid(offset=offset, drop_last=drop, end="first" if first else "data")
     if spacing == "linspace":
         return LinspaceGrid(drop_last=drop, end="first" if first and drop else "data")
     if spacing == "trailing":
         return TrailingGrid()
-    raise UserError(f"{where}: timestep_spacing {spacing!r} is not supported: there are leading, linspace, trailing")
+    raise UserError(f"{where}: timestep_spacing {spacing!r} is not supported, only leading, linspace, trailing")
 
 
 def write(recipe: Recipe) -> dict[str, Any]:
-    """Return the scheduler_config.json under which diffusers samples a recipe's model.
+    """Return the scheduler_config.json with which diffusers samples a recipe's model.
 
-    Raises: UserError: If diffusers has no such schedule, target, solver or input.
+    Raises: UserError: If diffusers has no such schedule, target, solver or input scaling.
     """
     schedule, solver, inputs, target = recipe.schedule, recipe.solver, recipe.inputs, recipe.kind("target")
     if inputs.input_scale != "none":
-        raise UserError("diffusers shows a network the state as it is: only inputs.input_scale=none is exported")
+        raise UserError(
+            "diffusers does not scale the network's input: only models with inputs.input_scale=none can be exported"
+        )
     if isinstance(schedule, RectifiedFlow) and target == "flow" and inputs.network_time == "thousand":
         if not isinstance(solver, Euler):
-            raise UserError("diffusers integrates flows by Euler's rule: set solver=euler to export this model")
+            raise UserError("diffusers only integrates flows with Euler: set solver=euler to export this model")
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
     predictions = {ours: theirs for theirs, ours in TARGETS.items()}
     if not isinstance(schedule, DiscreteSchedule) or inputs.network_time not in ("index", "whole") or target == "flow":
         raise UserError(
-            "diffusers knows tables (linear, quadratic, cosine, ...) with network_time=index and the targets eps, x0 "
-            "and v, and flow with the target flow: train such a model to export it"
+            "diffusers supports tables (linear, quadratic, cosine, ...) with network_time=index and the targets eps, "
+            "x0 and v, and flow with the target flow: train such a model to export it"
         )
     if target not in predictions:
         raise UserError(f"diffusers has no prediction_type for the target {target!r}: export eps, x0 or v")
@@ -256,7 +260,7 @@ def write(recipe: Recipe) -> dict[str, Any]:
 
 
 def _betas(schedule: DiscreteSchedule) -> dict[str, Any]:
-    """Return diffusers' name of a table, or else its betas."""
+    """Return diffusers' name of a schedule, or else its betas."""
     if isinstance(schedule, Linear | Quadratic):
         kind = "linear" if isinstance(schedule, Linear) else "scaled_linear"
         return {"beta_schedule": kind, "beta_start": schedule.beta_start, "beta_end": schedule.beta_end}
@@ -267,12 +271,12 @@ def _betas(schedule: DiscreteSchedule) -> dict[str, Any]:
 
 
 def clips(recipe: Recipe) -> bool:
-    """Return whether samples of a recipe have their x0 held to a range."""
+    """Return whether a recipe clips x0 when sampling."""
     return recipe.sampling.clip and isinstance(recipe.codec, Pixels)
 
 
 def _spacing(recipe: Recipe) -> tuple[str, dict[str, Any]]:
-    """Return diffusers' timestep spacing, and the options that go with it."""
+    """Return diffusers' timestep spacing, and related options."""
     grid = recipe.grid
     if isinstance(grid, KarrasGrid):
         return "linspace", {"use_karras_sigmas": True}
@@ -288,7 +292,7 @@ def _spacing(recipe: Recipe) -> tuple[str, dict[str, Any]]:
 
 
 def _family(solver: object, recipe: Recipe) -> dict[str, Any]:
-    """Return the class of a rule, and its options."""
+    """Return the scheduler class of a solver, and its options."""
     clip = clips(recipe)
     if isinstance(solver, Ancestral) and solver.variance in ("small", "large"):
         return {"_class_name": "DDPMScheduler", "clip_sample": clip, "variance_type": f"fixed_{solver.variance}"}

@@ -1,1 +1,1 @@
-"""The networks: they map (x, time, cond) to an output and know nothing of diffusion."""
+"""Networks: map (x, time, cond) to an output, and know nothing of diffusion."""

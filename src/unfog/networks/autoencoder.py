@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion: the topology of diffusers' `AutoencoderKL`."""
+"""The autoencoder for latent diffusion, with the topology of diffusers' `AutoencoderKL`."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +14,15 @@ from unfog.networks.layers import Halving, SelfAttention, at_least, conv, enlarg
 from unfog.networks.unet import Norm, ResidualBlock, group_norm
 
 LEAST, MOST = -30.0, 20.0
-"""Between these the logarithm of a variance is held."""
+"""Bounds to which log variances are clamped."""
 
 
 class Posterior(NamedTuple):
-    """A Gaussian with independent entries.
+    """A diagonal Gaussian.
 
     Attributes:
         mean: Means, `(batch, latent, *space)`.
-        log_variance: Logarithms of the variances, of the same shape.
+        log_variance: Log variances, of the same shape.
     """
 
     mean: Tensor
@@ -42,7 +42,7 @@ class Posterior(NamedTuple):
 
 
 class Middle(nn.Module):
-    """A residual block, self-attention of one head, and a residual block."""
+    """A residual block, single-head self-attention, and another residual block."""
 
     def __init__(self, dims: int, width: int, norm: Norm, attention: bool) -> None:
         """Keep `width` channels."""
@@ -57,7 +57,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Residual blocks, level by level, each level half as large as the one before."""
+    """Residual blocks, level by level; each level halves the sides."""
 
     def __init__(
         self, dims: int, channels: int, outputs: int, widths: Sequence[int], blocks: int, norm: Norm, attention: bool
@@ -65,11 +65,11 @@ class Encoder(nn.Module):
         """Map `channels` to `outputs` channels."""
         super().__init__()
         self.conv_in = conv(dims, channels, widths[0])
-        self.levels, self.halving, width = nn.ModuleList(), nn.ModuleList(), widths[0]
+        self.levels, self.halving = nn.ModuleList(), nn.ModuleList()
+        width = widths[0]
         for level, wide in enumerate(widths):
-            row = [
-                ResidualBlock(dims, width if first else wide, wide, norm) for first in [True] + [False] * (blocks - 1)
-            ]
+            row = [ResidualBlock(dims, width, wide, norm)]
+            row += [ResidualBlock(dims, wide, wide, norm) for _ in range(blocks - 1)]
             self.levels.append(nn.Sequential(*row))
             width = wide
             if level < len(widths) - 1:
@@ -90,12 +90,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Residual blocks, level by level, each level twice as large as the one before."""
+    """Residual blocks, level by level; each level doubles the sides."""
 
     def __init__(
         self, dims: int, channels: int, outputs: int, widths: Sequence[int], blocks: int, norm: Norm, attention: bool
     ) -> None:
-        """Map `channels` to `outputs` channels; `widths` from the finest level, as the encoder has them."""
+        """Map `channels` to `outputs` channels; `widths` start at the finest level, as in the encoder."""
         super().__init__()
         width = widths[-1]
         self.conv_in = conv(dims, channels, width)
@@ -103,7 +103,8 @@ class Decoder(nn.Module):
         self.levels, self.enlarging = nn.ModuleList(), nn.ModuleList()
         for level in reversed(range(len(widths))):
             wide = widths[level]
-            row = [ResidualBlock(dims, width if first else wide, wide, norm) for first in [True] + [False] * blocks]
+            row = [ResidualBlock(dims, width, wide, norm)]
+            row += [ResidualBlock(dims, wide, wide, norm) for _ in range(blocks)]
             self.levels.append(nn.Sequential(*row))
             width = wide
             if level > 0:
@@ -123,9 +124,10 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Pictures to Gaussians over a smaller space, and back.
+    """Images to latents and back: z = (mean - shift)·scale, of unit variance in each channel.
 
-    Latents are the means, shifted and scaled to unit variance: z = (mean - shift)·scale, one of each a channel.
+    The encoder returns a diagonal Gaussian over a smaller space; the latent is its mean, with one shift and one scale
+    per channel.
 
     Source: Rombach et al. 2022, section 3.1 and appendix G; Esser et al. 2021, Taming Transformers, table 7.
     """
@@ -146,15 +148,15 @@ class Autoencoder(nn.Module):
         """Build encoder and decoder.
 
         Args:
-            channels: Channels of a picture.
+            channels: Channels of an image.
             dims: Space dimensions, 1, 2 or 3.
             latent: Channels of a latent.
-            widths: Channels of each level, from the finest; each further level halves the sides.
-            blocks: Residual blocks of each level of the encoder; the decoder has one more.
-            groups: Groups of a norm.
-            attention: Whether the middle attends.
-            quant: Whether a convolution of one place follows the encoder.
-            post_quant: Whether one stands before the decoder.
+            widths: Channels of each level, finest first; each further level halves the sides.
+            blocks: Residual blocks per level of the encoder; the decoder has one more.
+            groups: Groups of the group norms.
+            attention: Whether the middle has self-attention.
+            quant: Whether a 1×1 convolution follows the encoder.
+            post_quant: Whether a 1×1 convolution precedes the decoder.
 
         Raises: ValueError: If a number is too small.
         """
@@ -174,28 +176,28 @@ class Autoencoder(nn.Module):
         self.register_buffer("scale", torch.ones(latent, *[1] * dims))
 
     def posterior(self, x: Tensor) -> Posterior:
-        """Return the Gaussian of pictures, `(batch, channels, *space)`, whose sides are multiples of `factor`."""
+        """Return the posterior of images, `(batch, channels, *space)`, whose sides are multiples of `factor`."""
         mean, log_variance = self.quant(self.encoder(x)).float().chunk(2, dim=1)
         return Posterior(mean, log_variance.clamp(LEAST, MOST))
 
     def restore(self, mean: Tensor) -> Tensor:
-        """Return the picture of a mean, or of a draw, as the posterior gives it."""
+        """Decode a mean or a draw of the posterior, not shifted and scaled."""
         output: Tensor = self.decoder(self.post_quant(mean))
         return output.float()
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the latents of pictures, `(batch, latent, *(space / factor))`."""
+        """Return the latents of images, `(batch, latent, *(space / factor))`."""
         return (self.posterior(x).mean - self.shift) * self.scale
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the pictures of latents, `(batch, channels, *space)`."""
+        """Return the images of latents, `(batch, channels, *space)`."""
         return self.restore(z / self.scale + self.shift)
 
     @torch.inference_mode()
     def measure(self, pictures: Iterator[Tensor]) -> None:
-        """Set shift and scale so that the latents of some pictures have mean 0 and variance 1, channel by channel.
+        """Set shift and scale so that the latents of `pictures` have mean 0 and variance 1 in each channel.
 
-        Raises: ValueError: If there are no pictures.
+        Raises: ValueError: If there are no images.
         """
         means = torch.cat([self.posterior(x).mean.cpu() for x in pictures]).double().transpose(0, 1).flatten(1)
         view = (-1, *[1] * self.dims)
@@ -204,25 +206,25 @@ class Autoencoder(nn.Module):
 
 
 def tiled(decode: Callable[[Tensor], Tensor], z: Tensor, factor: int, tile: int = 64, overlap: int = 16) -> Tensor:
-    """Return decode(z), one tile after another, so that memory does not grow with the picture.
+    """Return decode(z) computed tile by tile, so that memory does not grow with the image.
 
-    Neighbouring tiles share `overlap` places or more, over which one fades into the other. A tile does not see beyond
-    its edges, so that the picture is that of the whole only nearly.
+    Neighbouring tiles overlap by `overlap` places or more and are blended there. A tile does not see beyond its edges,
+    so the result differs slightly from decoding all at once.
 
     Args:
         decode: Maps `(batch, latent, *space)` to `(batch, channels, *(space · factor))`.
         z: Latents, `(batch, latent, *space)`.
-        factor: Of `decode`.
-        tile: Places of a tile along each side.
-        overlap: Places that two neighbours share, fewer than half a tile.
+        factor: Enlargement of each side by `decode`.
+        tile: Side of a tile, in places of the latent.
+        overlap: Places shared by two neighbours, fewer than half a tile.
 
-    Returns: The picture.
+    Returns: The decoded image.
     """
     sides = z.shape[2:]
     if max(sides) <= tile:
         return decode(z)
     total = torch.zeros([side * factor for side in sides])
-    found: Tensor | None = None
+    summed: Tensor | None = None
     for corner in product(*(_starts(side, tile, overlap) for side in sides)):
         part = decode(z[_window(corner, [tile] * len(corner))])
         fade = torch.ones(())
@@ -230,20 +232,21 @@ def tiled(decode: Callable[[Tensor], Tensor], z: Tensor, factor: int, tile: int 
             place = torch.arange(side) + 0.5
             fade = fade[..., None] * torch.minimum(place, side - place).clamp(max=overlap * factor / 2)
         window = _window([first * factor for first in corner], part.shape[2:])
-        found = part.new_zeros(*part.shape[:2], *total.shape) if found is None else found
-        found[window] += part * fade.to(part)
+        if summed is None:
+            summed = part.new_zeros(*part.shape[:2], *total.shape)
+        summed[window] += part * fade.to(part)
         total[window] += fade
-    assert found is not None
-    return found / total.to(found)
+    assert summed is not None
+    return summed / total.to(summed)
 
 
 def _window(corner: Sequence[int], sides: Sequence[int]) -> tuple[Any, ...]:
-    """Return the index of the places from a corner on."""
+    """Return the index of a window with this first corner and these sides."""
     return (..., *(slice(first, first + side) for first, side in zip(corner, sides, strict=True)))
 
 
 def _starts(side: int, tile: int, overlap: int) -> list[int]:
-    """Return where tiles begin, the first at 0 and the last ending at the end."""
+    """Return the start of each tile; the first is 0 and the last tile ends at `side`."""
     if side <= tile:
         return [0]
     count = math.ceil((side - overlap) / (tile - overlap))

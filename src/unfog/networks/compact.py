@@ -26,7 +26,7 @@ from unfog.networks.layers import (
 class AdaptiveBlock(nn.Module):
     """x + conv(SiLU(norm(conv(SiLU(norm(x))))·(1 + scale) + shift)), scale and shift from the embedding.
 
-    Source: Dhariwal & Nichol 2021, section 3.1 (adaptive group norm), with the norm over channels.
+    Source: Dhariwal & Nichol 2021, section 3.1 (adaptive group norm); here a norm over channels.
     """
 
     def __init__(self, dims: int, channels: int, embedding: int, dropout: float) -> None:
@@ -48,7 +48,7 @@ class AdaptiveBlock(nn.Module):
 
 
 class Compact(nn.Module):
-    """A small U-Net over patches: `blocks` blocks a level down, a middle with attention, `blocks` up."""
+    """A small U-Net over patches: `blocks` blocks per level in encoder and decoder, and a middle with attention."""
 
     channels_last: ClassVar[bool] = True
 
@@ -69,16 +69,16 @@ class Compact(nn.Module):
 
         Args:
             channels: Channels of the state.
-            outputs: Channels of the output; as many if left away.
+            outputs: Channels of the output; default: `channels`.
             dims: Space dimensions, 1, 2 or 3.
-            context: Entries of a token of the condition; None for conditions without tokens.
+            context: Length of a condition token; None without tokens.
             width: Channels at the finer of the two resolutions; the coarser has twice as many.
-            patch: Side of the patches that the state is cut into; 1 works on single pixels.
-            blocks: Blocks a level, in the encoder and again in the decoder.
+            patch: Side of a patch; 1 means single pixels.
+            blocks: Blocks per level, in the encoder and in the decoder.
             middle: Blocks with attention at the coarser resolution.
             dropout: Dropout inside the blocks.
 
-        Raises: ValueError: If a number is too small, or the width odd.
+        Raises: ValueError: If a number is too small, or `width` is odd.
         """
         super().__init__()
         at_least(1, patch=patch)
@@ -106,7 +106,7 @@ class Compact(nn.Module):
         self.patch_out = zeroed(conv(dims, width, last) if patch == 1 else spread(dims, width, last, patch))
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
+        """Map `(batch, channels, *space)` and times `(batch,)` to an output with the same space."""
         embedding = self.time_embedding(time, cond)
         fine = h = self.patch_in(beside(x, cond))
         for block in self.encoder:
@@ -115,7 +115,7 @@ class Compact(nn.Module):
         for block in self.encoder_coarse:
             h = block(h, embedding)
         coarse = h
-        places = positions(tuple(h.shape[2:]), h.shape[1], h)  # attention alone could not tell above from below
+        places = positions(tuple(h.shape[2:]), h.shape[1], h)  # attention by itself has no notion of position
         h = h + places.T.reshape(h.shape[1:])
         for index, (block, attention) in enumerate(zip(self.middle, self.attention, strict=True)):
             h = attention(block(h, embedding))

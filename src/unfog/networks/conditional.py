@@ -1,4 +1,4 @@
-"""The U-Net of latent diffusion: a ladder with transformers that read text, as diffusers' `UNet2DConditionModel`."""
+"""The U-Net of latent diffusion, conditioned on text: the topology of diffusers' `UNet2DConditionModel`."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,13 +14,13 @@ from unfog.networks.unet import Ladder, group_norm
 
 
 class TransformerLayer(nn.Module):
-    """h + attention(norm(h)), then h + attention to tokens(norm(h)), then h + gated perceptron(norm(h)).
+    """h + attention(norm(h)), then h + cross-attention(norm(h)), then h + gated MLP(norm(h)).
 
     Source: Rombach et al. 2022, appendix E.2.1; Shazeer 2020, GLU Variants Improve Transformer, section 2 (the gate).
     """
 
     def __init__(self, channels: int, heads: int, context: int, ratio: int = 4) -> None:
-        """Keep `channels` channels, in `heads` heads; tokens have `context` entries."""
+        """Keep `channels` channels, with `heads` heads; tokens have length `context`."""
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
@@ -36,21 +36,21 @@ class TransformerLayer(nn.Module):
             mask = None if cond.mask is None else cond.mask[:, None, None]
             k, v = self.kv(cond.tokens).chunk(2, -1)
             h = h + self.out_cross(self._attend(self.q(self.norm2(h)), k, v, mask))
-        told, gate = self.mlp_in(self.norm3(h)).chunk(2, -1)
-        result: Tensor = h + self.mlp_out(told * F.gelu(gate))
+        hidden, gate = self.mlp_in(self.norm3(h)).chunk(2, -1)
+        result: Tensor = h + self.mlp_out(hidden * F.gelu(gate))
         return result
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the attention of all heads, `(batch, places, channels)`."""
+        """Return multi-head attention, `(batch, places, channels)`."""
         q, k, v = (part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in (q, k, v))
         return attend(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 class Transformer(nn.Module):
-    """x + project(layers(project(norm(x)))): places as a sequence; the last projection starts at zero."""
+    """x + project(layers(project(norm(x)))), the places as a sequence; the last projection starts at zero."""
 
     def __init__(self, channels: int, heads: int, context: int, layers: int, groups: int) -> None:
-        """Put `layers` layers over `channels` channels."""
+        """Build `layers` layers of `channels` channels."""
         super().__init__()
         self.norm = group_norm(channels, groups, 1e-6)
         self.proj_in = nn.Linear(channels, channels)
@@ -66,7 +66,7 @@ class Transformer(nn.Module):
 
 
 class ConditionalUNet(Ladder):
-    """A ladder with transformers at some levels and in the middle.
+    """A U-Net with transformers at some levels and in the middle.
 
     Source: Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models, section 3.3.
     """
@@ -94,33 +94,33 @@ class ConditionalUNet(Ladder):
 
         Args:
             channels: Channels of the state.
-            outputs: Channels of the output; as many if left away.
+            outputs: Channels of the output; default: `channels`.
             dims: Space dimensions, 1, 2 or 3.
-            context: Entries of a token of the condition.
-            widths: Channels of each level, from the finest; each further level halves the sides.
-            blocks: Residual blocks of each level.
-            attention: Which levels have transformers; the middle has one always.
-            heads: Attention heads of each level; the middle has as many as the last.
-            layers: Layers of a transformer.
+            context: Length of a condition token.
+            widths: Channels of each level, finest first; each further level halves the sides.
+            blocks: Residual blocks per level.
+            attention: Which levels have transformers; the middle always has one.
+            heads: Attention heads of each level; the middle has as many as the last level.
+            layers: Layers per transformer.
             dropout: Dropout inside the residual blocks.
-            groups: Groups of a norm.
-            epsilon: Added to the variance in the residual blocks' norms.
-            pad_behind: Whether halving pads behind the places only.
-            time_shift: Of `sinusoidal`.
-            sines_first: Whether the time's sines stand before its cosines.
+            groups: Groups of the group norms.
+            epsilon: Added to the variance in the norms of the residual blocks.
+            pad_behind: Whether downsampling pads only the end of each side.
+            time_shift: `shift` of `sinusoidal`.
+            sines_first: Whether the sines of the time embedding precede its cosines.
 
-        Raises: ValueError: If a list does not name every level, a number is too small, or there are no tokens.
+        Raises: ValueError: If a list does not name every level, a number is too small, or `context` is None.
         """
         if not len(attention) == len(heads) == len(widths):
             raise ValueError(
-                f"attention names {len(attention)} levels and heads {len(heads)} where widths has {len(widths)}"
+                f"attention has {len(attention)} levels and heads has {len(heads)}, but widths has {len(widths)}"
             )
         if context is None:
-            raise ValueError("it reads tokens, which only conditioning=text and conditioning=pretrained give")
+            raise ValueError("it needs tokens: set conditioning=text or conditioning=pretrained")
         at_least(1, levels=len(widths), layers=layers, groups=groups)
-        for width, some in zip(widths, heads, strict=True):
-            if some < 1 or width % some:
-                raise ValueError(f"{some} heads do not divide {width} channels")
+        for width, count in zip(widths, heads, strict=True):
+            if count < 1 or width % count:
+                raise ValueError(f"{count} heads do not divide {width} channels")
         tokens = context
 
         def attends(channels: int, level: int | None) -> tuple[nn.Module, nn.Module | None]:

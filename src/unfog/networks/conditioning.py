@@ -1,4 +1,4 @@
-"""What a network may be told beside the noisy state, and the embedders that make it."""
+"""The condition of a network, and the embedders that produce it."""
 
 from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol
@@ -12,13 +12,13 @@ from unfog.networks.attention import attend
 
 @dataclass(frozen=True)
 class Cond:
-    """The condition of one batch, in the forms that a network can take.
+    """The condition of one batch, in the forms that networks accept.
 
     Attributes:
         vector: Added to the time embedding, `(batch, embedding)`.
-        tokens: What cross-attention reads, `(batch, length, context)`.
-        mask: Which tokens there are, `(batch, length)` of bool; None is all.
-        concat: Planes beside the state, `(batch, planes, *space)`.
+        tokens: Keys and values of cross-attention, `(batch, length, context)`.
+        mask: True for tokens that exist, `(batch, length)`; None means all.
+        concat: Channels concatenated to the state, `(batch, planes, *space)`.
     """
 
     vector: Tensor | None = None
@@ -27,28 +27,28 @@ class Cond:
     concat: Tensor | None = None
 
     def followed_by(self, other: "Cond") -> "Cond":
-        """Return the condition of both batches, one after the other; both are in the same forms."""
+        """Concatenate two batches of conditions; both have the same fields."""
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return Cond(*(None if one is None else torch.cat([one, more]) for one, more in pairs))
+        return Cond(*(None if first is None else torch.cat([first, second]) for first, second in pairs))
 
 
 class Embedder(Protocol):
-    """Turns one tensor, in which the condition of a batch is written, into a `Cond`."""
+    """Maps the condition of a batch, stored as one tensor, to a `Cond`."""
 
     def __call__(self, condition: Tensor, drop: Tensor | None = None) -> Cond:
-        """Embed a condition, `(batch, ...)`; where `drop`, `(batch,)` of bool, is set, as if nothing were told."""
+        """Embed conditions, `(batch, ...)`; rows where `drop`, `(batch,)`, is True become unconditional."""
         ...
 
     def null(self, batch: int) -> Cond:
-        """Return the condition 'nothing is told' for a batch."""
+        """Return the null condition for a batch: unconditional."""
         ...
 
 
 class ClassEmbedding(nn.Module):
-    """A learned vector for each class, and one more, the null class, for 'no label'."""
+    """A learned vector for each class, and one for the null class, 'no label'."""
 
     def __init__(self, classes: int, dim: int) -> None:
-        """Make a table of `classes` + 1 vectors of `dim` entries."""
+        """Create `classes` + 1 vectors of length `dim`."""
         super().__init__()
         self.classes = classes
         self.table = nn.Embedding(classes + 1, dim)
@@ -59,18 +59,18 @@ class ClassEmbedding(nn.Module):
         return Cond(vector=self.table(labels))
 
     def null(self, batch: int) -> Cond:
-        """Return the condition 'no label' for a batch."""
+        """Return the null condition, 'no label', for a batch."""
         return self.forward(torch.full((batch,), self.classes, device=self.table.weight.device))
 
 
 class NumbersEmbedding(nn.Module):
-    """linear(SiLU(linear(c))) of a row of numbers, and a learned vector for 'not told'.
+    """linear(SiLU(linear(c))) of a vector of numbers, and a learned null vector.
 
-    For several labels at once, c is 1 where a label holds and 0 elsewhere; 'none of them' is not 'not told'.
+    For multi-label data c is a multi-hot vector; all zeros ('no label holds') is not the null condition ('unknown').
     """
 
     def __init__(self, numbers: int, dim: int) -> None:
-        """Map `numbers` numbers of about unit size to `dim` entries."""
+        """Map `numbers` numbers of about unit variance to a vector of length `dim`."""
         super().__init__()
         self.numbers = numbers
         self.linear_1, self.linear_2 = nn.Linear(numbers, dim), nn.Linear(dim, dim)
@@ -82,38 +82,38 @@ class NumbersEmbedding(nn.Module):
         return Cond(vector=vector if drop is None else torch.where(drop[:, None], self.missing, vector))
 
     def null(self, batch: int) -> Cond:
-        """Return the condition 'not told' for a batch."""
+        """Return the null condition for a batch."""
         return Cond(vector=self.missing.expand(batch, -1))
 
 
 class PlanesEmbedding(nn.Module):
-    """Planes that are put beside the state, and one more that is 1 where they are told and 0 where they are not."""
+    """Channels concatenated to the state, and an indicator channel: 1 if the condition is given, 0 if dropped."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        """Expect planes of this shape, `(planes, *space)`."""
+        """Take channels of this shape, `(planes, *space)`."""
         super().__init__()
         self.told: Tensor
         self.shape = shape
         self.register_buffer("told", torch.ones(1, 1, *shape[1:]), persistent=False)
 
     def forward(self, condition: Tensor, drop: Tensor | None = None) -> Cond:
-        """Append the plane 'told' to planes, `(batch, planes, *space)`."""
+        """Append the indicator channel to `(batch, planes, *space)`."""
         planes = torch.cat([condition, self.told.expand(len(condition), *self.told.shape[1:])], 1)
         return Cond(concat=planes if drop is None else planes * (~drop).reshape(-1, *[1] * (planes.ndim - 1)))
 
     def null(self, batch: int) -> Cond:
-        """Return planes of nothing."""
+        """Return the null condition for a batch: zeros in all channels."""
         return Cond(concat=self.told.new_zeros(batch, self.shape[0] + 1, *self.shape[1:]))
 
 
 class WordsLayer(nn.Module):
-    """h + attention(norm(h)), then h + perceptron(norm(h)): a transformer layer with the norms ahead.
+    """h + attention(norm(h)), then h + MLP(norm(h)): a pre-norm transformer layer.
 
-    Source: Vaswani et al. 2017, section 3.1; Xiong et al. 2020, On Layer Normalization (where the norms stand).
+    Source: Vaswani et al. 2017, section 3.1; Xiong et al. 2020, On Layer Normalization (pre-norm).
     """
 
     def __init__(self, width: int, head: int = 32) -> None:
-        """Keep `width` entries a word, in heads of `head`."""
+        """Keep `width` features per word, in heads of `head` features."""
         super().__init__()
         self.head = head
         self.norm, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -121,7 +121,7 @@ class WordsLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
-        """Map words `(batch, length, width)`, of which the mask `(batch, length)` says which there are."""
+        """Map words `(batch, length, width)` to the same shape; `mask`, `(batch, length)`, marks the real words."""
         batch, length, width = h.shape
         q, k, v = self.qkv(self.norm(h)).view(batch, length, 3, -1, self.head).permute(2, 0, 3, 1, 4)
         h = h + self.out(attend(q, k, v, mask[:, None, None]).transpose(1, 2).reshape(batch, length, width))
@@ -130,12 +130,12 @@ class WordsLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Words through a few transformer layers: a token for each, and the first, the start, as a vector besides.
+    """Words through a few transformer layers: one token per word, and the start token projected to a vector.
 
-    A word is a 32-bit number, 1 the start and 0 no word (`data.text.tokenise`). Its vector is the sum of two rows, the
-    number's remainder and quotient choosing one of a thousand each: so every word has one, unknown words too, and two
-    words share theirs by a chance of one in a million. A convolution shows each word its neighbours: that "red" belongs
-    to "circle" attention finds out only slowly. The empty text, the start alone, means 'nothing is told'.
+    A word is a 32-bit number; 1 is the start and 0 is padding (`data.text.tokenise`). Its embedding is the sum of two
+    rows of tables of 1,024, chosen by the number's remainder and quotient: so unknown words have embeddings too, and
+    two words collide with a probability of one in a million. A convolution mixes neighbouring words, since attention
+    is slow to learn that "red" belongs to "circle". The empty text, just the start, is the null condition.
 
     Source: Vaswani et al. 2017 (layers); Svenstrup et al. 2017, Hash Embeddings.
     """
@@ -144,7 +144,7 @@ class TextEncoder(nn.Module):
     REACH: ClassVar[int] = 2
 
     def __init__(self, dim: int, *, width: int, layers: int, length: int) -> None:
-        """Give tokens of `width` entries, at most `length` of them, and a vector of `dim` entries."""
+        """Produce at most `length` tokens of length `width`, and a vector of length `dim`."""
         super().__init__()
         self.remainder, self.quotient = nn.Embedding(self.ROWS, width), nn.Embedding(self.ROWS, width)
         self.place = nn.Embedding(length, width)
@@ -156,11 +156,11 @@ class TextEncoder(nn.Module):
         self.pooled = nn.Linear(width, dim)
 
     def forward(self, condition: Tensor, drop: Tensor | None = None) -> Cond:
-        """Encode words, `(batch, length)` of whole numbers."""
+        """Encode words, `(batch, length)` of integers."""
         words = condition
         if drop is not None:
             words = torch.where(drop[:, None], F.pad(words[:, :1], (0, words.shape[1] - 1)), words)
-        mask = words != 0  # kept at full length, so that no text depends on those beside it
+        mask = words != 0  # kept at full length, so that a text does not depend on the rest of the batch
         hashed = self.remainder(words % self.ROWS) + self.quotient(words // self.ROWS % self.ROWS)
         hashed = hashed * mask[..., None]
         h = hashed + self.near(hashed.mT).mT + self.place.weight
@@ -170,7 +170,7 @@ class TextEncoder(nn.Module):
         return Cond(vector=self.pooled(h[:, 0]), tokens=h, mask=mask)
 
     def null(self, batch: int) -> Cond:
-        """Return the condition 'no text' for a batch."""
+        """Return the null condition, the empty text, for a batch."""
         start = torch.zeros(batch, len(self.place.weight), dtype=torch.long, device=self.place.weight.device)
         start[:, 0] = 1
         return self.forward(start)

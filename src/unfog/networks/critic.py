@@ -1,4 +1,4 @@
-"""The critic of an autoencoder: it tells real pictures from restored ones, patch by patch."""
+"""The critic of an autoencoder: a PatchGAN discriminator of real and reconstructed images."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ from unfog.networks.unet import group_norm
 
 
 class Critic(nn.Module):
-    """Convolutions that halve the sides, and one number for each patch: the larger, the more it looks real.
+    """Downsampling convolutions, and one logit per patch: larger means more realistic.
 
     Source: Isola et al. 2017, Image-to-Image Translation with Conditional Adversarial Networks, section 3.2.2.
     """
 
     def __init__(self, channels: int, *, dims: int = 2, widths: Sequence[int] = (32, 64, 128)) -> None:
-        """Judge pictures of `channels` channels."""
+        """Judge images of `channels` channels."""
         super().__init__()
         wide = (channels, *widths)
         self.halving = nn.ModuleList(gather(dims, wide[i], wide[i + 1], 2) for i in range(len(widths)))
@@ -27,15 +27,15 @@ class Critic(nn.Module):
         self.out = conv(dims, widths[-1], 1, kernel=1)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Return what each level sees of pictures, `(batch, width, *space)`."""
-        found = []
+        """Return the features of images at each level, `(batch, width, *space)`."""
+        features = []
         for halve, mix, norm in zip(self.halving, self.mixing, self.norms, strict=True):
             x = F.leaky_relu(norm(mix(F.leaky_relu(halve(x), 0.2))), 0.2)
-            found.append(x)
-        return found
+            features.append(x)
+        return features
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the features of pictures, `(batch, channels, *space)`, and the verdicts, `(batch, 1, *patches)`."""
+        """Return the features of images, `(batch, channels, *space)`, and the logits, `(batch, 1, *patches)`."""
         features = self.features(x)
         return features, self.out(features[-1])
 

@@ -1,4 +1,4 @@
-"""The diffusion transformer: patches as tokens, blocks whose norms and gates the time and the condition set."""
+"""The diffusion transformer (DiT): patches as tokens; time and condition modulate the norms and gates (adaLN-Zero)."""
 
 from typing import ClassVar
 
@@ -11,17 +11,16 @@ from unfog.networks.layers import CrossAttention, TimeEmbedding, at_least, besid
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron; each norm is scaled and shifted and each branch gated by the embedding.
+    """h + gate·f(norm(h)·(1 + scale) + shift), with f attention, then an MLP; the embedding sets gate, scale and shift.
 
-    h + gate·f(norm(h)·(1 + scale) + shift), with gates that start at zero, so that a block starts as the identity.
-    Where there are tokens, cross-attention to them stands between the two.
+    The gates start at zero, so a block starts as the identity. With tokens, cross-attention comes between the two.
 
     Source: Peebles & Xie 2023, Scalable Diffusion Models with Transformers, section 3.2 (adaLN-Zero);
     Chen et al. 2024, PixArt-alpha, section 2.3, for the place of the cross-attention.
     """
 
     def __init__(self, width: int, head: int, ratio: int, dropout: float, context: int | None) -> None:
-        """Keep `width` features, in heads of `head`; the perceptron is `ratio` times as wide; tokens of `context`."""
+        """Keep `width` features, in heads of `head`; the MLP is `ratio` times wider; tokens have length `context`."""
         super().__init__()
         self.head = head
         self.modulation = zeroed(nn.Linear(width, 6 * width))
@@ -31,9 +30,9 @@ class Block(nn.Module):
         self.mlp = perceptron(width, ratio, dropout)
 
     def forward(self, h: Tensor, embedding: Tensor, cond: Cond | None) -> Tensor:
-        """Map `(batch, places, width)` to the same shape, told `(batch, width)`."""
-        told = self.modulation(F.silu(embedding))[:, None].chunk(6, dim=-1)
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = told
+        """Map `(batch, places, width)` to the same shape, modulated by the embedding, `(batch, width)`."""
+        modulation = self.modulation(F.silu(embedding))[:, None].chunk(6, dim=-1)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation
         h = h + gate * self.attend(norm(h) * (1 + scale) + shift)
         if self.cross is not None:
             h = self.cross(h.transpose(1, 2), cond).transpose(1, 2)
@@ -50,13 +49,13 @@ class Block(nn.Module):
 
 
 def perceptron(width: int, ratio: int, dropout: float) -> nn.Sequential:
-    """Return one that is `ratio` times as wide as what goes in and comes out."""
+    """Return linear, GELU, dropout, linear: an MLP with a hidden layer of ratio·width features."""
     act = nn.GELU(approximate="tanh")
     return nn.Sequential(nn.Linear(width, ratio * width), act, nn.Dropout(dropout), nn.Linear(ratio * width, width))
 
 
 def norm(h: Tensor) -> Tensor:
-    """Return layer norm over the features, without a scale of its own."""
+    """Apply layer norm over the features, without learned scale and shift."""
     return F.layer_norm(h, h.shape[-1:], eps=1e-6)
 
 
@@ -86,15 +85,15 @@ class DiT(nn.Module):
 
         Args:
             channels: Channels of the state.
-            outputs: Channels of the output; as many if left away.
+            outputs: Channels of the output; default: `channels`.
             dims: Space dimensions, 1, 2 or 3.
-            context: Entries of a token of the condition; None for conditions without tokens.
+            context: Length of a condition token; None without tokens.
             width: Features of a patch; a multiple of `head`.
             depth: Number of blocks.
             head: Features of one attention head.
             patch: Side of a patch.
-            ratio: Width of a block's perceptron over `width`.
-            dropout: Dropout inside the perceptrons.
+            ratio: Width of the hidden layer of an MLP, over `width`.
+            dropout: Dropout inside the MLPs.
 
         Raises: ValueError: If a number is too small, or `head` does not divide `width`.
         """
@@ -110,7 +109,7 @@ class DiT(nn.Module):
         self.patch_out = zeroed(spread(dims, width, outputs or channels, patch))
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
+        """Map `(batch, channels, *space)` and times `(batch,)` to an output with the same space."""
         embedding = self.time_embedding(time, cond)
         patches = self.patch_in(beside(x, cond))
         h = patches.flatten(2).transpose(1, 2)

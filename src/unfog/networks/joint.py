@@ -1,4 +1,4 @@
-"""The diffusion transformer of two streams: patches and words attend to each other as equals, each with own weights."""
+"""The two-stream diffusion transformer (MM-DiT): joint attention over patches and words, separate weights for each."""
 
 from typing import ClassVar
 
@@ -13,10 +13,10 @@ from unfog.networks.layers import TimeEmbedding, at_least, beside, gather, posit
 
 
 class Stream(nn.Module):
-    """What one of the two streams has for itself in a block: modulation, projections, perceptron."""
+    """The weights of one of the two streams in a block: modulation, projections, MLP."""
 
     def __init__(self, width: int, head: int, ratio: int, dropout: float, goes_on: bool = True) -> None:
-        """Keep `width` features, in heads of `head`; a stream that ends here is only looked at."""
+        """Keep `width` features, in heads of `head`; with `goes_on` False the stream only provides keys and values."""
         super().__init__()
         self.head, self.goes_on = head, goes_on
         self.modulation = zeroed(nn.Linear(width, (6 if goes_on else 2) * width))
@@ -26,7 +26,7 @@ class Stream(nn.Module):
             self.mlp = perceptron(width, ratio, dropout)
 
     def told(self, embedding: Tensor) -> tuple[Tensor, ...]:
-        """Return shift and scale of the attention, and if it goes on all gates and those of the perceptron."""
+        """Return shift and scale for the attention, and if the stream goes on its gate and those of the MLP."""
         modulation: Tensor = self.modulation(F.silu(embedding))[:, None]
         return modulation.chunk(6 if self.goes_on else 2, dim=-1)
 
@@ -35,20 +35,20 @@ class Stream(nn.Module):
         return x.view(*x.shape[:2], -1, self.head).transpose(1, 2)
 
     def go_on(self, h: Tensor, attended: Tensor, told: tuple[Tensor, ...]) -> Tensor:
-        """Return the state behind the block."""
+        """Return the state after the block: h + gate·out(attended), then h + gate·MLP(norm(h)·(1 + scale) + shift)."""
         _, _, gate, shift, scale, gate_mlp = told
         h = h + gate * self.out(attended)
         return torch.add(h, gate_mlp * self.mlp(norm(h) * (1 + scale) + shift))
 
 
 class JointBlock(nn.Module):
-    """One attention over patches and words together, and a perceptron for each; gates start at zero.
+    """Joint attention over patches and words, and an MLP for each; gates start at zero.
 
     Source: Esser et al. 2024, Scaling Rectified Flow Transformers, section 4 (MM-DiT, with normed queries and keys).
     """
 
     def __init__(self, width: int, head: int, ratio: int, dropout: float, last: bool) -> None:
-        """Keep `width` features in both streams; behind the last block words are no longer needed."""
+        """Keep `width` features in both streams; the last block does not update the words."""
         super().__init__()
         self.patches = Stream(width, head, ratio, dropout)
         self.words = Stream(width, head, ratio, dropout, goes_on=not last)
@@ -59,14 +59,14 @@ class JointBlock(nn.Module):
         Args:
             h: Patches.
             words: Words.
-            mask: Which patches and words there are, `(batch, 1, 1, places + length)` of bool.
-            embedding: What all are told, `(batch, width)`.
+            mask: True for patches and words that exist, `(batch, 1, 1, places + length)`.
+            embedding: Time and condition, `(batch, width)`.
         """
         streams, states = (self.patches, self.words), (h, words)
-        told = [stream.told(embedding) for stream in streams]
-        seen = [norm(x) * (1 + scale) + shift for x, (shift, scale, *_) in zip(states, told, strict=True)]
+        modulations = [stream.told(embedding) for stream in streams]
+        inputs = [norm(x) * (1 + scale) + shift for x, (shift, scale, *_) in zip(states, modulations, strict=True)]
         keys, values, queries = [], [], []
-        for stream, x in zip(streams, seen, strict=True):
+        for stream, x in zip(streams, inputs, strict=True):
             k, v = stream.heads(stream.kv(x)).chunk(2, dim=1)
             keys.append(_normed(stream.norm_k, k))
             values.append(v)
@@ -76,12 +76,14 @@ class JointBlock(nn.Module):
         attended = attend(q, k, v, mask)
         flat = attended.transpose(1, 2).flatten(2)
         places = h.shape[1]
-        found = self.patches.go_on(h, flat[:, :places], told[0])
-        return found, self.words.go_on(words, flat[:, places:], told[1]) if self.words.goes_on else words
+        h = self.patches.go_on(h, flat[:, :places], modulations[0])
+        if self.words.goes_on:
+            words = self.words.go_on(words, flat[:, places:], modulations[1])
+        return h, words
 
 
 def _normed(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return a norm of features that may be of half precision, computed in that of its weights."""
+    """Apply a norm in float32 to features that may be of half precision."""
     output: Tensor = layer(x.float())
     return output.to(x.dtype)
 
@@ -112,24 +114,24 @@ class JointDiT(nn.Module):
 
         Args:
             channels: Channels of the state.
-            outputs: Channels of the output; as many if left away.
+            outputs: Channels of the output; default: `channels`.
             dims: Space dimensions, 1, 2 or 3.
-            context: Entries of a token of the condition.
+            context: Length of a condition token.
             width: Features of a patch and of a word; a multiple of `head`.
             depth: Number of blocks.
             head: Features of one attention head.
             patch: Side of a patch.
-            ratio: Width of a block's perceptrons over `width`.
-            dropout: Dropout inside the perceptrons.
+            ratio: Width of the hidden layer of an MLP, over `width`.
+            dropout: Dropout inside the MLPs.
 
-        Raises: ValueError: If a number is too small, `head` does not divide `width`, or there are no tokens.
+        Raises: ValueError: If a number is too small, `head` does not divide `width`, or `context` is None.
         """
         super().__init__()
         at_least(1, width=width, depth=depth, head=head, patch=patch, ratio=ratio)
         if width % head:
             raise ValueError(f"head {head} does not divide width {width}")
         if context is None:
-            raise ValueError("it reads tokens, which only conditioning=text and conditioning=pretrained give")
+            raise ValueError("it needs tokens: set conditioning=text or conditioning=pretrained")
         self.embedding_dim, self.multiple = width, patch
         self.time_embedding = TimeEmbedding(256, width)
         self.patch_in = gather(dims, channels, width, patch)
@@ -141,19 +143,19 @@ class JointDiT(nn.Module):
         self.patch_out = zeroed(spread(dims, width, outputs or channels, patch))
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places.
+        """Map `(batch, channels, *space)` and times `(batch,)` to an output with the same space.
 
         Raises: ValueError: If the condition has no tokens.
         """
         if cond is None or cond.tokens is None:
-            raise ValueError("this network reads tokens: give it a condition that has some")
+            raise ValueError("this network needs a condition with tokens: pass cond with tokens")
         embedding = self.time_embedding(time, cond)
         patches = self.patch_in(beside(x, cond))
         h = patches.flatten(2).transpose(1, 2)
         h = h + positions(tuple(patches.shape[2:]), h.shape[-1], h)
         words = self.words_in(cond.tokens)
-        there = torch.ones(words.shape[:2], dtype=torch.bool, device=h.device) if cond.mask is None else cond.mask
-        mask = F.pad(there, (h.shape[1], 0), value=True)[:, None, None]
+        exist = torch.ones(words.shape[:2], dtype=torch.bool, device=h.device) if cond.mask is None else cond.mask
+        mask = F.pad(exist, (h.shape[1], 0), value=True)[:, None, None]
         for block in self.blocks:
             h, words = block(h, words, mask, embedding)
         shift, scale = self.modulation_out(F.silu(embedding))[:, None].chunk(2, dim=-1)

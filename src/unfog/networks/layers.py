@@ -1,4 +1,4 @@
-"""The layers that the networks share, each for one, two or three space dimensions."""
+"""Layers shared by the networks, for one, two or three space dimensions."""
 
 import math
 from typing import ClassVar, Protocol
@@ -17,17 +17,17 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 
 
 class Network(Protocol):
-    """What every network of this floor offers to the denoiser."""
+    """The interface of the networks in this package."""
 
     channels_last: ClassVar[bool]
-    """Whether two-dimensional states are fastest with the channels last in memory on a CPU."""
+    """Whether the channels-last memory format is faster for 2-D states on a CPU."""
     embedding_dim: int
-    """Length of the time embedding, and so of `Cond.vector`."""
+    """Length of the time embedding and of `Cond.vector`."""
     multiple: int
     """Each side of the input must be a multiple of this."""
 
     def __call__(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map a state `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
+        """Map a state `(batch, channels, *space)` and times `(batch,)` to an output with the same space."""
         ...
 
 
@@ -45,10 +45,10 @@ def conv(dims: int, inputs: int, outputs: int, kernel: int = 3) -> nn.Module:
 
 
 class Halving(nn.Module):
-    """A convolution with a kernel of 3 that halves each side; zeros stand around the input, or only behind it."""
+    """A convolution with kernel 3 and stride 2 that halves each side, zero-padded at both ends or only at the end."""
 
     def __init__(self, dims: int, channels: int, pad_behind: bool = False) -> None:
-        """Keep `channels` channels; `pad_behind` puts no zeros before the first place of a side."""
+        """Keep `channels` channels; `pad_behind` pads only the end of each side."""
         super().__init__()
         self.behind = (0, 1) * dims if pad_behind else ()
         self.conv = _CONV[dims](channels, channels, 3, stride=2, padding=0 if pad_behind else 1)
@@ -60,25 +60,25 @@ class Halving(nn.Module):
 
 
 def gather(dims: int, inputs: int, outputs: int, side: int) -> nn.Module:
-    """Return the convolution that maps each patch of `side` to one place."""
+    """Return the convolution that maps each patch with this side to one place."""
     at_least(1, **{"space dimensions of this network": dims})
     return _CONV[dims](inputs, outputs, side, stride=side)
 
 
 def spread(dims: int, inputs: int, outputs: int, side: int) -> nn.Module:
-    """Return the transposed convolution that maps each place to one patch of `side`."""
+    """Return the transposed convolution that maps each place to a patch with this side."""
     return _CONV_TRANSPOSE[dims](inputs, outputs, side, stride=side)
 
 
 def enlarged(x: Tensor, layer: nn.Module) -> Tensor:
-    """Return layer(x with every place doubled along each side), in (2/3)^dims of the multiplications.
+    """Return layer(nearest-neighbour upsampling of x by 2), in (2/3)^dims of the multiplications.
 
-    Neighbours of a doubled place are alike, so that their weights can be added first: as a transposed convolution with
-    the stride 2, whose kernel of 4 is the flipped kernel of 3 with each two neighbours summed.
+    Upsampled neighbours are equal, so their weights can be added first. This gives a transposed convolution with stride
+    2, whose kernel of 4 is the flipped kernel of 3 with adjacent weights summed.
 
     Args:
         x: `(batch, inputs, *space)`.
-        layer: What `conv` returns, with a kernel of 3.
+        layer: A convolution with kernel 3, from `conv`.
 
     Returns: `(batch, outputs, *(2·space))`.
     """
@@ -89,14 +89,14 @@ def enlarged(x: Tensor, layer: nn.Module) -> Tensor:
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """Set all parameters to zero, so that a residual branch starts as the identity, and return the module."""
+    """Set all parameters to zero and return the module: its residual block starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def beside(x: Tensor, cond: Cond | None) -> Tensor:
-    """Return a state with the condition's planes, if it has any, as further channels."""
+    """Concatenate the condition's `concat` channels, if any, to the state."""
     return x if cond is None or cond.concat is None else torch.cat([x, cond.concat.to(x.dtype)], dim=1)
 
 
@@ -109,9 +109,9 @@ def sinusoidal(time: Tensor, dim: int, longest: float = 10_000.0, shift: int = 0
     """Embed times as [cos(time·w_i), sin(time·w_i)] with w_i = longest^(-i / (dim/2 - shift)).
 
     Args:
-        time: Times, `(batch,)`, on the scale of about a thousand.
-        dim: Even length of the embedding.
-        longest: Longest wavelength over 2 pi, of the last i if `shift` is 1.
+        time: Times, `(batch,)`, with a range of about a thousand.
+        dim: Length of the embedding, even.
+        longest: Longest wavelength over 2 pi, reached at the last i if `shift` is 1.
         shift: 0, or 1 as in DDPM.
 
     Returns: The embedding, `(batch, dim)`, float32.
@@ -125,7 +125,7 @@ def sinusoidal(time: Tensor, dim: int, longest: float = 10_000.0, shift: int = 0
 
 
 def positions(sides: tuple[int, ...], dim: int, like: Tensor) -> Tensor:
-    """Return fixed embeddings of the places of a grid, `(places, dim)`: sines and cosines of each coordinate.
+    """Return fixed position embeddings of a grid, `(places, dim)`: sines and cosines of each coordinate.
 
     Source: Dosovitskiy et al. 2021, appendix D.4 (2-D sine-cosine).
     """
@@ -136,13 +136,13 @@ def positions(sides: tuple[int, ...], dim: int, like: Tensor) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """linear(SiLU(linear(sinusoidal(time)))) + condition: what every block is told."""
+    """linear(SiLU(linear(sinusoidal(time)))) + cond.vector: the embedding that modulates every block."""
 
     def __init__(self, frequencies: int, dim: int, shift: int = 0, sines_first: bool = False) -> None:
-        """Embed times with `frequencies` sines and cosines, see `sinusoidal`, and lift them to `dim` entries."""
+        """Embed times in `frequencies` sines and cosines (see `sinusoidal`), and map them to length `dim`."""
         super().__init__()
         if frequencies < 2 or frequencies % 2:
-            raise ValueError("the width must be even, 2 or more, since times become pairs of a sine and a cosine")
+            raise ValueError("the width must be even, 2 or more: times are embedded as pairs of a sine and a cosine")
         self.frequencies, self.shift, self.sines_first = frequencies, shift, sines_first
         self.linear_1 = nn.Linear(frequencies, dim)
         self.linear_2 = nn.Linear(dim, dim)
@@ -159,9 +159,9 @@ class TimeEmbedding(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels at each place: (x - mean) / std, learned scale and shift if `affine`.
+    """Layer norm over the channels at each place: (x - mean) / std, with learned scale and shift if `affine`.
 
-    In the channels-last layout this is one pass over contiguous memory, where group norm takes many.
+    In channels-last format this is one pass over contiguous memory, while group norm needs several.
     """
 
     def __init__(self, channels: int, affine: bool = True) -> None:
@@ -178,11 +178,11 @@ class ChannelNorm(nn.Module):
 class SelfAttention(nn.Module):
     """x + project(softmax(q·k / sqrt(d))·v) over all places of x.
 
-    Source: Vaswani et al. 2017, eq. 1; its place in a U-Net, Ho et al. 2020, appendix B.
+    Source: Vaswani et al. 2017, eq. 1; in a U-Net, Ho et al. 2020, appendix B.
     """
 
     def __init__(self, norm: nn.Module, channels: int, head: int = 64) -> None:
-        """Attend over `channels` channels in heads of `head` channels (one head if it does not divide them)."""
+        """Attend over `channels` channels in heads of `head` channels (one head if that does not divide them)."""
         super().__init__()
         self.heads = channels // head if channels % head == 0 else 1
         self.norm = norm
@@ -199,15 +199,15 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """x + project(softmax(q·k / sqrt(d))·v), with q from all places of x, and k and v from the condition's tokens.
+    """x + project(softmax(q·k / sqrt(d))·v), q from the places of x, k and v from the condition's tokens.
 
-    The projection starts at zero, so that a network begins as if it were told nothing.
+    The projection starts at zero, so that a network starts unconditional.
 
     Source: Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models, section 3.3.
     """
 
     def __init__(self, channels: int, context: int, head: int = 32) -> None:
-        """Attend from `channels` channels to tokens of `context` entries, in heads of `head` channels."""
+        """Attend from `channels` channels to tokens of length `context`, in heads of `head` channels."""
         super().__init__()
         self.heads = channels // head if channels % head == 0 else 1
         self.norm = ChannelNorm(channels)
@@ -216,7 +216,7 @@ class CrossAttention(nn.Module):
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, cond: Cond | None) -> Tensor:
-        """Map `(batch, channels, *space)` to the same shape; without tokens, to itself."""
+        """Map `(batch, channels, *space)` to the same shape; without tokens return x."""
         if cond is None or cond.tokens is None:
             return x
         batch, channels = x.shape[:2]

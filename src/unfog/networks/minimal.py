@@ -1,4 +1,4 @@
-"""The tutorials' network: a U-Net of two levels that fits on one screen."""
+"""The network of the tutorials: a two-level U-Net that fits on one screen."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from unfog.networks.layers import TimeEmbedding, beside, conv, over_space
 
 
 class ResidualBlock(nn.Module):
-    """SiLU(skip(x) + conv(SiLU(conv(x) + linear(embedding)))): the time enters as a bias."""
+    """SiLU(skip(x) + conv(SiLU(conv(x) + linear(embedding)))): the time is added as a bias."""
 
     def __init__(self, dims: int, inputs: int, outputs: int, embedding: int) -> None:
         """Map `inputs` to `outputs` channels."""
@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
 
 
 class Minimal(nn.Module):
-    """Two blocks down, one in the middle, one up, and one skip connection."""
+    """A U-Net with two encoder blocks, a bottleneck, one decoder block and one skip connection."""
 
     channels_last: ClassVar[bool] = True
 
@@ -38,7 +38,7 @@ class Minimal(nn.Module):
 
         Args:
             channels: Channels of the state.
-            outputs: Channels of the output; as many if left away.
+            outputs: Channels of the output; default: `channels`.
             dims: Space dimensions, 1, 2 or 3.
             width: Channels of the finer level; the coarser has twice as many.
         """
@@ -54,7 +54,7 @@ class Minimal(nn.Module):
         self.out = conv(dims, width, outputs or channels)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
+        """Map `(batch, channels, *space)` and times `(batch,)` to an output with the same space."""
         embedding = self.time_embedding(time, cond)
         fine = self.down1(beside(x, cond), embedding)
         coarse = self.bottleneck(self.down2(self.pool(fine), embedding), embedding)

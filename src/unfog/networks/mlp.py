@@ -1,4 +1,4 @@
-"""The network for points: residual layers without any space."""
+"""The network for points: residual fully connected layers."""
 
 from typing import ClassVar
 
@@ -39,16 +39,16 @@ class MLP(nn.Module):
 
         Args:
             channels: Coordinates of a point.
-            outputs: Features of the output; as many if left away.
-            dims: Space dimensions: a point has none.
+            outputs: Features of the output; default: `channels`.
+            dims: Space dimensions; must be 0.
             width: Features of each layer, and length of the time embedding.
             depth: Number of residual layers.
 
-        Raises: ValueError: If the data have space dimensions, or a number is too small.
+        Raises: ValueError: If `dims` is not 0, or a number is too small.
         """
         super().__init__()
         if dims:
-            raise ValueError("it works on points; pictures need another network")
+            raise ValueError("it only works on points: choose another network for images")
         at_least(0, depth=depth)
         self.embedding_dim = width
         self.multiple = 1
@@ -58,7 +58,7 @@ class MLP(nn.Module):
         self.out = zeroed(nn.Linear(width, outputs or channels))
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map `(batch, channels)` and times `(batch,)` to an output on the same places."""
+        """Map `(batch, channels)` and times `(batch,)` to `(batch, outputs)`."""
         embedding = F.silu(self.time_embedding(time, cond))
         h = self.lift(beside(x, cond))
         for layer in self.layers:

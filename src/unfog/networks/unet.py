@@ -1,4 +1,4 @@
-"""The U-Net of the ecosystem: the topology of DDPM as diffusers' `UNet2DModel` lays it out."""
+"""The U-Net of DDPM, with the topology of diffusers' `UNet2DModel`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,18 +23,18 @@ from unfog.networks.layers import (
 )
 
 Norm = Callable[[int], nn.Module]
-"""Makes the norm of some channels."""
+"""Builds a norm for a number of channels."""
 Attends = Callable[[int, int | None], tuple[nn.Module, nn.Module | None]]
-"""(channels, level) -> what stands behind a block: attention, and attention to tokens; the level None is the middle."""
+"""(channels, level) -> self-attention and cross-attention after a block; the level of the middle is None."""
 
 
 def group_norm(channels: int, groups: int = 32, epsilon: float = 1e-5) -> nn.GroupNorm:
-    """Return a group norm with `groups` groups, or the most that divide both numbers."""
+    """Return a group norm with gcd(groups, channels) groups."""
     return nn.GroupNorm(math.gcd(groups, channels), channels, eps=epsilon)
 
 
 class ResidualBlock(nn.Module):
-    """shortcut(x) + conv(SiLU(norm(conv(SiLU(norm(x))) + linear(SiLU(embedding))))); without a time, no embedding."""
+    """shortcut(x) + conv(SiLU(norm(conv(SiLU(norm(x))) + linear(SiLU(embedding))))); the embedding is optional."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, and behind it what attends: among the places, and to the condition's tokens."""
+    """A residual block, followed by self-attention and by cross-attention to the condition's tokens."""
 
     def __init__(self, block: ResidualBlock, attention: nn.Module, cross: nn.Module | None) -> None:
-        """Put `attention`, and `cross` if there is one, behind `block`."""
+        """Apply `attention`, and `cross` if not None, after `block`."""
         super().__init__()
         self.block, self.attention, self.cross = block, attention, cross
 
@@ -80,7 +80,7 @@ class Stage(nn.Module):
 
 
 class Ladder(nn.Module):
-    """Encoder, middle and decoder with skip connections at every residual block.
+    """A U-Net: encoder, middle and decoder with skip connections at every residual block.
 
     Source: Ho et al. 2020, appendix B.
     """
@@ -100,7 +100,7 @@ class Ladder(nn.Module):
         pad_behind: bool,
         time: TimeEmbedding,
     ) -> None:
-        """Build all levels; `attends` makes what stands behind a block, `norm` the norms, see `UNet`."""
+        """Build all levels; `attends` builds the attention after a block, `norm` the norms; the rest as in `UNet`."""
         super().__init__()
         at_least(1, levels=len(widths), blocks=blocks, **{f"width {width}": width for width in widths})
         self.embedding_dim = 4 * widths[0]
@@ -134,7 +134,7 @@ class Ladder(nn.Module):
         self.blocks = blocks
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map `(batch, channels, *space)` and times `(batch,)` to an output on the same places."""
+        """Map `(batch, channels, *space)` and times `(batch,)` to an output with the same space."""
         embedding = self.time_embedding(time, cond)
         h = self.conv_in(beside(x, cond))
         skips = [h]
@@ -155,7 +155,7 @@ class Ladder(nn.Module):
 
 
 class UNet(Ladder):
-    """A ladder with self-attention, and where there are tokens cross-attention, at some levels and in the middle."""
+    """A U-Net with self-attention, and with tokens cross-attention, at some levels and in the middle."""
 
     def __init__(
         self,
@@ -179,24 +179,24 @@ class UNet(Ladder):
 
         Args:
             channels: Channels of the state.
-            outputs: Channels of the output; as many if left away.
+            outputs: Channels of the output; default: `channels`.
             dims: Space dimensions, 1, 2 or 3.
-            context: Entries of a token of the condition; None for conditions without tokens.
-            widths: Channels of each level, from the finest; each further level halves the sides.
-            blocks: Residual blocks of each level.
-            attention: Which levels attend.
+            context: Length of a condition token; None without tokens.
+            widths: Channels of each level, finest first; each further level halves the sides.
+            blocks: Residual blocks per level.
+            attention: Which levels have attention; the middle always has it.
             head: Channels of one attention head.
             dropout: Dropout inside the residual blocks.
-            groups: Groups of a norm.
-            epsilon: Added to the variance in a norm.
-            pad_behind: Whether halving pads behind the places only, as DDPM did.
-            time_shift: Of `sinusoidal`, 1 as DDPM had it.
-            sines_first: Whether the time's sines stand before its cosines, as DDPM had them.
+            groups: Groups of the group norms.
+            epsilon: Added to the variance in the norms.
+            pad_behind: Whether downsampling pads only the end of each side, as in DDPM.
+            time_shift: `shift` of `sinusoidal`; 1 as in DDPM.
+            sines_first: Whether the sines of the time embedding precede its cosines, as in DDPM.
 
         Raises: ValueError: If `attention` does not name every level, or a number is too small.
         """
         if len(attention) != len(widths):
-            raise ValueError(f"attention names {len(attention)} levels where widths has {len(widths)}")
+            raise ValueError(f"attention has {len(attention)} levels, but widths has {len(widths)}")
         at_least(1, head=head, groups=groups, levels=len(widths))
         norm = partial(group_norm, groups=groups, epsilon=epsilon)
 

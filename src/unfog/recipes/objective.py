@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class Draw(NamedTuple):
-    """Everything random in one batch.
+    """One batch with all its random numbers.
 
     Attributes:
         x0: Encoded rows, `(batch, *shape)`.
-        condition: What each row is conditioned on, `(batch, ...)`, or None.
-        drop: Whose condition is dropped, `(batch,)` of bool.
-        u: Uniform numbers that become times, `(batch,)`.
+        condition: The condition of each row, `(batch, ...)`, or None.
+        drop: True where the condition is dropped, `(batch,)`.
+        u: Uniform numbers in [0, 1) for the times, `(batch,)`.
         noise: Standard normal noise, shaped like `x0`.
     """
 

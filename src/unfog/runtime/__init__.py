@@ -1,1 +1,1 @@
-"""What all floors share: errors, files, tensors, randomness, many processes, and the device."""
+"""Shared by everything above: errors, files, tensors, randomness, distributed processes and devices."""

@@ -1,4 +1,4 @@
-"""Where a network computes and in what arithmetic, by a short rule."""
+"""Choosing the device and the precision of a network, and measuring memory."""
 
 import ctypes
 import os
@@ -21,20 +21,20 @@ Part = TypeVar("Part")
 Precision = Literal["auto", "float32", "bfloat16"]
 
 SMALL = 12
-"""Pictures of at most this side gain nothing from bf16 on a CPU: its conversions outweigh its products."""
+"""Up to this side, bf16 does not pay off for images on a CPU: conversions cost more than the products save."""
 
 COMPILED: dict[str, Any] = {"mode": "reduce-overhead", "dynamic": False}
-"""How a network is compiled: with CUDA graphs where there are some, for one batch size."""
+"""Arguments of `torch.compile`: CUDA graphs where available, one batch size."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Numbers of two options in glibc's malloc.h: -1 turns the first one off, 0 blocks of their own the second."""
+"""Option numbers from glibc's malloc.h. Setting the first to -1 disables trimming, the second to 0 disables mmap."""
 
 
 def keep_memory() -> None:
-    """Have the C library keep what a step frees for the next one, unless UNFOG_KEEP_MEMORY=0 is set.
+    """Make glibc reuse freed memory instead of returning it to the system, unless UNFOG_KEEP_MEMORY=0 is set.
 
-    Glibc gives large blocks back to the system at once, and the system clears every page of them again. Where it keeps
-    them a step takes 0.65 to 0.95 of the time, and its peak of memory is up to a sixth higher. Other C libraries and
-    allocators are left as they are.
+    By default glibc returns large blocks at once, and the system zeroes every page when they are allocated again.
+    Keeping them cuts the time of a step to 0.65 to 0.95, and raises peak memory by up to a sixth. Other C libraries and
+    allocators are not touched.
     """
     if sys.platform == "linux" and os.environ.get("UNFOG_KEEP_MEMORY") != "0":
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -44,9 +44,9 @@ def keep_memory() -> None:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return a device: CUDA, else Apple's MPS, else the CPU, unless one is named.
+    """Return the named device; for "auto" CUDA, else Apple's MPS, else the CPU.
 
-    Raises: UserError: If the named device does not exist here.
+    Raises: UserError: If the named device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -54,19 +54,19 @@ def choose_device(name: str = "auto") -> torch.device:
         probe = torch.zeros(1, device=torch.device(name))
         probe.cpu()
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"the device {name!r} does not exist here: leave --device away, or use cpu") from None
-    return probe.device  # with its number, which threads would not know
+        raise UserError(f"the device {name!r} is not available here: omit device, or use cpu") from None
+    return probe.device  # with its index: other threads have their own current device
 
 
 def choose_precision(wanted: Precision, device: torch.device, shape: tuple[int, ...]) -> Precision:
-    """Return the arithmetic of the network.
+    """Return the precision in which the network computes.
 
-    "auto" is bfloat16 on CUDA, and on CPUs with bf16 instructions for pictures with sides above 12; float32
-    elsewhere. Measured on two cores with AMX: 8×8 pictures as fast in both, 28×28 ones 1.1 to 1.5 times as fast.
+    "auto" means bfloat16 on CUDA, and on CPUs with bf16 instructions for images with sides above 12; float32
+    elsewhere. Measured on two cores with AMX: no difference for 8×8 images, 1.1 to 1.5 times faster for 28×28.
 
     Args:
-        wanted: What the recipe asks for.
-        device: Where the network computes.
+        wanted: The recipe's setting.
+        device: The device of the network.
         shape: Shape of one sample.
 
     Returns: "float32" or "bfloat16".
@@ -75,18 +75,18 @@ def choose_precision(wanted: Precision, device: torch.device, shape: tuple[int, 
         return wanted
     if device.type == "cuda":
         return "bfloat16"
-    able = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
+    supported = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
     large = len(shape) > 2 and min(shape[1:]) > SMALL
-    return "bfloat16" if device.type == "cpu" and able and large else "float32"
+    return "bfloat16" if device.type == "cpu" and supported and large else "float32"
 
 
 def channels_last(model: nn.Module, device: torch.device) -> bool:
-    """Return whether pictures are to have their channels last in memory: always on CUDA, elsewhere as networks say."""
+    """Return whether to use the channels-last memory format: always on CUDA, elsewhere if the network prefers it."""
     return device.type == "cuda" or any(getattr(part, "channels_last", False) for part in model.children())
 
 
 def place(model: nn.Module, device: torch.device) -> None:
-    """Move a model to its device, and its weights to channels-last where its network is faster so."""
+    """Move a model to a device, with its weights in channels-last format where that is faster."""
     model.to(device)
     if channels_last(model, device) and all(parameter.ndim in (0, 1, 2, 4) for parameter in model.parameters()):
         for parameter in model.parameters():
@@ -95,7 +95,7 @@ def place(model: nn.Module, device: torch.device) -> None:
 
 
 def arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which the network runs: autocast for bfloat16, nothing for float32."""
+    """Return the context for running the network: autocast for bfloat16, no change for float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -110,7 +110,7 @@ def within(context: Callable[[], AbstractContextManager[object]], parts: Iterato
 
 
 def compute_again(network: nn.Module) -> None:
-    """Have the members of a network's lists, which are its blocks, keep no more than what they are given.
+    """Recompute activations in the backward pass: the blocks in a network's `ModuleList`s keep only their inputs.
 
     Source: Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.
     """
@@ -120,18 +120,18 @@ def compute_again(network: nn.Module) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that are free, those among them that torch keeps on a GPU for its next tensors."""
+    """Return the free memory in bytes, including what torch's allocator caches on a GPU."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     meminfo = Path("/proc/meminfo")
-    # free pages would leave out what the caches of files give back
-    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
-    return int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # not MemFree: the page cache can be reclaimed
+    available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
+    return int(available[1]) * 1024 if available else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that were in use: on the GPU, or by this process."""
+    """Return the peak memory in bytes: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,7 +1,7 @@
-"""One job over many processes, which torchrun starts and torch.distributed connects.
+"""One job on several processes, started by torchrun and connected by torch.distributed.
 
-Every process does the same work in the same order on its own share of the rows; sums and rows are exchanged, and the
-first process alone writes files and talks. Alone, everything here does nothing.
+Every process does the same work in the same order on its own share of the rows. They exchange sums and rows; only
+rank 0 writes files and prints. With a single process everything here is a no-op.
 """
 
 import os
@@ -19,7 +19,7 @@ from unfog.runtime.errors import EnvironmentFailure, UserError
 
 
 def rank() -> int:
-    """Return the number of this process; 0 is the first."""
+    """Return the rank of this process, 0 for the first or only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -29,20 +29,20 @@ def size() -> int:
 
 
 def share(count: int, what: str) -> slice:
-    """Return which of `count` rows are this process's.
+    """Return this process's slice of `count` rows.
 
-    Raises: UserError: If they cannot be shared out evenly.
+    Raises: UserError: If the number of processes does not divide `count`.
     """
-    each, rest = divmod(count, size())
+    per_process, rest = divmod(count, size())
     if rest:
-        raise UserError(f"{what} of {count} cannot be shared out evenly to {size()} processes: choose a multiple")
-    return slice(rank() * each, (rank() + 1) * each)
+        raise UserError(f"{what} of {count} cannot be divided evenly among {size()} processes: choose a multiple")
+    return slice(rank() * per_process, (rank() + 1) * per_process)
 
 
 def total(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors by their sums over all processes, in one exchange.
+    """Replace tensors in place by their sums over all processes, in one all-reduce.
 
-    The sum is taken in one order, and is the same to the bit everywhere.
+    All processes get bit-identical sums.
     """
     parts = list(tensors)
     if size() == 1 or not parts:
@@ -55,71 +55,74 @@ def total(tensors: Iterable[Tensor]) -> None:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, which have equally many, in the order of the processes."""
+    """Return the rows of all processes in rank order; every process has the same number of rows."""
     if size() == 1:
         return rows
-    there = rows.to(_device()).contiguous()
-    found = [torch.empty_like(there) for _ in range(size())]
+    own = rows.to(_device()).contiguous()
+    parts = [torch.empty_like(own) for _ in range(size())]
     with _exchange():
-        dist.all_gather(found, there)
-    return torch.cat(found).to(rows.device)
+        dist.all_gather(parts, own)
+    return torch.cat(parts).to(rows.device)
 
 
 def agreed(number: float) -> float:
-    """Return the number that the first process gives: for what differs between them, such as clocks."""
+    """Return the number of rank 0 on all processes: for values that differ between them, such as clocks."""
     if size() == 1:
         return number
-    told = torch.tensor(number, dtype=torch.float64, device=_device())
+    value = torch.tensor(number, dtype=torch.float64, device=_device())
     with _exchange():
-        dist.broadcast(told, 0)
-    return float(told)
+        dist.broadcast(value, 0)
+    return float(value)
 
 
 def most(number: int) -> int:
-    """Return the largest number that a process gives."""
+    """Return the maximum of a number over all processes."""
     if size() == 1:
         return number
-    told = torch.tensor(number, device=_device())
+    value = torch.tensor(number, device=_device())
     with _exchange():
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-    return int(told)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
 
 
 def shard(module: nn.Module) -> None:
-    """Keep a share of each weight of a module's parts here, and gather those of a block while it computes.
+    """Shard the weights of a module's children over the processes (FSDP2), gathered block by block when used.
 
-    Gradients come summed over the processes.
+    Gradients are summed over the processes, not averaged.
 
-    Source: Zhao et al. 2023, PyTorch FSDP; its second form in torch.distributed.fsdp.
+    Source: Zhao et al. 2023, PyTorch FSDP; here `fully_shard` of torch.distributed.fsdp.
     """
     from torch.distributed.fsdp import fully_shard  # here, since the import takes more than a second
 
     if size() == 1:
         return
     for parameter in module.parameters():
-        parameter.data = parameter.data.contiguous()  # shares are cut from rows
-    for called in module.children():
-        listed = [part for inner in called.modules() if isinstance(inner, nn.ModuleList) for part in inner]
-        for part in (*reversed(listed), called):  # the inner ones first
+        parameter.data = parameter.data.contiguous()  # sharding splits along the rows
+    for child in module.children():
+        blocks: list[nn.Module] = []
+        for inner in child.modules():
+            if isinstance(inner, nn.ModuleList):
+                blocks.extend(inner)
+        for part in (*reversed(blocks), child):  # innermost first
             sharded = fully_shard(part)
             sharded.set_gradient_divide_factor(1.0)
-            sharded.set_force_sum_reduction_for_comms(True)  # gloo can do no other
+            sharded.set_force_sum_reduction_for_comms(True)  # gloo supports no other reduction
 
 
 def full(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor, of which each process may hold a share."""
+    """Return the full tensor, gathered if it is sharded."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the share of a tensor that this process holds."""
+    """Return the local shard of a tensor, or the tensor itself if it is not sharded."""
     held: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return held
 
 
 def shared_as(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """Return a whole tensor, shared out as another one is."""
+    """Return a full tensor, sharded like `pattern`."""
     if not hasattr(pattern, "placements"):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -130,11 +133,11 @@ def shared_as(tensor: Tensor, pattern: Tensor) -> Tensor:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Connect the processes that torchrun started, and part at the end; alone, do nothing.
+    """Connect the processes that torchrun started, and disconnect them at the end; no-op for a single process.
 
-    Processes that wait longer than UNFOG_TIMEOUT seconds (600) for another give it up.
+    A process that waits more than UNFOG_TIMEOUT seconds (default: 600) for another one fails.
 
-    Raises: EnvironmentFailure: If another process was lost, or did not answer in time.
+    Raises: EnvironmentFailure: If another process died, or did not respond in time.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -144,7 +147,9 @@ def joined() -> Iterator[None]:
     limit = timedelta(seconds=float(os.environ.get("UNFOG_TIMEOUT", "600")))
     with _exchange():
         store, rank, size = next(rendezvous("env://", timeout=limit))
-        if os.environ.get("GROUP_WORLD_SIZE") == "1":  # torchrun restarts with the old store: the addresses of the dead
+        if (
+            os.environ.get("GROUP_WORLD_SIZE") == "1"
+        ):  # torchrun restarts reuse the store, which still lists dead processes
             store = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
@@ -154,7 +159,7 @@ def joined() -> Iterator[None]:
 
 @contextmanager
 def _exchange() -> Iterator[None]:
-    """Turn what torch says of a lost process into a sentence; other errors pass."""
+    """Raise an EnvironmentFailure for torch's errors about lost processes; other errors pass through."""
     try:
         yield
     except RuntimeError as error:
@@ -163,11 +168,11 @@ def _exchange() -> Iterator[None]:
             raise
         which = f"process {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}"
         raise EnvironmentFailure(
-            f"{which} lost another one, or waited too long for it: look at what the others said; the last checkpoint "
-            f"is intact ({str(error).strip().splitlines()[0]})"
+            f"{which} lost another process, or waited too long for it: check the output of the others; the last "
+            f"checkpoint is intact ({str(error).strip().splitlines()[0]})"
         ) from error
 
 
 def _device() -> torch.device:
-    """Return where tensors must be to be exchanged."""
+    """Return the device on which the backend exchanges tensors."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

@@ -1,41 +1,41 @@
-"""What a person sees as one sentence: their own mistake, a failing environment, and a stop that they ordered."""
+"""Errors shown to the user as one sentence: their own mistake, a failing environment, or a requested stop."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A request that cannot be met as asked: says what is wrong, where, and what to do. Exit code 2."""
+    """The user's mistake: says what is wrong, where, and what to do. Exit code 2."""
 
 
 class EnvironmentFailure(RuntimeError):
-    """Disk, memory or network failed while the request itself was fine. Exit code 1."""
+    """Disk, memory or network failed; the request itself was fine. Exit code 1."""
 
 
 class Stopped(Exception):
-    """A run was asked to stop by a signal, and did so without loss. Exit code 128 and the signal's number."""
+    """A run stopped on a signal without losing anything. Exit code: 128 + the signal's number."""
 
     def __init__(self, message: str, number: int) -> None:
-        """Say how to go on, and which signal it was."""
+        """Take a message that says how to resume, and the signal's number."""
         super().__init__(message)
         self.code = 128 + number
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory is full: Python's, torch's or a GPU's."""
-    torch_says = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+    """Return whether an error means out of memory, on the CPU or a GPU."""
+    phrases = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in torch_says)
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
     )
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
-    """Return the error for a name that is not among `known`, with the nearest right one.
+    """Return the error for an unknown name, with the closest known one as a suggestion.
 
     Args:
-        what: The kind of thing that was named, for instance `"solver"`.
+        what: The kind of thing, for instance `"solver"`.
         name: What the user wrote.
-        known: The names that would have been right.
+        known: The valid names.
 
     Returns: A `UserError` to raise.
     """

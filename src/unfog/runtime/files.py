@@ -1,4 +1,4 @@
-"""Files that are whole or absent, a failing disk as one sentence, and what strangers wrote, read within bounds."""
+"""Atomic writes, disk errors as one sentence, and bounded reading of untrusted files."""
 
 import contextlib
 import errno
@@ -14,45 +14,50 @@ from safetensors import SafetensorError
 from unfog.runtime.errors import EnvironmentFailure, UserError
 
 MOST_JSON, DEEPEST = 1 << 24, 32
-"""Bytes of a JSON file, and how deep its values may be nested, at most."""
+"""Largest JSON file in bytes, and its deepest nesting."""
 
 
 def read_bounded(path: Path, most: int = MOST_JSON) -> str:
-    """Read a text of at most `most` bytes, damaged signs replaced.
+    """Read a UTF-8 text of at most `most` bytes; undecodable bytes are replaced.
 
-    Raises: UserError: If it is larger; no more of it was read.
+    Raises: UserError: If the file is larger; the rest is not read.
     """
     with path.open("rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise UserError(f"{path} has more than {most:,} bytes, so it is not what unfog wrote: restore or remove it")
+        raise UserError(f"{path} has more than {most:,} bytes, so unfog did not write it: restore or remove it")
     return data.decode("utf-8", "replace")
 
 
 def parse_json(text: str, **options: Any) -> Any:
-    """Parse JSON whose values are nested at most 32 deep, which whoever walks through them can rely on.
+    """Parse JSON that is nested at most 32 levels deep, so that recursive code can rely on it.
 
-    Raises: ValueError: If it is no JSON, or nested deeper.
+    Raises: ValueError: If the text is not JSON, or nested deeper.
     """
-    deep = ValueError(f"values are nested more than {DEEPEST} deep")
+    too_deep = ValueError(f"values are nested more than {DEEPEST} levels deep")
     try:
-        found = json.loads(text, **options)
+        parsed = json.loads(text, **options)
     except RecursionError:
-        raise deep from None
-    layer = [found]
+        raise too_deep from None
+    layer = [parsed]
     for _ in range(DEEPEST):
-        inner = (one.values() if isinstance(one, dict) else one for one in layer if isinstance(one, dict | list))
-        layer = [one for values in inner for one in values]
-    if any(isinstance(one, dict | list) for one in layer):
-        raise deep
-    return found
+        deeper: list[Any] = []
+        for value in layer:
+            if isinstance(value, dict):
+                deeper.extend(value.values())
+            elif isinstance(value, list):
+                deeper.extend(value)
+        layer = deeper
+    if any(isinstance(value, dict | list) for value in layer):
+        raise too_deep
+    return parsed
 
 
 @contextlib.contextmanager
 def disk(what: Path) -> Iterator[None]:
-    """Turn a failing disk into one sentence.
+    """Turn disk errors into one sentence.
 
-    Raises: EnvironmentFailure: If the disk is full, read-only or not ours to write.
+    Raises: EnvironmentFailure: If the disk is full, or the path is read-only or not writable.
     """
     try:
         yield
@@ -63,7 +68,7 @@ def disk(what: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Flush a file or folder to the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -73,14 +78,14 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; sync and rename it afterwards, or remove it after an error.
+    """Write `path` atomically: yield a temporary path next to it, then sync and rename; remove it after an error.
 
     Raises: EnvironmentFailure: If the disk fails.
     """
-    rank = os.environ.get("RANK", "0")  # of several processes that write the same, the last one stays
+    rank = os.environ.get("RANK", "0")  # if several processes write the same file, the last one wins
     part = path.with_name(f".{path.name}.part" if rank == "0" else f".{path.name}.{rank}.part")
     with disk(path):
-        part.unlink(missing_ok=True)  # a link that lies there would lead the writing elsewhere
+        part.unlink(missing_ok=True)  # a symlink there would redirect the write
         try:
             yield part
             sync(part)
@@ -91,7 +96,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or absent.
+    """Write a file atomically.
 
     Raises: EnvironmentFailure: If the disk fails.
     """
@@ -101,16 +106,18 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, so that no other process writes it; the system lets go when the process dies.
+    """Lock a folder against other writers; the lock is released when the process dies.
 
-    Raises: UserError: If another process holds it.
+    Raises: UserError: If another process holds the lock.
     """
     lock = FileLock(folder / ".lock")
     try:
         with disk(folder):
             lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"another process is writing {folder}: wait for its end, or choose another --out") from None
+        raise UserError(
+            f"another process is writing {folder}: wait until it is done, or choose another folder"
+        ) from None
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""Randomness as a function: every draw is Philox at the key (seed, purpose) and the counter (step, index).
+"""Stateless randomness: every draw is Philox with the key (seed, purpose) and the counter (step, index).
 
-Nothing here carries state, so a picture does not depend on the batch it was drawn in, and a resumed
-run draws what the uninterrupted one would have drawn.
+So an image does not depend on the batch it is drawn in, and a resumed run draws the same numbers as an uninterrupted
+one.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ _WORD = (1 << 64) - 1
 
 
 def stream(seed: int, purpose: str, step: int = 0, index: int = 0, skip: int = 0) -> np.random.Generator:
-    """Return the generator of (seed, purpose, step, index), independent of every other one.
+    """Return the generator of (seed, purpose, step, index), independent of all others.
 
     Args:
-        seed: Any integer; all 64 bits of it count.
-        purpose: What the draws are for, for instance `"noise"`; other words give other streams.
+        seed: Any integer; all of its low 64 bits count.
+        purpose: What the draws are for, for instance `"noise"`; each word has its own stream.
         step: Training or sampling step.
-        index: Sample within the step or within the whole request.
-        skip: Blocks of four 64-bit words to leave out at the beginning.
+        index: Sample within the step or the whole request.
+        skip: Blocks of four 64-bit words to skip at the start.
 
     Returns: A numpy generator with 2^130 words of its own.
     Source: Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3.
@@ -35,17 +35,17 @@ def stream(seed: int, purpose: str, step: int = 0, index: int = 0, skip: int = 0
 
 
 def uniform(seed: int, purpose: str, step: int, first: int, count: int, each: int = 1) -> NDArray[np.float64]:
-    """Draw u ~ U[0, 1) for samples `first` to `first + count - 1`, whatever stands beside them in the batch.
+    """Draw u ~ U[0, 1) for samples `first` to `first + count - 1`, independent of the rest of the batch.
 
-    Sample i has words i·each to (i + 1)·each - 1 of one stream: a number takes exactly one word.
+    Sample i takes words i·each to (i + 1)·each - 1 of one stream: exactly one word per number.
 
     Args:
         seed: Seed of the run or request.
         purpose: What the numbers are for.
         step: Training or sampling step.
-        first: Number of the first sample.
+        first: Index of the first sample.
         count: Number of samples.
-        each: Numbers for each sample.
+        each: Numbers per sample.
 
     Returns: Uniform numbers, `(count, each)`.
     """
@@ -54,20 +54,20 @@ def uniform(seed: int, purpose: str, step: int, first: int, count: int, each: in
 
 
 def normal(seed: int, purpose: str, step: int, first: int, count: int, shape: tuple[int, ...]) -> Tensor:
-    """Draw z ~ N(0, I) for samples `first` to `first + count - 1`: the inverse distribution function of `uniform`.
+    """Draw z ~ N(0, I) for samples `first` to `first + count - 1`: the inverse normal CDF of `uniform`.
 
     Args:
         seed: Seed of the run or request.
         purpose: What the noise is for.
         step: Training or sampling step.
-        first: Number of the first sample.
+        first: Index of the first sample.
         count: Number of samples.
         shape: Shape of one sample.
 
     Returns: Standard normal noise, `(count, *shape)`, float32.
     """
     u = uniform(seed, purpose, step, first, count, math.prod(shape))
-    np.maximum(u, 2.0**-54, out=u)  # so that 0 gives -8.3 and not -infinity
+    np.maximum(u, 2.0**-54, out=u)  # 0 becomes -8.3 instead of -infinity
     z: Tensor = torch.special.ndtri(torch.from_numpy(u))
     return z.float().reshape(count, *shape)
 
@@ -75,23 +75,23 @@ def normal(seed: int, purpose: str, step: int, first: int, count: int, shape: tu
 def normal_on(
     device: torch.device, batch: int, seed: int, purpose: str, step: int, first: int, count: int, shape: tuple[int, ...]
 ) -> Tensor:
-    """Draw z ~ N(0, I) with a device's own generator, seeded by (seed, purpose, step): a GPU would wait for `normal`.
+    """Draw z ~ N(0, I) on the device, seeded by (seed, purpose, step): a GPU would have to wait for `normal`.
 
-    A function of its arguments on one kind of device. Its numbers depend on how many are drawn at once, so that the
-    whole batch always is.
+    Deterministic on one kind of device. The values depend on how many are drawn at once, so the whole batch is always
+    drawn.
 
     Args:
-        device: Where to draw, and where the noise lies.
-        batch: Samples of a batch, of all processes together; more are drawn where more are asked for.
+        device: Device of the generator and of the noise.
+        batch: Batch size over all processes; more samples are drawn if `first + count` exceeds it.
         seed: Seed of the run.
         purpose: What the noise is for.
         step: Training step.
-        first: Number of the first sample.
+        first: Index of the first sample.
         count: Number of samples.
         shape: Shape of one sample.
 
     Returns: Standard normal noise, `(count, *shape)`, float32.
     """
     generator = torch.Generator(device).manual_seed(int(stream(seed, purpose, step).integers(2**63)))
-    every = max(batch, first + count)
-    return torch.randn(every, *shape, generator=generator, device=device)[first : first + count]
+    total = max(batch, first + count)
+    return torch.randn(total, *shape, generator=generator, device=device)[first : first + count]

@@ -1,1 +1,1 @@
-"""training: one readable loop, its draws, its averages and its checkpoints."""
+"""Training: one readable loop, its random draws, averaged weights and checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoints as safetensors and JSON: written beside, synced, checked, renamed; old ones pruned afterwards."""
+"""Checkpoints as safetensors and JSON: written atomically and verified before older ones are pruned."""
 
 import hashlib
 import json
@@ -19,48 +19,48 @@ from unfog.runtime.files import disk, parse_json, read_bounded, sync, write_whol
 from unfog.runtime.tensors import read_tensors, write_tensors
 
 KEPT = 2
-"""Checkpoints that stay; older ones are pruned after a new one was verified."""
+"""Checkpoints to keep; older ones are pruned once a new one is verified."""
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
     """Return the optimizer's state as tensors named `parameter:entry`."""
     state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {
-        f"{names[index]}:{entry}": distributed.full(value)
-        for index, one in state.items()
-        for entry, value in one.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for index, entries in state.items():
+        for entry, value in entries.items():
+            tensors[f"{names[index]}:{entry}"] = distributed.full(value)
+    return tensors
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
-    """Fill an optimizer from tensors named `parameter:entry`.
+    """Restore an optimizer's state from tensors named `parameter:entry`.
 
-    A fused optimizer walks through memory, so a moment takes on the memory format of its weight.
+    Fused optimizers iterate over raw memory, so a moment gets the memory format of its weight.
 
-    Raises: UserError: If it keeps other entries of a weight, or of other shapes.
+    Raises: UserError: If the optimizer has other entries, or entries of other shapes.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     plain: dict[str, Any] = {**optimizer.state_dict(), "state": {}}
-    wanted = _entries(optimizer, parameters)
+    expected = _entries(optimizer, parameters)
     for name, value in tensors.items():
         parameter, _, entry = name.rpartition(":")
         index = names.index(parameter) if parameter in names else -1
-        if wanted.get((index, entry)) != (value.shape, value.dtype):
-            raise UserError(f"the checkpoint does not fit the recipe: the optimizer keeps no {name} of this shape")
+        if expected.get((index, entry)) != (value.shape, value.dtype):
+            raise UserError(f"the checkpoint does not match the recipe: the optimizer has no {name} of this shape")
         like = parameters[index]
-        whole = value.shape == like.shape
-        fitted = torch.empty_like(like).copy_(distributed.shared_as(value, like)) if whole else value
-        plain["state"].setdefault(index, {})[entry] = fitted
-    for index, entry in wanted:
+        if value.shape == like.shape:
+            value = torch.empty_like(like).copy_(distributed.shared_as(value, like))
+        plain["state"].setdefault(index, {})[entry] = value
+    for index, entry in expected:
         if index in plain["state"] and entry not in plain["state"][index]:
-            raise UserError(f"the checkpoint is damaged: {names[index]}:{entry} is missing: use the one before it")
+            raise UserError(f"the checkpoint is damaged ({names[index]}:{entry} is missing): use the previous one")
     optimizer.load_state_dict(plain)
 
 
 def _entries(
     optimizer: torch.optim.Optimizer, parameters: list[Tensor]
 ) -> dict[tuple[int, str], tuple[torch.Size, torch.dtype]]:
-    """Return what an optimizer keeps of its weights, by number and entry: a step of length 0 shows it."""
+    """Return shape and dtype of an optimizer's state by (parameter, entry), found by a step with learning rate 0."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     for parameter in parameters:
@@ -68,23 +68,27 @@ def _entries(
     optimizer.step()
     optimizer.zero_grad()
     state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
-    return {(index, entry): (one.shape, one.dtype) for index, kept in state.items() for entry, one in kept.items()}
+    layout: dict[tuple[int, str], tuple[torch.Size, torch.dtype]] = {}
+    for index, entries in state.items():
+        for entry, value in entries.items():
+            layout[index, entry] = (value.shape, value.dtype)
+    return layout
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-    """Write the checkpoint of a step beside, verify it, name it `folder`/`step`, and only then prune older ones.
+    """Write a checkpoint to a temporary folder, verify it, rename it to `folder`/`step`, then prune older ones.
 
-    What a killed process left half written goes with the older ones. A whole checkpoint of that step stays as it is,
-    since the state of a step is one.
+    Partial checkpoints of killed processes are pruned too. An intact checkpoint of the same step is kept as it is: the
+    state after a step is unique.
 
     Args:
         folder: The run's folder of checkpoints.
-        step: Optimizer steps done.
-        tensors: Everything that is a tensor.
-        state: Everything else, as plain JSON values.
+        step: Completed optimizer steps.
+        tensors: All tensors of the state.
+        state: Everything else, as JSON values.
 
     Returns: The checkpoint's folder.
-    Raises: EnvironmentFailure: If the disk fails; the checkpoints before are intact.
+    Raises: EnvironmentFailure: If the disk fails; earlier checkpoints stay intact.
     """
     final = folder / f"{step:09}"
     part = folder / f".{final.name}.part"
@@ -98,7 +102,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
             plain = {**state, "step": step, "sha256": _digest(part / "state.safetensors")}
             write_whole(part / "state.json", json.dumps(plain, indent=1).encode())
             if _verified(part) is None:
-                raise EnvironmentFailure(f"the checkpoint {final} does not read back as it was written: check the disk")
+                raise EnvironmentFailure(f"the checkpoint {final} differs when read back: check the disk")
             shutil.rmtree(final, ignore_errors=True)
             os.replace(part, final)
         finally:
@@ -110,36 +114,38 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
 
 
 def latest(folder: Path, most: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and state of the newest checkpoint that verifies; damaged ones are named in a warning.
+    """Return tensors and state of the newest intact checkpoint; warn about damaged ones.
 
     Args:
         folder: The run's folder of checkpoints.
-        most: Steps that it may have done; any number if None.
+        most: Latest step to consider; default: any.
 
-    Raises: UserError: If there is none.
+    Raises: UserError: If there is no intact checkpoint.
     """
-    found = steps(folder)
-    for candidate in reversed(found if most is None else [one for one in found if int(one.name) <= most]):
+    candidates = steps(folder)
+    if most is not None:
+        candidates = [path for path in candidates if int(path.name) <= most]
+    for candidate in reversed(candidates):
         state = _verified(candidate)
         if state is not None:
             return read_tensors(candidate / "state.safetensors"), state
-        warnings.warn(f"the checkpoint {candidate} is damaged: the one before it is used", stacklevel=2)
-    raise UserError(f"{folder} holds no whole checkpoint: start the training again without --resume")
+        warnings.warn(f"the checkpoint {candidate} is damaged: falling back to the previous one", stacklevel=2)
+    raise UserError(f"{folder} contains no intact checkpoint: restart the training without resume")
 
 
 def steps(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder, whole or damaged, the oldest first."""
+    """Return the checkpoints of a folder, intact or damaged, oldest first."""
     return sorted(path for path in folder.glob("*") if path.name.isdigit())
 
 
 def _verified(checkpoint: Path) -> dict[str, Any] | None:
-    """Return the state of a checkpoint whose tensors have the checksum that it names, else None."""
+    """Return the state of a checkpoint if its tensors have the recorded checksum, else None."""
     try:
         state = parse_json(read_bounded(checkpoint / "state.json"))
-        whole = isinstance(state, dict) and state.get("sha256") == _digest(checkpoint / "state.safetensors")
+        intact = isinstance(state, dict) and state.get("sha256") == _digest(checkpoint / "state.safetensors")
     except (OSError, ValueError):
         return None
-    return state if whole and fits(state.get("step"), int) and 0 <= state["step"] <= MOST_WHOLE else None
+    return state if intact and fits(state.get("step"), int) and 0 <= state["step"] <= MOST_WHOLE else None
 
 
 def _digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What step number k of a run sees: rows, augmentation, conditions, times and noise, all functions of (seed, k)."""
+"""The batch of step k: rows, augmentation, conditions, times and noise, all functions of (seed, k)."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -22,14 +22,14 @@ class Draws:
 
     Attributes:
         source: The rows.
-        codec: Encodes them.
-        augment: Changes them at random before.
-        batch: Rows in a batch.
+        codec: Encodes the rows.
+        augment: Augments the rows before encoding.
+        batch: Rows per batch.
         seed: Seed of the run.
-        read: Says what the model is told of rows: (rows, encoded rows, uniform numbers) -> condition.
-        dropout: Share of conditions that are forgotten.
-        stratified: Whether the times are spread evenly over the batch.
-        part: Which rows of a batch this process is to see; all if None.
+        read: (rows, encoded rows, uniform numbers) -> condition.
+        dropout: Probability with which a condition is dropped.
+        stratified: Whether times are stratified over the batch.
+        part: This process's slice of a batch; default: all rows.
         normal: Draws the noise.
     """
 
@@ -45,7 +45,7 @@ class Draws:
     normal: Callable[[int, str, int, int, int, tuple[int, ...]], Tensor] = normal
 
     def rows(self, step: int) -> Indices:
-        """Return which rows of the source a step sees, `(batch,)`, or this process's part of them."""
+        """Return the row indices of a step, `(batch,)`, or this process's part of them."""
         return shuffled(len(self.source), self.seed, step * self.batch, self.batch)[self.part or slice(None)]
 
     def __call__(self, step: int) -> Draw:
@@ -57,35 +57,37 @@ class Draws:
         x0 = self.codec.encode(self.augment(rows.x, self.seed, position))
         condition = self.read(rows, x0, torch.from_numpy(uniform(self.seed, "condition", step, first, count, 4)))
         u = torch.from_numpy(uniform(self.seed, "times", step, 0, self.batch)[:, 0])
-        # named after labels since the first version: another word would change every run
+        # the stream's name is historical: another name would change every run
         drop = torch.from_numpy(uniform(self.seed, "labels", step, first, count)[:, 0] < self.dropout)
+        if self.stratified:
+            u = stratify(u)
         noise = self.normal(self.seed, "noise", step, first, count, tuple(x0.shape[1:]))
-        return Draw(x0, condition, drop, (stratify(u) if self.stratified else u)[part], noise)
+        return Draw(x0, condition, drop, u[part], noise)
 
 
 def pinned(draw: Draw) -> Draw:
-    """Return a batch with what is not on a GPU in page-locked memory, from which one copies while it computes."""
+    """Return a batch with its CPU tensors in pinned memory, for asynchronous copies to a GPU."""
     parts = {name: part for name, part in draw._asdict().items() if part is not None and part.device.type == "cpu"}
     return draw._replace(**{name: part.pin_memory() for name, part in parts.items()})
 
 
 def in_turn(draw: Callable[[int], Draw], first: int) -> Iterator[Draw]:
-    """Yield draw(first), draw(first + 1), ... without end, each made when it is asked for."""
+    """Yield draw(first), draw(first + 1), ... lazily, without end."""
     return (draw(step) for step in count(first))
 
 
 def ahead(draw: Callable[[int], Draw], first: int, depth: int = 2) -> Iterator[Draw]:
-    """Yield what `in_turn` does, made ahead in a thread while the caller computes.
+    """Yield the same batches as `in_turn`, prefetched in a thread.
 
-    Worth it for rows from slow disks and for devices that compute beside the processor; on a CPU the
-    thread takes more from the network than it gives (MNIST: 200 ms a step instead of 140).
+    Pays off for slow sources and for GPUs. On a CPU the thread slows the network down more than it helps (MNIST:
+    200 ms a step instead of 140).
 
     Args:
-        draw: Makes a batch from its number.
-        first: First number.
-        depth: How many batches wait at most.
+        draw: Returns the batch of a step.
+        first: First step.
+        depth: Most batches in the queue.
 
-    Yields: The batches in order. An error in the thread is raised here.
+    Yields: The batches in order. An error in the thread is re-raised here.
     """
     queue: Queue[Draw | BaseException] = Queue(depth)
     stop = threading.Event()
@@ -96,17 +98,17 @@ def ahead(draw: Callable[[int], Draw], first: int, depth: int = 2) -> Iterator[D
                 queue.put(draw(step))
                 if stop.is_set():
                     return
-        except BaseException as error:  # raised again in the caller's thread
+        except BaseException as error:  # re-raised in the caller's thread
             queue.put(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
         while True:
-            made = queue.get()
-            if isinstance(made, BaseException):
-                raise made
-            yield made
+            item = queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
     finally:
         stop.set()
         while thread.is_alive():

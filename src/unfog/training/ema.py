@@ -1,4 +1,4 @@
-"""The averaged weights: what `sample` uses, and averages of any other length from snapshots of two."""
+"""Averaged weights (EMA), and post-hoc averages of any length from snapshots of two."""
 
 import copy
 import math
@@ -17,46 +17,47 @@ from unfog.runtime.errors import UserError
 from unfog.runtime.tensors import read_tensors
 
 GAMMAS = (16.97, 6.94)
-"""Exponents of the averages that snapshots hold: lengths of 0.05 and 0.10."""
+"""Exponents of the averages in a snapshot: lengths of 0.05 and 0.10."""
 LONGEST = 12**-0.5
-"""Length of a plain mean, whose exponent is 0."""
+"""Length of a plain mean (exponent 0)."""
 COARSE = 0.1
-"""Error of a profile, relative to its size, above which an average is refused.
+"""Largest relative error of a profile for which an average is reconstructed.
 
-Weights that walk at random are then off by up to a twelfth of the way from the average to the last of them."""
+At this error, for weights that follow a random walk, the average is off by up to a twelfth of its distance to the last
+weights."""
 
 
 class Averaged:
-    """A copy of a model whose weights follow the trained ones: average += share·(weights - average)."""
+    """The averaged copy of a model: average += share·(weights - average)."""
 
     def __init__(self, model: nn.Module, profile: Average) -> None:
-        """Start at the weights of `model` and follow them as `profile` says."""
+        """Start from the weights of `model`; `profile` sets the share of each step."""
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.profile = profile
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, batch: int) -> None:
-        """Take in the weights after optimizer step `step` (1, 2, ...) of `batch` images."""
-        mine: list[Tensor] = [distributed.local(parameter) for parameter in self.model.parameters()]
-        new: list[Tensor] = [distributed.local(parameter.detach()) for parameter in model.parameters()]
-        torch._foreach_lerp_(mine, new, self.profile.share(step, batch))
+        """Update with the weights after optimizer step `step` (1, 2, ...) of `batch` images."""
+        averages: list[Tensor] = [distributed.local(parameter) for parameter in self.model.parameters()]
+        weights: list[Tensor] = [distributed.local(parameter.detach()) for parameter in model.parameters()]
+        torch._foreach_lerp_(averages, weights, self.profile.share(step, batch))
 
 
 class Profile(NamedTuple):
-    """How much the weights of each moment count in a power average: p(tau) = (gamma + 1)·tau^gamma / t^(gamma + 1).
+    """The profile of a power average, its weight on each time: p(tau) = (gamma + 1)·tau^gamma / t^(gamma + 1).
 
-    An average over steps is exactly this integral over weights that stay as they are from step to step.
+    An average over steps equals this integral over piecewise constant weights.
 
     Attributes:
         gamma: Exponent.
-        t: The moment of the average; later weights do not count.
+        t: Time of the average; p(tau) = 0 for tau > t.
     """
 
     gamma: float
     t: float
 
     def inner(self, other: "Profile") -> float:
-        """Return ∫ p·q = (g + 1)(h + 1)/(g + h + 1) · s^h/t^(h + 1), with (g, s) the one that ends first.
+        """Return ∫ p·q = (g + 1)(h + 1)/(g + h + 1) · s^h/t^(h + 1), where s ≤ t.
 
         Beyond s the product is 0; up to s it is (g + 1)(h + 1)·tau^(g + h) / (s^(g + 1)·t^(h + 1)), and the integral
         of tau^(g + h) is s^(g + h + 1)/(g + h + 1).
@@ -67,13 +68,13 @@ class Profile(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """An average that was not kept in training.
+    """A post-hoc average, reconstructed from snapshots.
 
     Attributes:
         tensors: The weights.
-        gamma: Its exponent.
-        error: Distance of its profile from the wanted one, relative to that one's size.
-        step: The step at whose end it stands, that of the last snapshot.
+        gamma: Exponent of its profile.
+        error: Relative error of the reconstructed profile.
+        step: Step of the average, that of the last snapshot.
     """
 
     tensors: dict[str, Tensor]
@@ -86,21 +87,23 @@ def gamma_of(length: float) -> float:
     """Return the exponent of the profile whose standard deviation is `length`·t.
 
     Its tau/t is distributed as Beta(gamma + 1, 1), with the variance (gamma + 1)/((gamma + 2)²·(gamma + 3)). So gamma
-    is the one positive root of gamma³ + 7·gamma² + (16 - 1/length²)·gamma + 12 - 1/length².
+    is the only positive root of gamma³ + 7·gamma² + (16 - 1/length²)·gamma + 12 - 1/length².
 
     Raises: UserError: If the length is not above 0 and below 0.289.
     """
     if not 0 < length < LONGEST:
-        raise UserError(f"the length of an average lies above 0 and below {LONGEST:.3f}, a plain mean, not at {length}")
-    inverse = max(length, 1e-6) ** -2  # so that it stays a number
+        raise UserError(
+            f"the length of an average must be above 0 and below {LONGEST:.3f} (a plain mean), not {length}"
+        )
+    inverse = max(length, 1e-6) ** -2  # avoids overflow
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
 def combine(known: Sequence[Profile], wanted: Profile) -> tuple[NDArray[np.float64], float]:
-    """Return the combination of profiles that is nearest to another one: least |Σ x_i·p_i - p|² under Σ x_i = 1.
+    """Return the best combination of profiles: minimise |Σ x_i·p_i - p|² subject to Σ x_i = 1.
 
-    Where weights never change, the sum keeps them. With A_ij = <p_i, p_j>, b_i = <p_i, p> and a multiplier m the least
-    is where A·x + m = b.
+    The constraint keeps constant weights constant. With A_ij = <p_i, p_j>, b_i = <p_i, p> and a Lagrange multiplier m,
+    the minimum satisfies A·x + m = b.
 
     Args:
         known: The profiles p_i.
@@ -108,10 +111,10 @@ def combine(known: Sequence[Profile], wanted: Profile) -> tuple[NDArray[np.float
 
     Returns: The coefficients x, and |Σ x_i·p_i - p| / |p|.
     Source: Karras et al. 2024, Analyzing and Improving the Training Dynamics of Diffusion Models, section 3 and
-    appendix C; the sum is ours.
+    appendix C; the constraint is ours.
     """
-    square = np.array([[one.inner(other) for other in known] for one in known])
-    right = np.array([one.inner(wanted) for one in known])
+    square = np.array([[profile.inner(other) for other in known] for profile in known])
+    right = np.array([profile.inner(wanted) for profile in known])
     ones = np.ones((len(known), 1))
     system = np.block([[square, ones], [ones.T, np.zeros((1, 1))]])
     x = np.linalg.lstsq(system, np.append(right, 1.0), rcond=None)[0][:-1]
@@ -120,25 +123,25 @@ def combine(known: Sequence[Profile], wanted: Profile) -> tuple[NDArray[np.float
 
 
 def reconstruct(folder: Path, length: float) -> Reconstruction:
-    """Return the average of any length at the last of the snapshots in a folder.
+    """Reconstruct the average of any length at the last snapshot in a folder.
 
     Args:
-        folder: Holds snapshots of the averages with the exponents `GAMMAS`, each named after its step.
-        length: Standard deviation of the average's profile, relative to the steps so far.
+        folder: Contains snapshots of the averages with exponents `GAMMAS`, each named after its step.
+        length: Standard deviation of the average's profile, relative to the number of steps.
 
-    Raises: UserError: If there is no snapshot, or the length is out of range, or too short for them.
+    Raises: UserError: If there are no snapshots, the length is out of range, or the snapshots are too few for it.
     """
     gamma = gamma_of(length)
     files = sorted(path for path in folder.glob("*.safetensors") if path.stem.isdigit())
     if not files:
-        raise UserError(f"{folder} holds no snapshots of averages: train with --set training.snapshots=32 to have them")
+        raise UserError(f"{folder} contains no snapshots of averages: train with training.snapshots=32 to write them")
     step = int(files[-1].stem)
-    known = [Profile(one, int(file.stem) / step) for file in files for one in GAMMAS]
+    known = [Profile(exponent, int(file.stem) / step) for file in files for exponent in GAMMAS]
     shares, error = combine(known, Profile(gamma, 1.0))
     if error > COARSE:
         raise UserError(
-            f"an average of the length {length} misses its profile by {error:.0%} with the snapshots ({len(files)}) in "
-            f"{folder}: ask for one nearer to 0.05 or 0.1, or train with more than that in training.snapshots"
+            f"an average of length {length} has an error of {error:.0%} with the {len(files)} snapshots in {folder}: "
+            "choose a length closer to 0.05 or 0.1, or train with a larger training.snapshots"
         )
     tensors: dict[str, Tensor] = {}
     for file, pair in zip(files, shares.reshape(-1, len(GAMMAS)).tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""The rows of a training as it draws them: pictures, or latents that were encoded once and for all."""
+"""Training rows as they are drawn: images, or latents encoded once and cached."""
 
 import hashlib
 from pathlib import Path
@@ -18,29 +18,29 @@ from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, whole
 
 MOST = 1 << 34
-"""Bytes of latents, at most, that are kept; those of larger sets are encoded again and again."""
+"""Largest cache of latents in bytes; larger data sets are encoded on the fly."""
 
 
 class Flip:
-    """Chooses between the latent of a picture and that of its mirror image, as `Augment` would mirror the picture."""
+    """Chooses between the latents of an image and its mirror image, with the same draws as `Augment`."""
 
     def __init__(self, flip: bool) -> None:
-        """Choose the mirror image half of the time if `flip`."""
+        """Choose the mirror image with probability 1/2 if `flip`."""
         self.augment = Augment(flip=flip)
 
     def __call__(self, x: Tensor, seed: int, position: int) -> Tensor:
-        """Return one latent of each row of `(batch, 1 or 2, *shape)`."""
+        """Return one latent per row of `(batch, 1 or 2, *shape)`."""
         which = torch.arange(x.shape[1]).expand(len(x), 1, 1, -1)
         return x[torch.arange(len(x)), self.augment(which, seed, position)[:, 0, 0, 0]]
 
 
 class Encoded:
-    """Latents of a source, with what is known of its rows."""
+    """Latents of a source, with the annotations of its rows."""
 
     slow: ClassVar[bool] = False
 
     def __init__(self, source: Source, x: Tensor) -> None:
-        """Stand for `source`, whose latents, and perhaps their mirror images', are `x`: `(rows, 1 or 2, *shape)`."""
+        """Take the latents `x` of `source`, optionally with those of mirror images: `(rows, 1 or 2, *shape)`."""
         self.source, self.x = source, x
         self.shape, self.classes = tuple(x.shape[2:]), source.classes
 
@@ -49,22 +49,22 @@ class Encoded:
         return len(self.x)
 
     def take(self, indices: Indices) -> Batch:
-        """Return the latents with these numbers."""
+        """Return the latents with these indices."""
         return self.about(indices)._replace(x=self.x[torch.from_numpy(indices)])
 
     def about(self, indices: Indices) -> Batch:
-        """Return what is known of these rows."""
+        """Return the annotations of these rows."""
         return self.source.about(indices)
 
 
 class Prepared(NamedTuple):
-    """What a training draws from.
+    """The data of a training.
 
     Attributes:
-        train: The rows.
-        heldout: Those that are held out.
-        codec: Encodes them.
-        augment: Changes them at random before.
+        train: The training rows.
+        heldout: The held-out rows.
+        codec: Encodes the rows.
+        augment: Augments the rows before encoding.
     """
 
     train: Source
@@ -73,20 +73,20 @@ class Prepared(NamedTuple):
     augment: Augment | Flip
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return rows as they are diffused, none of them changed at random."""
+        """Encode rows without augmentation."""
         return x[:, 0] if isinstance(self.augment, Flip) else self.codec.encode(x)
 
 
 def prepared(data: Data, codec: Codec, augment: Augment, folder: Path) -> Prepared:
-    """Return the rows of a data set, in latents encoded and kept in `folder`/latents where the codec is one of them.
+    """Return the rows of a data set; for a latent codec, encode them once and cache them in `folder`/latents.
 
-    Raises: UserError: If the rows are to be shifted, for which latents would have to be encoded anew.
+    Raises: UserError: If `augment.crop` is set, since shifted images would have to be encoded again.
         EnvironmentFailure: If the disk fails.
     """
     if not isinstance(codec, Latents):
         return Prepared(data.train, data.heldout, codec, augment)
     if augment.crop:
-        raise UserError("augment.crop shifts pixels, and the latents are encoded once: leave it 0")
+        raise UserError("augment.crop does not work with latents, which are encoded only once: set it to 0")
     numbers = int(np.prod(codec.shape(codec.stored))) * (1 + augment.flip)
     if 4 * numbers * (len(data.train) + len(data.heldout)) > MOST:
         return Prepared(data.train, data.heldout, codec, augment)
@@ -96,7 +96,7 @@ def prepared(data: Data, codec: Codec, augment: Augment, folder: Path) -> Prepar
 
 
 def _encoded(source: Source, codec: Latents, flip: bool, where: Path) -> Encoded:
-    """Return the latents of a source, out of a file that is written first if there is none."""
+    """Return the latents of a source from its cache file, which is written if missing."""
     key = hashlib.sha256(repr((len(source), source.shape, flip)).encode())
     for tensor in codec.autoencoder.state_dict().values():
         key.update(tensor.cpu().numpy().tobytes())
@@ -106,7 +106,7 @@ def _encoded(source: Source, codec: Latents, flip: bool, where: Path) -> Encoded
             path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as part:
             _write(source, codec, flip, part)
-    distributed.agreed(0)  # the others read what the first one wrote
+    distributed.agreed(0)  # wait until rank 0 has written the file
     return Encoded(source, torch.from_numpy(np.load(path, mmap_mode="c")))
 
 

@@ -1,4 +1,4 @@
-"""What a training tells: lines in `metrics.jsonl`, a progress bar, and `loss.png` in the end."""
+"""Training metrics: `metrics.jsonl`, a progress bar, and `loss.png` at the end."""
 
 import json
 import math
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EVERY = 20
-"""Steps that one line of `metrics.jsonl` sums up."""
+"""Steps per line of `metrics.jsonl`."""
 MOST = 1 << 28
-"""Bytes of a `metrics.jsonl`, at most."""
+"""Largest `metrics.jsonl` that is read, in bytes."""
 
 
 class Metrics:
-    """Appends to `metrics.jsonl`: a line for every 20 steps, and one for each held-out loss."""
+    """Appends to `metrics.jsonl`: one line per 20 steps, and one per held-out loss."""
 
     def __init__(self, path: Path, batch: int, step: int, trackers: Trackers | None = None) -> None:
-        """Go on at `step`: later lines, of steps that are about to be taken again, are dropped."""
+        """Resume at `step`: lines of later steps are removed, since those steps are repeated."""
         self.path, self.batch, self.trackers = path, batch, trackers or Trackers(())
         self.losses: list[float] = []
         self.smooth = math.nan
@@ -39,7 +39,7 @@ class Metrics:
             write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add(self, step: int, loss: float, rate: float) -> None:
-        """Take in the loss of a step."""
+        """Record the loss of a step."""
         self.losses.append(loss)
         if math.isfinite(loss):
             self.smooth = loss if math.isnan(self.smooth) else 0.98 * self.smooth + 0.02 * loss
@@ -47,7 +47,7 @@ class Metrics:
             self._write(step, rate)
 
     def held_out(self, step: int, loss: float, memory: float | None = None) -> None:
-        """Write the loss on held-out data, and the most MiB that the process took so far."""
+        """Write the held-out loss, and the peak memory so far in MiB."""
         line: dict[str, float | None] = {"step": step, "images": step * self.batch, "held_out_loss": loss}
         self._append(line if memory is None else {**line, "memory_MiB": round(memory)})
 
@@ -76,22 +76,22 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the lines of a `metrics.jsonl`; damaged ones, as a last one that a crash cut short, are left out."""
+    """Return the lines of a `metrics.jsonl` without damaged ones, such as a last line cut short by a crash."""
     lines: list[dict[str, float]] = []
     for text in read_bounded(path, MOST).splitlines() if path.is_file() else []:
         try:
             line = parse_json(text)
         except ValueError:
             continue
-        counted = isinstance(line, dict) and fits(line.get("step"), int) and fits(line.get("images"), int)
-        if counted and all(fits(value, float | None) for value in line.values()):
+        numbered = isinstance(line, dict) and fits(line.get("step"), int) and fits(line.get("images"), int)
+        if numbered and all(fits(value, float | None) for value in line.values()):
             lines.append(line)
     return lines
 
 
 def losses(folder: Path) -> "Figure | None":
-    """Return a figure of the losses in a run folder's `metrics.jsonl`, if there are any."""
-    from matplotlib.figure import Figure  # here, since matplotlib takes half a second to import
+    """Plot the losses in a run folder's `metrics.jsonl`; None if there are none."""
+    from matplotlib.figure import Figure  # imported here, since matplotlib takes half a second to import
 
     lines = read_metrics(folder / "metrics.jsonl")
     if not lines:
@@ -99,8 +99,8 @@ def losses(folder: Path) -> "Figure | None":
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, style, label in (("loss", "-", "training"), ("held_out_loss", "o--", "held out")):
-        found = [(line["images"], line[key]) for line in lines if line.get(key) is not None]
-        axes.plot([x for x, _ in found], [y for _, y in found], style, label=label, linewidth=1, markersize=4)
+        points = [(line["images"], line[key]) for line in lines if line.get(key) is not None]
+        axes.plot([x for x, _ in points], [y for _, y in points], style, label=label, linewidth=1, markersize=4)
     axes.set(xlabel="images seen", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
@@ -108,14 +108,14 @@ def losses(folder: Path) -> "Figure | None":
 
 
 def draw_losses(folder: Path) -> None:
-    """Draw them into its `loss.png`."""
+    """Plot the losses of a run folder to its `loss.png`."""
     if not distributed.rank() and (figure := losses(folder)) is not None:
         with whole(folder / "loss.png") as part:
             figure.savefig(part, dpi=120, format="png")
 
 
 class Display:
-    """A progress bar with loss, images per second and time left; on a pipe, only the reports."""
+    """A progress bar with loss, images per second and remaining time; on a pipe, only the printed lines."""
 
     def __init__(self, console: Console) -> None:
         """Show on `console`."""
@@ -137,11 +137,11 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar and leave it on the screen."""
         self.progress.stop()
 
     def advance(self, images: int, total: int | None, metrics: Metrics) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         speed = "" if math.isnan(metrics.speed) else f"  {metrics.speed:.0f} images/s"
         self.progress.update(self.task, completed=images, total=total, figures=f"loss {metrics.smooth:.4f}{speed}")
 
