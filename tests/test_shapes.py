@@ -160,6 +160,42 @@ def test_drawings_are_inside_and_of_the_palette(scene: Scene, side: int, seed: i
     assert number == len(scene.things)
 
 
+@pytest.mark.parametrize(
+    ("caption", "side", "seed"),
+    [
+        ("a small red circle left of a large red triangle above a small red circle", 32, 3),
+        ("a small red triangle", 32, 1026),
+        ("a small red triangle", 40, 661),
+        ("a large black triangle", 48, 1086),
+        ("a large red square above a large blue triangle", 32, 1831),
+    ],
+)
+def test_the_tip_of_a_triangle_touches_nothing(caption: str, side: int, seed: int) -> None:
+    """The tip shades pixels up to √5/2 above its box; it reached the border, and a thing above it."""
+    scene = parse(caption)
+    painted = (draw(scene, side, stream(seed, "test")) != BACKGROUND[0]).any(0)
+    assert not painted[0].any()
+    assert ndimage.label(painted, np.ones((3, 3)))[1] == len(scene.things)
+
+
+def test_only_a_tip_that_would_touch_something_is_blunt() -> None:
+    """A triangle that stands free is to the bit what its distances say, its sharp tip included."""
+    pixel = np.arange(32) + 0.5
+    kinds = set()
+    for seed in (*range(40), 1026, 1094):
+        draws = stream(seed, "test")
+        radius = SIZES["small"] * (1 + 0.05 * (2 * float(draws.random(1)[0]) - 1))
+        [(right, down)] = arrange([radius], (), draws)
+        part = coverage("triangle", pixel - right * 32, pixel[:, None] - down * 32, radius * 32)
+        sharp = paint([(part, COLOURS["black"])])
+        drawn = draw(parse("a small black triangle"), 32, stream(seed, "test"))
+        free = bool((sharp[:, 0] == BACKGROUND[0]).all())
+        kinds.add(free)
+        assert (drawn == sharp).all() == free
+        assert (drawn[:, 1:] == sharp[:, 1:]).mean() > 0.99
+    assert kinds == {True, False}
+
+
 @given(st.lists(st.sampled_from([0.08, 0.13125]), min_size=1, max_size=3), st.data(), seeds)
 def test_places_keep_their_distance_and_their_relation(radii: list[float], data: st.DataObject, seed: int) -> None:
     relations = data.draw(st.tuples(*[st.sampled_from(RELATIONS)] * (len(radii) - 1)))
