@@ -46,7 +46,7 @@ test: .venv/test
 
 # Writes a picture of each tab, at two widths, into build/screenshots.
 test-app: .venv/browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/app/test_browser.py
 
 check: .venv/test
 	$(BIN)/ruff format --check src tests benchmarks examples
@@ -59,7 +59,7 @@ check: .venv/test
 
 torture: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 200
-	OMP_NUM_THREADS=1 $(BIN)/python tests/torture_files.py --count 2000
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture_files --count 2000
 
 # The pages in build/docs, strictly.
 pages: .venv/docs
@@ -76,7 +76,7 @@ figures: .venv/browser
 	if [ -e $(RUNS)/mnist ] && [ -e $(RUNS)/shapes ]; then \
 		$(BIN)/python benchmarks/guidance.py $(RUNS)/mnist $(RUNS)/shapes --out docs/images/guidance.png; \
 		$(BIN)/python benchmarks/shapes.py $(RUNS)/shapes --out docs/images/shapes.png; fi
-	PLAYGROUND_RUN=$(abspath $(RUNS))/digits $(BIN)/python -m pytest tests/test_browser.py
+	PLAYGROUND_RUN=$(abspath $(RUNS))/digits $(BIN)/python -m pytest tests/app/test_browser.py
 	mkdir -p docs/images/app && cp build/screenshots/*.png docs/images/app
 
 bench: .venv/bench

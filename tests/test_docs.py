@@ -130,7 +130,7 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "onnx_sampler")
-"""All but the one that needs a model, which `test_interop.py` runs."""
+"""All but the one that needs a model, which `interop/test_diffusers.py` runs."""
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)

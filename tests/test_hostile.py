@@ -25,9 +25,9 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-import mutate
-from torture_files import KINDS as BROKEN
-from torture_files import Shop, run_case
+from tests import mutate
+from tests.torture_files import KINDS as BROKEN
+from tests.torture_files import Shop, run_case
 from unfog.cli import terminal
 from unfog.cli.main import main
 from unfog.data import classic, folder
@@ -47,7 +47,7 @@ from unfog.runtime.files import DEEPEST, parse_json, read_bounded, whole
 from unfog.training.metrics import read_metrics
 
 SEEDS = 10
-"""Cases of each kind here; `python tests/torture_files.py` runs thousands."""
+"""Cases of each kind here; `python -m tests.torture_files` runs thousands."""
 
 
 @pytest.fixture(scope="module")

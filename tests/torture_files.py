@@ -1,7 +1,7 @@
 """Gives broken files to the command line, thousands of them, and tells which were not met with exit code 0, 1 or 2.
 
-    python tests/torture_files.py --count 2000
-    python tests/torture_files.py --kind recipe --seed 17
+    python -m tests.torture_files --count 2000
+    python -m tests.torture_files --kind recipe --seed 17
 
 Every case is a function of its kind and its seed. A case fails if a traceback or a signal ends it, if it hangs, takes
 too much memory, writes outside its output folder, or exits with 1 although nothing but the file was wrong.
@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-import mutate
+from tests import mutate
 from unfog.cli.main import main
 from unfog.cli.terminal import LONGEST
 from unfog.recipes.presets import recipe

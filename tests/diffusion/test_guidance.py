@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from test_solvers import MIXTURE, SCHEDULES
+from tests.diffusion.test_solvers import MIXTURE, SCHEDULES
 from unfog.diffusion.denoiser import Denoise
 from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, ClassifierGuided, Interval, autoguidance
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser

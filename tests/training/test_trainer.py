@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from conftest import MakeRecipe
+from tests.conftest import MakeRecipe
 from unfog.data.source import Data, InMemory
 from unfog.generation.sampler import Sampler
 from unfog.recipes.optimizers import AdamW

@@ -1,12 +1,8 @@
 """Our U-Net against diffusers' with the same weights."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from unfog.interop import names
 
 rivals = pytest.importorskip("rivals", reason="diffusers is not installed")

@@ -1261,7 +1261,7 @@ def test_a_film_needs_a_frame(tmp_path: Path) -> None:
 
 def real_data(*names: str) -> str:
     """Return a folder of the real data sets, or skip the test and say which one is missing."""
-    root = Path(os.environ.get("UNFOG_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    root = Path(os.environ.get("UNFOG_DATA") or Path(__file__).parents[3] / "shared" / "data")
     place = root.joinpath(*names)
     if not place.is_dir():
         pytest.skip(f"the data set {'/'.join(names)} is not there: set UNFOG_DATA to the folder that holds it")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from playground import served
+from tests.app.playground import served
 from unfog.data.pictures import read_picture, tile
 from unfog.runs.run import load
 
@@ -29,7 +29,7 @@ FLAGS = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # Chromium itself looks names up
 )
-SHOTS = Path(__file__).parent.parent / "build" / "screenshots"
+SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 WIDTHS = {1280: 1000, 390: 844}
 """Of the screenshots, and their heights."""
 MISSING = not (find_spec("playwright") and Path(CHROMIUM).exists())

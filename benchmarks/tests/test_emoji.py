@@ -1,13 +1,10 @@
 """The emoji benchmark: its reader learns what it is shown, and ranks count what they say."""
 
-import sys
 from pathlib import Path
 
+import emoji
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import emoji
 
 
 def test_ranks_count_the_captions_above() -> None:

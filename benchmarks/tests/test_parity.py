@@ -1,8 +1,6 @@
 """diffusers' schedulers and our solvers, with one network: equal trajectories, and known errors of the former."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ import torch
 from unfog.diffusion import solvers
 
 pytest.importorskip("diffusers")
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import parity
 
 pytestmark = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from test_solvers import MIXTURE
+from tests.diffusion.test_solvers import MIXTURE
 from unfog.diffusion.denoiser import Clipped, Conditioned, Denoiser, Rescheduled, edm_clock, side_by_side
 from unfog.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, TimesGrid, UniformGrid
 from unfog.diffusion.guidance import ClassifierFree

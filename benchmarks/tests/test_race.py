@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import contestant
+import peers
 import pytest
+import race
 import torch
 from PIL import Image
+from race import Entry, Race
 
 from unfog.recipes.recipe import Recipe
 from unfog.runs.run import load
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import contestant
-import peers
-import race
-from race import Entry, Race
 
 COUNT = 100
 """The least that the judge of the digits compares."""

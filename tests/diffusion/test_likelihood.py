@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from test_solvers import MIXTURE
+from tests.diffusion.test_solvers import MIXTURE
 from unfog.diffusion import integration
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.guidance import ClassifierGuided

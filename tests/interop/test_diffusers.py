@@ -19,7 +19,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from conftest import MakeRecipe
+from tests.conftest import MakeRecipe
 from unfog.cli.main import main
 from unfog.diffusion.sampling import trajectory
 from unfog.interop import configs, names, schedulers
@@ -30,7 +30,7 @@ from unfog.recipes.presets import recipe
 from unfog.runs.run import Run, load, train
 from unfog.runtime.errors import UserError
 
-pipelines = pytest.importorskip("pipelines", reason="diffusers or transformers is not installed")
+pipelines = pytest.importorskip("tests.interop.pipelines", reason="diffusers or transformers is not installed")
 diffusers = pytest.importorskip("diffusers")
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
@@ -493,7 +493,7 @@ def test_numpy_draws_from_onnx(
     chosen = tiny("solver=ddim", "sampling.guidance=2", *more)
     run = train(chosen, tmp_path / "run", device="cpu", console=Console(quiet=True))
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--to", "onnx", "--steps", "6"]) == 0
-    script = Path(__file__).parent.parent / "examples" / "onnx_sampler.py"
+    script = Path(__file__).parents[2] / "examples" / "onnx_sampler.py"
     words = [str(script), str(tmp_path / "out"), "--count", "3", "--seed", "5", "--out", str(tmp_path / "drawn.png")]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_path(str(script), run_name="__main__")

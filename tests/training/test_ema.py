@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from scipy.integrate import quad
 from torch import Tensor, nn
 
-from conftest import MakeRecipe
+from tests.conftest import MakeRecipe
 from unfog.cli.main import main
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import PowerAverage, Training

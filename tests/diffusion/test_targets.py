@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from test_schedules import ALL, CONTINUOUS, NAMES, TABLES
+from tests.diffusion.test_schedules import ALL, CONTINUOUS, NAMES, TABLES
 from unfog.diffusion.schedules import EDM, CosineContinuous, LinearContinuous, RectifiedFlow, Schedule
 from unfog.diffusion.tables import linear
 from unfog.diffusion.targets import X0, EDMTarget, Eps, Flow, Target, V

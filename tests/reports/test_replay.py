@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from conftest import MakeRecipe
+from tests.conftest import MakeRecipe
 from unfog.cli.main import main
 from unfog.data.classic import digits
 from unfog.data.pictures import paired

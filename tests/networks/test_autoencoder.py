@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from conftest import MakeRecipe
+from tests.conftest import MakeRecipe
 from unfog.cli.main import main
 from unfog.data.codecs import Latents, Pixels
 from unfog.data.source import Augment, InMemory

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import MakeRecipe
+from tests.conftest import MakeRecipe
 from unfog.cli.main import main
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe

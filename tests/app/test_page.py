@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from playground import served
+from tests.app.playground import served
 from unfog.runs.run import load
 
 PLACES = 10

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import MakeRecipe
+from tests.conftest import MakeRecipe
 from unfog.networks.compact import Compact
 from unfog.networks.conditioning import TextEncoder
 from unfog.recipes.optimizers import AdamW, Muon, as_matrix, orthogonal

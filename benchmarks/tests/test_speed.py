@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 import rig
 import sampling
