@@ -85,7 +85,7 @@ def test_nothing_is_reported_of_nothing(tmp_path: Path) -> None:
 
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A score that fails costs no training, and a training that was killed begins anew in an empty folder."""
-    trained, drawn = [], []
+    trained, drawn, begun = [], [], time.time()
     entry, here = Entry("lucidrains", (1.0, 2.0), 1e-3, 4), Race("mnist", None, tmp_path)
 
     def train(command: list[str], check: bool) -> None:
@@ -117,7 +117,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     ((_, script, *arguments),) = trained
     assert Path(script).name == "contestant.py"
     assert arguments[:6] == ["lucidrains", "--moments", "1", "2", "--seed", "0"]
-    assert abs(time.time() - float(arguments[-1])) < 60
+    assert begun <= float(arguments[-1]) <= time.time()
 
 
 def test_the_best_learning_rate_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,11 +150,15 @@ def test_moments_end_with_the_run() -> None:
     assert race.until(30) == race.MOMENTS
 
 
-def test_the_clock_stands_still_while_weights_are_written() -> None:
-    clock = contestant.Clock(time.time() - 100)
+def test_the_clock_stands_still_while_weights_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    clock = contestant.Clock(900.0)
     with clock.standing():
-        time.sleep(0.3)
-    assert 100 <= clock.seconds < 100.25
+        now[0] = 1030.0
+    assert clock.seconds == 100
+    now[0] = 1031.0
+    assert clock.seconds == 101
 
 
 def test_ours(tmp_path: Path, tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:

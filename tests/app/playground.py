@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.conftest import PATIENCE
+
 
 @contextmanager
 def served(*runs: Path) -> Iterator[str]:
@@ -25,7 +27,7 @@ def served(*runs: Path) -> Iterator[str]:
         yield address[0]
     finally:
         process.terminate()
-        rest = process.communicate(timeout=30)[0]
+        rest = process.communicate(timeout=PATIENCE)[0]
         assert process.returncode == 143
         assert "unfog: the playground is closed" in rest
     assert "/unfog/" not in rest, rest  # Gradio itself says at length what no page can ask for

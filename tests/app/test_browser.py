@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.app.playground import served
+from tests.conftest import PATIENCE
 from unfog.data.pictures import read_picture, tile
 from unfog.runs.run import load
 
@@ -54,6 +55,7 @@ class Visit:
     def __init__(self, browser: Any, address: str) -> None:
         self.address, self.errors, self.requests = address, [], []
         self.page = browser.new_page(viewport={"width": 1280, "height": WIDTHS[1280]})
+        self.page.set_default_timeout(1000 * PATIENCE)
         self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -87,7 +89,7 @@ class Visit:
             data = self.page.request.get(source).body()
         return np.asarray(Image.open(io.BytesIO(data)).convert("L")).astype(int)
 
-    def until(self, what: Callable[[], Any], seconds: float = 60) -> Any:
+    def until(self, what: Callable[[], Any], seconds: float = PATIENCE) -> Any:
         """Wait until something holds, and return it."""
         deadline = time.monotonic() + seconds
         while not (found := what()):
@@ -150,7 +152,7 @@ def test_samples_appear_while_they_are_denoised(visit: Visit, shown_run: Path) -
         if source and source not in seen:
             seen.append(source)
             first = first or time.monotonic() - begun
-        assert time.monotonic() - begun < 90
+        assert time.monotonic() - begun < PATIENCE
         visit.page.wait_for_timeout(15)
     print(f"first frame after {first:.2f} s, {len(seen)} frames")
     assert len(seen) >= 3

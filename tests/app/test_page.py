@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.app.playground import served
+from tests.conftest import PATIENCE, until
 from unfog.runs.run import load
 
 PLACES = 10
@@ -33,7 +33,8 @@ def page(digits_run: Path, points_run: Path) -> Iterator[str]:
 
 
 def client(page: str, folder: Path) -> Any:
-    return gradio_client.Client(page, verbose=False, download_files=str(folder), analytics_enabled=False)
+    more = {"verbose": False, "analytics_enabled": False, "httpx_kwargs": {"timeout": PATIENCE}}
+    return gradio_client.Client(page, download_files=str(folder), **more)
 
 
 def generate(of: Any, **changes: object) -> Any:
@@ -51,7 +52,7 @@ def test_ten_at_once_each_get_the_picture_of_the_command_line(page: str, digits_
     clients = [client(page, tmp_path / str(number)) for number in range(10)]
     jobs = [generate(one, words=str(number), seed=100 + number) for number, one in enumerate(clients)]
     for number, job in enumerate(jobs):
-        x, x0, words, line, png, gif, _ = job.result(timeout=120)
+        x, x0, words, line, png, gif, _ = job.result(timeout=PATIENCE)
         wanted = run.sample(1, str(number), steps=4, seed=100 + number)[0, 0].numpy().astype(int)
         for path in (x, x0, png):
             assert np.abs(pixels(path) - wanted).max() <= 1
@@ -64,7 +65,7 @@ def test_ten_at_once_each_get_the_picture_of_the_command_line(page: str, digits_
 
 def test_frames_come_while_it_is_denoised(page: str, tmp_path: Path) -> None:
     job = generate(client(page, tmp_path), steps=400, words="3")
-    job.result(timeout=120)
+    job.result(timeout=PATIENCE)
     shown = [pixels(output[0]) for output in job.outputs()]
     assert len(shown) >= 3
     assert len({one.tobytes() for one in shown}) >= 3
@@ -72,56 +73,51 @@ def test_frames_come_while_it_is_denoised(page: str, tmp_path: Path) -> None:
 
 def test_one_too_many_gets_a_sentence_and_one_that_leaves_makes_room(page: str, tmp_path: Path) -> None:
     """One works, ten wait, the next is sent away; when the working one hangs up, the others go on."""
-    leaving = Leaving(page, steps=1000)
-    leaving.wait_for_frames(2)
     clients = [client(page, tmp_path / str(number)) for number in range(PLACES + 1)]
+    leaving = Leaving(page, steps=1000, count=16)
+    leaving.wait_for_frames(2)
     jobs = [generate(one, seed=number) for number, one in enumerate(clients[:PLACES])]
-    deadline = time.monotonic() + 20
-    while sum(job.status().rank is not None for job in jobs) < PLACES and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: sum(job.status().rank is not None for job in jobs) == PLACES)
     with pytest.raises(Exception, match=r"[Qq]ueue is full"):
-        generate(clients[-1]).result(timeout=60)
+        generate(clients[-1]).result(timeout=PATIENCE)
     assert leaving.frames < 1000
     leaving.hang_up()
     for job in jobs:
-        assert job.result(timeout=60)[2].startswith("4 steps")
+        assert job.result(timeout=PATIENCE)[2].startswith("4 steps")
 
 
 def join(page: str, name: str, data: list[object], session: str) -> str:
     """Ask as a browser does, and return where the answers come from."""
     root = page.rstrip("/")
-    config = httpx.get(f"{root}/config").json()
+    config = httpx.get(f"{root}/config", timeout=PATIENCE).json()
     number = next(one["id"] for one in config["dependencies"] if one["api_name"] == name)
     body = {"data": data, "fn_index": number, "session_hash": session}
-    httpx.post(f"{root}/gradio_api/queue/join", json=body).raise_for_status()
+    httpx.post(f"{root}/gradio_api/queue/join", json=body, timeout=PATIENCE).raise_for_status()
     return f"{root}/gradio_api/queue/data?session_hash={session}"
 
 
 class Leaving:
     """A client that begins a request and can hang up in the middle of it."""
 
-    def __init__(self, page: str, steps: int) -> None:
+    def __init__(self, page: str, steps: int, count: int) -> None:
         self.frames, self.left = 0, threading.Event()
-        self.where = join(page, "generate", [*FIELDS[:4], steps, *FIELDS[5:]], "leaving")
+        self.where = join(page, "generate", [*FIELDS[:4], steps, *FIELDS[5:7], count, FIELDS[8]], "leaving")
         self.thread = threading.Thread(target=self.read, daemon=True)
         self.thread.start()
 
     def read(self) -> None:
-        with httpx.stream("GET", self.where, timeout=30) as answer:
+        with httpx.stream("GET", self.where, timeout=PATIENCE) as answer:
             for line in answer.iter_lines():
                 self.frames += '"process_generating"' in line
                 if self.left.is_set():
                     return
 
     def wait_for_frames(self, count: int) -> None:
-        deadline = time.monotonic() + 20
-        while self.frames < count:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: self.frames >= count)
 
     def hang_up(self) -> None:
         self.left.set()
-        self.thread.join(timeout=20)
+        self.thread.join(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +133,7 @@ class Leaving:
 )
 def test_a_mistake_is_a_toast(page: str, tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(Exception, match=re.escape(sentence)) as caught:
-        generate(client(page, tmp_path), **changes).result(timeout=60)
+        generate(client(page, tmp_path), **changes).result(timeout=PATIENCE)
     assert "Traceback" not in str(caught.value)
 
 
@@ -155,7 +151,7 @@ def secret(tmp_path: Path) -> Path:
 def test_files_cannot_be_read_through_the_page(page: str, secret: Path, where: str, digits_run: Path) -> None:
     for path in (secret, Path("/etc/passwd"), Path("pyproject.toml").resolve(), digits_run / "recipe.json"):
         for prefix in ("", "gradio_api/"):
-            answer = httpx.get(f"{page}{prefix}{where.format(path)}", follow_redirects=False)
+            answer = httpx.get(f"{page}{prefix}{where.format(path)}", follow_redirects=False, timeout=PATIENCE)
             assert answer.status_code >= 400, answer.text[:200]
             assert path.read_text()[:20] not in answer.text
 
@@ -167,7 +163,7 @@ def test_a_picture_cannot_be_a_path_of_the_machine(page: str, secret: Path, tmp_
     for path in (picture, secret, Path("/etc/passwd")):
         named = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
         where = join(page, "restyle", [*FIELDS[:4], 4, 0, 0, 1, named, 0.0], path.stem)
-        with httpx.stream("GET", where, timeout=30) as answer:
+        with httpx.stream("GET", where, timeout=PATIENCE) as answer:
             messages = [json.loads(line[5:]) for line in answer.iter_lines() if line.startswith("data:")]
         last = next(message for message in messages if message["msg"] == "process_completed")
         assert not last["success"]
@@ -178,7 +174,7 @@ def test_pictures_are_fetched_from_nowhere(page: str, tmp_path: Path) -> None:
     """An address in the place of a picture would have the page ask for it, and read without a bound."""
     named = {"path": f"{page}config", "url": f"{page}config", "meta": {"_type": "gradio.FileData"}}
     where = join(page, "restyle", [*FIELDS[:4], 4, 0, 0, 1, named, 0.0], "address")
-    with httpx.stream("GET", where, timeout=30) as answer:
+    with httpx.stream("GET", where, timeout=PATIENCE) as answer:
         messages = [json.loads(line[5:]) for line in answer.iter_lines() if line.startswith("data:")]
     last = next(message for message in messages if message["msg"] == "process_completed")
     assert not last["success"]
@@ -201,7 +197,7 @@ def test_a_file_that_is_no_picture_is_a_toast(page: str, secret: Path, tmp_path:
 
 def test_uploads_are_bounded(page: str) -> None:
     files = {"files": ("large.png", b"\x00" * (11 << 20))}
-    assert httpx.post(f"{page}gradio_api/upload", files=files, timeout=60).status_code == 413
+    assert httpx.post(f"{page}gradio_api/upload", files=files, timeout=PATIENCE).status_code == 413
 
 
 def test_every_action_has_a_name(page: str, tmp_path: Path) -> None:

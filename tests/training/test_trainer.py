@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.conftest import MakeRecipe
+from tests.conftest import PATIENCE, MakeRecipe, until
 from unfog.data.source import Data, InMemory
 from unfog.generation.sampler import Sampler
 from unfog.recipes.optimizers import AdamW
@@ -877,9 +876,7 @@ def begin(out: Path) -> subprocess.Popen[str]:
 
 
 def stop_after_a_checkpoint(process: subprocess.Popen[str], out: Path, number: signal.Signals) -> None:
-    deadline = time.monotonic() + 120
-    while not list(out.glob("checkpoints/0*")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: list(out.glob("checkpoints/0*")) or process.poll() is not None)
     process.send_signal(number)
 
 
@@ -906,15 +903,15 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
             stop_after_a_checkpoint(process, folder / name, STOPS[name])
         stopped = {}
         for name, process in running.items():
-            message = process.communicate(timeout=120)[1]
+            message = process.communicate(timeout=PATIENCE)[1]
             stopped[name] = (process.returncode, message, last_step(folder / name))
-        whole_message = whole.communicate(timeout=120)[1]
+        whole_message = whole.communicate(timeout=PATIENCE)[1]
         assert whole.returncode == 0, whole_message
         running = {name: start("train", "--resume", folder / name) for name in (*STOPS, "whole")}
         begun += running.values()
         resumed = {}
         for name, process in running.items():
-            message = process.communicate(timeout=120)[1]
+            message = process.communicate(timeout=PATIENCE)[1]
             resumed[name] = (process.returncode, message)
         yield Family(folder, stopped, resumed)
     finally:
