@@ -44,6 +44,7 @@ def test_python_snippets_run(page: Path, home: Path) -> None:
         exec(compile(block, str(page), "exec"), names)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:all samples of a report were one colour")  # so short are the trainings
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_shell_lines_run(page: Path, home: Path) -> None:

@@ -56,6 +56,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return Shop(tmp_path_factory.mktemp("shop"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_files_end_with_a_sentence(shop: Shop, tmp_path: Path, kind: str) -> None:
     """No traceback, no hang, nothing written elsewhere, and exit code 0 or 2."""
@@ -440,6 +441,7 @@ def test_a_forged_checkpoint(
         resume(unfinished, device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_looking_at_the_optimizer_changes_no_weight(optimizer: str, shop: Shop, tmp_path: Path) -> None:
     """A resumed run is equal to the bit to one that never stopped: the step of length 0 leaves nothing behind."""

@@ -493,6 +493,7 @@ def tensors(d: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return draw(0, 300, d) @ a_rotation(1, d) * np.linspace(0.5, 2, d), 0.3 + draw(2, 250, d) @ a_covariance(3, d)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("d", [1, 8, 64])
 def test_frechet_is_that_of_torchmetrics(d: int) -> None:
@@ -503,6 +504,7 @@ def test_frechet_is_that_of_torchmetrics(d: int) -> None:
     assert frechet(x, y) == pytest.approx(float(fid.compute()), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save:UserWarning")
 @pytest.mark.parametrize("d", [1, 8, 64])

@@ -172,6 +172,7 @@ def test_text_to_image_is_that_of_diffusers(pictured: tuple[Any, Path], tmp_path
     assert float((found - known).abs().max()) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "dpmpp-2m-karras"])
 def test_the_second_stable_diffusion_too(tmp_path: Path, name: str) -> None:
     """With linear projections, heads for each level, and v for a target."""
@@ -347,6 +348,7 @@ def trained(tiny: MakeRecipe, path: Path, *more: str) -> Run:
     return train(chosen, path, device="cpu", console=Console(quiet=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["ancestral", "ddim", "dpmpp-2m"])
 def test_diffusers_draws_the_same_picture(tiny: MakeRecipe, tmp_path: Path, solver: str) -> None:
     """Train here, export, and diffusers samples the same from the same noise; import, and the weights are the same."""
@@ -483,6 +485,7 @@ def test_nothing_is_overwritten(digits_run: Path, tmp_path: Path, capsys: pytest
 # ONNX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("codec=latents", "codec.factor=2", "codec.width=4", "codec.images=64")])
 def test_numpy_draws_from_onnx(
     tiny: MakeRecipe, tmp_path: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -739,6 +742,7 @@ def test_without_a_network_the_hub_is_an_environment_that_fails(
 # Training with a pretrained encoder
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_on_clip(pictured: tuple[Any, Path], tiny: MakeRecipe, tmp_path: Path) -> None:
     """With the names of classes as captions; the encoder is copied, and the run stands alone."""
     encoder = tmp_path / "encoder"

@@ -545,7 +545,10 @@ READERS = {
 """Networks that read text, and how they are made small."""
 
 
-@pytest.mark.parametrize("network", READERS)
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(name, marks=[] if name == "compact" else pytest.mark.slow) for name in READERS],
+)
 def test_text_to_image_in_one_command(photographs: Path, tmp_path: Path, network: str) -> None:
     small = [f"network={network}", *READERS[network], "training.images=64", "training.batch=8"]
     small += ["codec.width=4", "codec.images=64", "conditioning.width=32", "sampling.batch=8"]

@@ -30,6 +30,7 @@ def _passes(found: list[Proof]) -> bool:
     return all(proof.passed for proof in found)
 
 
+@pytest.mark.slow
 def test_everything_is_proven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole of it, from the command line: one to two minutes."""
     assert main(["verify", "--json", str(tmp_path / "made" / "verify.json")]) == 0

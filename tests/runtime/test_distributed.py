@@ -27,7 +27,6 @@ SETTINGS = (
     "sampling.steps=4",
     "sampling.batch=16",
 )
-pytestmark = pytest.mark.slow
 
 
 def together(processes: int, *arguments: str | Path, restarts: int = 0, timeout: int = 600) -> subprocess.Popen[str]:
@@ -71,6 +70,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "settings"),
     [
@@ -98,6 +98,7 @@ def test_many_processes_train_as_one(alone: Path, tmp_path: Path, processes: int
     assert len(list((out / "samples").glob("*.png"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sharded", "then"), [("false", 1), ("true", 1), ("true", 2)])
 def test_a_run_of_two_processes_goes_on(alone: Path, tmp_path: Path, sharded: str, then: int) -> None:
     """Also as one process, and with weights that were shared out."""
@@ -118,6 +119,7 @@ def test_a_run_of_two_processes_goes_on(alone: Path, tmp_path: Path, sharded: st
         assert (last[name] - expected[name]).norm() <= 1e-3 * expected[name].norm() + 1e-6, name
 
 
+@pytest.mark.slow
 def test_shared_out_samples_are_the_samples(alone: Path, tmp_path: Path) -> None:
     """50 pictures in batches of 16: neither batches nor processes come out even."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -150,6 +152,7 @@ def lose(tmp_path: Path, number: signal.Signals, restarts: int, timeout: int) ->
     return message, process.returncode
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     """At once: the limit is beyond the test's patience."""
     message, code = lose(tmp_path, signal.SIGKILL, 0, int(10 * PATIENCE))
@@ -157,6 +160,7 @@ def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     assert "unfog: process 0 of 2 lost another one" in message
 
 
+@pytest.mark.slow
 def test_a_hung_process_ends_the_others(tmp_path: Path) -> None:
     """After the limit, and half a minute that torchrun grants a stopped process; without a limit, never."""
     message, code = lose(tmp_path, signal.SIGSTOP, 0, 30)
@@ -164,6 +168,7 @@ def test_a_hung_process_ends_the_others(tmp_path: Path) -> None:
     assert "unfog: process 0 of 2 lost another one, or waited too long for it" in message
 
 
+@pytest.mark.slow
 def test_a_lost_process_is_started_again(tmp_path: Path) -> None:
     message, code = lose(tmp_path, signal.SIGKILL, 3, 600)
     assert code != 0

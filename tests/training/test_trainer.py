@@ -217,6 +217,7 @@ def test_gradient_checkpointing_keeps_the_bits_and_not_the_activations(
     assert_same(plain, again)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's tracer looks there
 def test_a_compiled_training_is_the_same_training(
     tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
