@@ -34,7 +34,10 @@ SHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 WIDTHS = {1280: 1000, 390: 844}
 """Of the screenshots, and their heights."""
 MISSING = not (find_spec("playwright") and Path(CHROMIUM).exists())
-pytestmark = pytest.mark.skipif(MISSING, reason="playwright or Chromium is not here: `make test-app` installs both")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(MISSING, reason="playwright or Chromium is not here: `make test-app` installs both"),
+]
 
 
 @pytest.fixture(scope="module")
