@@ -90,9 +90,9 @@ def test_a_case_that_fails_is_seen(shop: Shop, tmp_path: Path, monkeypatch: pyte
         "written elsewhere": ends(0, "", outside),
     }
     for sentence, instead in cases.items():
-        monkeypatch.setattr("torture_files.main", instead)
+        monkeypatch.setattr("tests.torture_files.main", instead)
         assert sentence in run_case("weights", 0, shop, tmp_path).trouble
-    monkeypatch.setattr("torture_files.main", ends(2, "unfog: x"))
+    monkeypatch.setattr("tests.torture_files.main", ends(2, "unfog: x"))
     assert run_case("weights", 0, shop, tmp_path).trouble == ""
 
 

@@ -47,6 +47,7 @@ def pixels(path: str | Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("L")).astype(int)
 
 
+@pytest.mark.slow
 def test_ten_at_once_each_get_the_picture_of_the_command_line(page: str, digits_run: Path, tmp_path: Path) -> None:
     run = load(digits_run, "cpu")
     clients = [client(page, tmp_path / str(number)) for number in range(10)]
@@ -71,6 +72,7 @@ def test_frames_come_while_it_is_denoised(page: str, tmp_path: Path) -> None:
     assert len({one.tobytes() for one in shown}) >= 3
 
 
+@pytest.mark.slow
 def test_one_too_many_gets_a_sentence_and_one_that_leaves_makes_room(page: str, tmp_path: Path) -> None:
     """One works, ten wait, the next is sent away; when the working one hangs up, the others go on."""
     clients = [client(page, tmp_path / str(number)) for number in range(PLACES + 1)]
@@ -234,6 +236,7 @@ def test_without_gradio_it_is_a_sentence(digits_run: Path) -> None:
     assert done.stderr.strip() == "unfog: the playground needs the extra 'app': pip install 'unfog[app]'"
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken(page: str, digits_run: Path) -> None:
     port = page.rstrip("/").rsplit(":", 1)[1]
     words = [sys.executable, "-m", "unfog", "app", str(digits_run), "--port", port]

@@ -617,7 +617,14 @@ def test_film_writes_a_strip_animations_and_ways(
     assert str(tmp_path / "film" / "film.gif") in outcome.out
 
 
-@pytest.mark.parametrize("run", ["digits_run", pytest.param("table_run", marks=pytest.mark.slow), "points_run"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param("digits_run", marks=pytest.mark.slow),
+        pytest.param("table_run", marks=pytest.mark.slow),
+        "points_run",
+    ],
+)
 def test_evaluate_measures_the_likelihood(call: Call, tmp_path: Path, run: str, request: pytest.FixtureRequest) -> None:
     """Of pictures and of points, on flow and on a table; the same rows give the same figures."""
     shutil.copytree(request.getfixturevalue(run), tmp_path / "run")

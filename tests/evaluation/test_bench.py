@@ -263,6 +263,7 @@ def test_mistakes(
 # Schedules
 
 
+@pytest.mark.slow
 def test_schedules_are_trained_alike_once_and_ranked(
     tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -238,7 +238,9 @@ def test_a_picture_goes_on_beyond_its_edges(run: Run, picture: Tensor) -> None:
             edits.outpaint(run.sampler(), picture, wrong, 1, 3)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "heun"])
+@pytest.mark.parametrize(
+    "solver", ["ddim", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dpmpp-2m", "heun"))]
+)
 def test_inversion_and_reconstruction(run: Run, solver: str) -> None:
     """At 50 steps the picture comes back to 30 dB or better, on samples of the model."""
     found = []

@@ -398,6 +398,7 @@ def test_the_card_tells_what_is_known(tiny: MakeRecipe, tmp_path: Path) -> None:
     assert str(tmp_path) not in card
 
 
+@pytest.mark.slow
 def test_latents_are_exported_with_their_autoencoder(tiny: MakeRecipe, tmp_path: Path) -> None:
     own = ("codec=latents", "codec.factor=2", "codec.width=32", "codec.channels=2", "codec.images=256")
     run = trained(tiny, tmp_path / "run", "solver=ddim", *own)

@@ -416,6 +416,7 @@ def test_what_a_bench_stores_stays_in_its_folder(tiny: MakeRecipe, coder: Path, 
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["codec"]["path"] == "autoencoder"
 
 
+@pytest.mark.slow
 def test_resuming_in_latents_is_exact(tiny: MakeRecipe, coder: Path, tmp_path: Path) -> None:
     chosen = tiny("codec=latents", f"codec.path={coder}", "training.reports=2", "augment.flip=true")
     for name in ("whole", "parts"):
@@ -451,6 +452,7 @@ def test_a_plan_has_both_trainings(tiny: MakeRecipe) -> None:
     assert found.spent >= found.first.seconds
 
 
+@pytest.mark.slow
 def test_a_training_that_stops_at_its_autoencoder_goes_on_there(
     tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
