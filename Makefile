@@ -1,5 +1,5 @@
-# make demo | test | test-app | check | torture | pages | docs | figures | bench | race: each sets up what it needs; PIP_FLAGS
-# passes through to pip.
+# make demo | test | test-all | test-app | explore | check | torture | pages | docs | figures | bench | race: each sets up
+# what it needs; PIP_FLAGS passes through to pip.
 PYTHON ?= python3
 PIP_FLAGS ?=
 DATA ?=
@@ -9,7 +9,7 @@ RUN := runs/digits
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-app check torture pages docs figures bench race clean
+.PHONY: demo test test-rest test-all test-app explore check torture pages docs figures bench race clean
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -41,12 +41,29 @@ demo: .venv/core
 	@$(BIN)/unfog film $(RUN) -n 10
 	@$(BIN)/unfog evaluate $(RUN) -n 1000
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+COVER ?=
+
+# All but what is marked as slow: some minutes on two cores.
 test: .venv/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(PYTEST) tests -m 'not slow' $(COVER)
+
+# What `make test` leaves out, and the gate on what both cover.
+test-rest: .venv/test
+	$(PYTEST) -m slow --cov --cov-append --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+test-all:
+	$(MAKE) test COVER='--cov --cov-report='
+	$(MAKE) test-rest
+
+# The property tests with examples that nobody tried before; a failure prints how to see it again.
+ROUNDS ?= 1
+explore: .venv/test
+	for round in $$(seq $(ROUNDS)); do $(PYTEST) -m hypothesis --hypothesis-profile=explore || exit 1; done
 
 # Writes a picture of each tab, at two widths, into build/screenshots.
 test-app: .venv/browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/app/test_browser.py
 
 check: .venv/test
 	$(BIN)/ruff format --check src tests benchmarks examples
@@ -59,7 +76,7 @@ check: .venv/test
 
 torture: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 200
-	OMP_NUM_THREADS=1 $(BIN)/python tests/torture_files.py --count 2000
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture_files --count 2000
 
 # The pages in build/docs, strictly.
 pages: .venv/docs
@@ -76,7 +93,7 @@ figures: .venv/browser
 	if [ -e $(RUNS)/mnist ] && [ -e $(RUNS)/shapes ]; then \
 		$(BIN)/python benchmarks/guidance.py $(RUNS)/mnist $(RUNS)/shapes --out docs/images/guidance.png; \
 		$(BIN)/python benchmarks/shapes.py $(RUNS)/shapes --out docs/images/shapes.png; fi
-	PLAYGROUND_RUN=$(abspath $(RUNS))/digits $(BIN)/python -m pytest tests/test_browser.py
+	PLAYGROUND_RUN=$(abspath $(RUNS))/digits $(BIN)/python -m pytest tests/app/test_browser.py
 	mkdir -p docs/images/app && cp build/screenshots/*.png docs/images/app
 
 bench: .venv/bench

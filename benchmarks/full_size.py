@@ -1,6 +1,6 @@
 """A pipeline of the full size of Stable Diffusion 1.5, with random weights: imported, and asked for one step.
 
-    python benchmarks/full_size.py --out /tmp/full
+    python -m benchmarks.full_size --out /tmp/full
 
 Writes the pipeline, 4 GB of it, with diffusers and transformers; imports and samples it in processes of their own, and
 prints the seconds and the peak memory of each.
@@ -19,8 +19,7 @@ import tyro
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from pipelines import BETAS, tokenizer
+from tests.interop.pipelines import BETAS, tokenizer
 
 
 def write(folder: Path) -> None:

@@ -1,18 +1,39 @@
-"""Small trained runs for read-only use, and a disk that is quickly full."""
+"""Small trained runs for read-only use, a disk that is quickly full, and how long a test waits for others.
+
+Two profiles of hypothesis: `default` tries the same examples each time, `explore` (`make explore`) others and more.
+"""
 
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from rich.console import Console
 
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.runs.run import train
 
+# A busy machine is slow, which is no fault of an example.
+TIMELESS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("default", TIMELESS, derandomize=True)
+settings.register_profile("explore", TIMELESS, derandomize=False, max_examples=500, print_blob=True)
+settings.load_profile("default")
+
 MakeRecipe = Callable[..., Recipe]
+PATIENCE = 600.0
+"""Seconds that a test waits for another process, a server or a thread: minutes, since the machine may be busy."""
+
+
+def until(holds: Callable[[], object], pause: float = 0.01) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, f"nothing came in {PATIENCE:.0f} s"
+        time.sleep(pause)
 
 
 @pytest.fixture(autouse=True, scope="session")

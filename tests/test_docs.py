@@ -44,6 +44,7 @@ def test_python_snippets_run(page: Path, home: Path) -> None:
         exec(compile(block, str(page), "exec"), names)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:all samples of a report were one colour")  # so short are the trainings
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_shell_lines_run(page: Path, home: Path) -> None:
@@ -130,7 +131,7 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "onnx_sampler")
-"""All but the one that needs a model, which `test_interop.py` runs."""
+"""All but the one that needs a model, which `interop/test_diffusers.py` runs."""
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)

@@ -25,9 +25,9 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-import mutate
-from torture_files import KINDS as BROKEN
-from torture_files import Shop, run_case
+from tests import mutate
+from tests.torture_files import KINDS as BROKEN
+from tests.torture_files import Shop, run_case
 from unfog.cli import terminal
 from unfog.cli.main import main
 from unfog.data import classic, folder
@@ -50,7 +50,7 @@ from unfog.runtime.files import DEEPEST, parse_json, read_bounded, whole
 from unfog.training.metrics import read_metrics
 
 SEEDS = 10
-"""Cases of each kind here; `python tests/torture_files.py` runs thousands."""
+"""Cases of each kind here; `python -m tests.torture_files` runs thousands."""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return Shop(tmp_path_factory.mktemp("shop"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_files_end_with_a_sentence(shop: Shop, tmp_path: Path, kind: str) -> None:
     """No traceback, no hang, nothing written elsewhere, and exit code 0 or 2."""
@@ -92,9 +93,9 @@ def test_a_case_that_fails_is_seen(shop: Shop, tmp_path: Path, monkeypatch: pyte
         "written elsewhere": ends(0, "", outside),
     }
     for sentence, instead in cases.items():
-        monkeypatch.setattr("torture_files.main", instead)
+        monkeypatch.setattr("tests.torture_files.main", instead)
         assert sentence in run_case("weights", 0, shop, tmp_path).trouble
-    monkeypatch.setattr("torture_files.main", ends(2, "unfog: x"))
+    monkeypatch.setattr("tests.torture_files.main", ends(2, "unfog: x"))
     assert run_case("weights", 0, shop, tmp_path).trouble == ""
 
 
@@ -441,6 +442,7 @@ def test_a_forged_checkpoint(
         resume(unfinished, device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_looking_at_the_optimizer_changes_no_weight(optimizer: str, shop: Shop, tmp_path: Path) -> None:
     """A resumed run is equal to the bit to one that never stopped: the step of length 0 leaves nothing behind."""

@@ -32,6 +32,27 @@ FLOORS = [
 """Lowest first: a file imports its own floor and lower ones."""
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(SOURCE.rglob("*.py"))
+KNOWN_CIRCLES: set[frozenset[str]] = {
+    frozenset({"unfog.recipes.kinds", "unfog.recipes.latents", "unfog.recipes.recipe"}),
+}
+"""Modules that still import each other."""
+LONGEST = 60
+"""Lines with code that a function may have."""
+KNOWN_LONG: set[str] = {"reports/explain.py: explain", "runs/requests.py: sample_into"}
+"""Functions that are still longer."""
+READING_PATH = (
+    "diffusion/*",
+    "networks/layers",
+    "networks/conditioning",
+    "networks/compact",
+    "networks/minimal",
+    "training/trainer",
+    "training/loop",
+    "training/tasks",
+    "training/objectives/denoising",
+    "generation/sampler",
+)
+"""What a person reads who wants to know how it works, as far as it is there."""
 
 
 def _room(path: Path) -> str:
@@ -39,8 +60,8 @@ def _room(path: Path) -> str:
     return path.relative_to(SOURCE).with_suffix("").parts[0]
 
 
-def _imports(source: str) -> set[str]:
-    """The unfog modules that a source imports, wherever in it, type-checking blocks left out."""
+def _imports(source: str, each: bool = False) -> set[str]:
+    """What of unfog a source imports, wherever in it, type-checking blocks left out; `each` name from a module too."""
     found = set()
     tree = ast.parse(source)
     skipped = {
@@ -53,7 +74,7 @@ def _imports(source: str) -> set[str]:
         if id(node) in skipped:
             continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "unfog":
-            names = [alias.name for alias in node.names] if node.module == "unfog" else [""]
+            names = [alias.name for alias in node.names] if each or node.module == "unfog" else [""]
             found |= {f"{node.module}.{name}".rstrip(".") for name in names}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "unfog"}
@@ -84,6 +105,58 @@ def test_an_upward_import_is_seen() -> None:
     assert _upward("training", "from unfog.data.source import split") == []
 
 
+def _graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """The modules that each module imports."""
+
+    def module(name: str) -> str | None:
+        return next((one for one in (name, name.rpartition(".")[0]) if one in sources), None)
+
+    return {
+        name: {found for one in _imports(source, each=True) if (found := module(one)) is not None}
+        for name, source in sources.items()
+    }
+
+
+def _circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """The largest groups of modules that all reach each other by imports."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        fresh = set(graph[start])
+        while fresh:
+            found |= fresh
+            fresh = {target for name in fresh for target in graph[name]} - found
+        return found
+
+    reach = {name: reached(name) for name in graph}
+    return {
+        frozenset({name} | {other for other in reach[name] if name in reach[other]})
+        for name in graph
+        if name in reach[name]
+    }
+
+
+def test_no_modules_import_each_other() -> None:
+    """No circle anywhere, also inside a floor and through imports inside functions."""
+    names = (".".join(("unfog", *path.relative_to(SOURCE).with_suffix("").parts)) for path in MODULES)
+    texts = (path.read_text() for path in MODULES)
+    graph = _graph({name.removesuffix(".__init__"): text for name, text in zip(names, texts, strict=True)})
+    assert graph["unfog.diffusion.sampling"] >= {"unfog.diffusion.solvers"}
+    assert _circles(graph) - KNOWN_CIRCLES == set()
+
+
+def test_a_circle_is_seen() -> None:
+    sources = {
+        "unfog.a": "import unfog.b.one",
+        "unfog.b": "",
+        "unfog.b.one": "def f():\n    from unfog.b import two",
+        "unfog.b.two": "from unfog.a import name",
+        "unfog.c": "if TYPE_CHECKING:\n    from unfog.d import name",
+        "unfog.d": "from unfog.c import name",
+    }
+    assert _circles(_graph(sources)) == {frozenset({"unfog.a", "unfog.b.one", "unfog.b.two"})}
+
+
 def test_only_the_denoiser_knows_networks_and_mathematics() -> None:
     """`diffusion` takes from `networks` in one file (the loss only names the type of a condition)."""
     users = {
@@ -94,8 +167,8 @@ def test_only_the_denoiser_knows_networks_and_mathematics() -> None:
     assert users <= {"denoiser.py", "objectives.py"}
 
 
-def code_lines(source: str) -> int:
-    """Lines with code: no blanks, comments or docstrings."""
+def _numbers(source: str) -> set[int]:
+    """The numbers of the lines with code: no blanks, comments or docstrings."""
     plain = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -104,7 +177,23 @@ def code_lines(source: str) -> int:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             lines.difference_update(range(node.lineno, (node.end_lineno or 0) + 1))
-    return len(lines)
+    return lines
+
+
+def code_lines(source: str) -> int:
+    """How many lines have code."""
+    return len(_numbers(source))
+
+
+def _long_functions(source: str, most: int) -> dict[str, int]:
+    """The functions with more lines of code than that, with what is defined inside them, and how many they have."""
+    lines = _numbers(source)
+    counts = {
+        node.name: len(lines & set(range(node.lineno, (node.end_lineno or 0) + 1)))
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    return {name: count for name, count in counts.items() if count > most}
 
 
 def test_modules_stay_short() -> None:
@@ -112,6 +201,23 @@ def test_modules_stay_short() -> None:
     counts = {str(path.relative_to(SOURCE)): code_lines(path.read_text()) for path in MODULES}
     assert {name: count for name, count in counts.items() if count > 350} == {}
     assert code_lines('"""Doc."""\n\n# why\nx = 1\n') == 1
+
+
+def test_functions_stay_short() -> None:
+    found = {
+        f"{path.relative_to(SOURCE)}: {name}": count
+        for path in MODULES
+        for name, count in _long_functions(path.read_text(), LONGEST).items()
+    }
+    assert {name: count for name, count in found.items() if name not in KNOWN_LONG} == {}
+    assert _long_functions('def f():\n    """Doc."""\n\n    # why\n    def g():\n        return 1\n', 2) == {"f": 3}
+
+
+def test_the_reading_path_stays_short() -> None:
+    """At most 3,500 lines with code in all."""
+    paths = {path for name in READING_PATH for path in SOURCE.glob(f"{name}.py")}
+    assert {"solvers.py", "trainer.py", "loop.py", "sampler.py", "layers.py"} <= {path.name for path in paths}
+    assert sum(code_lines(path.read_text()) for path in paths) <= 3500
 
 
 def test_public_names_are_sorted_and_importable() -> None:

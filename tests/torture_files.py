@@ -1,7 +1,7 @@
 """Gives broken files to the command line, thousands of them, and tells which were not met with exit code 0, 1 or 2.
 
-    python tests/torture_files.py --count 2000
-    python tests/torture_files.py --kind recipe --seed 17
+    python -m tests.torture_files --count 2000
+    python -m tests.torture_files --kind recipe --seed 17
 
 Every case is a function of its kind and its seed. A case fails if a traceback or a signal ends it, if it hangs, takes
 too much memory, writes outside its output folder, or exits with 1 although nothing but the file was wrong.
@@ -34,14 +34,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
-import mutate
+from tests import mutate
+from tests.conftest import PATIENCE
 from unfog.cli.main import main
 from unfog.cli.terminal import LONGEST
 from unfog.recipes.presets import recipe
 from unfog.runs.run import train
 
-SECONDS = 120
-"""After which a case hangs."""
 MEMORY = 3 << 29
 """Bytes by which the process may grow in a case."""
 SPACE = 12 << 30
@@ -389,12 +388,12 @@ def _inside(arguments: list[str], folder: Path) -> tuple[int | None, str, str]:
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), warnings.catch_warnings():
             warnings.simplefilter("default")  # as they are outside of tests
-            with alarm(SECONDS):
+            with alarm(PATIENCE):
                 code = main(arguments)
     except SystemExit as ended:
         trouble = f"the line was not read (exit code {ended.code})"
     except Hang:
-        trouble = f"no end after {SECONDS} s: {traceback.format_exc()[-1500:]}"
+        trouble = f"no end after {PATIENCE:.0f} s: {traceback.format_exc()[-1500:]}"
     except Exception:
         trouble = traceback.format_exc()[-1500:]
     finally:
@@ -430,12 +429,12 @@ def _alone(arguments: list[str], folder: Path) -> tuple[int | None, str, str]:
         ended = subprocess.run(
             [sys.executable, "-c", LIMITED, *arguments],
             capture_output=True,
-            timeout=SECONDS,
+            timeout=PATIENCE,
             cwd=folder / "here",
             env=environment,
         )
     except subprocess.TimeoutExpired as error:
-        return None, (error.stderr or b"").decode("utf-8", "replace"), f"no end after {SECONDS} s"
+        return None, (error.stderr or b"").decode("utf-8", "replace"), f"no end after {PATIENCE:.0f} s"
     return ended.returncode, ended.stderr.decode("utf-8", "replace"), ""
 
 

@@ -173,14 +173,18 @@ def held_out(scene: Scene) -> bool:
     return bool(novelty(scene))
 
 
-def coverage(shape: str, right: Reals, down: Reals, radius: float) -> Reals:
+def coverage(shape: str, right: Reals, down: Reals, radius: float, *, blunt: bool = False) -> Reals:
     """Return the share of each pixel covered by a shape: ½ − (signed distance to its edge), clipped to [0, 1].
+
+    The distance to a corner is taken from the lines that meet there, so that the sharp tip of a triangle shades pixels
+    up to √5/2 above its box; all other edges end half a pixel outside.
 
     Args:
         shape: One of `SHAPES`.
         right: Offsets of the pixel centres to the right of the shape's centre; broadcast against `down`.
         down: Offsets below its centre.
         radius: Half the side of its bounding box, in pixels.
+        blunt: Whether the tip of a triangle ends half a pixel outside its box, too.
 
     Returns: Coverage, of the broadcast shape.
     """
@@ -192,7 +196,8 @@ def coverage(shape: str, right: Reals, down: Reals, radius: float) -> Reals:
         distance = np.maximum(x, y) - SQUARE * radius
     elif shape == "triangle":  # its tip is the middle of the upper side of the box, its base the lower side
         slope = (2 * x - down - radius) / np.sqrt(5)
-        distance = np.maximum(np.maximum(x, down) - radius, slope)  # with x, so that its corners stay inside the box
+        # with x, so that its feet stay inside the box
+        distance = np.maximum(np.maximum(x, y if blunt else down) - radius, slope)
     else:
         distance = np.maximum(np.maximum(x, y) - radius, np.minimum(x, y) - ARM * radius)
     covered: Reals = np.clip(0.5 - distance, 0, 1)
@@ -214,13 +219,34 @@ def draw(scene: Scene, side: int, stream: np.random.Generator) -> NDArray[np.uin
     jitter = 1 + _SIZE_JITTER * (2 * stream.random(len(scene.things)) - 1)
     radii = [SIZES[thing.size] * float(factor) for thing, factor in zip(scene.things, jitter, strict=True)]
     centres = arrange(radii, scene.relations, stream)
+    picture = _paint(scene, radii, centres, side, blunt=False)
+    # Only the tip of a triangle can reach that far. Where it does not, it stays sharp.
+    if any(thing.shape == "triangle" for thing in scene.things) and not _stands_free(picture, len(scene.things)):
+        picture = _paint(scene, radii, centres, side, blunt=True)
+    return picture
+
+
+def _paint(
+    scene: Scene, radii: list[float], centres: list[tuple[float, float]], side: int, *, blunt: bool
+) -> NDArray[np.uint8]:
+    """Paint things of these sizes at these places on the background."""
     pixel = np.arange(side) + 0.5
     ground = np.array(BACKGROUND, dtype=np.float64)[:, None, None]
     picture = np.broadcast_to(ground, (3, side, side))
     for thing, radius, (right, down) in zip(scene.things, radii, centres, strict=True):
-        part = coverage(thing.shape, pixel - right * side, pixel[:, None] - down * side, radius * side)
+        part = coverage(thing.shape, pixel - right * side, pixel[:, None] - down * side, radius * side, blunt=blunt)
         picture = picture + part * (np.array(COLOURS[thing.colour])[:, None, None] - ground)
     return (picture + 0.5).astype(np.uint8)
+
+
+def _stands_free(picture: NDArray[np.uint8], things: int) -> bool:
+    """Say whether the border is plain and so many separate spots are on the background."""
+    from scipy import ndimage  # slow to import, and only drawing needs it
+
+    painted = (picture != BACKGROUND[0]).any(0)
+    if painted[[0, -1]].any() or painted[:, [0, -1]].any():
+        return False
+    return bool(ndimage.label(painted, np.ones((3, 3)))[1] == things)
 
 
 def check_side(side: int) -> None:

@@ -1,0 +1,246 @@
+"""The playground's page, asked by programs: many at once, one too many, and one that leaves in the middle."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio_client
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.app.playground import served
+from tests.conftest import PATIENCE, until
+from unfog.runs.run import load
+
+PLACES = 10
+FIELDS = ("digits", "", "", "", 4, 0, 0, 1, None)
+"""Run, words, negative, solver, steps, guidance, seed, count, picture."""
+
+
+@pytest.fixture(scope="module")
+def page(digits_run: Path, points_run: Path) -> Iterator[str]:
+    """The address of a page."""
+    with served(digits_run, points_run) as address:
+        yield address
+
+
+def client(page: str, folder: Path) -> Any:
+    more = {"verbose": False, "analytics_enabled": False, "httpx_kwargs": {"timeout": PATIENCE}}
+    return gradio_client.Client(page, download_files=str(folder), **more)
+
+
+def generate(of: Any, **changes: object) -> Any:
+    """Ask for samples, by the names of the fields."""
+    names = ("run", "words", "negative", "solver", "steps", "guidance", "seed", "count", "image")
+    return of.submit(*{**dict(zip(names, FIELDS, strict=True)), **changes}.values(), api_name="/generate")
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("L")).astype(int)
+
+
+@pytest.mark.slow
+def test_ten_at_once_each_get_the_picture_of_the_command_line(page: str, digits_run: Path, tmp_path: Path) -> None:
+    run = load(digits_run, "cpu")
+    clients = [client(page, tmp_path / str(number)) for number in range(10)]
+    jobs = [generate(one, words=str(number), seed=100 + number) for number, one in enumerate(clients)]
+    for number, job in enumerate(jobs):
+        x, x0, words, line, png, gif, _ = job.result(timeout=PATIENCE)
+        wanted = run.sample(1, str(number), steps=4, seed=100 + number)[0, 0].numpy().astype(int)
+        for path in (x, x0, png):
+            assert np.abs(pixels(path) - wanted).max() <= 1
+        assert f"--label {number} " in line
+        assert line.endswith(f"--seed {100 + number}")
+        assert words.startswith("4 steps")
+        with Image.open(gif) as film:
+            assert film.n_frames == 5
+
+
+def test_frames_come_while_it_is_denoised(page: str, tmp_path: Path) -> None:
+    job = generate(client(page, tmp_path), steps=400, words="3")
+    job.result(timeout=PATIENCE)
+    shown = [pixels(output[0]) for output in job.outputs()]
+    assert len(shown) >= 3
+    assert len({one.tobytes() for one in shown}) >= 3
+
+
+@pytest.mark.slow
+def test_one_too_many_gets_a_sentence_and_one_that_leaves_makes_room(page: str, tmp_path: Path) -> None:
+    """One works, ten wait, the next is sent away; when the working one hangs up, the others go on."""
+    clients = [client(page, tmp_path / str(number)) for number in range(PLACES + 1)]
+    leaving = Leaving(page, steps=1000, count=16)
+    leaving.wait_for_frames(2)
+    jobs = [generate(one, seed=number) for number, one in enumerate(clients[:PLACES])]
+    until(lambda: sum(job.status().rank is not None for job in jobs) == PLACES)
+    with pytest.raises(Exception, match=r"[Qq]ueue is full"):
+        generate(clients[-1]).result(timeout=PATIENCE)
+    assert leaving.frames < 1000
+    leaving.hang_up()
+    for job in jobs:
+        assert job.result(timeout=PATIENCE)[2].startswith("4 steps")
+
+
+def join(page: str, name: str, data: list[object], session: str) -> str:
+    """Ask as a browser does, and return where the answers come from."""
+    root = page.rstrip("/")
+    config = httpx.get(f"{root}/config", timeout=PATIENCE).json()
+    number = next(one["id"] for one in config["dependencies"] if one["api_name"] == name)
+    body = {"data": data, "fn_index": number, "session_hash": session}
+    httpx.post(f"{root}/gradio_api/queue/join", json=body, timeout=PATIENCE).raise_for_status()
+    return f"{root}/gradio_api/queue/data?session_hash={session}"
+
+
+class Leaving:
+    """A client that begins a request and can hang up in the middle of it."""
+
+    def __init__(self, page: str, steps: int, count: int) -> None:
+        self.frames, self.left = 0, threading.Event()
+        self.where = join(page, "generate", [*FIELDS[:4], steps, *FIELDS[5:7], count, FIELDS[8]], "leaving")
+        self.thread = threading.Thread(target=self.read, daemon=True)
+        self.thread.start()
+
+    def read(self) -> None:
+        with httpx.stream("GET", self.where, timeout=PATIENCE) as answer:
+            for line in answer.iter_lines():
+                self.frames += '"process_generating"' in line
+                if self.left.is_set():
+                    return
+
+    def wait_for_frames(self, count: int) -> None:
+        until(lambda: self.frames >= count)
+
+    def hang_up(self) -> None:
+        self.left.set()
+        self.thread.join(timeout=PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"words": "eleven"}, "eleven"),
+        ({"steps": 10**7}, "1 to 1000 steps"),
+        ({"run": "/etc"}, "/etc"),
+        ({"solver": "hein"}, "hein"),
+        ({"negative": "3", "guidance": 1}, "guidance"),
+        ({"count": 99}, "99"),
+    ],
+)
+def test_a_mistake_is_a_toast(page: str, tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(Exception, match=re.escape(sentence)) as caught:
+        generate(client(page, tmp_path), **changes).result(timeout=PATIENCE)
+    assert "Traceback" not in str(caught.value)
+
+
+SECRET = "nobody is to read this"
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret.txt"
+    path.write_text(SECRET)
+    return path
+
+
+@pytest.mark.parametrize("where", ["file={}", "file/{}", "stream/{}", "proxy=http://127.0.0.1:1/{}", "upload/../{}"])
+def test_files_cannot_be_read_through_the_page(page: str, secret: Path, where: str, digits_run: Path) -> None:
+    for path in (secret, Path("/etc/passwd"), Path("pyproject.toml").resolve(), digits_run / "recipe.json"):
+        for prefix in ("", "gradio_api/"):
+            answer = httpx.get(f"{page}{prefix}{where.format(path)}", follow_redirects=False, timeout=PATIENCE)
+            assert answer.status_code >= 400, answer.text[:200]
+            assert path.read_text()[:20] not in answer.text
+
+
+def test_a_picture_cannot_be_a_path_of_the_machine(page: str, secret: Path, tmp_path: Path) -> None:
+    """Who asks as a program may name a path where a picture is uploaded: only uploads are read."""
+    picture = tmp_path / "private.png"
+    Image.new("L", (8, 8), 200).save(picture)
+    for path in (picture, secret, Path("/etc/passwd")):
+        named = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+        where = join(page, "restyle", [*FIELDS[:4], 4, 0, 0, 1, named, 0.0], path.stem)
+        with httpx.stream("GET", where, timeout=PATIENCE) as answer:
+            messages = [json.loads(line[5:]) for line in answer.iter_lines() if line.startswith("data:")]
+        last = next(message for message in messages if message["msg"] == "process_completed")
+        assert not last["success"]
+        assert SECRET not in str(messages)
+
+
+def test_pictures_are_fetched_from_nowhere(page: str, tmp_path: Path) -> None:
+    """An address in the place of a picture would have the page ask for it, and read without a bound."""
+    named = {"path": f"{page}config", "url": f"{page}config", "meta": {"_type": "gradio.FileData"}}
+    where = join(page, "restyle", [*FIELDS[:4], 4, 0, 0, 1, named, 0.0], "address")
+    with httpx.stream("GET", where, timeout=PATIENCE) as answer:
+        messages = [json.loads(line[5:]) for line in answer.iter_lines() if line.startswith("data:")]
+    last = next(message for message in messages if message["msg"] == "process_completed")
+    assert not last["success"]
+    assert "fetches no pictures" in str(last)
+
+
+def test_transparent_places_are_white(page: str, tmp_path: Path) -> None:
+    """As they are on the command line: the page hands on the file as it is."""
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    file = gradio_client.handle_file(str(tmp_path / "clear.png"))
+    one = client(page, tmp_path / "got")
+    assert pixels(one.predict("digits", "3", "", "", 3, 0, 0, 1, file, 0.0, api_name="/restyle")).min() == 255
+
+
+def test_a_file_that_is_no_picture_is_a_toast(page: str, secret: Path, tmp_path: Path) -> None:
+    file = gradio_client.handle_file(str(secret))
+    with pytest.raises(Exception, match="no picture that can be read"):
+        client(page, tmp_path / "got").predict(*FIELDS[:-1], file, 0.0, api_name="/restyle")
+
+
+def test_uploads_are_bounded(page: str) -> None:
+    files = {"files": ("large.png", b"\x00" * (11 << 20))}
+    assert httpx.post(f"{page}gradio_api/upload", files=files, timeout=PATIENCE).status_code == 413
+
+
+def test_every_action_has_a_name(page: str, tmp_path: Path) -> None:
+    found = client(page, tmp_path).view_api(return_format="dict", print_info=False)["named_endpoints"]
+    names = {"/generate", "/compare", "/sweep", "/row", "/fog", "/restyle", "/inpaint", "/interpolate", "/measure"}
+    assert set(found) == names
+
+
+def test_the_other_actions(page: str, tmp_path: Path, digits_run: Path) -> None:
+    one, image = client(page, tmp_path / "got"), tmp_path / "picture.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(image)
+    file = gradio_client.handle_file(str(image))
+    shared, rule = ("digits", "3", "", 5, 2), ("", 3, 0)
+    same = one.predict(*shared, *rule, *rule, api_name="/compare")
+    assert same[3].startswith("mean difference 0.00")
+    row = one.predict(*shared, *rule, "seed", "1, 2", api_name="/sweep")
+    assert [item["caption"] for item in row] == ["seed 1", "seed 2"]
+    assert pixels(one.predict("digits", 0, api_name="/row")).shape == (8, 8)
+    fogged, _ = one.predict(file, 0.5, api_name="/fog")
+    assert len(fogged) == 5
+    wish = ("digits", "3", "", "", 3, 0, 0, 1)
+    assert np.array_equal(pixels(one.predict(*wish, file, 0.0, api_name="/restyle")), pixels(image))
+    words, pictures = one.predict("digits", api_name="/measure")
+    assert "## Cost" in words
+    assert pictures
+    assert json.loads(re.findall(r"```json\n(.*?)\n```", words, re.DOTALL)[0])["name"] == "digits"
+
+
+def test_without_gradio_it_is_a_sentence(digits_run: Path) -> None:
+    code = "import sys; sys.modules['gradio'] = None; from unfog.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, "app", str(digits_run)]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 2
+    assert done.stderr.strip() == "unfog: the playground needs the extra 'app': pip install 'unfog[app]'"
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken(page: str, digits_run: Path) -> None:
+    port = page.rstrip("/").rsplit(":", 1)[1]
+    words = [sys.executable, "-m", "unfog", "app", str(digits_run), "--port", port]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "choose --port" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,741 @@
+"""The command line: what each verb writes, and one sentence for every mistake and every failure."""
+
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import unfog
+from unfog.cli.main import VERBS, main
+from unfog.data import classic
+from unfog.runs import requests
+from unfog.runs.run import load
+
+SMALL = ("--set", "network.width=8", "--set", "training.images=64", "--set", "sampling.steps=2", "--device", "cpu")
+
+
+class Outcome:
+    """How a command ended: its exit code and what it printed."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Call the command line in this process."""
+
+    def begin(*arguments: str | Path) -> Outcome:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Outcome(code, *capsys.readouterr())
+
+    return begin
+
+
+@pytest.fixture
+def refused(call: Call) -> Call:
+    """Call the command line, and check that it ends with code 2 and one line that says what `expected` says."""
+
+    def begin(expected: str, *arguments: str | Path, code: int = 2) -> Outcome:
+        outcome = call(*arguments)
+        assert outcome.code == code, outcome.err
+        lines = outcome.err.strip().splitlines()
+        assert len(lines) == 1, outcome.err
+        assert lines[0].startswith("unfog: ")
+        assert re.search(expected, lines[0]), lines[0]
+        assert outcome.out == ""
+        return outcome
+
+    return begin
+
+
+def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        pixels = np.random.default_rng([seed, index]).integers(0, 256, (side, side), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:03}.png")
+    return folder
+
+
+# Mistakes in what to train
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["digitz"], "unknown recipe 'digitz': did you mean 'digits'"),
+        (["xyzzyq"], "unknown recipe 'xyzzyq': choose one of autoencoder, cifar10, digits"),
+        ([], "name a recipe to train"),
+        (["digits", "--set", "network.widht=8"], r"unknown setting 'network\.widht': did you mean 'network\.width'"),
+        (["digits", "--set", "netwrok=unet"], "unknown setting 'netwrok': did you mean 'network'"),
+        (["digits", "--set", "schedule=cosin"], "unknown schedule 'cosin': did you mean 'cosine'"),
+        (["digits", "--set", "solver=dimm"], "unknown solver 'dimm': did you mean 'ddim'"),
+        (["digits", "--set", "grid=karas"], "unknown grid 'karas': did you mean 'karras'"),
+        (["digits", "--set", "network.width"], r"--set takes path=value, for instance .*'network\.width'"),
+        (["digits", "--set", "network=3"], "network takes one of autoencoder.*not 3"),
+        (["digits", "--set", "network.width=wide"], r"network\.width must be int, not 'wide'"),
+        (["digits", "--set", "network.width=8.5"], r"network\.width must be int, not 8\.5"),
+        (["digits", "--set", "training.stratified=1"], r"training\.stratified must be bool, not 1"),
+        (["digits", "--set", "training.batch=true"], r"training\.batch must be int, not True"),
+        (["digits", "--set", "optimizer.lr=NaN"], r"optimizer\.lr must be float, not 'NaN'"),
+        (["digits", "--set", "training.precision=float16"], r"training\.precision must be .*not 'float16'"),
+        (["digits", "--set", "seed=1.5"], r"seed must be int, not 1\.5"),
+        (["digits", "--set", "training.batch=0"], r"batch must be above 0, not 0"),
+        (["digits", "--set", "training.images=-5"], r"training\.images must be above 0, not -5"),
+        (["digits", "--set", "training.accumulate=7"], r"training\.accumulate 7 must divide training\.batch 64"),
+        (["digits", "--set", "optimizer.lr=-1.0"], r"lr must be above 0, not -1\.0"),
+        (
+            ["digits", "--set", "conditioning.dropout=1.5"],
+            r"conditioning\.dropout is a share between 0 and 1, not 1\.5",
+        ),
+        (["digits", "--set", "schedule=linear", "--set", "schedule.beta_end=2.0"], "every beta must lie .*mend beta"),
+        (["digits", "--set", "network.dropout=2.0"], "network 'compact' cannot be made of .*dropout"),
+        (["digits", "--set", "network.width=-8"], "width"),
+        (["digits", "--set", "network.width=0"], "width"),
+        (["digits", "--set", "network.width=7"], "width"),
+        (["digits", "--set", "network.patch=0"], "patch"),
+        (["digits", "--set", "network.blocks=-1"], "blocks"),
+        (["digits", "--set", "network.patch=8"], "sides that are multiples of 16, not 8: use 16"),
+        (["digits", "--set", "target=eps"], "target Eps cannot be solved.*use the target v, x0 or flow"),
+        (
+            ["digits", "--set", "schedule=cosine"],
+            "target Flow does not fit the schedule Table.*use its continuous form",
+        ),
+        (
+            ["digits", "--set", "inputs.network_time=index"],
+            "'index' needs a schedule of discrete steps: use 'thousand'",
+        ),
+        (["digits", "--set", "conditioning=none"], "guidance needs a model .*with conditions: .*sampling.guidance=1"),
+        (["digits", "--data", "somewhere"], "'digits' brings its own data: leave --data away"),
+        (["digits", "--size", "16"], "'digits' have one size: leave --size away"),
+        (["digits", "--budget", "soon"], "--budget takes a time like 90s, 10m or 2h, not 'soon'"),
+        (["digits", "--budget", "0s"], "--budget takes a time like .*'0s'"),
+        (["digits", "--budget", "10 parsecs"], "--budget takes a time like .*'10 parsecs'"),
+        (["digits", "--budget=-5m"], "--budget takes a time like .*'-5m'"),
+        (["digits", "--device", "gpu0"], "the device 'gpu0' is not available here.*use cpu"),
+        (["digits", "--init-from", "nowhere"], "nowhere is no run folder"),
+        (["mnist", "--data", "nowhere"], "data folder .*nowhere does not exist: check data.path"),
+        (["folder"], "needs a folder of pictures: give it with --data"),
+        (["folder", "--data", "nowhere"], "data folder .*nowhere does not exist: check data.path"),
+    ],
+)
+def test_a_mistake_in_what_to_train(refused: Call, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    out = tmp_path / "run"
+    if arguments[:1] == ["digits"]:  # the mistake comes behind the small settings, and so has the last word
+        arguments = ["digits", *SMALL, *arguments[1:]]
+    refused(sentence, "train", *arguments, "--out", out)
+    assert not out.exists()
+
+
+def test_data_that_hold_no_picture(refused: Call, tmp_path: Path) -> None:
+    empty, text = tmp_path / "empty", tmp_path / "text"
+    empty.mkdir()
+    text.mkdir()
+    (text / "notes.txt").write_text("no picture")
+    file = tmp_path / "file.png"
+    Image.new("L", (8, 8)).save(file)
+    out = tmp_path / "run"
+    refused(f"{empty} contains no images .*check data.path", "train", "folder", "--data", empty, "--out", out)
+    refused(f"{text} contains no images", "train", "folder", "--data", text, "--out", out)
+    refused(f"{file} is not a folder", "train", "folder", "--data", file, "--out", out)
+    refused(f"{empty} contains neither .*pass the folder", "train", "mnist", "--data", empty, "--out", out)
+    refused(f"{empty} contains no data_batch", "train", "cifar10", "--data", empty, "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.filterwarnings("default:skipped")  # so that it comes as a line, as it does outside of tests
+def test_unreadable_pictures_are_named_skipped_and_counted(call: Call, tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data")
+    whole = (data / "003.png").read_bytes()
+    (data / "003.png").write_bytes(whole[: len(whole) // 2])
+    (data / "007.png").write_bytes(b"no picture at all")
+    outcome = call("train", "folder", "--data", data, *SMALL, "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    warning = [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
+    assert len(warning) == 1
+    assert "skipped 2 of 12 images" in warning[0]
+    assert "003.png" in warning[0]
+    assert "007.png" in warning[0]
+
+
+def test_pictures_that_are_all_unreadable(refused: Call, tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data", 3)
+    for file in data.iterdir():
+        file.write_bytes(b"no picture at all")
+    out = tmp_path / "run"
+    refused(f"none of the images in {data} can be read", "train", "folder", "--data", data, *SMALL, "--out", out)
+    whole = Path(write_pictures(tmp_path / "cut", 3))
+    for file in whole.iterdir():  # the head is there, the pixels are not
+        file.write_bytes(file.read_bytes()[:60])
+    refused(f"none of the .*images in {whole} can be read", "train", "folder", "--data", whole, *SMALL, "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("size", ["9", "0", "-8", "100000"])
+def test_a_size_that_cannot_be(refused: Call, tmp_path: Path, size: str) -> None:
+    data, out = write_pictures(tmp_path / "data"), tmp_path / "run"
+    expected = "multiples of 2, not 9: use 8 or 10" if size == "9" else f"size.*{size}"
+    refused(expected, "train", "folder", "--data", data, "--size", size, *SMALL, "--out", out)
+    assert not out.exists()
+
+
+def test_a_folder_that_holds_another_run(refused: Call, digits_run: Path) -> None:
+    before = (digits_run / "recipe.json").read_bytes(), (digits_run / "model.safetensors").read_bytes()
+    sentence = f"{digits_run} holds another run: choose another --out, or go on with `unfog train --resume"
+    refused(sentence, "train", "digits", *SMALL, "--set", "seed=9", "--out", digits_run)
+    assert before == ((digits_run / "recipe.json").read_bytes(), (digits_run / "model.safetensors").read_bytes())
+
+
+def test_an_output_that_is_a_file(refused: Call, digits_run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "taken"
+    file.write_text("mine")
+    refused(f"{file} is a file: choose another --out", "train", "digits", *SMALL, "--out", file)
+    refused(f"{file} is a file: choose another --out", "sample", digits_run, "-n", 1, "--out", file)
+    refused(f"{file} is a file: choose another --out", "film", digits_run, "-n", 1, "--out", file)
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["digits"],
+        ["--budget", "10s"],
+        ["--set", "seed=1"],
+        ["--out", "elsewhere"],
+        ["--precision", "bfloat16"],
+        ["--init-from", "other"],
+        ["--data", "pictures"],
+        ["--size", "8"],
+    ],
+)
+def test_resume_goes_alone(refused: Call, digits_run: Path, more: list[str]) -> None:
+    first = [more[0]] if not more[0].startswith("-") else []
+    sentence = "--resume goes on with a run as it is: give it alone"
+    refused(sentence, "train", *first, "--resume", digits_run, *more[len(first) :])
+
+
+def test_resuming_what_is_no_run_or_has_no_checkpoint(refused: Call, broken: Path, tmp_path: Path) -> None:
+    refused(f"{tmp_path} is no run folder", "train", "--resume", tmp_path, "--device", "cpu")
+    refused("contains no intact checkpoint: restart the training", "train", "--resume", broken, "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian"], ["train", "--nonsense"], ["sample"], ["sample", "x", "-n", "many"]]
+)
+def test_a_line_that_cannot_be_read_has_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# Failing surroundings
+
+
+def test_a_full_disk_while_training(call: Call, small_disk: Path) -> None:
+    # two checkpoints of this run do not fit beside each other
+    (small_disk / "filler").write_bytes(b"\0" * 300_000)
+    out = small_disk / "run"
+    settings = (*SMALL, "--set", "training.images=512", "--set", "training.reports=4", "--set", "network.width=8")
+    outcome = call("train", "digits", *settings, "--out", out)
+    assert outcome.code == 1
+    failures = [line for line in outcome.err.splitlines() if line.startswith("unfog: ")]
+    assert len(failures) == 1
+    assert re.search(f"cannot write {out}.*the disk is full; what was written before is intact", failures[0])
+    assert outcome.err.strip().endswith(failures[0])
+    assert "Traceback" not in outcome.err
+    assert load(out, "cpu").sample(1).shape == (1, 1, 8, 8)  # the first checkpoint's model
+    assert len([path for path in (out / "checkpoints").iterdir() if path.name.isdigit()]) == 1
+
+
+@pytest.mark.parametrize("verb", ["sample", "film"])
+def test_a_full_disk_while_sampling(refused: Call, digits_run: Path, small_disk: Path, verb: str) -> None:
+    filler = small_disk / "filler"
+    with filler.open("wb") as file:
+        file.write(b"\0" * ((1 << 20) - 8192))
+    out = small_disk / "out"
+    refused("the disk is full", verb, digits_run, "-n", 64, "--out", out, "--device", "cpu", code=1)
+    left = [path.name for path in small_disk.rglob("*.part")]
+    assert left == []
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Let every download go to a port where nobody listens; return the empty cache."""
+    nobody = "http://127.0.0.1:9/"
+    _redirect(monkeypatch, nobody)
+    monkeypatch.setenv("UNFOG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def _redirect(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    for name in ("_MNIST", "_FASHION"):
+        monkeypatch.setitem(classic._MD5, url, classic._MD5[getattr(classic, name)])
+        monkeypatch.setattr(classic, name, url)
+    monkeypatch.setattr(classic, "_CIFAR", f"{url}cifar-10-binary.tar.gz")
+
+
+@pytest.mark.parametrize("recipe", ["mnist", "fashion", "cifar10"])
+def test_no_network(refused: Call, no_network: Path, tmp_path: Path, recipe: str) -> None:
+    out = tmp_path / "run"
+    sentence = r"cannot download http://127\.0\.0\.1:9/.*refused.*: set data.path to a folder .*, or connect"
+    refused(sentence, "train", recipe, "--out", out, "--device", "cpu", code=1)
+    assert not out.exists()
+    left = [path.name for path in no_network.rglob("*") if path.is_file()]
+    assert left == []
+
+
+@pytest.fixture
+def abrupt_server() -> Iterator[str]:
+    """A server that hangs up on every request."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(1000)
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_server_that_hangs_up(
+    refused: Call, abrupt_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _redirect(monkeypatch, abrupt_server)
+    monkeypatch.setenv("UNFOG_CACHE", str(tmp_path / "cache"))
+    refused("cannot download", "train", "mnist", "--out", tmp_path / "run", "--device", "cpu", code=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_that_cannot_be_written(
+    refused: Call, no_network: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    no_network.write_text("a file where the cache should be")
+    refused("cache", "train", "mnist", "--out", tmp_path / "run", "--device", "cpu", code=1)
+
+
+# Mistakes about a run folder
+
+
+def newer(run: Path) -> None:
+    plain = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps({**plain, "version": 999}))
+
+
+def no_weights(run: Path) -> None:
+    (run / "model.safetensors").unlink()
+
+
+def truncated_weights(run: Path) -> None:
+    (run / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-1000])
+
+
+def other_shapes(run: Path) -> None:
+    weights = load_file(run / "model.safetensors")
+    weights["network.patch_out.bias"] = torch.zeros(7)
+    save_file(weights, run / "model.safetensors")
+
+
+def no_recipe(run: Path) -> None:
+    (run / "recipe.json").unlink()
+
+
+@pytest.mark.parametrize("verb", ["sample", "film", "evaluate"])
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (no_recipe, r"is no run folder \(it has no recipe\.json\): give a folder that"),
+        (newer, r"recipe\.json: the recipe is of a newer version than 1: update unfog"),
+        (no_weights, r"model\.safetensors is missing"),
+        (truncated_weights, r"model\.safetensors is damaged or truncated .*: restore it, or train again"),
+        (other_shapes, r"model\.safetensors does not match the recipe.*network\.patch_out\.bias has the shape \(7,\)"),
+    ],
+)
+def test_a_broken_run_folder(
+    refused: Call, broken: Path, verb: str, damage: Callable[[Path], None], sentence: str
+) -> None:
+    damage(broken)
+    before = sorted(broken.rglob("*"))
+    refused(sentence, verb, broken, "--device", "cpu")
+    assert sorted(broken.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["sample", "-n", "0"], "the number of samples must be 1 or more, not 0"),
+        (["sample", "-n", "-3"], "the number of samples must be 1 or more, not -3"),
+        (["sample", "--steps", "-4"], "steps must be above 0, not -4"),
+        (["sample", "--steps", "0"], "steps must be above 0, not 0"),
+        (["sample", "--guidance", "nan"], "guidance .*nan"),
+        (["sample", "--guidance", "inf"], "guidance .*inf"),
+        (["sample", "--guidance", "-1"], r"guidance is a scale from 0 to 1000 where 1 is off, not -1\.0"),
+        (["sample", "--label", "10"], "the label 10 is out of range: this model knows 0 to 9"),
+        (["sample", "--label", "-1"], "the label -1 is out of range"),
+        (["sample", "--label", "three"], "unknown label 'three'"),
+        (["sample", "--solver", "dimm"], "unknown solver 'dimm': did you mean 'ddim'"),
+        (["sample", "--grid", "karas"], "unknown grid 'karas': did you mean 'karras'"),
+        (["sample", "--device", "gpu0"], "the device 'gpu0' is not available here"),
+        (["film", "-n", "1000"], "a film shows 1 to 64 samples, not 1000"),
+        (["film", "-n", "0"], "a film shows 1 to 64 samples, not 0"),
+        (["film", "--label", "10"], "the label 10 is out of range: this model knows 0 to 9"),
+        (["film", "--steps", "-1"], "steps must be above 0, not -1"),
+        (["film", "--solver", "hein"], "unknown solver 'hein': did you mean 'heun'"),
+        (["evaluate", "-n", "10"], "10 samples are too few .* ask for -n 100 or more"),
+        (["evaluate", "--guidance", "nan"], "guidance .*nan"),
+        (["evaluate", "--steps", "0"], "steps must be above 0, not 0"),
+    ],
+)
+def test_a_mistake_in_a_request(refused: Call, digits_run: Path, arguments: list[str], sentence: str) -> None:
+    before = sorted(digits_run.rglob("*"))
+    device = () if "--device" in arguments else ("--device", "cpu")
+    refused(sentence, arguments[0], digits_run, *arguments[1:], *device)
+    assert sorted(digits_run.rglob("*")) == before
+
+
+def test_what_a_model_cannot_be_asked(refused: Call, digits_run: Path, unconditional_run: Path) -> None:
+    refused("--label cannot be asked of this model .conditioning=none.", "sample", unconditional_run, "--label", 1)
+    refused("--prompt cannot .* ask it by --label", "sample", digits_run, "--prompt", "a three")
+    refused("--prompt and --image cannot", "film", digits_run, "--prompt", "a three", "--image", "3.png")
+
+
+# What the verbs write
+
+
+def test_train_writes_a_run_that_can_be_sampled(call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "run"
+    outcome = call("train", "digits", *SMALL, "--set", "training.reports=1", "--out", out, "--precision", "float32")
+    assert outcome.code == 0, outcome.err
+    assert f"trained: {out}" in outcome.out
+    assert "held-out loss" in outcome.err
+    assert {"recipe.json", "model.safetensors", "metrics.jsonl", "checkpoints", "samples", "loss.png"} == {
+        path.name for path in out.iterdir() if path.name != ".lock"
+    }
+    plain = json.loads((out / "recipe.json").read_text())
+    assert plain["network"]["width"] == 8
+    assert plain["training"]["precision"] == "float32"
+    with Image.open(out / "loss.png") as picture:
+        assert min(picture.size) > 100
+    again = call("train", "--resume", out, "--device", "cpu")
+    assert again.code == 0
+    assert "loss" not in again.err  # nothing is trained again
+
+
+def test_train_on_a_folder_of_classes(call: Call, tmp_path: Path) -> None:
+    for seed, name in enumerate(("cats", "dogs")):
+        write_pictures(tmp_path / "data" / name, 8, seed=seed)
+    out = tmp_path / "run"
+    outcome = call("train", "folder", "--data", tmp_path / "data", "--size", 16, *SMALL, "--out", out)
+    assert outcome.code == 0, outcome.err
+    run = load(out, "cpu")
+    assert run.recipe.classes == ("cats", "dogs")
+    assert run.sample(2).shape == (2, 1, 16, 16)
+
+
+def test_train_from_another_run(call: Call, digits_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    outcome = call("train", "digits", *SMALL, "--init-from", digits_run, "--out", out)
+    assert outcome.code == 0, outcome.err
+    refusing = call(
+        "train", "digits", *SMALL, "--set", "network.width=16", "--init-from", digits_run, "--out", tmp_path / "other"
+    )
+    assert refusing.code == 2
+    assert "does not match" in refusing.err
+
+
+def test_sample_writes_the_librarys_pixels(call: Call, digits_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = call("sample", digits_run, "-n", 12, "--seed", 7, "--out", out, "--steps", 3, "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    names = [f"{index:05}.png" for index in range(12)]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "sampling.json", "sheet.png"]
+    pixels = load(digits_run, "cpu").sample(12, seed=7, steps=3)
+    for index in range(12):
+        with Image.open(out / f"{index:05}.png") as picture:
+            assert picture.size == (8, 8)
+            assert np.array_equal(np.asarray(picture.convert("L")), pixels[index, 0].numpy())
+    with Image.open(out / "sheet.png") as picture:
+        assert picture.size == (6 * (10 * 9 + 1), 6 * (2 * 9 + 1))  # ten classes a row, sixfold
+
+
+def test_a_second_request_leaves_no_picture_of_the_first(
+    call: Call, digits_run: Path, broken: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "12345.png").write_bytes(b"mine")  # was there before any request, so it is not unfog's to remove
+    assert call("sample", digits_run, "-n", 1, "--out", out, "--device", "cpu").code == 0
+    assert (out / "12345.png").read_bytes() == b"mine"
+    assert call("sample", digits_run, "-n", 2, "--out", out, "--device", "cpu").code == 0
+    assert (out / "12345.png").read_bytes() == b"mine"  # nor is it after one
+    out = broken / "samples" / "seed-0"
+    assert call("sample", broken, "-n", 4, "--device", "cpu").code == 0
+    for count in (3, 2):
+        assert call("sample", broken, "-n", count, "--label", 4, "--device", "cpu").code == 0
+    assert sorted(path.name for path in out.glob("0*")) == ["00000.png", "00001.png"]
+    assert json.loads((out / "sampling.json").read_text())["n"] == 2
+    assert json.loads((out / "sampling.json").read_text())["asked"] == "4"
+
+
+def test_many_samples_go_on_where_they_stopped(
+    call: Call, refused: Call, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, command = tmp_path / "out", ("sample", digits_run, "--out", tmp_path / "out", "--device", "cpu", "-n")
+    save, written = requests.save_picture, []
+
+    def interrupted(picture: Image.Image, path: Path) -> None:
+        save(picture, path)
+        written.append(path.name)
+        if path.name == "00100.png" and len(written) == 101:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(requests, "save_picture", interrupted)
+    stopped = call(*command, 150)
+    assert (stopped.code, "the same command goes on" in stopped.err) == (130, True)
+    assert len(list(out.glob("*.png"))) == 101
+    before = (out / "00000.png").stat().st_mtime_ns
+    written.clear()
+    again = call(*command, 150)
+    assert (again.code, "going on after 64 of 150" in again.err) == (0, True)
+    assert written == [f"{index:05}.png" for index in range(64, 150)] + ["sheet.png"]
+    assert (out / "00000.png").stat().st_mtime_ns == before
+    pixels = load(digits_run, "cpu").sample(150)
+    for index in (0, 63, 64, 100, 149):
+        with Image.open(out / f"{index:05}.png") as picture:
+            assert np.array_equal(np.asarray(picture.convert("L")), pixels[index, 0].numpy())
+    refused("holds the pictures of another request", *command, 150, "--guidance", 3)
+    assert len(list(out.glob("0*.png"))) == 150
+    refused("holds 150 samples of this request: ask for as many", *command, 20)
+    assert len(list(out.glob("0*.png"))) == 150
+    (out / "00001.png").write_bytes(b"xx")
+    refused("a picture in .* is damaged .*: delete it", *command, 150)
+    for damage in ("[", "[" * 100_000):
+        (out / "sampling.json").write_text(damage)
+        refused("holds the pictures of another request", *command, 150)
+    (out / "sampling.json").unlink()
+    refused("holds pictures that no request of unfog wrote", *command, 150)
+    assert len(list(out.glob("0*.png"))) == 150
+
+
+def test_a_request_that_cannot_be_met_touches_nothing(call: Call, refused: Call, unconditional_run: Path) -> None:
+    command = ("sample", unconditional_run, "-n", 2, "--device", "cpu", "--seed", 9)
+    assert call(*command).code == 0
+    before = {path: path.read_bytes() for path in (unconditional_run / "samples" / "seed-9").iterdir()}
+    refused("guidance needs a model", *command, "--guidance", 2)
+    assert {path: path.read_bytes() for path in (unconditional_run / "samples" / "seed-9").iterdir()} == before
+
+
+def test_prompts_in_turn_are_one_request(call: Call, tmp_path: Path) -> None:
+    data, out = write_pictures(tmp_path / "data"), tmp_path / "run"
+    lines = [{"file_name": path.name, "text": "a thing"} for path in sorted(data.glob("*.png"))]
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    text = ("--set", "conditioning=text", "--set", "conditioning.width=32")
+    assert call("train", "folder", "--data", data, *SMALL, *text, "--out", out).code == 0
+    for count in (1, 3):
+        asked = ("--prompt", "red", "--prompt", "blue", "--out", tmp_path / "samples", "--device", "cpu")
+        assert call("sample", out, "-n", count, *asked).code == 0
+    assert json.loads((tmp_path / "samples" / "sampling.json").read_text())["asked"] == ["red", "blue"]
+    found = load(out, "cpu").sample(3, ["red", "blue", "red"])
+    with Image.open(tmp_path / "samples" / "00002.png") as picture:
+        assert np.array_equal(np.asarray(picture.convert("L")), found[2, 0].numpy())
+
+
+def test_sample_has_a_place_of_its_own_for_each_seed(call: Call, broken: Path) -> None:
+    for seed in (0, 5):
+        assert call("sample", broken, "-n", 1, "--seed", seed, "--device", "cpu").code == 0
+        assert (broken / "samples" / f"seed-{seed}" / "00000.png").is_file()
+
+
+def test_sample_takes_every_option(call: Call, table_run: Path, tmp_path: Path) -> None:
+    more = ["--label", 3, "--solver", "heun", "--grid", "karras", "--guidance", 2.5, "--precision", "bfloat16"]
+    outcome = call("sample", table_run, "-n", 2, *more, "--out", tmp_path / "out", "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    pixels = load(table_run, "cpu", "bfloat16").sample(2, 3, solver="heun", grid="karras", guidance=2.5)
+    with Image.open(tmp_path / "out" / "00001.png") as picture:
+        assert np.array_equal(np.asarray(picture.convert("L")), pixels[1, 0].numpy())
+
+
+def test_points_are_drawn_and_sampled_as_numbers(call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = ("--set", "network.width=16", "--set", "training.images=1024", "--set", "training.reports=1")
+    outcome = call("train", "points", *settings, "--set", "sampling.steps=3", "--out", out, "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    assert str(out / "plane.png") in outcome.out
+    with Image.open(out / "plane.png") as picture:
+        assert picture.size[0] > 3 * picture.size[1]  # panels beside each other
+    assert call("sample", out, "-n", 5, "--out", tmp_path / "points", "--device", "cpu").code == 0
+    assert sorted(path.name for path in (tmp_path / "points").iterdir()) == ["points.csv", "sampling.json", "sheet.png"]
+    lines = (tmp_path / "points" / "points.csv").read_text().splitlines()
+    found = torch.tensor([[float(value) for value in line.split(",")] for line in lines])
+    assert torch.equal(found, load(out, "cpu").sample(5))
+
+
+@pytest.mark.parametrize("run", ["digits_run", "points_run"])
+def test_film_writes_a_strip_animations_and_ways(
+    call: Call, tmp_path: Path, run: str, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(run)
+    outcome = call("film", folder, "-n", 3, "--steps", 5, "--out", tmp_path / "film", "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    names = ["film.gif", "film.mp4", "strip.png", "ways.png"]
+    assert sorted(path.name for path in (tmp_path / "film").iterdir()) == names
+    with av.open(tmp_path / "film" / "film.mp4") as video:
+        assert sum(1 for _ in video.decode(video=0)) == 6 + 2000 // 80
+    with Image.open(tmp_path / "film" / "film.gif") as film:
+        assert film.n_frames == 6  # type: ignore[attr-defined]
+    with Image.open(tmp_path / "film" / "strip.png") as strip:
+        assert strip.size[0] >= 8 * 64
+    assert str(tmp_path / "film" / "film.gif") in outcome.out
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param("digits_run", marks=pytest.mark.slow),
+        pytest.param("table_run", marks=pytest.mark.slow),
+        "points_run",
+    ],
+)
+def test_evaluate_measures_the_likelihood(call: Call, tmp_path: Path, run: str, request: pytest.FixtureRequest) -> None:
+    """Of pictures and of points, on flow and on a table; the same rows give the same figures."""
+    shutil.copytree(request.getfixturevalue(run), tmp_path / "run")
+    outcome = call("evaluate", tmp_path / "run", "--likelihood", 6, "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    written = (tmp_path / "run" / "likelihood.json").read_text()
+    found = json.loads(written)
+    for split in ("train", "held_out"):
+        for value in found[split].values():
+            assert math.isfinite(value)
+    if run != "points_run":  # 8 bits a pixel is what knowing nothing costs
+        assert 2 < found["held_out"]["flow"] < 12
+        assert 2 < found["held_out"]["bound"] < 14
+    assert "held out" in outcome.out
+    assert call("evaluate", tmp_path / "run", "--likelihood", 6, "--device", "cpu").code == 0
+    assert (tmp_path / "run" / "likelihood.json").read_text() == written
+    assert call("evaluate", tmp_path / "run", "--likelihood", 0, "--device", "cpu").code == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["target=eps", "schedule=flow"], "Eps cannot be solved at t = 1"),
+        (["target=eps", "schedule=zero-terminal-snr"], "Eps cannot be solved at t = 1"),
+        (["schedule=shifted", "schedule.shift=-1"], "the shift of a schedule must be above 0, not -1"),
+        (["schedule=shifted", "schedule.base=lineer"], "unknown schedule 'lineer': did you mean 'linear'"),
+        (['schedule.kind="linear"'], "unknown setting 'schedule.kind'"),
+        (["schedule=edm", "target=edm", "solver=adams-bashforth", "solver.order=2.5"], "solver.order must be int"),
+        (["solver=adams-bashforth", "solver.order=7"], "whole number from 1 to 4, not 7"),
+        (["solver=unipc", "solver.p=1"], "whole number from 2 to 3, not 1"),
+        (["grid=times", "grid.shares=[1, 0.2, 0.5, 0.1, 0]"], "do not fall"),
+        (["grid=times", "grid.shares=[1.5, 0.2, 0.15, 0.1, 0]"], "shares of the clock"),
+        (["grid=leading", "grid.offset=900"], "leaves the clock"),
+        (["sampling.guidance_interval=[0.2, 1.5]"], r"interval from 0.2 to 1.5 does not lie on the clock"),
+        (["sampling.guidance_interval=[0.6, 0.2]"], "does not lie on the clock"),
+        (["sampling.guidance_interval=[0.6]"], "guidance_interval is two times"),
+        (["sampling.guidance_kind=cfg++"], "cfg\\+\\+ works only with first-order rules"),
+        (["schedule=table", "schedule.alphas_cumprod=[0.5, 0.6]"], "alphas_cumprod must fall strictly"),
+        (["schedule=zero-terminal-snr", "schedule.base=flow"], "only a table of 2 steps or more"),
+        (["times=importance", "times.bins=0"], "bins and window of 1 or more"),
+        (["solver=euler", "schedule=zero-terminal-snr", "target=v"], "ends at pure noise"),
+    ],
+)
+def test_impossible_mathematics_gets_a_sentence(call: Call, tmp_path: Path, settings: list[str], sentence: str) -> None:
+    """Exit code 2, one line, and nothing written."""
+    out = tmp_path / "run"
+    words = [word for setting in ("sampling.steps=4", *settings) for word in ("--set", setting)]
+    outcome = call("train", "digits", "--out", out, *words)
+    assert outcome.code == 2
+    assert re.search(sentence, outcome.err), outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def test_recipes_are_listed(call: Call) -> None:
+    outcome = call("recipes")
+    assert outcome.code == 0
+    for name in ("points", "digits", "mnist", "fashion", "cifar10", "folder", "tutorial"):
+        assert re.search(rf"^\s*{name} ", outcome.out, re.MULTILINE)
+
+
+def test_the_version_is_told(call: Call) -> None:
+    outcome = call("--version")
+    assert (outcome.code, outcome.out, outcome.err) == (0, f"unfog {unfog.__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_holds_the_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    examples = re.findall(r"^ +(unfog .+)$", VERBS[verb].__doc__ or "", re.MULTILINE)
+    assert len(examples) >= (0 if verb == "recipes" else 2)
+    for example in examples:
+        assert example in shown
+
+
+def test_the_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for verb in ("train", "sample", "film", "evaluate", "recipes"):
+        assert verb in shown
+
+
+# As a program
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+
+
+@pytest.mark.parametrize(
+    "act", ["import unfog", "from unfog.cli.main import main; main(['--help'])", "import unfog.cli.main"]
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(act: str) -> None:
+    heavy = ("torch", "numpy", "matplotlib", "sklearn", "PIL")
+    code = (
+        f"import atexit, sys; atexit.register(lambda: print('found', [n for n in {heavy} if n in sys.modules])); {act}"
+    )
+    found = python(code)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.endswith("found []\n")
+
+
+def test_the_program_hands_its_exit_code_on(tmp_path: Path) -> None:
+    program = shutil.which("unfog", path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip("the program is not installed beside this python")
+    found = subprocess.run([program, "sample", str(tmp_path)], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"unfog: {tmp_path} is no run folder")
+    assert found.stderr.count("\n") == 1
+    assert found.stdout == ""

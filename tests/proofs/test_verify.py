@@ -1,0 +1,170 @@
+"""`unfog verify` passes, and finds each fault that is put in."""
+
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from unfog.cli.main import main
+from unfog.diffusion.denoiser import Clipped, Denoise, Denoiser
+from unfog.diffusion.guidance import ClassifierFree
+from unfog.diffusion.schedules import as_time
+from unfog.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, Noise, Step, UniPC
+from unfog.diffusion.weightings import MinSNR
+from unfog.proofs import checks as proofs
+from unfog.proofs import orders, verify
+from unfog.proofs.checks import RECURSIONS, Proof
+from unfog.proofs.orders import TOLERANCE, Problem, problems
+
+
+def _problem(name: str) -> Problem:
+    return next(problem for problem in problems() if problem.name == name)
+
+
+def _passes(found: list[Proof]) -> bool:
+    return all(proof.passed for proof in found)
+
+
+@pytest.mark.slow
+def test_everything_is_proven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole of it, from the command line: one to two minutes."""
+    assert main(["verify", "--json", str(tmp_path / "made" / "verify.json")]) == 0
+    found = json.loads((tmp_path / "made" / "verify.json").read_text())
+    assert found["passed"] is True
+    assert {row["solver"] for row in found["orders"]} == set(orders.SOLVERS)
+    assert all(abs(order - row["stated"]) <= TOLERANCE for row in found["orders"] for order in row["exact"].values())
+    assert all(len(row["exact"]) == 16 for row in found["orders"])
+    assert all(math.isfinite(row[key]) for row in found["orders"] for key in ("end", "error_10", "error_20"))
+    shown = capsys.readouterr().out
+    assert "FAIL" not in shown
+    assert all(f"order: {name}" in shown for name in orders.SOLVERS)
+
+
+def test_a_failure_is_shown_and_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verify, "SOLVERS", {})
+    monkeypatch.setattr(verify, "CHECKS", {"one": lambda: [Proof("a known answer", 2e-3, 1e-3)]})
+    assert main(["verify"]) == 1
+    shown = capsys.readouterr()
+    assert "FAIL" in shown.out
+    assert "verification failed" in shown.err
+
+
+def test_not_a_number_does_not_pass() -> None:
+    assert not Proof("lost", math.nan, 1.0).passed
+
+
+def test_an_unwritable_file_is_said_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--json", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+# Faults
+
+
+def test_swapped_step_sizes_in_2m_are_found() -> None:
+    """The last step where this one belongs: seen on non-uniform grids, and only there."""
+
+    class Swapped(DPMSolverPP2M):
+        def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
+            right = super().step(denoise, x, t, s, past, noise)
+            if not past:
+                return right
+            before, now, then = (float(denoise.schedule.log_snr(u)) / 2 for u in (past[-1].t, t, s))
+            x0, slope = right.prediction.x0, (then - now) / (2 * (now - before))
+            data = x0 + slope * (x0 - past[-1].prediction.x0)
+            swap = math.expm1(now - then) - math.expm1(before - now)
+            return right._replace(x=right.x + float(denoise.schedule.alpha(s)) * swap * data)
+
+    even, uneven = _problem("flow, 8-D, log-snr"), _problem("flow, 8-D, karras")
+    assert even.order(Swapped(), given=True) == pytest.approx(2, abs=TOLERANCE)
+    assert uneven.order(DPMSolverPP2M(), given=True) == pytest.approx(2, abs=TOLERANCE)
+    assert uneven.order(Swapped(), given=True) < 1.5
+
+
+def test_a_missing_corrector_is_found() -> None:
+    class Uncorrected(UniPC):
+        def correct(self, schedule: object, t: Tensor, x0: Tensor, past: Sequence[Step]) -> Tensor:
+            return past[-1].x
+
+    problem = _problem("linear, 2-D, karras")
+    assert problem.order(UniPC(2), given=True) == pytest.approx(3, abs=TOLERANCE)
+    assert problem.order(Uncorrected(2), given=True) == pytest.approx(2, abs=0.2)
+
+
+def test_a_previous_time_of_its_own_is_found() -> None:
+    """T - T // n in 20 steps is 50 indices back, where linspace spacing has 52 and 53 between its entries."""
+
+    class OwnPrevious(DDIM):
+        def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
+            return super().step(denoise, x, t, as_time(max(0.0, float(t) - (1000 // 20) / 1000)), past, noise)
+
+    assert _passes(proofs.spacings())
+    leading, trailing, linspace = proofs.spacings(OwnPrevious())
+    assert leading.passed
+    assert trailing.passed
+    assert not linspace.passed
+
+
+def test_a_deviation_for_a_variance_is_found() -> None:
+    class Squared(Ancestral):
+        def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
+            variance = float(denoise.schedule.transition(t, s)[1])
+            return super().step(denoise, x, t, s, past, lambda like: math.sqrt(variance) * noise(like))
+
+    _, edm, formula = RECURSIONS["ancestral small"]
+    assert proofs.recursion("right", Ancestral(), edm, formula).passed
+    assert not proofs.recursion("wrong", Squared(), edm, formula).passed
+
+
+def test_an_eps_that_does_not_follow_the_clipping_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _passes(proofs.clipping())
+    monkeypatch.setattr(proofs, "Clipped", partial(Clipped, keep_eps=True))
+    assert not _passes(proofs.clipping())
+
+
+def test_swapped_roles_in_guidance_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _passes(proofs.guidance())
+    monkeypatch.setattr(proofs, "ClassifierFree", lambda given, free, scale: ClassifierFree(free, given, scale))
+    assert not _passes(proofs.guidance())
+
+
+def test_an_inverted_clamp_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _passes(proofs.weights())
+    monkeypatch.setattr(MinSNR, "of_x0", lambda self, snr: snr.clamp(min=self.gamma))
+    assert not _passes(proofs.weights())
+
+
+def test_a_network_time_off_by_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _passes(proofs.network_time())
+    monkeypatch.setattr(Denoiser, "time_input", lambda self, t: self.schedule.steps * t)
+    assert not _passes(proofs.network_time())
+
+
+def test_every_stochastic_rule_has_its_recursion() -> None:
+    """And every deterministic one its order: no kind of solver goes unproven."""
+    from unfog.recipes.kinds import KINDS, class_of
+
+    proven = {type(solver) for solver in orders.SOLVERS.values()} | {type(rule[0]) for rule in RECURSIONS.values()}
+    rules = {class_of("solver", kind) for kind in KINDS["solver"]}
+    assert rules - proven == {class_of("solver", "rk45")}  # which keeps a tolerance instead
+
+
+def test_exact_states_agree_with_a_closed_form() -> None:
+    """The flow of one Gaussian carries x - alpha·mean along with the standard deviation."""
+    problem = _problem("linear, 2-D, log-snr")
+    denoise = proofs.MixtureDenoiser(proofs._gaussian(0.4, 0.3, 2), problem.schedule)
+    x = torch.randn(5, 2, dtype=torch.float64)
+    t, s = problem.times(1).tolist()
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+        (float(problem.schedule.alpha(u)), float(problem.schedule.sigma(u))) for u in (t, s)
+    )
+    spread = math.sqrt((alpha_s**2 * 0.3 + sigma_s**2) / (alpha_t**2 * 0.3 + sigma_t**2))
+    wanted = alpha_s * 0.4 + spread * (x - alpha_t * 0.4)
+    torch.testing.assert_close(orders.exact(denoise, x, [t, s])[-1], wanted, rtol=1e-11, atol=1e-11)

@@ -1,0 +1,282 @@
+"""What a training will take: the arithmetic of budgets, memory that grows with the batch, and nothing left behind."""
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import MakeRecipe
+from unfog.cli.main import main
+from unfog.recipes.build import build_data
+from unfog.recipes.objective import Draw
+from unfog.recipes.presets import recipe
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import Training
+from unfog.runtime.errors import UserError
+from unfog.training import loop
+from unfog.training import plan as planning
+from unfog.training.loop import Budget, Pace, Stopwatch
+from unfog.training.plan import plan
+from unfog.training.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders go."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+# Arithmetic
+
+
+@pytest.mark.parametrize(
+    ("report", "spent", "expected"),
+    [(10.0, 19.9, (1740, 8)), (50.0, 19.9, (1700, 2)), (500.0, 19.9, (900, 1)), (10.0, 5000.0, (1, 8))],
+)
+def test_a_tenth_of_a_budget_is_for_reports_and_the_rest_for_steps(
+    report: float, spent: float, expected: tuple[int, int]
+) -> None:
+    assert Pace(0.5, report).fit(1000, spent, 8) == expected
+
+
+def test_what_fits_takes_no_longer_than_the_budget_and_one_step_more_does() -> None:
+    pace = Pace(0.37, 4.1)
+    steps, reports = pace.fit(600, 33.3, 20)
+    assert pace.seconds(steps, reports) + 33.3 <= 0.97 * 600 < pace.seconds(steps + 1, reports) + 33.3
+
+
+@dataclass
+class Clocked:
+    """A training that moves a clock instead of weights: an eighth of a second a step, five a report."""
+
+    now: float = 0.0
+    step: int = 0
+    settings: Training = Training()
+    images: int | None = None
+
+    @property
+    def seen(self) -> int:
+        return self.step * self.settings.batch
+
+    def descend(self, seconds: float = 0.125) -> None:
+        self.step, self.now = self.step + 1, self.now + seconds
+
+    def held_out_loss(self) -> None:
+        self.now += 2
+
+    def preview(self) -> None:
+        self.now += 3
+
+
+@pytest.mark.parametrize(("seconds", "timed"), [(100, 24), (80, 20)])
+def test_a_budget_times_twenty_steps_or_three_percent(
+    monkeypatch: pytest.MonkeyPatch, seconds: int, timed: int
+) -> None:
+    """The figures are those of the budget as it was before the plan shared its arithmetic."""
+    trainer = Clocked()
+    monkeypatch.setattr(time, "monotonic", lambda: trainer.now)
+    budget = Budget(seconds, started=0)
+    while (found := budget.plan(trainer)) is None:  # type: ignore[arg-type]
+        trainer.descend()
+    assert trainer.step == 3 + timed
+    reports = min(8, max(1, int(0.1 * seconds / 5)))
+    left = 0.97 * seconds - (0.125 * trainer.step + 5) - reports * 5
+    assert found == (trainer.seen + 64 * max(1, int(left / 0.125)), reports)
+
+
+@pytest.mark.parametrize("later", [0.0625, 0.125, 0.25])
+@pytest.mark.parametrize("before", [0.0, 350.0])
+@pytest.mark.parametrize("report", [5, 0.5])
+def test_a_budget_is_measured_again_before_the_rate_falls(
+    monkeypatch: pytest.MonkeyPatch, later: float, before: float, report: float
+) -> None:
+    """A machine that changes its speed after the first plan, or the first report, is done in time all the same."""
+    trainer, seconds, plans, pace = Clocked(), 800, [], 0.125
+    monkeypatch.setattr(time, "monotonic", lambda: trainer.now)
+    budget = Budget(seconds, started=-before)
+    while trainer.images is None or trainer.seen < trainer.images:
+        trainer.descend(pace)
+        if found := budget.plan(trainer):  # type: ignore[arg-type]
+            plans.append((trainer.seen, trainer.now))
+            trainer.images, reports = found
+            trainer.settings = replace(trainer.settings, reports=reports)
+            pace = later
+        if loop._due(trainer, trainer.settings.reports):  # type: ignore[arg-type]
+            trainer.now += report
+    assert len(plans) == 2
+    assert plans[1][0] < 0.45 * trainer.images
+    assert 0.15 * trainer.images < plans[1][0]
+    assert plans[1][1] < 0.45 * (seconds - before)
+    assert 0.94 * seconds <= trainer.now + before <= seconds
+
+
+# Memory
+
+
+def test_what_a_loss_keeps_is_counted_to_the_byte(tiny: MakeRecipe, tmp_path: Path) -> None:
+    found, data = build_data(tiny())
+    trainer = Trainer(found, data, tmp_path, torch.device("cpu"))
+    weight = torch.ones(64, requires_grad=True)
+
+    def losses(draw: Draw) -> dict[str, torch.Tensor]:
+        scaled = draw.x0.flatten(1) * weight  # keeps the rows
+        return {"loss": (scaled * scaled.exp()).sum(1)}  # keeps both factors, one of which exp() keeps too
+
+    trainer.losses = losses  # type: ignore[method-assign]
+    counts = [planning._kept(trainer, rows) for rows in (1, 2, 7)]
+    assert [count - counts[0] for count in counts] == [0, 3 * 256, 18 * 256]
+
+
+@pytest.mark.parametrize("network", ["compact", "unet", "minimal", "dit"])
+def test_what_a_network_keeps_is_linear_in_the_batch(tmp_path: Path, network: str) -> None:
+    small = {"unet": ["network.widths=[8, 8]", "network.attention=[false, true]"], "dit": ["network.depth=1"]}
+    chosen = recipe("digits").set(f"network={network}", *small.get(network, ["network.width=8"]))
+    found, data = build_data(chosen)
+    trainer = Trainer(found, data, tmp_path, torch.device("cpu"))
+    first, second, third = (planning._kept(trainer, rows) for rows in (4, 8, 24))
+    assert third - second == 4 * (second - first) > 0
+
+
+def test_free_memory_but_for_a_tenth_holds_rows(tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, counts = tiny(), []
+    kept = planning._kept
+    monkeypatch.setattr(planning, "_kept", lambda trainer, rows: counts.append(kept(trainer, rows)) or counts[-1])
+    for free in (10**9, 2 * 10**9):
+        monkeypatch.setattr(planning, "free_memory", lambda device, free=free: free)
+        most = plan(chosen, device="cpu").most
+        assert most == int(0.9 * free / ((counts[1] - counts[0]) / 4))
+    monkeypatch.setattr(planning, "free_memory", lambda device: 0)
+    assert plan(chosen.set("training.accumulate=2"), device="cpu").most == 16  # as many as were seen to fit
+
+
+def test_memory_is_that_of_this_machine() -> None:
+    cpu = torch.device("cpu")
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 10**8 < planning.peak_memory(cpu) < total
+    assert 10**7 < planning.free_memory(cpu) < total
+    status = Path("/proc/self/status")
+    if status.is_file():  # the kernel's own high-water mark; that of a parent process may be above it
+        mark = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        assert mark is not None
+        assert planning.peak_memory(cpu) > 0.95 * 1024 * int(mark[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_rows_that_fit_a_gpu_are_about_those_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = recipe("digits").set("network.width=96", "training.reports=1")
+    monkeypatch.setattr(planning, "free_memory", lambda device: 2 * 10**9)
+    most = plan(chosen, device="cuda").most
+    found, data = build_data(chosen.set(f"training.batch={most}"))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(found, data, Path(folder), torch.device("cuda"))
+        for step in range(2):
+            held = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            trainer.descend(trainer.draws(step))
+    assert 1.2 * 10**9 < torch.cuda.max_memory_allocated() - held < 2.2 * 10**9
+
+
+# Plans
+
+
+def test_a_plan_has_the_recipes_own_length_and_leaves_nothing(tiny: MakeRecipe, rooms: Path) -> None:
+    before = torch.random.get_rng_state()
+    found = plan(tiny("training.images=1000", "training.reports=3"), device="cpu")
+    assert (found.steps, found.batch, found.images, found.reports) == (32, 32, 1024, 3)
+    assert found.rows == 1438
+    assert found.most >= 32
+    assert found.seconds > found.pace.seconds(32, 3) > 0
+    assert list(rooms.iterdir()) == []
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_disk_is_what_a_run_folder_takes(tiny: MakeRecipe, train_into: Callable[[Recipe, str], Path]) -> None:
+    chosen = tiny("training.reports=4")
+    found, run = plan(chosen, device="cpu"), train_into(chosen, "measured")
+    checkpoints = list((run / "checkpoints").iterdir())
+    assert len(checkpoints) == 2
+    assert found.checkpoint == pytest.approx(planning._size(checkpoints[0]), abs=20)  # digits of the numbers in it
+    written = sum(planning._size(run / name) for name in ("checkpoints", "model.safetensors", "samples"))
+    assert found.disk == pytest.approx(written + found.checkpoint, rel=0.05)
+
+
+def test_a_budget_is_filled(tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stopwatch, "pace", lambda self, trainer: Pace(0.5, 10.0))
+    found = plan(tiny("training.reports=5"), budget=1e6, device="cpu")
+    assert found.reports == 5
+    assert found.pace.report > 10  # with its checkpoint
+    assert found.spent > found.pace.report  # building, and one report that is timed
+    assert found.steps == int((0.97e6 - found.spent - 5 * found.pace.report) / 0.5)
+    assert 0.97e6 - 1 < found.seconds <= 0.97e6
+
+
+def test_a_table_tells_all_of_it() -> None:
+    found = planning.Plan("a headline", 1000, 64, 2000, 8, Pace(0.032, 3.0), 12.0, 5 * 10**8, 4321, 2 * 10**6, 10**9)
+    lines = dict(line.split(maxsplit=1) for line in found.table().splitlines()[1:])
+    assert found.table().startswith("a headline\n")
+    assert lines["speed"] == "0.50 s for a thousand images, 3.00 s for a report"
+    assert lines["length"] == "128,000 images in 2,000 steps of 64, which are 128.0 epochs"
+    assert re.fullmatch(r"after 0:01:40 with 8 reports: begun now, at \d\d:\d\d on \w+ \d\d \w+", lines["end"])
+    assert lines["memory"] == "500.0 MB at the peak; about 4,321 rows fit at a time (an estimate)"
+    assert lines["disk"].startswith("1.0 GB: 2 checkpoints of 2.0 MB, one more while it is written, and 1.0 GB of")
+
+
+def test_a_batch_that_does_not_fit_gets_a_sentence(
+    tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch, rooms: Path
+) -> None:
+    def full(trainer: Trainer, draw: Draw) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, "descend", full)
+    with pytest.raises(UserError, match="16 rows at a time do not fit the memory of cpu: lower training.batch, or cut"):
+        plan(tiny("training.accumulate=2"), device="cpu")
+    assert list(rooms.iterdir()) == []
+
+
+# The command line
+
+
+SMALL = ("--set", "network.width=8", "--set", "sampling.steps=2", "--device", "cpu")
+
+
+def test_the_verb_plans_what_train_would_train(
+    rooms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(rooms)
+    assert main(["plan", "digits", *SMALL, "--precision", "bfloat16", "--budget", "2h"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("1,438 rows of 1×8×8, 359 held out; told classes; ")
+    assert shown[0].endswith("cpu, bfloat16")
+    assert [line.split()[0] for line in shown[1:]] == ["speed", "length", "end", "memory", "disk"]
+    assert re.search(r"after 1:5[0-9]:\d\d with 8 reports", shown[3])
+    assert list(rooms.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "name a recipe to train"),
+        (["digitz"], "did you mean 'digits'"),
+        (["digits", "--set", "network.widht=8"], "did you mean 'network.width'"),
+        (["digits", "--budget", "soon"], "--budget takes a time like 90s, 10m or 2h, not 'soon'"),
+        (["digits", "--size", "16"], "leave --size away"),
+        (["folder", "--data", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_mistakes_are_those_of_train(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], rooms: Path
+) -> None:
+    told = []
+    for verb in ("plan", "train"):
+        assert main([verb, *arguments, *(["--out", str(rooms / "run")] if verb == "train" else [])]) == 2
+        told.append(capsys.readouterr().err)
+    assert sentence in told[0]
+    assert told[0] == told[1]
+    assert list(rooms.iterdir()) == []
