@@ -102,6 +102,76 @@ def test_the_tutorials_lead_to_what_exists() -> None:
             assert defined or last in {kind for kinds in KINDS.values() for kind in kinds}, last
 
 
+def test_the_reading_path_quotes_the_code() -> None:
+    """Each line that the reading page shows next to an equation is in the file that it names."""
+    text = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .+ \| `([\w/]+\.py)` \| `([^`]+)` \|$", text, re.MULTILINE)
+    assert len(rows) >= 15
+    for path, line in rows:
+        source = (ROOT / "src" / "unfog" / path).read_text(encoding="utf-8")
+        assert line in {one.strip() for one in source.splitlines()}, f"{path}: {line}"
+
+
+def test_the_front_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+OLD_PHRASES = [
+    r"left away",
+    r"(is|are|was|were|be|being|been) told\b(?! apart)",
+    r"told (a|the|what|nothing|one|which|something)\b",
+    r"telling it",
+    r"goes? on (where|from|to|by)\b",
+    r"go on with",
+    r"made anew",
+    r"\bshall\b",
+    r"numbers that one can believe",
+    r"\bbeside\b",
+    r"the last words",
+    r"on the way back instead of kept",
+    r"forgotten conditions",
+    r"by heart",
+    r"as it stands",
+    r"\bat hand\b",
+    r"worked out",
+    r"this house",
+    r"asked by pictures",
+]
+"""Word for word translations that the pages had once, as patterns: the field's own words stand for them now."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_speak_plainly(page: Path) -> None:
+    """None of the old phrases is in the prose; fenced blocks, which show code and output, are not prose."""
+    if page.name == "CONTRIBUTING.md":
+        return
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"\s+", " ", prose).lower()
+    found = [match[0] for phrase in OLD_PHRASES for match in re.finditer(phrase, prose)]
+    assert not found
+
+
+def test_the_pages_are_in_the_navigation() -> None:
+    """Every page has its entry, so that none is found by chance only."""
+    named = re.findall(r'= "([\w-]+\.md)" }', (ROOT / "zensical.toml").read_text(encoding="utf-8"))
+    assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_anchors_lead_to_headings() -> None:
+    """A link to a part of a page names one of its headings."""
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+            if target.startswith("https://"):
+                continue
+            text = (page.parent / target if target else page).read_text(encoding="utf-8")
+            assert anchor in {_anchor(head) for head in re.findall(r"^#+ (.+)$", text, re.M)}, f"{page.name}: {anchor}"
+
+
+def _anchor(head: str) -> str:
+    """Return what a heading is called in links."""
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", head).strip().lower())
+
+
 def test_every_pain_has_an_answer() -> None:
     rows = re.findall(r"^\| (\d+) \| .+? \| .{40,} \|$", (ROOT / "docs" / "pains.md").read_text("utf-8"), re.M)
     assert rows == [str(number) for number in range(1, 25)]
@@ -113,8 +183,9 @@ def test_the_reference_has_all_public_names() -> None:
 
 
 def test_the_table_of_settings_is_complete() -> None:
-    """README names every kind of the fields that it lists."""
-    rows = re.findall(r"^\| (\w+) \| (`.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    """The page of settings names every kind of the parts that it lists."""
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (`.*) \|$", page, re.MULTILINE)
     fields = {name: set(re.findall(r"`([\w-]+)`", kinds)) for name, kinds in rows if name in KINDS}
     assert set(fields) >= {"schedule", "target", "solver", "grid", "network", "times", "weighting"}
     for name, kinds in fields.items():
