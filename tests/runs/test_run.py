@@ -23,7 +23,7 @@ from unfog.runtime.errors import UserError
 SOLVERS = sorted(KINDS["solver"])
 GRIDS = sorted(set(KINDS["grid"]) - {"times"})  # that one is a list of times and no rule
 ON_GRIDS = [
-    # the adaptive rule takes a hundred steps of its own between those of a grid
+    # the adaptive rule takes many steps of its own, whatever the grid
     pytest.param(solver, grid, marks=pytest.mark.slow if solver == "rk45" and grid != "uniform" else [])
     for solver in SOLVERS
     for grid in GRIDS
