@@ -37,7 +37,7 @@ from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.evaluation import bench
 from unfog.generation.sampler import Sampler
 from unfog.networks.minimal import Minimal
-from unfog.recipes import recipe as blueprint
+from unfog.recipes import build
 from unfog.recipes.build import build_data, build_denoiser
 from unfog.recipes.kinds import KINDS, class_of, options_of, register
 from unfog.recipes.presets import recipe
@@ -431,7 +431,7 @@ WEIGHT = "optimizer/network.patch_in.weight"
         (lambda tensors: tensors.update({f"{WEIGHT}:step": torch.zeros((), dtype=torch.int64)}), "has no .*:step"),
         (lambda tensors: tensors.update({"optimizer/stranger:step": torch.zeros(())}), "has no stranger:step"),
         (lambda tensors: tensors.update({"optimizer/stranger": torch.zeros(())}), "has no stranger"),
-        (lambda tensors: tensors.update({"times/losses": torch.zeros(2, 3)}), "times/losses has another shape"),
+        (lambda tensors: tensors.update({"times/losses": torch.zeros(2, 3)}), "does not fit the recipe: it holds times/losses"),
     ],
 )
 def test_a_forged_checkpoint(
@@ -732,7 +732,7 @@ def test_many_classes_are_numbered_at_once(tmp_path: Path) -> None:
 
 def test_names_that_no_recipe_holds_are_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the run could be trained, and never be read."""
-    monkeypatch.setattr(blueprint, "MOST_JSON", 100)
+    monkeypatch.setattr(build, "MOST_JSON", 100)
     with pytest.raises(UserError, match="the names of 2 classes, or the captions, are too long"):
         build_data(recipe("folder", str(shop.data)))
 

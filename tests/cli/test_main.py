@@ -89,7 +89,7 @@ def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) 
         (["digits", "--set", "schedule=cosin"], "unknown schedule 'cosin': did you mean 'cosine'"),
         (["digits", "--set", "solver=dimm"], "unknown solver 'dimm': did you mean 'ddim'"),
         (["digits", "--set", "grid=karas"], "unknown grid 'karas': did you mean 'karras'"),
-        (["digits", "--set", "network.width"], r"--set takes path=value, for instance .*'network\.width'"),
+        (["digits", "--set", "network.width"], r"a setting is path=value, for instance .*'network\.width'"),
         (["digits", "--set", "network=3"], "network takes one of autoencoder.*not 3"),
         (["digits", "--set", "network.width=wide"], r"network\.width must be int, not 'wide'"),
         (["digits", "--set", "network.width=8.5"], r"network\.width must be int, not 8\.5"),
@@ -117,7 +117,7 @@ def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) 
         (["digits", "--set", "target=eps"], "target Eps cannot be solved.*use the target v, x0 or flow"),
         (
             ["digits", "--set", "schedule=cosine"],
-            "target Flow does not fit the schedule Table.*use its continuous form",
+            "target Flow does not fit the schedule Cosine.*use its continuous form",
         ),
         (
             ["digits", "--set", "inputs.network_time=index"],

@@ -7,7 +7,6 @@ import tyro
 
 from unfog.cli import arguments
 from unfog.cli.options import Count
-from unfog.recipes.build import build_codec, build_data
 from unfog.runtime.errors import EnvironmentFailure, UserError
 
 

@@ -341,6 +341,10 @@ class Trainer:
         self.optimizers = self._optimizers(state["precision"])
         for name, optimizer in self.optimizers.items():
             checkpoint.restore_optimizer(optimizer, self._names(optimizer), parts[self._part(name)])
+        known = {"weights", *self.averages, *map(self._part, self.optimizers)}
+        strange = [name for name in tensors if name.partition("/")[0] not in known and name not in self.state]
+        if strange:
+            raise UserError(f"the newest checkpoint in {where} does not fit the recipe: it holds {strange[0]}")
         for name, tensor in self.state.items():
             saved = tensors.get(name, tensor)
             if saved.shape != tensor.shape:
