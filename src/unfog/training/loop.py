@@ -21,7 +21,7 @@ from unfog.training.metrics import Display, Metrics
 from unfog.training.trainer import Trainer
 
 LOOK = 1 / 3
-"""Share of what is left of a budget after which it is measured again."""
+"""Share of the rest of a budget after which the speed is measured again."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Pace:
 
 @dataclass
 class Stopwatch:
-    """Times the first steps of a training, and a report.
+    """Times the first steps of a training, and then a report.
 
     Attributes:
         warm: The step at which the timing began, and when that was.
@@ -59,22 +59,40 @@ class Stopwatch:
 
     warm: tuple[int, float] | None = None
 
-    def pace(self, trainer: Trainer, least: float = 0.0) -> Pace | None:
-        """Return the pace of a training, or None while too few steps were timed; to be asked after every step.
+    def measure(self, trainer: Trainer, least: float = 0.0) -> Pace | None:
+        """Take the time after a step; when enough steps were timed, write a report, time it and return the pace.
 
-        The first three steps are left out, since kernels are chosen in them; then 20 steps are timed, or as many as
-        `least` seconds hold, and one report.
+        To be called after every step until it returns a pace. The sheet of the report stays in the run folder.
+
+        Args:
+            trainer: Took a step just now.
+            least: Seconds of steps that are timed at least.
+        """
+        step = self.lap(trainer.step, least)
+        return None if step is None else Pace(step, write_timed_report(trainer))
+
+    def lap(self, step: int, least: float = 0.0) -> float | None:
+        """Take the time after step number `step`; return the mean seconds of a step, None while too few were timed.
+
+        The first three steps are not timed, since kernels are chosen in them; then 20 steps are, or as many as `least`
+        seconds hold.
         """
         now = _clock()
         if self.warm is None:
-            self.warm = (trainer.step, now) if trainer.step >= 3 else None
+            self.warm = (step, now) if step >= 3 else None
             return None
-        steps, seconds = trainer.step - self.warm[0], now - self.warm[1]
-        if steps < 20 or seconds < least:
+        first, began = self.warm
+        if step - first < 20 or now - began < least:
             return None
-        trainer.held_out_loss()
-        trainer.preview()
-        return Pace(seconds / steps, _clock() - now)
+        return (now - began) / (step - first)
+
+
+def write_timed_report(trainer: Trainer) -> float:
+    """Measure the held-out loss and write a sheet of samples, as a report does; return the seconds that it took."""
+    began = _clock()
+    trainer.held_out_loss()
+    trainer.preview()
+    return _clock() - began
 
 
 @dataclass
@@ -83,7 +101,9 @@ class Budget:
 
     Attributes:
         seconds: The budget, from the start of the training to its last report.
-        first: The step and the moment of the first plan, and the pace that it found.
+        started: When the training started.
+        stopwatch: Times the first steps and a report.
+        first: The step and the moment of the first plan, and the pace that it was made from.
         settled: Whether the second plan was made, too.
     """
 
@@ -93,31 +113,40 @@ class Budget:
     first: tuple[int, float, Pace] | None = None
     settled: bool = False
 
-    def plan(self, trainer: Trainer) -> tuple[int, int] | None:
-        """Return how many images and how many reports fit, or None where that is not due; to be asked at each step.
+    def measure(self, trainer: Trainer) -> tuple[int, int] | None:
+        """Take the time after a step; return how many images and reports fit when a plan is due, otherwise None.
 
-        It is due twice: when 3 % of the budget were timed, and after a third of the rest, since a machine that has
-        become warm goes slower, and a busy one at changing speeds. Behind that the learning rate may fall already.
+        A plan is due twice: when 3 % of the budget were timed (a report is written then, to time it), and after a third
+        of the rest, since a machine that has become warm is slower, and the speed of a busy one changes. After that the
+        learning rate may already fall.
         """
         if self.settled:
             return None
-        batch, reports = trainer.settings.batch, trainer.settings.reports
         if self.first is None:
-            pace = self.stopwatch.pace(trainer, 0.03 * self.seconds)
-            if pace is None:
-                return None
-            now = _clock()
-            self.first = trainer.step, now, pace
-            steps, reports = pace.fit(self.seconds, now - self.started, reports)
-            return trainer.seen + batch * steps, reports
-        now, (step, since, pace) = _clock(), self.first
-        gone = (now - since) / (self.started + self.seconds - since)  # an autoencoder may have had its part before
+            return self._first_plan(trainer)
+        return self._second_plan(trainer, *self.first)
+
+    def _first_plan(self, trainer: Trainer) -> tuple[int, int] | None:
+        """Plan by the first steps and a report, once they are timed."""
+        pace = self.stopwatch.measure(trainer, 0.03 * self.seconds)
+        if pace is None:
+            return None
+        now = _clock()
+        self.first = trainer.step, now, pace
+        steps, reports = pace.fit(self.seconds, now - self.started, trainer.settings.reports)
+        return trainer.seen + trainer.settings.batch * steps, reports
+
+    def _second_plan(self, trainer: Trainer, step: int, since: float, pace: Pace) -> tuple[int, int] | None:
+        """Plan by all steps since the first plan, once a third of the rest of the budget or of the images is used."""
+        now = _clock()
+        used = (now - since) / (self.started + self.seconds - since)  # an autoencoder may have had its part before
         assert trainer.images is not None  # the first plan fixed it
-        if gone < LOOK and trainer.seen < LOOK * trainer.images:
+        if used < LOOK and trainer.seen < LOOK * trainer.images:
             return None
         self.settled = True
         latest = Pace((now - since) / (trainer.step - step), pace.report)  # a step with its share of reports
-        return trainer.seen + batch * latest.fit(self.seconds, now - self.started, 1)[0], reports
+        steps, _ = latest.fit(self.seconds, now - self.started, 1)
+        return trainer.seen + trainer.settings.batch * steps, trainer.settings.reports
 
 
 def _clock() -> float:
@@ -169,7 +198,7 @@ def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: M
             loss = trainer.descend(draw)
             metrics.add(trainer.step, loss, trainer.optimizer.param_groups[0]["lr"])
             display.advance(trainer.seen, trainer.images, metrics)
-            if budget and (plan := budget.plan(trainer)):
+            if budget and (plan := budget.measure(trainer)):
                 _fix(trainer, *plan)
                 display.say(f"at this pace the budget of {budget.seconds:g} s holds {plan[0]:,} images")
             late = distributed.agreed(time.monotonic() - saved) > seconds

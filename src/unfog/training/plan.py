@@ -1,4 +1,4 @@
-"""What a training will take, found out by a few steps of it: time, memory and disk."""
+"""What a training will take in time, memory and disk, measured on a few of its steps."""
 
 import tempfile
 import time
@@ -21,9 +21,9 @@ from unfog.training.loop import Pace, Stopwatch, batches, headline
 from unfog.training.trainer import Trainer
 
 TRIED = (4, 8)
-"""Rows of the two batches that tell how much memory a row takes."""
+"""Rows of the two batches from which the memory of a row is measured."""
 RESERVE = 0.1
-"""Share of the free memory that is left for what passes by: workspaces, and gradients on their way back."""
+"""Share of the free memory that is left for temporary tensors: workspaces, and gradients in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,11 @@ def _with_untrained(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _measure(trainer: Trainer) -> Pace:
-    """Take steps until they are timed."""
-    stopwatch, drawn = Stopwatch(), batches(trainer)
-    while not (pace := stopwatch.pace(trainer)):
-        trainer.descend(next(drawn))
+    """Take steps until enough of them and a report are timed."""
+    stopwatch, draws, pace = Stopwatch(), batches(trainer), None
+    while pace is None:
+        trainer.descend(next(draws))
+        pace = stopwatch.measure(trainer)
     return pace
 
 
