@@ -130,11 +130,11 @@ def _claim(folder: Path, request: Request, replace: bool) -> set[int]:
     written = earlier.get("n")
     present = _pictures(folder, max(request.count, written if isinstance(written, int) else 0))
     if not earlier and (present or (folder / "sheet.png").exists()):
-        raise UserError(f"{folder} holds pictures that no request of unfog wrote: choose another --out")
+        raise UserError(f"{folder} holds pictures that no request of unfog wrote: choose another folder")
     if earlier and not replace and not same:
-        raise UserError(f"{folder} holds the pictures of another request (its sampling.json): choose another --out")
+        raise UserError(f"{folder} holds the pictures of another request (its sampling.json): choose another folder")
     if not replace and any(place >= request.count for place in present):
-        raise UserError(f"{folder} holds {written} samples of this request: ask for as many, or choose another --out")
+        raise UserError(f"{folder} holds {written} samples of this request: ask for as many, or choose another folder")
     kept = {place for place in present if same and place < request.count}
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,6 +213,12 @@ def _place(path: Path) -> int | None:
     digits = path.stem
     place = int(digits) if digits.isascii() and digits.isdigit() else None
     return place if place is not None and path.name == _name(place) and path.is_file() else None
+
+
+def written_pictures(folder: Path) -> list[Path]:
+    """Return the pictures of samples in a folder, by their numbers; sheets and other files are none."""
+    numbers = {_place(path): path for path in folder.glob("*.png")}
+    return [numbers[place] for place in sorted(place for place in numbers if place is not None)]
 
 
 def in_turn(asked: Asked, count: int) -> Asked:

@@ -97,7 +97,7 @@ def write_timed_report(trainer: Trainer) -> float:
 
 @dataclass
 class Budget:
-    """Finds out how many images fit into some seconds.
+    """Measures how many images fit into some seconds.
 
     Attributes:
         seconds: The budget, from the start of the training to its last report.
@@ -150,18 +150,18 @@ class Budget:
 
 
 def _clock() -> float:
-    """Return the first process's seconds, lest the processes disagree on what is due."""
+    """Return the first process's seconds, so that all processes agree on what is due."""
     return distributed.agreed(time.monotonic())
 
 
 def train(trainer: Trainer, console: Console, budget: Budget | None = None, log: tuple[str, ...] = ()) -> None:
-    """Train to the end of the recipe, with reports on the way, or until a signal.
+    """Train to the end of the recipe, with reports, or until a signal.
 
     Args:
         trainer: Takes the steps.
         console: Shows the progress.
         budget: Seconds to use, instead of the recipe's number of images.
-        log: Names of trackers that are told, too.
+        log: Names of trackers that are informed, too.
 
     Raises: Stopped: After Ctrl-C or SIGTERM, with the state saved.
         UserError: If the loss stays non-finite.
@@ -184,9 +184,9 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None, log:
                 "stopped before the budget was measured, with nothing to save: start again without --resume", signalled
             )
         saved_now = "saved" if trainer.save() else "not saved, since a weight is not finite"
-        raise Stopped(f"stopped and {saved_now}: go on with `unfog train --resume {trainer.folder}`", signalled)
+        raise Stopped(f"stopped and {saved_now}: resume with `unfog train --resume {trainer.folder}`", signalled)
     finally:
-        trackers.close()  # behind the saving: it may wait for a network
+        trackers.close()  # after saving, since it may wait for a network
 
 
 def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: Metrics) -> int:
@@ -228,8 +228,9 @@ def headline(trainer: Trainer) -> str:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     shape = "×".join(str(side) for side in trainer.recipe.shape or ())
     rows = f"{len(trainer.data.train):,} rows of {shape}, {len(trainer.data.heldout):,} held out"
-    told = trainer.recipe.conditioning.kind if getattr(trainer.model, "embedder", None) else "nothing"
-    return f"{rows}; told {told}; {parameters:,} parameters; {trainer.device}, {trainer.precision}"
+    conditional = getattr(trainer.model, "embedder", None)
+    condition = f"conditioned on {trainer.recipe.conditioning.kind}" if conditional else "unconditional"
+    return f"{rows}; {condition}; {parameters:,} parameters; {trainer.device}, {trainer.precision}"
 
 
 def _fix(trainer: Trainer, images: int, reports: int) -> None:
@@ -257,11 +258,11 @@ def _due(trainer: Trainer, times: int) -> bool:
 
 
 def _report(trainer: Trainer, metrics: Metrics) -> str:
-    """Measure the held-out loss, write a sheet of samples and a checkpoint, and say so in a line."""
+    """Measure the held-out loss, write a sheet of samples and a checkpoint, and return a line on it."""
     held_out = trainer.held_out_loss()
     metrics.held_out(trainer.step, held_out, peak_memory(trainer.device) / 2**20)
     sheet = trainer.preview()
-    trainer.save()  # behind the report, so that a checkpoint has it
+    trainer.save()  # after the report, so that the checkpoint has it
     metrics.trackers.picture(trainer.step, sheet)
     skipped = f"   {trainer.skipped} steps skipped" if trainer.skipped else ""
     seconds = time.monotonic() - metrics.started
