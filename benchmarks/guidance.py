@@ -25,7 +25,7 @@ from unfog.diffusion.solvers import DPMSolverPP2M
 from unfog.evaluation.distances import frechet
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.neighbours import prdc
-from unfog.evaluation.report import told
+from unfog.evaluation.report import heldout_conditions
 from unfog.recipes.build import build_codec, build_data
 from unfog.runs.run import Run, load
 from unfog.runtime.randomness import normal
@@ -81,7 +81,7 @@ def mixture(count: int) -> Callable[[float, Interval | None], Point]:
 def model(run: Run, count: int, console: Console) -> Callable[[float, Interval | None], Point]:
     """Return the measurement on samples of a run."""
     judge = Judge(build_data(run.recipe)[1], build_codec(run.recipe), count, console=console)
-    condition, asked = told(run, judge, count)
+    condition, asked = heldout_conditions(run, judge, count)
     t_max = run.denoiser.schedule.t_max
 
     def measure(scale: float, interval: Interval | None) -> Point:

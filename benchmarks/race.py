@@ -174,7 +174,8 @@ class Race:
         took = time.time() - begun
         save_picture(sheet(pictures[:100], 10), where / f"{Path(file).stem}-{spent}.png")
         found = judge(self.kind, self.data, n).fidelity(pictures)
-        parts = {name: getattr(found, name) for name in ("value", "low", "high", "n", "floor", "ceiling", "protocol")}
+        parts = {name: getattr(found, name) for name in ("value", "low", "high", "n", "floor", "ceiling")}
+        parts["protocol"] = str(found.protocol)
         return {**parts, "evaluations": spent, "drawing_seconds": took}
 
     def result(self, entry: Entry) -> dict[str, Any] | None:

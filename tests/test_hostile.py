@@ -34,7 +34,7 @@ from unfog.data import classic, folder
 from unfog.data.classic import read_idx
 from unfog.data.folder import list_pictures
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
-from unfog.evaluation import bench
+from unfog.evaluation import results
 from unfog.generation.sampler import Sampler
 from unfog.networks.minimal import Minimal
 from unfog.recipes import build
@@ -431,7 +431,10 @@ WEIGHT = "optimizer/network.patch_in.weight"
         (lambda tensors: tensors.update({f"{WEIGHT}:step": torch.zeros((), dtype=torch.int64)}), "has no .*:step"),
         (lambda tensors: tensors.update({"optimizer/stranger:step": torch.zeros(())}), "has no stranger:step"),
         (lambda tensors: tensors.update({"optimizer/stranger": torch.zeros(())}), "has no stranger"),
-        (lambda tensors: tensors.update({"times/losses": torch.zeros(2, 3)}), "does not fit the recipe: it holds times/losses"),
+        (
+            lambda tensors: tensors.update({"times/losses": torch.zeros(2, 3)}),
+            "does not fit the recipe: it holds times/losses",
+        ),
     ],
 )
 def test_a_forged_checkpoint(
@@ -802,18 +805,19 @@ def test_a_mistake_in_the_code_is_still_a_traceback(monkeypatch: pytest.MonkeyPa
 def test_samples_without_end_are_refused(verb: str, broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(broken)] * (2 if verb == "compare" else 1)
     assert main([verb, *runs, "-n", "1000000000000", "--device", "cpu"]) == 2
-    assert "samples are too many: ask for -n 10000000 or less" in capsys.readouterr().err
+    assert "samples are too many: 10000000 is the limit" in capsys.readouterr().err
 
 
 # What was measured before
 
 
+PROTOCOL = {"metric": "m", "features": "f", "sets": {"data": "d", "block": 100, "seed": 0, "split": "held out"}}
 MEASURED = {
     "key": "k",
     "setting": {"solver": "ddim", "grid": "uniform", "guidance": 1.0},
     "steps": 5,
     "nfe": 5,
-    "fidelity": {"value": 1.0, "low": 0.9, "high": 1.1, "n": 100, "floor": 0.1, "ceiling": 9.0, "protocol": "x"},
+    "fidelity": {"value": 1.0, "low": 0.9, "high": 1.1, "n": 100, "floor": 0.1, "ceiling": 9.0, "protocol": PROTOCOL},
     "adherence": None,
 }
 
@@ -826,6 +830,8 @@ MEASURED = {
         {"setting": {"solver": ["ddim"], "grid": "uniform", "guidance": 1.0}},
         {"setting": {"solver": "ddim", "grid": "uniform", "guidance": "1"}},
         {"fidelity": {**MEASURED["fidelity"], "protocol": []}},  # type: ignore[dict-item]
+        {"fidelity": {**MEASURED["fidelity"], "protocol": {**PROTOCOL, "metric": 1}}},  # type: ignore[dict-item]
+        {"fidelity": {**MEASURED["fidelity"], "protocol": {**PROTOCOL, "sets": None}}},  # type: ignore[dict-item]
         {"fidelity": {**MEASURED["fidelity"], "value": "1"}},  # type: ignore[dict-item]
         {"fidelity": None},
         {"adherence": 3},
@@ -836,4 +842,4 @@ def test_a_damaged_measurement_is_left_out(tmp_path: Path, change: dict[str, Any
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(MEASURED) + "\n" + json.dumps({**MEASURED, "key": "other", **change}) + "\n")
     with pytest.warns(UserWarning, match="1 damaged lines are left out"):
-        assert set(bench._read(path)) == {"k"}
+        assert set(results.read_results(path)) == {"k"}

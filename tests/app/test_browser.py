@@ -188,9 +188,9 @@ def test_two_settings_are_compared(visit: Visit) -> None:
         steps.nth(place).fill(value)
         steps.nth(place).press("Tab")
     visit.press("Compare")
-    visit.until(lambda: visit.text("How far apart").startswith("mean difference"))
+    visit.until(lambda: visit.text("Difference in numbers").startswith("mean difference"))
     visit.until(lambda: visit.source("Difference"))
-    visit.press("Draw the row")
+    visit.press("Draw the sweep")
     visit.until(lambda: visit.panel().locator("img:visible").count() >= 7)
     visit.shoot("compare")
 
@@ -215,7 +215,7 @@ def test_a_painted_part_is_made_anew(visit: Visit, picture: Path) -> None:
     count.fill("1")
     count.press("Tab")
     visit.panel().get_by_role("tab", name="Inpaint").click()
-    board = visit.panel().locator(".block:visible", has_text="paint what shall")
+    board = visit.panel().locator(".block:visible", has_text="paint what is")
     canvas = board.locator("canvas:visible").first
     canvas.wait_for()
     visit.page.wait_for_timeout(1500)  # the board says nowhere that it is ready

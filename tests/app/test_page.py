@@ -242,5 +242,5 @@ def test_a_port_that_is_taken(page: str, digits_run: Path) -> None:
     words = [sys.executable, "-m", "unfog", "app", str(digits_run), "--port", port]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "choose --port" in done.stderr
+    assert "choose another port" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -106,7 +106,7 @@ def test_one_works_while_the_others_wait(studio: Studio) -> None:
         found = list(pool.map(lambda wish: list(studio.generate(wish)), wishes))
     for shots, picture in zip(found, alone, strict=True):
         assert np.array_equal(pixels(shots[-1].x), pixels(laid_out(picture)))
-        assert shots[-1].words.startswith("12 steps, 12 evaluations")
+        assert shots[-1].words.startswith("12 steps, 12 network evaluations")
 
 
 def test_points(studio: Studio) -> None:

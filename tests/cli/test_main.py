@@ -523,7 +523,7 @@ def test_many_samples_go_on_where_they_stopped(
     before = (out / "00000.png").stat().st_mtime_ns
     written.clear()
     again = call(*command, 150)
-    assert (again.code, "going on after 64 of 150" in again.err) == (0, True)
+    assert (again.code, "resuming after 64 of 150" in again.err) == (0, True)
     assert written == [f"{index:05}.png" for index in range(64, 150)] + ["sheet.png"]
     assert (out / "00000.png").stat().st_mtime_ns == before
     pixels = load(digits_run, "cpu").sample(150)

@@ -18,9 +18,12 @@ from rich.console import Console
 from unfog.cli.main import main
 from unfog.diffusion.solvers import UniPC
 from unfog.evaluation import bench as module
-from unfog.evaluation.bench import Bench, Measured, Setting, bench, save, schedules
-from unfog.evaluation.intervals import Scored
+from unfog.evaluation import contest
+from unfog.evaluation.bench import Bench, bench, save
+from unfog.evaluation.contest import schedules
+from unfog.evaluation.intervals import Protocol, Scored, Sets, plain
 from unfog.evaluation.judge import Judge
+from unfog.evaluation.results import Measured, Setting
 from unfog.recipes.build import build_data, build_denoiser
 from unfog.recipes.recipe import Recipe
 from unfog.runs import run as runs
@@ -31,6 +34,7 @@ from unfog.training.trainer import Trainer
 COUNT = 130
 """The least that the judge of the digits compares."""
 QUIET = Console(quiet=True)
+PROTOCOL = Protocol("frechet/pixels", "pixels 0123", Sets("4567", 130, 0))
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +129,21 @@ def test_damaged_lines_are_measured_again(run: Run, found: Bench, evaluations: l
     assert sorted(path.read_text().splitlines()) == sorted(lines)
 
 
+def test_lines_of_an_earlier_version_are_measured_again(run: Run, found: Bench, evaluations: list[int]) -> None:
+    """They kept the protocol as a sentence."""
+    path = run.path / "bench" / "results.jsonl"
+    text = path.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    old = next(line for line in lines if line["nfe"] == 4)
+    old["fidelity"]["protocol"] = "frechet/classifier by classifier 0123, blocks of 130 samples"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.warns(UserWarning, match="1 lines of an earlier version are left out and measured again"):
+        again = bench(run, ("ddim", "heun", "rk45"), (), (1, 2), (1, 4, 5), count=COUNT, console=QUIET)
+    assert again == found
+    assert evaluations
+    assert sorted(path.read_text().splitlines()) == sorted(text.splitlines())
+
+
 def test_what_was_measured_before_a_stop_is_kept(
     run: Run, monkeypatch: pytest.MonkeyPatch, evaluations: list[int]
 ) -> None:
@@ -137,7 +156,7 @@ def test_what_was_measured_before_a_stop_is_kept(
         return fidelity(judge, samples)
 
     monkeypatch.setattr(Judge, "fidelity", stop)
-    with pytest.raises(Stopped, match="1 of 2 measurements are kept: the same command goes on") as stopped:
+    with pytest.raises(Stopped, match="1 of 2 measurements are kept: run the same command again") as stopped:
         bench(run, ("ancestral",), (), (), (1, 2), count=COUNT, console=QUIET)
     assert stopped.value.code == 130
     before = len(evaluations)
@@ -148,7 +167,7 @@ def test_what_was_measured_before_a_stop_is_kept(
 def test_a_saved_setting_is_what_sample_uses(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     own = load(tmp_path / "run", "cpu")
-    score = Scored(1, 1, 1, 1, 0, 2, "p")
+    score = Scored(1, 1, 1, 1, 0, 2, PROTOCOL)
     save(own, Measured(Setting("heun", "karras", 2.0), 3, 10, score, None))
     again = load(tmp_path / "run", "cpu")
     asked = run.sample(4, solver="heun", grid="karras", steps=3, guidance=2.0)
@@ -162,7 +181,7 @@ def test_a_saved_setting_is_what_sample_uses(run: Run, tmp_path: Path) -> None:
 def test_saving_keeps_the_options_that_were_measured(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     own = replace(run, path=tmp_path / "run", recipe=run.recipe.set("solver=unipc", "solver.p=3"))
-    save(own, Measured(Setting("unipc", "uniform", 1.0), 3, 3, Scored(1, 1, 1, 1, 0, 2, "p"), None))
+    save(own, Measured(Setting("unipc", "uniform", 1.0), 3, 3, Scored(1, 1, 1, 1, 0, 2, PROTOCOL), None))
     assert load(own.path, "cpu").recipe.solver == UniPC(p=3)
 
 
@@ -176,7 +195,7 @@ scores = st.lists(
 def test_best_recommended_and_front_by_brute_force(rows: list[tuple[int, float, str]]) -> None:
     cells = {
         (Setting(name, "uniform", 1.0), nfe): Measured(
-            Setting(name, "uniform", 1.0), nfe, nfe, Scored(value, value, value, 10, 0, 1, "p"), None
+            Setting(name, "uniform", 1.0), nfe, nfe, Scored(value, value, value, 10, 0, 1, PROTOCOL), None
         )
         for nfe, value, name in rows
     }
@@ -218,9 +237,10 @@ def test_the_verb_writes_plot_and_numbers_and_says_how_to_save(
     with Image.open(tmp_path / "run" / "bench" / "bench.png") as picture:
         assert picture.width > 900
         assert np.asarray(picture.convert("L")).std() > 10
-    plain = json.loads((tmp_path / "run" / "bench" / "bench.json").read_text())
-    assert len(plain["measured"]) == len(set(found.cells.values()))
-    assert Measured.from_json(plain["recommended"]) == found.recommended
+    written = json.loads((tmp_path / "run" / "bench" / "bench.json").read_text())
+    assert len(written["measured"]) == len(set(found.cells.values()))
+    assert written["recommended"] == plain(found.recommended)
+    assert written["recommended"]["fidelity"]["protocol"] == str(found.recommended.fidelity.protocol)
     assert main([*arguments, "--save"]) == 0
     assert "uses the recommended setting now" in capsys.readouterr().out
     recipe = read_recipe(tmp_path / "run")
@@ -270,7 +290,7 @@ def test_schedules_are_trained_alike_once_and_ranked(
     tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One is trained on its budget and the other as long; neither twice, and a lost one again."""
-    monkeypatch.setattr(module, "SCHEDULE_STEPS", 3)
+    monkeypatch.setattr(contest, "SCHEDULE_STEPS", 3)
     recipe, names = tiny(), ["flow", "cosine"]
 
     def begin(chosen: Recipe = recipe) -> list[tuple[str, float]]:
@@ -304,8 +324,8 @@ def test_a_run_that_was_stopped_goes_on(
     tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resumed: list[Path] = []
-    monkeypatch.setattr(module, "resume", lambda path, **rest: resumed.append(path))
-    monkeypatch.setattr(module, "load_alike", lambda paths, device: pytest.fail("far enough"))
+    monkeypatch.setattr(contest, "resume", lambda path, **rest: resumed.append(path))
+    monkeypatch.setattr(contest, "load_alike", lambda paths, device: pytest.fail("far enough"))
     base = tiny("training.images=32").set("target=v", "times=uniform")
     for name in ("flow", "linear"):
         runs.train(base.set(f"schedule={name}"), tmp_path / name, device="cpu", console=QUIET)

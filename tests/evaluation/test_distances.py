@@ -1,6 +1,7 @@
 """Distances, neighbours and intervals: closed forms, literal loops, other people's code, and planted copies."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from unfog.evaluation.distances import (
     moments,
     spans,
 )
-from unfog.evaluation.intervals import Scored, bootstrap
+from unfog.evaluation.intervals import Protocol, Scored, Sets, bootstrap
 from unfog.evaluation.neighbours import entropy_over_classes, memorised, prdc
 from unfog.runtime.errors import UserError
 
@@ -437,8 +438,11 @@ def test_halves_cover_the_frechet_distance_and_percentiles_do_not() -> None:
 # ---------------------------------------------------------------------------------------------------- scores
 
 
+PROTOCOL = Protocol("frechet/pixels", "pixels 12ab", Sets("34cd", 500, 0))
+
+
 def a_score(value: float = 2.0) -> Scored:
-    return Scored(value, 1.5, 2.5, 1000, 1.0, 5.0, "digits, split 0; pixels, seed 0")
+    return Scored(value, 1.5, 2.5, 1000, 1.0, 5.0, PROTOCOL)
 
 
 def test_scores_subtract_and_stand_between_floor_and_ceiling() -> None:
@@ -448,18 +452,26 @@ def test_scores_subtract_and_stand_between_floor_and_ceiling() -> None:
     assert turned.position == pytest.approx(0.125)
 
 
+def other(**changes: Any) -> Protocol:
+    return replace(PROTOCOL, sets=replace(PROTOCOL.sets, **changes))
+
+
 @pytest.mark.parametrize(
-    ("other", "says"),
+    ("different", "says"),
     [
-        ({"protocol": "digits, split 0; pixels, seed 1"}, "one has 'seed 0' and the other 'seed 1'"),
-        ({"protocol": "digits, split 1; inception, seed 0"}, "'split 0, pixels' and the other 'split 1, inception'"),
+        ({"protocol": other(seed=1)}, "one has 'seed 0 of the judge' and the other 'seed 1 of the judge'"),
+        (
+            {"protocol": replace(other(data="56ef"), features="inception 78")},
+            "'frechet/pixels by pixels 12ab, data 34cd' and the other 'frechet/pixels by inception 78, data 56ef'",
+        ),
         ({"n": 999}, "'n = 1000' and the other 'n = 999'"),
-        ({"protocol": "split 0, digits; pixels, seed 0"}, "'digits, split 0"),
+        ({"protocol": other(split="halves")}, "'.* held-out rows' and the other '.* of the other half'"),
+        ({"protocol": replace(PROTOCOL, metric="kernel/pixels")}, "kernel"),
     ],
 )
-def test_scores_of_different_protocols_cannot_be_compared(other: dict[str, object], says: str) -> None:
+def test_scores_of_different_protocols_cannot_be_compared(different: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        a_score() - replace(a_score(), **other)  # type: ignore[arg-type]
+        a_score() - replace(a_score(), **different)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bad", [{"low": 3.0}, {"n": 0}, {"ceiling": float("inf")}, {"value": float("nan")}])

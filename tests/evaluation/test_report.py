@@ -21,7 +21,7 @@ from unfog.evaluation import features
 from unfog.evaluation.distances import Rows, frechet, kernel_distance
 from unfog.evaluation.judge import Judge, some, spread
 from unfog.evaluation.neighbours import prdc
-from unfog.evaluation.report import evaluate, table, told
+from unfog.evaluation.report import evaluate_run, heldout_conditions, table
 from unfog.runs.run import load
 from unfog.runtime.errors import UserError
 
@@ -206,20 +206,20 @@ def test_scores_of_different_protocols_are_not_compared(judge: Judge) -> None:
         with pytest.raises(UserError, match="cannot be compared"):
             mine - score
     for part in ("classifier", "blocks of 359", "359 held-out rows", "seed 0"):
-        assert part in mine.protocol
+        assert part in str(mine.protocol)
 
 
 def test_too_few_rows_are_refused_with_the_least_number() -> None:
     data = digits()
     large = Data(InMemory(torch.zeros(10_000, 1, 8, 8, dtype=torch.uint8)), data.heldout)
-    with pytest.raises(UserError, match=r"129 samples are too few to compare the 64 features of pixels: .* -n 130 or"):
+    with pytest.raises(UserError, match=r"129 samples are too few to compare the 64 features of pixels: .* 130 or"):
         Judge(large, Pixels(), 129)
-    with pytest.raises(UserError, match=r"99 samples are too few to compare the 16 features of pixels: .* -n 100 or"):
+    with pytest.raises(UserError, match=r"99 samples are too few to compare the 16 features of pixels: .* 100 or"):
         Judge(data, Pixels(), 99)
     few = Data(data.train, InMemory(data.heldout.take(np.arange(50)).x))
     with pytest.raises(UserError, match="hold out 50 rows, too few to compare the 16 features of pixels: hold out 100"):
         Judge(few, Pixels(), 1000)
-    with pytest.raises(UserError, match="99 samples are too few .*-n 100 or more"):
+    with pytest.raises(UserError, match="99 samples are too few .* 100 or more"):
         gaussian_judge(99)
     judge = gaussian_judge()
     for measure in (judge.score, judge.fidelity, judge.recall):
@@ -237,7 +237,7 @@ def test_the_features_of_others_are_compared_too(monkeypatch: pytest.MonkeyPatch
     assert {"frechet/inception", "kernel/inception"} < set(found)
     many = features.Pretrained("inception", "0" * 12, lambda x: x.float().repeat(1, 3, 1, 1).flatten(1))
     monkeypatch.setattr(features, "inception", lambda path: many)
-    with pytest.raises(UserError, match="the 576 features of inception: ask for -n 1154 or more"):
+    with pytest.raises(UserError, match="the 576 features of inception: take 1154 or more"):
         Judge(digits(), Pixels(), 200, inception=Path("weights"))
 
 
@@ -264,7 +264,7 @@ def test_the_exact_reader_reads_captioned_shapes(monkeypatch: pytest.MonkeyPatch
         score = found[f"adherence{part}"]
         assert score.value > 0.95
         assert (score.floor > 0.95, score.ceiling) == (True, 0)
-        assert "exact reader" in score.protocol
+        assert score.protocol.features == "the exact reader"
     recoloured = [caption.translate(str.maketrans({})).replace("red", "green") for caption in other.captions]
     wrong = judge.score(other.x, recoloured)
     assert wrong["adherence/colours"].value < wrong["adherence/shapes"].value
@@ -294,25 +294,25 @@ def run(digits_run: Path, tmp_path: Path) -> Path:
 
 
 def test_samples_are_asked_for_what_held_out_rows_show(judge: Judge, digits_run: Path, unconditional_run: Path) -> None:
-    condition, asked = told(load(digits_run, "cpu"), judge, 400)
+    condition, asked = heldout_conditions(load(digits_run, "cpu"), judge, 400)
     rows = held(judge, 400)
     assert rows.labels is not None
     assert isinstance(asked, Tensor)
     assert condition is not None
     assert torch.equal(condition, rows.labels)
     assert torch.equal(asked, rows.labels)
-    assert told(load(unconditional_run, "cpu"), judge, 400) == (None, None)
+    assert heldout_conditions(load(unconditional_run, "cpu"), judge, 400) == (None, None)
 
 
 def test_an_evaluation_scores_the_run_s_samples(judge: Judge, digits_run: Path) -> None:
     run = load(digits_run, "cpu")
-    found = evaluate(run, judge, 359, guidance=2.0, steps=2)
+    found = evaluate_run(run, judge, 359, guidance=2.0, steps=2)
     rows = held(judge, 359)
     assert torch.equal(found.samples, run.sample(359, rows.labels, guidance=2.0, steps=2))
     assert found.scores == judge.score(found.samples, rows.labels)
     assert (found.nfe_per_sample, found.steps) == (4, 2)
-    with pytest.raises(UserError, match="sets of 359 rows: ask for -n 359 or more"):
-        evaluate(run, judge, 358, guidance=1.0)
+    with pytest.raises(UserError, match="sets of 359 rows: draw 359 samples or more"):
+        evaluate_run(run, judge, 358, guidance=1.0)
     text = table([found, replace(found, guidance=3.0)], judge)
     assert max(map(len, text.splitlines())) <= 120
     for part in (
@@ -354,7 +354,7 @@ def test_evaluations_of_the_network_are_counted(judge: Judge, run: Path) -> None
     """Heun in 3 steps looks 5 times, twice as often with guidance."""
     path = run / "recipe.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "solver": {"kind": "heun"}}))
-    found = [evaluate(load(run, "cpu"), judge, 359, guidance=scale, steps=3) for scale in (1.0, 2.0)]
+    found = [evaluate_run(load(run, "cpu"), judge, 359, guidance=scale, steps=3) for scale in (1.0, 2.0)]
     assert [one.nfe_per_sample for one in found] == [5, 10]
 
 
@@ -370,13 +370,13 @@ def test_other_runs_are_evaluated_too(name: str, tmp_path: Path, request: pytest
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["-n", "10"], "10 samples are too few to compare the 16 features of pixels: ask for -n 100 or more"),
+        (["-n", "10"], "10 samples are too few to compare the 16 features of pixels: take 100 or more"),
         (["-n", "0"], "0 samples are too few"),
         (["--batch", "0"], "the batch must be 1 or more, not 0"),
         (["--guidance", "nan"], "guidance"),
         (["--steps", "0"], "steps must be above 0, not 0"),
-        (["--dinov2", "nowhere"], "nowhere does not exist or is empty: give --dinov2 a folder"),
-        (["--inception", "nowhere"], "nowhere does not exist or is empty: give --inception the file"),
+        (["--dinov2", "nowhere"], "nowhere does not exist or is empty: dinov2 takes a folder"),
+        (["--inception", "nowhere"], "nowhere does not exist or is empty: inception takes the file"),
     ],
 )
 def test_a_mistake_in_a_request(run: Path, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What is told of a run on pages: the numbers of a step, and a report that needs nothing else."""
+"""Pages about a run: the numbers of a step, and a report that needs nothing else."""
 
 import base64
 import json
@@ -105,10 +105,10 @@ def test_an_explanation_says_what_the_network_saw(digits_run: Path) -> None:
     found = explain(run, 500, row=3)
     told = build_data(run.recipe)[1].heldout.take(np.array([3])).labels
     assert told is not None
-    assert values(found)["told"] == run.recipe.classes[int(told[0])]
+    assert values(found)["conditioned on"] == run.recipe.classes[int(told[0])]
     assert found.pictures is not None
     assert found.pictures.shape == (4, 1, 8, 8)
-    assert found.intro == "Held-out row 3; of all its numbers, those of channel 0, row 4, column 4 are shown."
+    assert found.intro == "Held-out row 3; the numbers shown are those of channel 0, row 4, column 4."
     assert explain(run, 500, row=3).text() == found.text()
     assert explain(run, 500, row=3, seed=1).text() != found.text()
 
@@ -116,7 +116,7 @@ def test_an_explanation_says_what_the_network_saw(digits_run: Path) -> None:
 def test_what_a_model_is_told_of_labelled_pictures(tiny: MakeRecipe, train_into: Callable[[Recipe, str], Path]) -> None:
     """Not the label, where it is told something else."""
     run = load(train_into(tiny("conditioning=image", "conditioning.task=fill", "sampling.guidance=1"), "image"), "cpu")
-    assert values(explain(run, 500))["told"] == "its image"
+    assert values(explain(run, 500))["conditioned on"] == "its image"
     assert "Samples" in report(run, run.path / "report").markdown
 
 
@@ -156,9 +156,9 @@ def test_where_the_data_are_gone_a_sample_is_explained(tiny: MakeRecipe, digits_
     for file in folder.iterdir():
         file.unlink()
     found = explain(run, 500)
-    assert found.intro.startswith("Sample 0, as the data are not here")
+    assert found.intro.startswith("Sample 0, as the data are not available")
     written = report(run, tmp_path / "report").write().read_text()
-    assert "Not known" in written
+    assert "Not available" in written
 
 
 def test_explanations_are_written_as_pages(digits_run: Path, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_other_pictures_are_left_out(tmp_path: Path, source: str) -> None:
     (folder / "notes.txt").write_text("secret")
     found = seen(page(f"![a picture]({source})", "Title", folder))
     assert found.loads == []
-    assert "a picture: not here" in found.text
+    assert "a picture: missing" in found.text
 
 
 def test_a_link_out_of_the_folder_is_left_out(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_report_has_every_part_and_needs_nothing(run: str, request: pytest.Fix
     found = seen(text)
     assert found.loads
     assert all(source.startswith("data:image/") for source in found.loads)
-    assert "not here" not in found.text
+    assert ": missing" not in found.text
     for head in (
         "Samples",
         "Film",

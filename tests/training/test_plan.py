@@ -83,7 +83,7 @@ def test_a_budget_times_twenty_steps_or_three_percent(
     trainer = Clocked()
     monkeypatch.setattr(time, "monotonic", lambda: trainer.now)
     budget = Budget(seconds, started=0)
-    while (found := budget.plan(trainer)) is None:  # type: ignore[arg-type]
+    while (found := budget.measure(trainer)) is None:  # type: ignore[arg-type]
         trainer.descend()
     assert trainer.step == 3 + timed
     reports = min(8, max(1, int(0.1 * seconds / 5)))
@@ -103,7 +103,7 @@ def test_a_budget_is_measured_again_before_the_rate_falls(
     budget = Budget(seconds, started=-before)
     while trainer.images is None or trainer.seen < trainer.images:
         trainer.descend(pace)
-        if found := budget.plan(trainer):  # type: ignore[arg-type]
+        if found := budget.measure(trainer):  # type: ignore[arg-type]
             plans.append((trainer.seen, trainer.now))
             trainer.images, reports = found
             trainer.settings = replace(trainer.settings, reports=reports)
@@ -208,7 +208,7 @@ def test_the_disk_is_what_a_run_folder_takes(tiny: MakeRecipe, train_into: Calla
 
 
 def test_a_budget_is_filled(tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Stopwatch, "pace", lambda self, trainer: Pace(0.5, 10.0))
+    monkeypatch.setattr(Stopwatch, "measure", lambda self, trainer: Pace(0.5, 10.0))
     found = plan(tiny("training.reports=5"), budget=1e6, device="cpu")
     assert found.reports == 5
     assert found.pace.report > 10  # with its checkpoint
@@ -252,7 +252,7 @@ def test_the_verb_plans_what_train_would_train(
     monkeypatch.chdir(rooms)
     assert main(["plan", "digits", *SMALL, "--precision", "bfloat16", "--budget", "2h"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith("1,438 rows of 1×8×8, 359 held out; told classes; ")
+    assert shown[0].startswith("1,438 rows of 1×8×8, 359 held out; conditioned on classes; ")
     assert shown[0].endswith("cpu, bfloat16")
     assert [line.split()[0] for line in shown[1:]] == ["speed", "length", "end", "memory", "disk"]
     assert re.search(r"after 1:5[0-9]:\d\d with 8 reports", shown[3])

@@ -1,4 +1,4 @@
-"""The playground: a page on which runs draw, are compared, edit and are measured."""
+"""The playground: a web page to sample, compare, edit with and inspect runs."""
 
 import atexit
 import os
@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(tempfile.mkdtemp(prefix="unfog-app-"))
-"""What is uploaded and drawn; it goes when the process ends."""
+"""Holds uploads and results; removed when the process ends."""
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 os.environ["GRADIO_TEMP_DIR"] = str(FOLDER)  # here, since Gradio reads both when it is imported
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

@@ -24,26 +24,26 @@ img { image-rendering: pixelated; } footer { opacity: .6; }
 .grid-wrap { height: auto !important; max-height: none !important; } .thumbnail-lg { aspect-ratio: auto !important; }
 """
 LARGEST = "10mb"
-"""Of an upload."""
+"""Size limit of an upload."""
 HOLD = 1800
 """Seconds that pictures of the page are kept."""
 MILLISECONDS = 80
-"""That a frame of a film is seen."""
+"""Milliseconds that a frame of a film is shown."""
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-"""One request computes at a time: two beside each other would each take longer than both in turn."""
+"""One request computes at a time: two at once would each take longer than both in turn."""
 LIVE: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
-"""What follows a slider: the last value counts."""
+"""For what follows a slider: only the last value counts."""
 Frames = list[tuple[Image.Image, Image.Image]]
 
 
 def said(work: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a user's mistake into a toast with its sentence; of a bug the page says only that it is one."""
+    """Show a user's mistake as a toast with its sentence, and a bug as a toast that says only that it is one."""
 
     def toast(error: Exception) -> gr.Error:
         if isinstance(error, UserError | EnvironmentFailure):
             return gr.Error(str(error), print_exception=False)
         traceback.print_exception(error)
-        return gr.Error("this is a fault of the page, not yours: its terminal says more", print_exception=False)
+        return gr.Error("this is a bug of the page, not your mistake: see its terminal", print_exception=False)
 
     @functools.wraps(work)
     def once(*arguments: Any) -> Any:
@@ -63,7 +63,7 @@ def said(work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def upload(**options: Any) -> gr.Image:
-    """Return a place for a picture from a file or the clipboard; one that cannot be read is a toast."""
+    """Return an input for a picture from a file or the clipboard; an unreadable one gives a toast."""
     image = gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], **options)  # as it is
     read = image.preprocess
 
@@ -75,12 +75,12 @@ def upload(**options: Any) -> gr.Image:
         except Exception:
             raise gr.Error("this file is no picture that can be read: choose another", print_exception=False) from None
 
-    image.preprocess = preprocess  # type: ignore[method-assign]  # of a class Gradio would write a file beside this
+    image.preprocess = preprocess  # type: ignore[method-assign]  # of a class Gradio would write a file next to this
     return closed(image)
 
 
 def answer(label: str) -> gr.Image:
-    """Return a place for a picture that the page draws, pixel by pixel."""
+    """Return an output for a picture, shown pixel by pixel."""
     return gr.Image(label=label, format="png", interactive=False, height=360, buttons=["download", "fullscreen"])
 
 
@@ -88,7 +88,7 @@ Place = TypeVar("Place", gr.Image, gr.ImageEditor)
 
 
 def closed(place: Place) -> Place:
-    """Return a place for pictures that takes none from an address: the page fetches nothing from anywhere."""
+    """Make an input refuse addresses: the page fetches nothing from anywhere."""
     keep = place.async_move_resource_to_block_cache
 
     async def own(path: str | Path | None) -> str | None:
@@ -98,6 +98,22 @@ def closed(place: Place) -> Place:
 
     place.async_move_resource_to_block_cache = own  # type: ignore[method-assign,assignment]
     return place
+
+
+def painting(label: str) -> gr.ImageEditor:
+    """Return an input for a picture that can be painted on."""
+    brush = gr.Brush(default_size=24, colors=["#d02090"], color_mode="fixed")
+    board = gr.ImageEditor(
+        type="pil",
+        label=label,
+        brush=brush,
+        layers=False,
+        sources=["upload", "clipboard"],
+        transforms=(),
+        format="png",
+        height=420,
+    )
+    return closed(board)
 
 
 class Playground:
@@ -113,29 +129,29 @@ class Playground:
         self.studio = rooms
         self.names = list(rooms.paths)
         with gr.Blocks(title="unfog", analytics_enabled=False, delete_cache=(HOLD, HOLD)) as self.blocks:
-            gr.Markdown("# unfog\nwatch a model draw, compare, edit, and look at what is known of it")
+            gr.Markdown("# unfog\nwatch a model sample, compare settings, edit pictures, and see how it was measured")
             tabs = (self._generate, self._compare, self._fog, self._edit, self._measure)
             for name, build in zip(("Generate", "Compare", "Fog", "Edit", "Measure"), tabs, strict=True):
                 with gr.Tab(name):
                     build()
         self.blocks.queue(max_size=places, default_concurrency_limit=4)
 
-    # ------------------------------------------------------------------------------------------ what tabs share
+    # ------------------------------------------------------------------------------------------- shared by tabs
 
     def _wish(self, image: bool = False, own: bool = True) -> list[Any]:
-        """Lay out what a wish consists of, in the order of its fields; without `own` only what two wishes share."""
+        """Lay out the fields of a wish, in their order; without `own` only those that two wishes share."""
         run = gr.Dropdown(self.names, value=self.names[0], label="Run")
         words = gr.Textbox(label="Show", placeholder="a class, a prompt, or numbers; empty: some of everything")
         negative = gr.Textbox(label="Do not show", placeholder="empty: nothing")
-        found: list[Any] = [run, words, negative]
-        found += self._rule() if own else []
+        fields: list[Any] = [run, words, negative]
+        fields += self._rule() if own else []
         with gr.Row():
-            found.append(gr.Number(0, label="Seed", precision=0, minimum=0))
-            found.append(gr.Slider(1, studio.MOST, 4, step=1, label="Count"))
+            fields.append(gr.Number(0, label="Seed", precision=0, minimum=0))
+            fields.append(gr.Slider(1, studio.MOST, 4, step=1, label="Count"))
         if image:
-            with gr.Accordion("Picture, for models that are told one", open=False):
-                found.append(upload(label="Picture"))
-        return found
+            with gr.Accordion("Picture, for models that are conditioned on one", open=False):
+                fields.append(upload(label="Picture"))
+        return fields
 
     def _rule(self) -> list[Any]:
         """Lay out solver, steps and guidance."""
@@ -150,7 +166,7 @@ class Playground:
     # ------------------------------------------------------------------------------------------------- the tabs
 
     def _generate(self) -> None:
-        """Lay out the drawing of samples, seen while it happens."""
+        """Lay out sampling, shown while it happens."""
         with gr.Row():
             with gr.Column(scale=1):
                 wish = self._wish(image=True)
@@ -160,7 +176,7 @@ class Playground:
                 status = gr.Textbox(label="Progress", interactive=False)
                 with gr.Row():
                     x = answer("x_t: as it is now")
-                    x0 = answer("x0: what the model sees in it")
+                    x0 = answer("x0: what the model predicts from it")
                 place = gr.Slider(0, 1, 0, step=1, label="Moment of the film", interactive=True)
                 command = gr.Textbox(label="The same on the command line", interactive=False, buttons=["copy"])
                 with gr.Row():
@@ -179,12 +195,8 @@ class Playground:
                 if len(shots) == 1 or time.monotonic() - seen > studio.PAUSE:
                     seen = time.monotonic()
                     yield shot.x, shot.x0, shot.words, line, gr.skip(), gr.skip(), gr.skip(), gr.skip()
-            folder = Path(tempfile.mkdtemp(dir=FOLDER))  # of its own, which nobody can guess
-            files = [folder / name for name in ("samples.png", "film.gif")]
-            save_picture(shot.x, files[0])
-            save_film([_beside(*pair) for pair in shots], files[1], MILLISECONDS)
             last = len(shots) - 1
-            yield shot.x, shot.x0, shot.words, line, *map(str, files), shots, gr.Slider(maximum=last, value=last)
+            yield shot.x, shot.x0, shot.words, line, *_saved(shots), shots, gr.Slider(maximum=last, value=last)
 
         @said
         def scrub(shots: Frames, number: float) -> tuple[Image.Image, Image.Image]:
@@ -199,7 +211,7 @@ class Playground:
         place.input(scrub, [film, place], [x, x0], queue=False, api_visibility="private", **LIVE)
 
     def _compare(self) -> None:
-        """Lay out two settings beside each other, and a row through one of them."""
+        """Lay out two settings side by side, and a sweep through one of them."""
         with gr.Row():
             with gr.Column(scale=1):
                 shared = self._wish(own=False)
@@ -208,15 +220,15 @@ class Playground:
                 gr.Markdown("### The other")
                 other = self._rule()
                 go = gr.Button("Compare", variant="primary")
-                gr.Markdown("### Or one of them in a row")
-                name = gr.Dropdown(list(studio.SWEPT), value="steps", label="Go through")
+                gr.Markdown("### Or a sweep of the first")
+                name = gr.Dropdown(list(studio.SWEPT), value="steps", label="Sweep")
                 values = gr.Textbox("2, 5, 10, 20", label="Values")
-                through = gr.Button("Draw the row")
+                through = gr.Button("Draw the sweep")
             with gr.Column(scale=2):
-                words = gr.Textbox(label="How far apart", interactive=False)
+                words = gr.Textbox(label="Difference in numbers", interactive=False)
                 with gr.Row():
                     shown = [answer(label) for label in ("One", "The other", "Difference")]
-                row = gr.Gallery(label="Row", format="png", columns=4, interactive=False, object_fit="contain")
+                row = gr.Gallery(label="Sweep", format="png", columns=4, interactive=False, object_fit="contain")
 
         @said
         def compare(*fields: Any) -> Any:
@@ -227,7 +239,7 @@ class Playground:
 
         @said
         def sweep(*fields: Any) -> Any:
-            """Draw the samples of one setting for several values of a part: pictures with their captions."""
+            """Draw the samples of one setting for several values of one field: pictures with their captions."""
             common, rule, (part, given) = fields[:5], fields[5:8], fields[8:]
             return self.studio.sweep(_wished((*common[:3], *rule, *common[3:])), part, given)
 
@@ -240,9 +252,9 @@ class Playground:
             with gr.Column(scale=1):
                 picture = upload(label="Picture", format="png", height=280)
                 with gr.Row():
-                    run = gr.Dropdown(self.names, value=self.names[0], label="Or one of the data of")
+                    run = gr.Dropdown(self.names, value=self.names[0], label="Or a row of the data of")
                     number = gr.Number(0, label="Row", precision=0, minimum=0)
-                take = gr.Button("Take it")
+                take = gr.Button("Take the row")
                 t = gr.Slider(0, 1, 0.3, step=0.01, label="t, from clean data to pure noise")
             with gr.Column(scale=2):
                 shown = gr.Gallery(label="x_t", format="png", columns=3, interactive=False, object_fit="contain")
@@ -271,19 +283,7 @@ class Playground:
                     strength = gr.Slider(0, 1, 0.6, step=0.05, label="Strength: 0 keeps the picture, 1 forgets it")
                     restyling = gr.Button("Restyle", variant="primary")
                 with gr.Tab("Inpaint"):
-                    brush = gr.Brush(default_size=24, colors=["#d02090"], color_mode="fixed")
-                    board = closed(
-                        gr.ImageEditor(
-                            type="pil",
-                            label="Picture: paint what shall be made anew",
-                            brush=brush,
-                            layers=False,
-                            sources=["upload", "clipboard"],
-                            transforms=(),
-                            format="png",
-                            height=420,
-                        )
-                    )
+                    board = painting("Picture: paint what is to be redrawn")
                     inpainting = gr.Button("Inpaint", variant="primary")
                 with gr.Tab("Interpolate"):
                     with gr.Row():
@@ -298,15 +298,15 @@ class Playground:
 
         @said
         def inpaint(*fields: Any) -> Image.Image:
-            """Make the painted part of a picture anew."""
+            """Redraw the painted part of a picture."""
             drawn = fields[-1]
             if not drawn or drawn["background"] is None:
-                raise UserError("give a picture, and paint what shall be made anew")
+                raise UserError("give a picture, and paint what is to be redrawn")
             return self.studio.inpaint(_wished(fields[:-1]), drawn["background"], _painted(drawn))
 
         @said
         def interpolate(*fields: Any) -> Image.Image:
-            """Draw the way from one picture to another."""
+            """Draw the steps from one picture to another."""
             return self.studio.interpolate(_wished(fields[:-2]), fields[-2], fields[-1])
 
         restyling.click(restyle, [*wish, image, strength], shown, api_name="restyle", **MODEL)
@@ -314,7 +314,7 @@ class Playground:
         interpolating.click(interpolate, [*wish, *ends], shown, api_name="interpolate", **MODEL)
 
     def _measure(self) -> None:
-        """Lay out what is known of a run."""
+        """Lay out what is known about a run."""
         run = gr.Dropdown(self.names, value=self.names[0], label="Run")
         look = gr.Button("Look", variant="primary")
         drawn = gr.Gallery(
@@ -347,18 +347,29 @@ class Playground:
                 )[1]
             )
         except OSError as error:
-            raise EnvironmentFailure(f"the page cannot be served at {host}:{port} ({error}): choose --port") from None
+            raise EnvironmentFailure(
+                f"the page cannot be served at {host}:{port} ({error}): choose another port"
+            ) from None
 
 
 def _wished(fields: Any) -> Wish:
-    """Return what the fields of the page ask for; empty ones, and zeros where 0 is the run's own, for nothing."""
+    """Return the wish in the fields of the page; empty fields, and zeros where 0 is the run's own, are None."""
     run, words, negative, solver, steps, guidance, seed, count, *image = fields
     own = (negative or None, solver or None, int(steps or 0) or None, float(guidance or 0) or None)
     return Wish(run, words or "", *own, int(seed or 0), int(count or 1), *image)
 
 
-def _beside(one: Image.Image, other: Image.Image) -> Image.Image:
-    """Put two pictures beside each other, enlarged for the eye."""
+def _saved(shots: Frames) -> tuple[str, str]:
+    """Write the last samples and the film into a folder whose name nobody can guess; return where they are."""
+    folder = Path(tempfile.mkdtemp(dir=FOLDER))
+    picture, film = folder / "samples.png", folder / "film.gif"
+    save_picture(shots[-1][0], picture)
+    save_film([_side_by_side(*pair) for pair in shots], film, MILLISECONDS)
+    return str(picture), str(film)
+
+
+def _side_by_side(one: Image.Image, other: Image.Image) -> Image.Image:
+    """Put two pictures side by side, enlarged for the eye."""
     wide, factor = row_of([one, other]), max(1, round(256 / max(one.size)))
     return wide.resize((wide.width * factor, wide.height * factor), Image.Resampling.NEAREST)
 

@@ -1,4 +1,4 @@
-"""What the playground does, without its page: runs by name, pictures as they are denoised, fog, edits, measures."""
+"""What the playground does, without its page: runs by name, samples while they are denoised, noising, edits, scores."""
 
 import io
 import shlex
@@ -32,17 +32,17 @@ from unfog.runtime.randomness import normal
 from unfog.training.metrics import losses
 
 MOST = 16
-"""Samples at once, at most."""
+"""Most samples at once."""
 MOST_STEPS = 1000
-"""Steps of a request, at most."""
+"""Most steps of a request."""
 FOGGED = 256
-"""Pixels of a side that is fogged, at most."""
+"""Most pixels in a side of a picture that is noised."""
 PAUSE = 0.15
-"""Seconds between two frames that are shown, at least."""
+"""Least seconds between two frames that are shown."""
 SCHEDULES = ("linear", "quadratic", "cosine", "sigmoid", "flow")
-"""Whose fog is compared."""
+"""Schedules whose noise is compared."""
 SWEPT: dict[str, Callable[[str], Any]] = {"solver": str, "steps": int, "guidance": float, "seed": int}
-"""What a row of pictures can go through, and how its values are read."""
+"""Fields that can be swept, and how their values are read."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Wish:
     Attributes:
         run: Name of the run.
         words: A class, several with commas, a prompt, or values with commas; nothing if empty.
-        negative: What samples shall not show, if anything.
+        negative: What samples are not to show, if anything.
         solver: Name of a solver; the recipe's if None.
         steps: Number of steps; the recipe's if None.
         guidance: Scale of guidance; the recipe's if None.
         seed: Seed of the noise.
         count: Number of samples.
-        image: File of the picture that the model is told, for models that are told one.
+        image: File of a picture, for models that are conditioned on one.
     """
 
     run: str
@@ -72,7 +72,7 @@ class Wish:
     image: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what no run can meet."""
+        """Refuse what no run can do."""
         if not 1 <= self.count <= MOST:
             raise UserError(
                 f"the page draws 1 to {MOST} pictures at once, not {self.count}: use `unfog sample` for more"
@@ -82,12 +82,12 @@ class Wish:
 
 
 class Shot(NamedTuple):
-    """How the samples stand while they are denoised.
+    """Samples while they are denoised.
 
     Attributes:
         x: The states.
-        x0: What the model takes them to become.
-        words: How far it is.
+        x0: The predicted x0.
+        words: The progress.
     """
 
     x: Image.Image
@@ -96,7 +96,7 @@ class Shot(NamedTuple):
 
 
 class Studio:
-    """The runs of the page; each is loaded when it is first asked for."""
+    """The runs of the page; each is loaded when it is first used."""
 
     def __init__(self, paths: Sequence[Path], device: str = "auto") -> None:
         """Take in run folders.
@@ -132,21 +132,24 @@ class Studio:
             return self._loaded[name]
 
     def command(self, wish: Wish) -> str:
-        """Return the line that draws the same pictures."""
+        """Return the command that draws the same pictures."""
         kind = self.run(wish.run).recipe.kind("conditioning")
         option = {"text": "--prompt", "pretrained": "--prompt", "values": "--values"}.get(kind, "--label")
         words = ["unfog", "sample", str(self.paths[wish.run]), "-n", str(wish.count)]
-        if asked := wish.words.strip():
+        asked = wish.words.strip()
+        if asked:
             words += [option, *(asked.replace(",", " ").split() if kind == "values" else [asked])]
         if wish.image and kind == "image":
             words += ["--image", "FILE"]
         given: dict[str, object] = {"--negative": wish.negative, "--solver": wish.solver, "--steps": wish.steps}
         given["--guidance"] = wish.guidance
-        words += [word for name, value in given.items() if value is not None for word in (name, str(value))]
+        for name, value in given.items():
+            if value is not None:
+                words += [name, str(value)]
         return shlex.join([*words, "--seed", str(wish.seed)])
 
     def asked(self, wish: Wish) -> Asked:
-        """Return what is asked of the model, in the form that it takes."""
+        """Return what samples are to show, in the form that the model takes."""
         run, words = self.run(wish.run), wish.words.strip()
         kind = run.recipe.kind("conditioning")
         image = Path(wish.image) if wish.image and kind == "image" else None
@@ -154,7 +157,9 @@ class Studio:
             try:
                 values = tuple(float(word) for word in words.replace(",", " ").split())
             except ValueError:
-                raise UserError(f"this model is told numbers, with commas between them, not {words!r}") from None
+                raise UserError(
+                    f"this model is conditioned on numbers, separated by commas, not on {words!r}"
+                ) from None
             return asking.asked(run, None, (), values, None)
         if kind in ("text", "pretrained"):
             return asking.asked(run, None, (words,) if words else (), (), image)
@@ -194,9 +199,9 @@ class Studio:
                     x, x0 = (laid_out(sampler.codec.decode(state).cpu()) for state in (moment.x, moment.x0))
             passed, nfe = time.monotonic() - begun, evaluations // sampler.settings.batch
             left = passed / (moment.number + 1) * (moment.last - moment.number)
-            words = f"step {moment.number} of {moment.last}, {nfe} evaluations of the network, {left:.1f} s left"
+            words = f"step {moment.number} of {moment.last}, {nfe} network evaluations, {left:.1f} s left"
             if moment.number == moment.last:
-                words = f"{moment.last} steps, {nfe} evaluations of the network, {passed:.1f} s"
+                words = f"{moment.last} steps, {nfe} network evaluations, {passed:.1f} s"
             yield Shot(x, x0, words)
 
     def pictures(self, wish: Wish) -> Tensor:
@@ -217,31 +222,31 @@ class Studio:
         return laid_out(first), laid_out(second), laid_out(drawn), words
 
     def sweep(self, wish: Wish, name: str, values: str) -> list[tuple[Image.Image, str]]:
-        """Return the samples of a wish for each value of one of its parts, and what it was.
+        """Return the samples of a wish for each value of one of its fields, with captions.
 
         Args:
             wish: What all have in common.
-            name: Of the part, one of `SWEPT`.
-            values: With commas between them.
+            name: The field, one of `SWEPT`.
+            values: Separated by commas.
 
-        Raises: UserError: If the part is unknown, or a value is none of its kind.
+        Raises: UserError: If the field is unknown, or a value is not of its type.
         """
         if name not in SWEPT:
-            raise UserError(f"pictures can go through {', '.join(SWEPT)}, not {name!r}")
+            raise UserError(f"a sweep goes through {', '.join(SWEPT)}, not {name!r}")
         words = [word.strip() for word in values.split(",") if word.strip()]
         if not 1 <= len(words) <= MOST:
-            raise UserError(f"give 1 to {MOST} values of {name}, with commas between them")
+            raise UserError(f"give 1 to {MOST} values of {name}, separated by commas")
         try:
             parts = [SWEPT[name](word) for word in words]
         except ValueError:
-            raise UserError(f"{values!r} are no values of {name}: give numbers with commas between them") from None
+            raise UserError(f"{values!r} are no values of {name}: give numbers separated by commas") from None
         wishes = [Wish(**{**vars(wish), name: value}) for value in parts]
         return [(laid_out(self.pictures(one)), f"{name} {word}") for one, word in zip(wishes, words, strict=True)]
 
     def row(self, name: str, number: int) -> Image.Image:
         """Return a held-out picture of a run's data.
 
-        Raises: UserError: If the data are not here, or there is no such row.
+        Raises: UserError: If the data are not available, or there is no such row.
         """
         data = build_data(self.run(name).recipe)[1].heldout
         if not 0 <= number < len(data):
@@ -263,7 +268,7 @@ class Studio:
         return self.edit(wish, image, lambda s, x, asked: edits.restyle(s, x, strength, wish.count, asked))
 
     def inpaint(self, wish: Wish, picture: Image.Image, mask: Image.Image) -> Image.Image:
-        """Return versions of a picture whose masked part is made anew, see `unfog.generation.edits.inpaint`."""
+        """Return versions of a picture whose masked part is redrawn, see `unfog.generation.edits.inpaint`."""
         with TemporaryDirectory() as folder:
             files = [Path(folder) / name for name in ("picture.png", "mask.png")]
             picture.save(files[0])
@@ -275,7 +280,7 @@ class Studio:
             return self.edit(wish, str(files[0]), rule)
 
     def interpolate(self, wish: Wish, first: str | None, second: str | None) -> Image.Image:
-        """Return the way from one picture to another, see `unfog.generation.edits.interpolate`."""
+        """Return the steps from one picture to another, see `unfog.generation.edits.interpolate`."""
 
         def rule(sampler: Sampler, x: Tensor, asked: Asked) -> Tensor:
             return edits.interpolate(sampler, x, _read(second, sampler), max(2, wish.count), asked)
@@ -283,10 +288,11 @@ class Studio:
         return self.edit(wish, first, rule)
 
     def measures(self, name: str) -> tuple[str, list[tuple[Image.Image, str]]]:
-        """Return what is known of a run, as Markdown, and the pictures that its verbs drew."""
+        """Return what is known about a run, as Markdown, and the pictures that other verbs wrote."""
         run = self.run(name)
         drawn = []
-        if (figure := losses(run.path)) is not None:
+        figure = losses(run.path)
+        if figure is not None:
             canvas = io.BytesIO()
             figure.savefig(canvas, dpi=120, format="png")
             drawn.append((Image.open(canvas).convert("RGB"), LOSSES))
@@ -312,12 +318,12 @@ def laid_out(samples: Tensor) -> Image.Image:
 
 
 def schedules() -> dict[str, Schedule]:
-    """Return the schedules whose fog is compared, by their names."""
+    """Return the schedules whose noise is compared, by their names."""
     return {name: named("schedule", name) for name in SCHEDULES}
 
 
 def fog(file: str | Path, share: float, seed: int = 0) -> list[tuple[Image.Image, str]]:
-    """Return a picture as each schedule fogs it, and alpha and sigma in words.
+    """Return a picture as each schedule noises it, and alpha and sigma in words.
 
     Args:
         file: Any picture; large ones are made small.
@@ -334,14 +340,14 @@ def fog(file: str | Path, share: float, seed: int = 0) -> list[tuple[Image.Image
         x0 = torch.from_numpy(read_picture(Path(file), 3, height, width))[None] / 127.5 - 1
     except UnreadableError as error:
         raise UserError(f"this picture cannot be read ({error}): choose another") from None
-    eps, found = normal(seed, "fog", 0, 0, 1, tuple(x0.shape[1:])), []
+    eps, fogged = normal(seed, "fog", 0, 0, 1, tuple(x0.shape[1:])), []
     for name, schedule in schedules().items():
         t = torch.tensor(share * schedule.t_max, dtype=torch.float64)
         x = shown(schedule.add_noise(x0, eps, t), schedule, t)
         pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         numbers = f"α {float(schedule.alpha(t)):.2f}, σ {float(schedule.sigma(t)):.2f}"
-        found.append((laid_out(pixels), f"{name}: {numbers}"))
-    return found
+        fogged.append((laid_out(pixels), f"{name}: {numbers}"))
+    return fogged
 
 
 def draw_curves(share: float) -> Any:

@@ -1,7 +1,9 @@
 """Verbs that measure."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -9,12 +11,18 @@ from unfog.cli import arguments
 from unfog.cli.options import Count
 from unfog.runtime.errors import EnvironmentFailure, UserError
 
+if TYPE_CHECKING:  # importing these takes long, and --help needs none of it
+    from rich.console import Console
+
+    from unfog.runs.run import Run
+
 
 def evaluate(
     run: tyro.conf.Positional[Path],
     /,
     *,
     n: Count = 5000,
+    real: Path | None = None,
     guidance: tuple[float, ...] = (),
     steps: int | None = None,
     batch: int = 256,
@@ -24,25 +32,30 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
 ) -> None:
-    """Measure samples beside real held-out data and noise: fidelity, diversity, adherence, copies, loss by noise level.
+    """Measure samples next to held-out data and noise: fidelity, diversity, adherence, copies, loss by noise level.
 
     Writes RUN/evaluation.json, and in RUN/evaluation, of the last guidance, samples.png (samples above held-out rows)
     and memorisation.png (samples above the training rows nearest to them), and levels.png. The classifier that reads
     the samples is trained once, on the run's own training rows, and kept in the cache. With --likelihood the bits per
     dimension of real rows are measured instead, and written to RUN/likelihood.json.
 
+    With --real, RUN is a folder of pictures, of whatever model, and no run is needed: the pictures are compared with
+    real ones of the same size, and the scores are written to RUN/evaluation.json.
+
     For example:
 
       unfog evaluate runs/digits -n 1000
       unfog evaluate runs/mnist --guidance 1 1.5 2
       unfog evaluate runs/digits --likelihood 64
+      unfog evaluate samples --real photos
 
     Args:
-        run: Run folder.
-        n: Number of samples; compared in blocks of as many as there are held-out rows.
-        guidance: Scales of classifier-free guidance to measure, 1 is off; 1 and the recipe's if left away.
+        run: Run folder, or with --real a folder of pictures.
+        n: Number of samples; compared in blocks of as many as there are held-out rows. Of a folder, at most.
+        real: Folder of real pictures to compare a folder of pictures with.
+        guidance: Scales of classifier-free guidance to measure, 1 is off; default: 1 and the recipe's.
         steps: Steps of the solver.
-        batch: Pictures that go through an extractor of features at a time; no part of the result.
+        batch: Pictures that go through an extractor of features at a time; does not change the result.
         inception: Weights of Inception-v3, to measure in its features too (needs torch-fidelity).
         dinov2: Folder with DINOv2, to measure in its features too (needs transformers).
         likelihood: Rows of each split whose likelihood is measured, instead of samples.
@@ -51,49 +64,86 @@ def evaluate(
     """
     from rich.console import Console
 
-    from unfog.evaluation.density import density
-    from unfog.evaluation.judge import Judge
-    from unfog.evaluation.levels import measure_levels
-    from unfog.evaluation.report import draw_sheets, table, to_json
-    from unfog.evaluation.report import evaluate as measure
     from unfog.runs.run import load, read_recipe
-    from unfog.runtime.files import disk, write_whole
+    from unfog.runtime.files import write_whole
 
+    options = {"--guidance": guidance, "--steps": steps, "--likelihood": likelihood}
+    console = Console(stderr=True)
+    if real is not None:
+        from unfog.evaluation.sets import evaluate as compare_sets
+
+        _refuse(options, "is for runs, and --real compares two folders of pictures: omit it")
+        extra = {"batch": batch, "seed": seed, "console": console, "inception": inception, "dinov2": dinov2}
+        evaluated = compare_sets(run, real, most=n, **extra)  # type: ignore[arg-type]  # options of many types
+        write_whole(run / "evaluation.json", evaluated.to_json().encode())
+        print(evaluated.table())
+        print(f"written: {run / 'evaluation.json'}")
+        return
     if not read_recipe(run).objective.draws:
-        given = {"--guidance": guidance, "--steps": steps, "--likelihood": likelihood}
-        for name, value in given.items():
-            if value:
-                raise UserError(f"{name} is for models that draw samples, and {run} holds an autoencoder")
         from unfog.evaluation.reconstruction import reconstruction
 
+        _refuse(options, f"is for models that draw samples, and {run} holds an autoencoder")
         kept = reconstruction(run, n, seed, device)
         kept.write(run)
         print(kept.table())
-        print(f"written: {run / 'evaluation.json'}, and originals above what is left of them: {run / 'evaluation'}")
+        print(f"written: {run / 'evaluation.json'}, and originals above their reconstructions: {run / 'evaluation'}")
         return
     loaded = load(run, device)
-    data = build_data(loaded.recipe)[1]
     if likelihood is not None:
-        bits = density(loaded, data, likelihood, seed)
+        from unfog.evaluation.density import density
+        from unfog.recipes.build import build_data
+
+        bits = density(loaded, build_data(loaded.recipe)[1], likelihood, seed)
         write_whole(run / "likelihood.json", json.dumps(bits.to_json(), indent=1).encode())
         print(bits.table())
         print(f"written: {run / 'likelihood.json'}")
         return
-    scales = guidance or sorted({1.0, loaded.recipe.sampling.guidance})
+    _evaluate_samples(loaded, n, guidance, steps, seed, batch, inception, dinov2, console)
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Refuse options that were given where they have no meaning."""
+    for name, value in options.items():
+        if value:
+            raise UserError(f"{name} {why}")
+
+
+def _evaluate_samples(
+    run: "Run",
+    n: int,
+    guidance: tuple[float, ...],
+    steps: int | None,
+    seed: int,
+    batch: int,
+    inception: Path | None,
+    dinov2: Path | None,
+    console: "Console",
+) -> None:
+    """Measure samples of a run, and write all that there is to see."""
+    from unfog.evaluation.judge import Judge
+    from unfog.evaluation.levels import measure_levels
+    from unfog.evaluation.report import draw_sheets, evaluate_run, table, to_json
+    from unfog.recipes.build import build_codec, build_data
+    from unfog.runtime.files import disk, write_whole
+
+    data = build_data(run.recipe)[1]
+    scales = guidance or sorted({1.0, run.recipe.sampling.guidance})
     for scale in scales:  # a mistake shows before the minutes are spent
-        loaded.sampler(guidance=scale, steps=steps)
-    codec, console = build_codec(loaded.recipe).plain, Console(stderr=True)
+        run.sampler(guidance=scale, steps=steps)
+    codec = build_codec(run.recipe).plain
     judge = Judge(data, codec, n, batch=batch, seed=seed, console=console, inception=inception, dinov2=dinov2)
-    found = [measure(loaded, judge, n, guidance=scale, steps=steps, seed=seed, console=console) for scale in scales]
-    levels = measure_levels(loaded, judge, seed)
-    folder = run / "evaluation"
+    evaluations = []
+    for scale in scales:
+        evaluations.append(evaluate_run(run, judge, n, guidance=scale, steps=steps, seed=seed, console=console))
+    levels = measure_levels(run, judge, seed)
+    folder = run.path / "evaluation"
     with disk(folder):
         folder.mkdir(exist_ok=True)
-    draw_sheets(found[-1], judge, folder)
+    draw_sheets(evaluations[-1], judge, folder)
     levels.draw(folder / "levels.png")
-    write_whole(run / "evaluation.json", to_json(found, judge, levels).encode())
-    print(table(found, judge))
-    print(f"written: {run / 'evaluation.json'}, and pictures: {folder}")
+    write_whole(run.path / "evaluation.json", to_json(evaluations, judge, levels).encode())
+    print(table(evaluations, judge))
+    print(f"written: {run.path / 'evaluation.json'}, and pictures: {folder}")
 
 
 def bench(
@@ -115,9 +165,9 @@ def bench(
 ) -> None:
     """Measure quality against network evaluations, and recommend how to sample a run; or compare schedules.
 
-    Every combination is sampled from the same noises. A table, RUN/bench/bench.png and bench.json tell the Fréchet
-    distances; what was measured before is not measured again. With --schedules, one small model is trained on each
-    schedule instead, alike but for that, and all are ranked.
+    Every combination is sampled from the same noises. A table, RUN/bench/bench.png and bench.json show the Fréchet
+    distances; earlier measurements are reused. With --schedules, one small model is trained on each schedule instead,
+    alike but for that, and all are ranked.
 
     For example:
 
@@ -127,15 +177,15 @@ def bench(
 
     Args:
         run: Run folder.
-        solvers: Solvers to measure; eight of them if left away.
-        grids: Grids to measure them on; the recipe's if left away.
-        guidance: Scales of classifier-free guidance; 1, which is off, if left away.
-        nfe: Network evaluations for each sample; 5 8 10 15 20 35 if left away.
+        solvers: Solvers to measure; default: eight of them.
+        grids: Grids to measure them on; default: the recipe's.
+        guidance: Scales of classifier-free guidance; default: 1, which is off.
+        nfe: Network evaluations for each sample; default: 5 8 10 15 20 35.
         save: Store the recommended setting in the run folder, so that `unfog sample` uses it.
         schedules: Schedules to train on, between commas.
-        data: Recipe to train on them; digits if left away.
-        budget: Time for the first schedule, 2m if left away; the others see as many images.
-        out: Folder for their runs; runs/schedules if left away.
+        data: Recipe to train on them; default: digits.
+        budget: Time for the first schedule, default: 2m; the others see as many images.
+        out: Folder for their runs; default: runs/schedules.
         n: Samples of each.
         seed: Seed of the noise.
         device: cpu, cuda, cuda:1, mps, or auto.
@@ -147,33 +197,25 @@ def bench(
 
     console = Console(stderr=True)
     of_runs: dict[str, object] = {"a run": run, "--solvers": solvers, "--grids": grids, "--guidance": guidance}
-    misplaced: dict[str, object] = {"--data": data, "--budget": budget, "--out": out}
     if schedules is not None:
         misplaced = {**of_runs, "--nfe": nfe, "--save": save}
-    for name, value in misplaced.items():
-        if value:
-            why = "goes with --schedules only" if schedules is None else "does not go with --schedules, which trains"
-            raise UserError(f"{name} {why}: leave it away")
-    if schedules is not None:
+        _refuse(misplaced, "does not go with --schedules, which trains: omit it")
+        from unfog.evaluation.contest import schedules as rank
         from unfog.recipes.presets import recipe
 
-        folder, seconds, base = (
-            arguments.folder(out or Path("runs/schedules")),
-            arguments.seconds(budget or "2m"),
-            recipe(data or "digits"),
-        )
-        kinds = schedules.split(",")
-        ranking = measure.schedules(base, kinds, folder, seconds, count=n, seed=seed, device=device, console=console)
+        folder, seconds = arguments.folder(out or Path("runs/schedules")), arguments.seconds(budget or "2m")
+        base, kinds = recipe(data or "digits"), schedules.split(",")
+        ranking = rank(base, kinds, folder, seconds, count=n, seed=seed, device=device, console=console)
         print(ranking.write(folder))
         return
+    _refuse({"--data": data, "--budget": budget, "--out": out}, "goes with --schedules only: omit it")
     if run is None:
         raise UserError("name a run folder to measure, or the --schedules to train on")
     loaded = load(run, device)
-    settings = (solvers, grids, guidance, nfe)
-    found = measure.bench(loaded, *settings, count=n, seed=seed, console=console)
-    print(found.write(run / "bench"))
+    measured = measure.bench(loaded, solvers, grids, guidance, nfe, count=n, seed=seed, console=console)
+    print(measured.write(run / "bench"))
     if save:
-        measure.save(loaded, found.recommended)
+        measure.save(loaded, measured.recommended)
         print(f"stored in {run / 'recipe.json'}: `unfog sample {run}` uses the recommended setting now")
     else:
         print("(--save stores the recommended setting in the run folder, so that `unfog sample` uses it)")
@@ -191,7 +233,7 @@ def compare(
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Put models side by side on the same noises: a sheet, and the differences of their scores with intervals.
+    """Compare models on the same noises: a sheet, and the differences of their scores with intervals.
 
     A folder that holds several run folders counts as one model, trained with several seeds.
 
@@ -203,11 +245,11 @@ def compare(
     Args:
         runs: Run folders, or folders of run folders; the others are compared with the first.
         n: Samples of each run.
-        guidance: Scale of classifier-free guidance; the first recipe's if left away, as all that follow.
+        guidance: Scale of classifier-free guidance; default: the first recipe's, as for the next two.
         steps: Steps of the solver.
         solver: ddim, dpmpp-2m, unipc or any other.
         seed: Seed of the noise.
-        out: Folder for sheet.png and comparison.json; `compare` beside the runs if left away.
+        out: Folder for sheet.png and comparison.json; default: `compare` next to the runs.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     from rich.console import Console
@@ -217,12 +259,12 @@ def compare(
     models, names = sides.load_alike(runs, device), [str(path) for path in runs]
     folder = arguments.folder(out or sides.common_parent(runs) / "compare")
     console = Console(stderr=True)
-    found = sides.compare(models, names, n, solver, steps, guidance, seed=seed, console=console)
-    print(found.write(folder))
+    comparison = sides.compare(models, names, n, solver, steps, guidance, seed=seed, console=console)
+    print(comparison.write(folder))
 
 
 def verify(*, json: Path | None = None, peers: bool = False) -> None:
-    """Prove that the solvers are right, on this machine: orders of convergence and answers in closed form.
+    """Prove on this machine that the solvers are right: orders of convergence and answers in closed form.
 
     Takes one to three minutes, and exits with 1 if anything fails. `--peers` puts the schedulers of an installed
     diffusers (and the samplers of k-diffusion) through the same measurement instead; it needs the extra 'bench'.
@@ -248,10 +290,10 @@ def verify(*, json: Path | None = None, peers: bool = False) -> None:
     if json is not None:  # what cannot be written shows before the minutes are spent
         arguments.file(json, "--json")
         write_whole(json, b"")
-    found: Report = report(console) if peers else proof(console)
-    console.print(found.table())
+    proven: Report = report(console) if peers else proof(console)
+    console.print(proven.table())
     if json is not None:
-        write_whole(json, found.to_json().encode())
+        write_whole(json, proven.to_json().encode())
         print(f"measurements: {json}")
-    if not found.passed:
+    if not proven.passed:
         raise EnvironmentFailure("verification failed: see the rows marked FAIL, and report them with this table")

@@ -1,1 +1,1 @@
-"""evaluation: numbers that say what they are."""
+"""Scores of samples, with everything that is needed to read them."""

@@ -1,16 +1,15 @@
-"""`unfog bench`: quality against network evaluations for solvers, grids and guidance; and schedules, trained alike."""
+"""`unfog bench`: quality against network evaluations for solvers, grids and guidance."""
 
 import bisect
 import json
 import signal
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -18,82 +17,24 @@ from torch import Tensor, nn
 
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.solvers import RungeKutta45
-from unfog.evaluation.compare import (
-    Comparison,
-    compare,
-    load_alike,
-    number,
-    span,
-)
+from unfog.evaluation.bench_plot import Curve, Point, draw_plot
+from unfog.evaluation.compare import number, span
 from unfog.evaluation.features import digest
-from unfog.evaluation.intervals import Scored
-from unfog.evaluation.judge import Judge
-from unfog.evaluation.report import aligned, bar, batches_of, draw, told
+from unfog.evaluation.intervals import plain
+from unfog.evaluation.judge import Asked, Judge
+from unfog.evaluation.report import aligned, bar, batches_of, draw, heldout_conditions
+from unfog.evaluation.results import Measured, Setting, append_result, read_results
 from unfog.generation.sampler import Sampler
-from unfog.recipes.build import build_codec, build_data, build_denoiser
-from unfog.recipes.recipe import Recipe
-from unfog.recipes.schema import fits
-from unfog.runs.run import Run, read_recipe, resume, train
+from unfog.recipes.build import build_codec, build_data
+from unfog.runs.run import Run
 from unfog.runtime.errors import Stopped, UserError
-from unfog.runtime.files import disk, parse_json, read_bounded, whole, write_whole
+from unfog.runtime.files import write_whole
 from unfog.runtime.version import __version__
 
 SOLVERS = ("ddim", "euler", "heun", "dpmpp-2m", "dpmpp-3m", "unipc", "adams-bashforth", "ancestral")
 NFE = (5, 8, 10, 15, 20, 35)
 NEAR = 0.1
 """How much worse than the best, as a share, the recommended setting may be."""
-RESULTS = 1 << 26
-"""Bytes of the file of earlier measurements, at most."""
-SCHEDULE_STEPS = 25
-"""Steps with which schedules are compared: enough that the solver's error is small beside the models'."""
-
-
-Read = TypeVar("Read")
-
-
-def _typed(kind: type[Read], plain: dict[str, Any]) -> Read:
-    """Return a dataclass of fields that are of their types."""
-    made = kind(**plain)
-    if not all(fits(getattr(made, name), annotation) for name, annotation in get_type_hints(kind).items()):
-        raise ValueError(f"{plain} is no {kind.__name__}")
-    return made
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A solver on a grid with a scale of guidance."""
-
-    solver: str
-    grid: str
-    guidance: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one setting with one number of steps cost and scored.
-
-    Attributes:
-        setting: Solver, grid and guidance.
-        steps: Steps of the solver.
-        nfe: Network evaluations for each sample, counted while sampling.
-        fidelity: Fréchet distance.
-        adherence: Share of samples that show what was asked, of models that are asked something.
-    """
-
-    setting: Setting
-    steps: int
-    nfe: int
-    fidelity: Scored
-    adherence: Scored | None
-
-    @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> "Measured":
-        """Read what `asdict` gave."""
-        told = plain["adherence"]
-        if not fits([plain["steps"], plain["nfe"]], list[int]):
-            raise ValueError("steps and nfe are whole numbers")
-        parts = (_typed(Setting, plain["setting"]), plain["steps"], plain["nfe"], _typed(Scored, plain["fidelity"]))
-        return cls(*parts, None if told is None else _typed(Scored, told))
 
 
 @dataclass(frozen=True)
@@ -141,17 +82,19 @@ class Bench:
     def label(self, setting: Setting) -> str:
         """Return the name of a setting, as far as the settings differ."""
         settings = [one for one, _ in self.cells]
-        grid = f" {setting.grid}" if len({one.grid for one in settings}) > 1 else ""
-        return f"{setting.solver}{grid}" + (
-            f" ×{setting.guidance:g}" if len({one.guidance for one in settings}) > 1 or setting.guidance != 1 else ""
-        )
+        label = setting.solver
+        if len({one.grid for one in settings}) > 1:
+            label += f" {setting.grid}"
+        if setting.guidance != 1 or len({one.guidance for one in settings}) > 1:
+            label += f" ×{setting.guidance:g}"
+        return label
 
     def describe(self, one: Measured) -> str:
         """Return a measurement as a sentence."""
-        told = f", adherence {one.adherence.value:.1%}" if one.adherence else ""
+        adherence = f", adherence {one.adherence.value:.1%}" if one.adherence else ""
         return (
             f"{one.setting.solver}, grid {one.setting.grid}, {one.steps} steps, guidance {one.setting.guidance:g}: "
-            f"{one.nfe} evaluations, distance {number(one.fidelity.value)}{span(one.fidelity)}{told}"
+            f"{one.nfe} evaluations, distance {number(one.fidelity.value)}{span(one.fidelity)}{adherence}"
         )
 
     def write(self, folder: Path) -> str:
@@ -169,93 +112,74 @@ class Bench:
             "unfog": __version__,
             "run": self.name,
             "nfe": self.nfe,
-            "measured": [asdict(one) for one in self.measured],
-            "front": [asdict(one) for one in self.front],
-            "best": asdict(self.best),
-            "recommended": asdict(self.recommended),
+            "measured": plain(self.measured),
+            "front": plain(self.front),
+            "best": plain(self.best),
+            "recommended": plain(self.recommended),
             "left_out": self.left_out,
         }
 
     def table(self) -> str:
         """Return a row for each setting and a column for each number of evaluations, best ones marked."""
         guided = any(setting.guidance != 1 for setting, _ in self.cells)
-        best = {
-            nfe: min((one.fidelity.value for (_, n), one in self.cells.items() if n == nfe), default=None)
-            for nfe in self.nfe
-        }
-
-        def cell(setting: Setting, nfe: int) -> str:
-            one = self.cells.get((setting, nfe))
-            if one is None:
-                return "-"
-            told = f" ({one.adherence.value:.0%})" if guided and one.adherence else ""
-            return f"{number(one.fidelity.value)}{'*' if one.fidelity.value == best[nfe] else ''}{told}"
-
         rows = [["evaluations up to", *map(str, self.nfe)]]
-        rows += [
-            [self.label(one), *(cell(one, nfe) for nfe in self.nfe)]
-            for one in dict.fromkeys(one for one, _ in self.cells)
-        ]
+        for setting in dict.fromkeys(setting for setting, _ in self.cells):
+            rows.append([self.label(setting), *(self._cell(setting, nfe, guided) for nfe in self.nfe)])
         score = self.best.fidelity
         return "\n".join(
             [
                 f"Fréchet distance{', in brackets adherence' if guided else ''}; * best with as many evaluations",
                 aligned(rows),
-                f"real held-out data: {number(score.floor)}; worthless: {number(score.ceiling)}  ({score.protocol})",
+                f"real held-out data: {number(score.floor)}; noise: {number(score.ceiling)}  ({score.protocol})",
                 *(f"left out: {name}: {why}" for name, why in self.left_out.items()),
                 f"best:        {self.describe(self.best)}",
                 f"recommended: {self.describe(self.recommended)}",
             ]
         )
 
+    def _cell(self, setting: Setting, nfe: int, guided: bool) -> str:
+        """Return the distance of one setting with so many evaluations, and with guidance its adherence."""
+        one = self.cells.get((setting, nfe))
+        if one is None:
+            return "-"
+        best = min(other.fidelity.value for (_, wanted), other in self.cells.items() if wanted == nfe)
+        mark = "*" if one.fidelity.value == best else ""
+        adherence = f" ({one.adherence.value:.0%})" if guided and one.adherence else ""
+        return f"{number(one.fidelity.value)}{mark}{adherence}"
+
     def draw(self, path: Path) -> None:
         """Draw distance against evaluations into a PNG, a line for each setting, with the Pareto front.
 
-        Values and the floor share the bias of few samples, of which the intervals are free: the bars have the length
-        of these, but stand around the values.
+        Raises: EnvironmentFailure: If the disk fails.
         """
-        from matplotlib.figure import Figure  # here, since matplotlib takes half a second to import
-        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-        settings = list(dict.fromkeys(setting for setting, _ in self.cells))
-        solvers = list(dict.fromkeys(one.solver for one in settings))
-        variants = list(dict.fromkeys((one.grid, one.guidance) for one in settings))
-        floor = self.best.fidelity.floor
-        least = 0.7 * min(one for one in (floor, *(each.fidelity.value for each in self.measured)) if one > 0)
-        figure = Figure(figsize=(9, 5.5), layout="constrained")
-        axes = figure.subplots()
-        shift = {one: 1.08 ** ((place + 0.5) / len(settings) - 0.5) for place, one in enumerate(settings)}
-        for setting in settings:  # equal points stand side by side
-            line = sorted((one for one in self.measured if one.setting == setting), key=lambda one: one.nfe)
-            x, y = zip(*((one.nfe * shift[setting], max(least, one.fidelity.value)) for one in line), strict=True)
-            half = [((one.fidelity.high or 0) - (one.fidelity.low or 0)) / 2 for one in line]
-            low, high = ([max(least, a + sign * b) for a, b in zip(y, half, strict=True)] for sign in (-1, 1))
-            variant, colour = variants.index((setting.grid, setting.guidance)), f"C{solvers.index(setting.solver)}"
-            style, marker = ("-", "--", ":", "-.")[variant % 4], "osD^v"[variant % 5]
-            axes.plot(x, y, style, marker=marker, color=colour, linewidth=1, markersize=4, label=self.label(setting))
-            axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.25)
-        front = [(one.nfe * shift[one.setting], max(least, one.fidelity.value)) for one in self.front]
-        axes.plot(*zip(*front, strict=True), "o", color="black", fillstyle="none", markersize=14, label="Pareto front")
-        axes.axhline(max(least, floor), linestyle="--", color="0.4", label="real held-out data")
-        axes.set(
-            xscale="log",
-            yscale="log",
-            ylim=(least, None),
-            xlabel="network evaluations for each sample",
-            ylabel="Fréchet distance",
-        )
+        curves = self._curves()
+        front = [curves[one.setting].points[self._line(one.setting).index(one)] for one in self.front]
         ticks = sorted({one.nfe for one in self.measured} & set(self.nfe)) or [one.nfe for one in self.front]
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        few = f"{self.best.fidelity.n} samples; bars as long as the 95 % intervals"
-        axes.set_title(f"{self.name}: {few}", fontsize=10)
-        axes.grid(alpha=0.3)
-        figure.legend(loc="outside right center", fontsize=9, frameon=False)
-        with whole(path) as part:
-            figure.savefig(part, dpi=120, format="png")
+        score = self.best.fidelity
+        title = f"{self.name}: {score.n} samples; bars as long as the 95 % intervals"
+        draw_plot(list(curves.values()), front, score.floor, ticks, title, path)
+
+    def _curves(self) -> dict[Setting, Curve]:
+        """Return a curve for each setting: solvers differ in colour, grids and guidance in style."""
+        settings = list(dict.fromkeys(setting for setting, _ in self.cells))
+        solvers = list(dict.fromkeys(setting.solver for setting in settings))
+        variants = list(dict.fromkeys((setting.grid, setting.guidance) for setting in settings))
+        curves = {}
+        for place, setting in enumerate(settings):
+            points = [_point(one) for one in self._line(setting)]
+            colour, variant = solvers.index(setting.solver), variants.index((setting.grid, setting.guidance))
+            curves[setting] = Curve(self.label(setting), colour, variant, points).moved(place, len(settings))
+        return curves
+
+    def _line(self, setting: Setting) -> list[Measured]:
+        """Return the measurements of one setting by rising evaluations."""
+        return sorted((one for one in self.measured if one.setting == setting), key=lambda one: one.nfe)
+
+
+def _point(one: Measured) -> Point:
+    """Return a measurement as a point of a plot."""
+    low, high = one.fidelity.low or 0, one.fidelity.high or 0
+    return Point(one.nfe, one.fidelity.value, (high - low) / 2)
 
 
 def bench(
@@ -269,7 +193,7 @@ def bench(
     seed: int = 0,
     console: Console | None = None,
 ) -> Bench:
-    """Measure a run under every combination, from the same noises; what was measured before is read from its folder.
+    """Measure a run under every combination, from the same noises; earlier measurements are read from its folder.
 
     Args:
         run: The run.
@@ -285,47 +209,41 @@ def bench(
     Raises: UserError: If a name is unknown, nothing can run, or there are too few samples.
         Stopped: After Ctrl-C; finished measurements are kept.
     """
-    wanted, scales = tuple(sorted(set(nfe or NFE))), dict.fromkeys(map(float, guidance or (1.0,)))
+    wanted = tuple(sorted(set(nfe or NFE)))
     if wanted[0] < 1:
         raise UserError(f"a sample takes 1 network evaluation or more, not {wanted[0]}")
+    settings = _settings(run, solvers, grids, guidance)
+    judge = Judge(build_data(run.recipe)[1], build_codec(run.recipe).plain, count, console=console)
+    condition, asked = heldout_conditions(run, judge, count, seed)
+    plan, left_out = _plan(run, settings, wanted, seed, condition)
+    keys = _keys(run, judge, plan, count, seed, condition)
+    path = run.path / "bench" / "results.jsonl"
+    known = read_results(path)
+    todo = {keys[cell]: (cell[0], one) for cell, one in plan.items() if keys[cell] not in known}
+    done = len(known)
+    try:
+        for key, measured in _measure(run, judge, todo, count, condition, asked, console):
+            known[key] = measured
+            append_result(path, key, measured)
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"stopped; {len(known) - done} of {len(todo)} measurements are kept: run the same command again to resume",
+            signal.SIGINT,
+        ) from None
+    return Bench(str(run.path), wanted, {cell: known[key] for cell, key in keys.items()}, left_out)
+
+
+def _settings(run: Run, solvers: Sequence[str], grids: Sequence[str], guidance: Sequence[float]) -> list[Setting]:
+    """Return every combination, each once.
+
+    Raises: UserError: If a name is unknown, before anything takes time.
+    """
     kinds = dict.fromkeys(solvers or SOLVERS), dict.fromkeys(grids or (run.recipe.kind("grid"),))
+    scales = dict.fromkeys(map(float, guidance or (1.0,)))
     settings = [Setting(*one) for one in product(*kinds, scales)]
     for setting in settings:
-        run.sampler(**asdict(setting))  # refuses unknown names before anything takes time
-    judge = Judge(build_data(run.recipe)[1], build_codec(run.recipe).plain, count, console=console)
-    condition, asked = told(run, judge, count, seed)
-    plan, left_out = _plan(run, settings, wanted, seed, condition)
-    path = run.path / "bench" / "results.jsonl"
-    known = _read(path)
-    told_bytes = b"" if condition is None else condition.numpy().tobytes()
-    protocol = (
-        f"{__version__}, {run.precision}, {count} samples of seed {seed}, {judge.first.extractor.key}, {judge.protocol}"
-    )
-    common = digest((run.path / "model.safetensors").read_bytes(), told_bytes, protocol.encode())
-    keys = {
-        cell: digest(repr((common, one.sampler.solver, one.sampler.grid, one.sampler.settings)).encode())
-        for cell, one in plan.items()
-    }
-    todo = {keys[cell]: (cell[0], one) for cell, one in plan.items() if keys[cell] not in known}
-    if todo:
-        done = len(known)
-        try:
-            with bar(console) as progress:
-                batches = batches_of(run.sampler(), count)
-                task = progress.add_task("", total=batches * sum(one.nfe for _, one in todo.values()))
-                for key, (setting, one) in sorted(todo.items(), key=lambda item: item[1][1].nfe):
-                    progress.update(task, description=f"{setting.solver}, {one.nfe} evaluations")
-                    advance = partial(progress.advance, task, one.nfe)
-                    samples, cost = draw(run, one.sampler, count, condition, advance)
-                    scores = judge.fidelity(samples), judge.adherence(samples, asked)
-                    known[key] = Measured(setting, one.sampler.settings.steps, cost, *scores)
-                    _append(path, key, known[key])
-        except KeyboardInterrupt:
-            raise Stopped(
-                f"stopped; {len(known) - done} of {len(todo)} measurements are kept: the same command goes on",
-                signal.SIGINT,
-            ) from None
-    return Bench(str(run.path), wanted, {cell: known[key] for cell, key in keys.items()}, left_out)
+        run.sampler(**asdict(setting))
+    return settings
 
 
 class Planned(NamedTuple):
@@ -335,38 +253,86 @@ class Planned(NamedTuple):
     nfe: int
 
 
+Cell = tuple[Setting, int]
+"""A setting, and the evaluations asked for."""
+
+
+def _keys(
+    run: Run, judge: Judge, plan: dict[Cell, Planned], count: int, seed: int, condition: Tensor | None
+) -> dict[Cell, str]:
+    """Return for each cell the key of its measurement: a hash of everything that the scores depend on."""
+    how = f"{__version__}, {run.precision}, {count} samples of seed {seed}, {judge.first.extractor.key}, {judge.sets}"
+    conditions = b"" if condition is None else condition.numpy().tobytes()
+    common = digest((run.path / "model.safetensors").read_bytes(), conditions, how.encode())
+    keys = {}
+    for cell, (sampler, _) in plan.items():
+        keys[cell] = digest(repr((common, sampler.solver, sampler.grid, sampler.settings)).encode())
+    return keys
+
+
+def _measure(
+    run: Run,
+    judge: Judge,
+    todo: dict[str, tuple[Setting, Planned]],
+    count: int,
+    condition: Tensor | None,
+    asked: Asked,
+    console: Console | None,
+) -> Iterator[tuple[str, Measured]]:
+    """Sample and score what is to be measured, cheapest first, and yield each with its key when it is done."""
+    if not todo:
+        return
+    with bar(console) as progress:
+        total = batches_of(run.sampler(), count) * sum(planned.nfe for _, planned in todo.values())
+        task = progress.add_task("", total=total)
+        for key, (setting, planned) in sorted(todo.items(), key=lambda item: item[1][1].nfe):
+            progress.update(task, description=f"{setting.solver}, {planned.nfe} evaluations")
+            advance = partial(progress.advance, task, planned.nfe)
+            samples, nfe = draw(run, planned.sampler, count, condition, advance)
+            scores = judge.fidelity(samples), judge.adherence(samples, asked)
+            yield key, Measured(setting, planned.sampler.settings.steps, nfe, *scores)
+
+
 def _plan(
     run: Run, settings: Sequence[Setting], nfe: Sequence[int], seed: int, condition: Tensor | None
-) -> tuple[dict[tuple[Setting, int], Planned], dict[str, str]]:
+) -> tuple[dict[Cell, Planned], dict[str, str]]:
     """Return for each setting and number of evaluations the longest sampling that costs no more; and what cannot run.
 
     Raises: UserError: If a name is unknown, or nothing can run.
     """
-    plan: dict[tuple[Setting, int], Planned] = {}
+    plan: dict[Cell, Planned] = {}
     left_out: dict[str, str] = {}
     for setting in settings:
-        samplers: dict[int, Sampler] = {}
-
-        @cache
-        def cost(steps: int, setting: Setting = setting, samplers: dict[int, Sampler] = samplers) -> int:
-            samplers[steps] = run.sampler(**asdict(setting), steps=steps, seed=seed)
-            return _dry_run(run, samplers[steps], condition)
-
         name = f"{setting.solver}, grid {setting.grid}, guidance {setting.guidance:g}"
         if isinstance(run.sampler(**asdict(setting)).solver, RungeKutta45):
             left_out[name] = "it takes as many evaluations as its tolerances ask for"
             continue
         try:
-            for wanted in nfe:
-                if steps := bisect.bisect_right(range(1, wanted + 1), wanted, key=cost):
-                    plan[setting, wanted] = Planned(samplers[steps], cost(steps))
+            longest = _longest(run, setting, nfe, seed, condition)
         except UserError as error:
             left_out[name] = str(error)
-            plan = {cell: one for cell, one in plan.items() if cell[0] != setting}
+            continue
+        plan |= {(setting, wanted): planned for wanted, planned in longest.items()}
     if not plan:
-        why = "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "give --nfe larger numbers"
+        why = "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "give larger numbers of evaluations"
         raise UserError(f"none of these settings can be measured: {why}")
     return plan, left_out
+
+
+def _longest(run: Run, setting: Setting, nfe: Sequence[int], seed: int, condition: Tensor | None) -> dict[int, Planned]:
+    """Return for each number of evaluations the sampling of the most steps that costs no more, where there is one."""
+
+    @cache
+    def planned(steps: int) -> Planned:
+        sampler = run.sampler(**asdict(setting), steps=steps, seed=seed)
+        return Planned(sampler, _dry_run(run, sampler, condition))
+
+    longest = {}
+    for wanted in nfe:
+        steps = bisect.bisect_right(range(1, wanted + 1), wanted, key=lambda steps: planned(steps).nfe)
+        if steps:
+            longest[wanted] = planned(steps)
+    return longest
 
 
 class _Idle(nn.Module):
@@ -391,34 +357,6 @@ def _dry_run(run: Run, sampler: Sampler, condition: Tensor | None) -> int:
     return draw(replace(run, denoiser=idle), single, 1, None if condition is None else condition[:1])[1]
 
 
-def _read(path: Path) -> dict[str, Measured]:
-    """Return what was measured before, by key; lines that are damaged are dropped with a warning."""
-    found: dict[str, Measured] = {}
-    damaged = 0
-    for line in read_bounded(path, RESULTS).splitlines() if path.is_file() else []:
-        try:
-            plain = parse_json(line)
-            found[str(plain["key"])] = Measured.from_json(plain)
-        except (ValueError, KeyError, TypeError):
-            damaged += 1
-    if damaged:
-        warnings.warn(f"{path}: {damaged} damaged lines are left out and measured again", stacklevel=2)
-        write_whole(path, "".join(_line(key, one) for key, one in found.items()).encode())
-    return found
-
-
-def _line(key: str, one: Measured) -> str:
-    return json.dumps({"key": key, **asdict(one)}) + "\n"
-
-
-def _append(path: Path, key: str, one: Measured) -> None:
-    """Add a measurement to those on the disk."""
-    with disk(path):
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_line(key, one))
-
-
 def save(run: Run, chosen: Measured) -> None:
     """Write a setting into the run's recipe, so that `sample` uses it."""
     recipe = run.recipe
@@ -428,57 +366,3 @@ def save(run: Run, chosen: Measured) -> None:
             recipe = recipe.set(f"{field}={kind}")
     recipe = recipe.set(f"sampling.steps={chosen.steps}", f"sampling.guidance={chosen.setting.guidance}")
     write_whole(run.path / "recipe.json", recipe.beside(run.path, relative=True).to_json().encode())
-
-
-def schedules(
-    recipe: Recipe,
-    names: Sequence[str],
-    out: Path,
-    budget: float,
-    *,
-    count: int = 1000,
-    seed: int = 0,
-    device: str = "auto",
-    console: Console | None = None,
-) -> Comparison:
-    """Train a recipe on each of some schedules, alike but for the schedule, and rank them.
-
-    All learn v at uniform times. The first one's budget fixes the number of images, and the others see as many.
-    What is trained in `out` already stays, what was stopped goes on.
-
-    Args:
-        recipe: What to train.
-        names: Kinds of schedules.
-        out: Folder for the run folders, each named after its schedule.
-        budget: Seconds for the first training.
-        count: Samples to score each with.
-        seed: Seed of the noises that are sampled from.
-        device: Where to compute.
-        console: Shows the progress.
-
-    Returns: The comparison with the best one, best first.
-    Raises: UserError: If a schedule does not fit, or `out` holds other runs.
-    """
-    if len(set(names)) < 2 or len(set(names)) < len(names):
-        raise UserError("name two different schedules or more, for instance --schedules linear,quadratic,cosine,flow")
-    contestants = [build_data(recipe.set(f"schedule={name}", "target=v", "times=uniform"))[0] for name in names]
-    for one in contestants:
-        build_denoiser(one)  # so that what does not fit is refused before the minutes are spent
-    for place, (name, one) in enumerate(zip(names, contestants, strict=True)):
-        folder = out / name
-        if place:
-            one = replace(one, training=read_recipe(out / names[0]).training)
-        if (folder / "checkpoints").exists():
-            there = read_recipe(folder)
-            if there != (one if place else replace(one, training=there.training)):
-                raise UserError(
-                    f"{folder} holds a run of another recipe, seed or number of images: choose another --out"
-                )
-            resume(folder, device=device, console=console)
-        else:
-            train(one, folder, budget=None if place else budget, device=device, console=console)
-    models = load_alike([out / name for name in names], device)
-    found = compare(
-        models, names, count, steps=SCHEDULE_STEPS, guidance=1.0, seed=seed, reference=None, console=console
-    )
-    return found.ranked()

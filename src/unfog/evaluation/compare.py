@@ -1,9 +1,9 @@
-"""`unfog compare`: models side by side on the same noises, and whether their scores can be told apart."""
+"""`unfog compare`: models side by side on the same noises, and whether their scores differ significantly."""
 
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from unfog.data.pictures import row_of, save_picture, sheet
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
-from unfog.evaluation.intervals import Interval, Scored, bootstrap
+from unfog.evaluation.intervals import Interval, Scored, bootstrap, plain
 from unfog.evaluation.judge import Judge, spread
-from unfog.evaluation.report import aligned, bar, batches_of, draw, told
+from unfog.evaluation.report import aligned, bar, batches_of, draw, heldout_conditions
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec, build_data
 from unfog.runs.run import Run, load
@@ -68,11 +68,11 @@ class Model:
 
     def line(self, metric: str) -> str:
         """Return a score as text: with its interval, or with the spread over runs where there are several."""
-        found = self.scores[metric]
-        if len(found) == 1:
-            return f"{number(found[0].value)}{span(found[0])}"
-        spread = float(np.std([score.value for score in found], ddof=1))
-        return f"{number(self.value(metric))}  ± {number(spread)} over {len(found)} runs"
+        scores = self.scores[metric]
+        if len(scores) == 1:
+            return f"{number(scores[0].value)}{span(scores[0])}"
+        deviation = float(np.std([score.value for score in scores], ddof=1))
+        return f"{number(self.value(metric))}  ± {number(deviation)} over {len(scores)} runs"
 
 
 @dataclass(frozen=True)
@@ -100,38 +100,51 @@ class Comparison:
         """
         with disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        plain = {**asdict(replace(self, shown=[])), "unfog": __version__}
-        write_whole(folder / "comparison.json", json.dumps(plain, indent=1).encode())
-        rows = [_row(model.name, samples) for model, samples in zip(self.models, self.shown, strict=True)]
+        figures = {part.name: plain(getattr(self, part.name)) for part in fields(self) if part.name != "shown"}
+        text = json.dumps({**figures, "shown": [], "unfog": __version__}, indent=1)
+        write_whole(folder / "comparison.json", text.encode())
+        rows = [_titled(model.name, samples) for model, samples in zip(self.models, self.shown, strict=True)]
         save_picture(row_of(rows, down=True), folder / "sheet.png")
         return f"{self.table()}\nside by side: {folder / 'sheet.png'}\nnumbers:      {folder / 'comparison.json'}"
 
     def ranked(self) -> "Comparison":
         """Return the same with the least Fréchet distance first."""
         order = sorted(range(len(self.models)), key=lambda place: self.models[place].value(self.fidelity))
-        return replace(self, models=[self.models[one] for one in order], shown=[self.shown[one] for one in order])
+        models, shown = [self.models[place] for place in order], [self.shown[place] for place in order]
+        return replace(self, models=models, shown=shown)
 
     def table(self) -> str:
         """Return a block with differences for fidelity and adherence, and a line for each of the other scores."""
-        lines, others = [], [["other scores", *(model.name for model in self.models), "held-out data", "worthless"]]
+        blocks, others = [], [["other scores", *(model.name for model in self.models), "held-out data", "noise"]]
         for metric in dict.fromkeys(metric for model in self.models for metric in model.scores):
-            models = [model for model in self.models if metric in model.scores]
-            first = models[0].scores[metric][0]
-            ends = [number(first.floor), number(first.ceiling)]
-            if metric not in (self.fidelity, ADHERENCE):
-                values = [number(model.value(metric)) if model in models else "-" for model in self.models]
-                others.append([f"  {metric}", *values, *ends])
-                continue
-            rows = [[f"{metric} (n = {first.n})", "", f"difference to {self.reference}", ""]]
-            rows += [[f"  {model.name}", model.line(metric), *_difference(model, metric)] for model in models]
-            lines += [aligned([*rows, ["  real held-out data", ends[0], "", ""], ["  worthless", ends[1], "", ""]]), ""]
+            if metric in (self.fidelity, ADHERENCE):
+                blocks += [self._block(metric), ""]
+            else:
+                others.append(self._row(metric))
         protocol = self.models[0].scores[self.fidelity][0].protocol
         how = f"({self.settings}; {protocol}; 95 % intervals over noises, not over trainings)"
-        return "\n".join([*lines, aligned(others), "", how])
+        return "\n".join([*blocks, aligned(others), "", how])
+
+    def _block(self, metric: str) -> str:
+        """Return a score of all models with their differences to the reference model, and its ends."""
+        models = [model for model in self.models if metric in model.scores]
+        score = models[0].scores[metric][0]
+        rows = [[f"{metric} (n = {score.n})", "", f"difference to {self.reference}", ""]]
+        rows += [[f"  {model.name}", model.line(metric), *_difference(model, metric)] for model in models]
+        rows.append(["  real held-out data", number(score.floor), "", ""])
+        rows.append(["  noise", number(score.ceiling), "", ""])
+        return aligned(rows)
+
+    def _row(self, metric: str) -> list[str]:
+        """Return a score of all models without differences, and its ends."""
+        having = [model for model in self.models if metric in model.scores]
+        score = having[0].scores[metric][0]
+        values = [number(model.value(metric)) if model in having else "-" for model in self.models]
+        return [f"  {metric}", *values, number(score.floor), number(score.ceiling)]
 
 
 def _difference(model: Model, metric: str) -> tuple[str, str]:
-    """Return the difference to the reference model as text, and whether it may be none."""
+    """Return the difference to the reference model as text, and a note where it may be 0."""
     gap = model.differences.get(metric)
     if gap is None:
         return "", ""
@@ -142,7 +155,7 @@ def _difference(model: Model, metric: str) -> tuple[str, str]:
 
 
 def number(value: float) -> str:
-    """Return a number with three digits that count."""
+    """Return a number with three significant digits."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
@@ -156,10 +169,12 @@ def members(path: Path) -> list[Path]:
 
     Raises: UserError: If there are none.
     """
-    found = [path] if (path / "recipe.json").exists() else sorted(one.parent for one in path.glob("*/recipe.json"))
-    if not found:
+    if (path / "recipe.json").exists():
+        return [path]
+    folders = sorted(file.parent for file in path.glob("*/recipe.json"))
+    if not folders:
         raise UserError(f"{path} is no run folder and holds none: give a folder that `unfog train` wrote")
-    return found
+    return folders
 
 
 def common_parent(paths: Sequence[Path]) -> Path:
@@ -169,7 +184,7 @@ def common_parent(paths: Sequence[Path]) -> Path:
 
 
 def load_alike(paths: Sequence[Path], device: str) -> list[list[Run]]:
-    """Load the runs behind each argument, and let all sample as the first one does, each in batches of its own size.
+    """Load the runs behind each argument, with the sampling of the first one, but each its own batch size.
 
     Raises: UserError: If they were trained on different data.
     """
@@ -226,37 +241,38 @@ def compare(
     """
     first = models[0][0]
 
-    def sampler_of(run: Run, place: int) -> Sampler:
-        return run.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed + place)
+    def sampler_of(run: Run, index: int) -> Sampler:
+        return run.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed + index)
 
     sampler = sampler_of(first, 0)
     judge = Judge(build_data(first.recipe)[1], build_codec(first.recipe).plain, count, console=console)
-    found: list[list[Sampled]] = [[] for _ in models]
+    sampled: list[list[Sampled]] = []
     with bar(console) as progress:
         task = progress.add_task("", total=sum(map(len, models)) * batches_of(sampler, count))
-        for place, model in enumerate(models):
-            progress.update(task, description=names[place])
-            for index, run in enumerate(model):
-                chosen = sampler_of(run, index)
-                found[place].append(_sampled(run, chosen, judge, count, lambda: progress.advance(task)))
-    fidelity = next(iter(found[0][0].scores))
-    best = int(np.argmin([np.mean([one.scores[fidelity].value for one in mine]) for mine in found]))
-    base = best if reference is None else reference
+        for name, model in zip(names, models, strict=True):
+            progress.update(task, description=name)
+            runs = [
+                _sampled(run, sampler_of(run, index), judge, count, lambda: progress.advance(task))
+                for index, run in enumerate(model)
+            ]
+            sampled.append(runs)
+    fidelity = next(iter(sampled[0][0].scores))
+    base = _best(sampled, fidelity) if reference is None else reference
     measured = []
-    for place, (name, model, mine) in enumerate(zip(names, models, found, strict=True)):
+    for place, (name, model, mine) in enumerate(zip(names, models, sampled, strict=True)):
         scores = {metric: [one.scores[metric] for one in mine] for metric in mine[0].scores}
-        gaps = {} if place == base else _differences(mine, found[base], fidelity, judge)
-        measured.append(Model(name, [str(run.path) for run in model], mine[0].nfe, scores, gaps))
+        differences = {} if place == base else _differences(mine, sampled[base], fidelity, judge)
+        measured.append(Model(name, [str(run.path) for run in model], mine[0].nfe, scores, differences))
     settings = (
         f"{count} samples, {sampler.solver}, {sampler.grid}, {sampler.settings.steps} steps, guidance "
         f"{sampler.settings.guidance:g}, noises of seed {seed}"
     )
-    return Comparison(measured, names[base], fidelity, settings, [mine[0].shown for mine in found])
+    return Comparison(measured, names[base], fidelity, settings, [mine[0].shown for mine in sampled])
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What one run gave: its scores, and of each sample what paired differences need."""
+    """The scores of one run, and of each sample what paired differences need."""
 
     scores: dict[str, Scored]
     features: Rows
@@ -267,10 +283,15 @@ class Sampled:
 
 def _sampled(run: Run, sampler: Sampler, judge: Judge, count: int, advance: Callable[[], object]) -> Sampled:
     """Sample a run and score the samples."""
-    condition, asked = told(run, judge, count, sampler.seed)
+    condition, asked = heldout_conditions(run, judge, count, sampler.seed)
     samples, nfe = draw(run, sampler, count, condition, advance)
     shown = samples if samples.ndim == 2 else samples[torch.from_numpy(spread(min(count, COLUMNS), count))]
     return Sampled(judge.score(samples, asked), judge.features(samples), judge.hits(samples, asked), nfe, shown)
+
+
+def _best(sampled: "Sequence[Sequence[Sampled]]", metric: str) -> int:
+    """Return the number of the model whose runs have the least mean score."""
+    return int(np.argmin([np.mean([one.scores[metric].value for one in mine]) for mine in sampled]))
 
 
 def _differences(
@@ -280,7 +301,8 @@ def _differences(
 
     Raises: UserError: If the two were not measured alike.
     """
-    both, found = [*mine, *base], {}
+    both, differences = [*mine, *base], {}
+    reference, blocks = moments(judge.first.train), len(both[0].features) // judge.m
 
     def gap(*values: float) -> float:
         return float(np.mean(values[: len(mine)]) - np.mean(values[len(mine) :]))
@@ -291,7 +313,6 @@ def _differences(
     def distance(*rows: Rows) -> float:
         return gap(*(_block_mean(one, blocks, reference) for one in rows))
 
-    reference, blocks = moments(judge.first.train), len(both[0].features) // judge.m
     for metric in [name for name in mine[0].scores if name in base[0].scores]:
         first = base[0].scores[metric]
         value = gap(*(one.scores[metric] - first for one in both))  # refuses what was not measured alike
@@ -302,8 +323,8 @@ def _differences(
         elif metric == ADHERENCE:
             hits = [one.hits for one in both if one.hits is not None]
             interval = bootstrap(share, *hits, resamples=RESAMPLES, paired=True)
-        found[metric] = Difference(value, interval)
-    return found
+        differences[metric] = Difference(value, interval)
+    return differences
 
 
 def _block_mean(rows: Rows, blocks: int, reference: Moments) -> float:
@@ -311,7 +332,7 @@ def _block_mean(rows: Rows, blocks: int, reference: Moments) -> float:
     return float(np.mean([frechet_of_moments(moments(part), reference) for part in np.array_split(rows, blocks)]))
 
 
-def _row(name: str, samples: Tensor) -> Image.Image:
+def _titled(name: str, samples: Tensor) -> Image.Image:
     """Return samples in a row, below the name of their model."""
     picture = sheet(samples, len(samples))
     title = Image.new("RGB", (picture.width, 16), "white")

@@ -1,4 +1,4 @@
-"""How probable a run's model holds its data: bits per dimension of training and of held-out rows."""
+"""The likelihood of data under a run's model: bits per dimension of training and of held-out rows."""
 
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfog.data.source import Data, Source
+from unfog.data.source import Batch, Data, Source
 from unfog.diffusion.denoiser import Conditioned
 from unfog.diffusion.grids import UniformGrid
 from unfog.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
+from unfog.networks.conditioning import Cond
 from unfog.recipes.build import build_codec, known_of
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
@@ -39,7 +40,7 @@ class Bits:
 
 @dataclass(frozen=True)
 class Density:
-    """What training and held-out rows score, and how it was measured."""
+    """The likelihood of training and held-out rows, and how it was measured."""
 
     train: Bits
     held_out: Bits
@@ -90,36 +91,58 @@ def _variance(run: Run) -> Literal["large", "learned"]:
 
 def _bits(run: Run, source: Source, count: int, steps: int, seed: int) -> Bits:
     """Measure some rows of one split, in batches of the run's fixed size."""
-    denoiser, codec, batch = run.denoiser, build_codec(run.recipe), run.sampler().settings.batch
+    batch = run.sampler().settings.batch
     rows = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int64)
-    device = next(denoiser.parameters()).device
-    found: list[tuple[Tensor, Tensor]] = []
+    flows: list[Tensor] = []
+    bounds: list[Tensor] = []
     for first in range(0, len(rows), batch):
-        found_rows = source.take(rows[first : first + batch])
-        encoded = codec.encode(found_rows.x)
-        box = torch.from_numpy(uniform(seed, "likelihood condition", 0, first, len(encoded), 4))
-        told = run.recipe.conditioning.read(known_of(run.recipe), found_rows, encoded, box)
-        x0 = encoded.to(device)
-        shape = tuple(x0.shape[1:])
-        cond = None
-        if denoiser.embedder is not None and told is not None:
-            cond = denoiser.embedder(told.to(device))
-        model = Conditioned(denoiser, cond)
+        flow, bound = _batch_bits(run, source.take(rows[first : first + batch]), first, steps, seed)
+        flows.append(flow)
+        bounds.append(bound)
+    return Bits(*_mean_and_error(torch.cat(flows)), *_mean_and_error(torch.cat(bounds)))
 
-        def noise(step: int, like: Tensor, first: int = first) -> Tensor:
-            return normal(seed, "likelihood noise", step, first, len(like), tuple(like.shape[1:])).to(like.device)
 
-        drawn = uniform(seed, "likelihood", 0, first, len(x0), 2 * x0[0].numel())
-        shift, sign = torch.from_numpy(drawn).to(x0).reshape(len(x0), 2, *shape).unbind(1)
-        spread = x0 + (shift - 0.5) * codec.bin_width if codec.bin_width else x0
-        probe = torch.where(sign < 0.5, -1.0, 1.0)[None]
-        with run.arithmetic():
-            flow = log_likelihood(model, spread, probes=probe, rtol=1e-4, atol=1e-4)
-            times = UniformGrid()(denoiser.schedule, steps)
-            bound = variational_bound(model, x0, times, noise=noise, variance=_variance(run), bin_width=codec.bin_width)
-        found.append((bits_per_dim(flow, spread, codec.bin_width).cpu(), bound.total.cpu()))
-    flows, bounds = (torch.cat(part).double() for part in zip(*found, strict=True))
-    errors = [
-        float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan") for values in (flows, bounds)
-    ]
-    return Bits(float(flows.mean()), errors[0], float(bounds.mean()), errors[1])
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean of values and its standard error, NaN for a single value."""
+    values = values.double()
+    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
+    return float(values.mean()), error
+
+
+def _batch_bits(run: Run, rows: Batch, first: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the bits per dimension of each row, `(n,)`, by the flow and by the bound.
+
+    Args:
+        run: The run.
+        rows: The rows.
+        first: Number of the first of them, which the random numbers depend on.
+        steps: Steps of the bound.
+        seed: Seed of the noise and the probes.
+    """
+    denoiser, codec = run.denoiser, build_codec(run.recipe)
+    encoded = codec.encode(rows.x)
+    x0 = encoded.to(next(denoiser.parameters()).device)
+    model = Conditioned(denoiser, _cond(run, rows, encoded, first, seed))
+
+    def noise(step: int, like: Tensor) -> Tensor:
+        return normal(seed, "likelihood noise", step, first, len(like), tuple(like.shape[1:])).to(like.device)
+
+    drawn = uniform(seed, "likelihood", 0, first, len(x0), 2 * x0[0].numel())
+    shift, sign = torch.from_numpy(drawn).to(x0).reshape(len(x0), 2, *x0.shape[1:]).unbind(1)
+    spread = x0 + (shift - 0.5) * codec.bin_width if codec.bin_width else x0
+    probe = torch.where(sign < 0.5, -1.0, 1.0)[None]
+    with run.arithmetic():
+        flow = log_likelihood(model, spread, probes=probe, rtol=1e-4, atol=1e-4)
+        times = UniformGrid()(denoiser.schedule, steps)
+        bound = variational_bound(model, x0, times, noise=noise, variance=_variance(run), bin_width=codec.bin_width)
+    return bits_per_dim(flow, spread, codec.bin_width).cpu(), bound.total.cpu()
+
+
+def _cond(run: Run, rows: Batch, encoded: Tensor, first: int, seed: int) -> Cond | None:
+    """Return what the network is conditioned on for these rows; None for unconditional models."""
+    box = torch.from_numpy(uniform(seed, "likelihood condition", 0, first, len(encoded), 4))
+    condition = run.recipe.conditioning.read(known_of(run.recipe), rows, encoded, box)
+    embedder = run.denoiser.embedder
+    if embedder is None or condition is None:
+        return None
+    return embedder(condition.to(next(run.denoiser.parameters()).device))

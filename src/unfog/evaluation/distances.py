@@ -12,7 +12,7 @@ Rows = NDArray[np.float64]
 
 
 def as_features(x: ArrayLike, name: str, least: int) -> Rows:
-    """Return features in float64 after a look at their shape, number and values.
+    """Return features in float64 after checking their shape, number and values.
 
     Args:
         x: Features, `(n, d)`.
@@ -28,7 +28,7 @@ def as_features(x: ArrayLike, name: str, least: int) -> Rows:
         raise UserError(f"the {name} set has {len(rows)} rows of {rows.shape[1]} features: give {least} rows or more")
     bad = int((~np.isfinite(rows)).any(1).sum())
     if bad:
-        raise UserError(f"the {name} features are not finite in {bad} of {len(rows)} rows: leave them out and say so")
+        raise UserError(f"the {name} features are not finite in {bad} of {len(rows)} rows: remove these rows")
     return rows
 
 
@@ -142,13 +142,13 @@ def kernel_distance(a: ArrayLike, b: ArrayLike, block: int = 1024) -> KernelDist
 
     All pairs of the two sets count, once each, and no row is paired with itself: the value is that of the whole set
     and expects 0 for sets of one distribution, where it is negative half of the time. The standard error is the
-    jackknife's, which leaves out each row of either set once. It errs on the careful side, by up to √2 where the two
+    jackknife's, which leaves out each row of either set once. It is conservative, by up to √2 where the two
     distributions are equal. The error falls with n, the expected value does not.
 
     Args:
         a: Features, `(n, d)`, n ≥ 3.
         b: Features, `(m, d)`, m ≥ 3.
-        block: Rows of the kernel matrix that are in memory at a time; no part of the result.
+        block: Rows of the kernel matrix that are in memory at a time; does not change the result.
 
     Raises: UserError: If a set has fewer than 3 rows, values that are not finite, or another d.
     Source: Bińkowski et al. 2018, Demystifying MMD GANs, section 4; Gretton et al. 2012, eq. 3; Efron & Stein 1981.
@@ -160,11 +160,12 @@ def kernel_distance(a: ArrayLike, b: ArrayLike, block: int = 1024) -> KernelDist
     from_x, from_y = _sums(x, y, block)
     inner_x, inner_y, cross = within_x.sum(), within_y.sum(), from_x.sum()
     mean_x, mean_y = inner_x / (n * (n - 1)), inner_y / (m * (m - 1))
-    variance = 0.0
-    for size, other, within, inner, mean, out in (
-        (n, m, within_x, inner_x, mean_y, from_x),
-        (m, n, within_y, inner_y, mean_x, from_y),
-    ):
-        left = (inner - 2 * within) / ((size - 1) * (size - 2)) + mean - 2 * (cross - out) / ((size - 1) * other)
-        variance += (size - 1) / size * float(((left - left.mean()) ** 2).sum())
+
+    def jackknife(size: int, other: int, within: Rows, mean: float, between: Rows) -> float:
+        """Return the variance from leaving out each of `size` rows, the other set as it is."""
+        own = (within.sum() - 2 * within) / ((size - 1) * (size - 2))
+        left = own + mean - 2 * (cross - between) / ((size - 1) * other)
+        return (size - 1) / size * float(((left - left.mean()) ** 2).sum())
+
+    variance = 0.0 + jackknife(n, m, within_x, mean_y, from_x) + jackknife(m, n, within_y, mean_x, from_y)
     return KernelDistance(float(mean_x + mean_y - 2 * cross / (n * m)), variance**0.5)

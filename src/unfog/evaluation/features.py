@@ -34,9 +34,14 @@ Covariances of few rows are biased: of 64 features on 359 rows the Fréchet dist
 EPOCHS, STEPS, BATCH = 2, 200, 128
 """The classifier is trained for two epochs, or for 200 steps on small sets."""
 DROPOUT = 0.3
-"""Without it the features tell training rows from held-out ones: of digits, precision of the latter 0.75, not 0.86."""
+"""Without it the features separate training rows from held-out ones: their precision is 0.75, not 0.86 (digits)."""
 FREQUENT = 0.01
 """Words are read that stand in at least this share of the captions, and are missing in as many."""
+CLASSIFIER_VERSION = 1
+"""Raise it with every change that gives other weights on the same rows: to the constants above, `_network` or `_train`.
+
+Cached classifiers of another version are not used.
+"""
 
 
 class Extractor(Protocol):
@@ -69,10 +74,10 @@ def features_of(rows: int) -> int:
 
 def digest(*parts: bytes) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 of some bytes."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for part in parts:
-        found.update(part)
-    return found.hexdigest()[:12]
+        sha256.update(part)
+    return sha256.hexdigest()[:12]
 
 
 def _in_batches(x: Tensor, batch: int, extract: Callable[[Tensor], Tensor]) -> Rows:
@@ -114,15 +119,16 @@ class Classifier:
             asked: Labels, `(n,)` or `(n, labels)` of bool, or a caption for each.
         """
         logits, wanted = self._logits(features), _targets(asked, self.words).numpy()
-        found: Rows = (
-            (logits.argmax(1) == wanted).astype(float) if wanted.ndim == 1 else ((logits > 0) == wanted).mean(1)
-        )
-        return found
+        if wanted.ndim == 1:
+            classes: Rows = (logits.argmax(1) == wanted).astype(float)
+            return classes
+        shares: Rows = ((logits > 0) == wanted).mean(1)
+        return shares
 
     def classes(self, features: Rows) -> NDArray[np.int64]:
         """Return the class of each row, `(n,)`."""
-        found: NDArray[np.int64] = self._logits(features).argmax(1)
-        return found
+        classes: NDArray[np.int64] = self._logits(features).argmax(1)
+        return classes
 
     @property
     def outputs(self) -> int:
@@ -136,7 +142,7 @@ class Classifier:
 
 
 def fit_classifier(rows: Batch, codec: Codec, console: Console | None = None) -> Classifier | None:
-    """Return the classifier of a set, from the cache if it was trained on the same rows by the same code before.
+    """Return the classifier of a set, from the cache if the same version was trained on the same rows before.
 
     Args:
         rows: What to train it on.
@@ -150,12 +156,13 @@ def fit_classifier(rows: Batch, codec: Codec, console: Console | None = None) ->
         return None
     words = () if isinstance(known, Tensor) else _vocabulary(known)
     targets = _targets(known, words)
-    outputs = int(targets.max()) + 1 if targets.ndim == 1 else targets.shape[1]
-    if outputs < (2 if targets.ndim == 1 else 1):
+    several = targets.ndim > 1
+    outputs = targets.shape[1] if several else int(targets.max()) + 1
+    if outputs < (1 if several else 2):
         return None
     network = _network(tuple(rows.x.shape[1:]), outputs, features_of(len(rows.x)))
-    code = Path(__file__).read_bytes()
-    name = digest(code, repr(words).encode(), *(part.numpy().tobytes() for part in (rows.x, targets)))
+    version = f"classifier {CLASSIFIER_VERSION}, words {words!r}"
+    name = digest(version.encode(), *(part.numpy().tobytes() for part in (rows.x, targets)))
     path = cache_folder() / "features" / f"{name}.safetensors"
     try:
         load_into(network, read_tensors(path), path)
@@ -191,23 +198,29 @@ def _network(shape: tuple[int, ...], outputs: int, features: int) -> nn.Sequenti
     """Return a network in two parts, to features and to logits; its first weights are always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layers: list[nn.Module] = []
-        if len(shape) == 3:
-            channels, height, width = shape
-            for depth in (32, 64, 128, 128, 128):
-                layers += [nn.Conv2d(channels, depth, 3, padding=1), nn.BatchNorm2d(depth), nn.ReLU()]
-                if min(height, width) > 4:
-                    layers.append(nn.MaxPool2d(2))
-                    height, width = height // 2, width // 2
-                channels = depth
-                if depth > 32 and max(height, width) <= 8:
-                    break
-            wide = channels * height * width
-        else:
-            wide = 128
-            layers += [nn.Flatten(), nn.Linear(math.prod(shape), wide), nn.ReLU()]
+        layers, wide = _convolutions(*shape) if len(shape) == 3 else _perceptron(math.prod(shape))
         layers += [nn.Flatten(), nn.Dropout(DROPOUT), nn.Linear(wide, features), nn.BatchNorm1d(features), nn.ReLU()]
         return nn.Sequential(nn.Sequential(*layers), nn.Linear(features, outputs))
+
+
+def _convolutions(channels: int, height: int, width: int) -> tuple[list[nn.Module], int]:
+    """Return the first layers for pictures, and how many numbers they give: pooled down to a side of 8 or less."""
+    layers: list[nn.Module] = []
+    for depth in (32, 64, 128, 128, 128):
+        layers += [nn.Conv2d(channels, depth, 3, padding=1), nn.BatchNorm2d(depth), nn.ReLU()]
+        if min(height, width) > 4:
+            layers.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+        channels = depth
+        if depth > 32 and max(height, width) <= 8:
+            break
+    return layers, channels * height * width
+
+
+def _perceptron(numbers: int) -> tuple[list[nn.Module], int]:
+    """Return the first layers for points, and how many numbers they give."""
+    wide = 128
+    return [nn.Flatten(), nn.Linear(numbers, wide), nn.ReLU()], wide
 
 
 def _train(network: nn.Sequential, codec: Codec, x: Tensor, targets: Tensor, console: Console | None) -> None:
@@ -220,10 +233,10 @@ def _train(network: nn.Sequential, codec: Codec, x: Tensor, targets: Tensor, con
     for step in track(range(steps), "training the classifier", console=console, transient=True, disable=hidden):
         rows = torch.from_numpy(shuffled(len(x), 0, step * BATCH, BATCH))
         logits, wanted = network(codec.encode(x[rows])), targets[rows]
-        classes = wanted.ndim == 1
-        loss = (
-            F.cross_entropy(logits, wanted) if classes else F.binary_cross_entropy_with_logits(logits, wanted.float())
-        )
+        if wanted.ndim == 1:
+            loss = F.cross_entropy(logits, wanted)
+        else:
+            loss = F.binary_cross_entropy_with_logits(logits, wanted.float())
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -269,12 +282,12 @@ def fit_components(x: Tensor, codec: Codec) -> Components:
     return Components(mean, directions.T, codec, digest(x.numpy().tobytes()))
 
 
-# --------------------------------------------------------------------------------------- networks of others
+# ------------------------------------------------------------------------------------- pretrained networks
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network that others trained on other pictures.
+    """A network that was trained on other pictures.
 
     Attributes:
         name: What it is called.
@@ -289,7 +302,7 @@ class Pretrained:
     def __call__(self, x: Tensor, batch: int = 256) -> Rows:
         """Return the features of pictures, `(n, d)`, `batch` pictures at a time."""
         if x.ndim != 4 or x.dtype != torch.uint8 or x.shape[1] not in (1, 3):
-            raise UserError(f"{self.name} reads pictures, grey or RGB: leave it away for these data")
+            raise UserError(f"{self.name} reads grey or RGB pictures: omit it for these data")
         return _in_batches(x, batch, lambda part: self.network(part.expand(-1, 3, -1, -1)).flatten(1))
 
 
@@ -302,10 +315,10 @@ def inception(path: str | Path) -> Pretrained:
     Raises: UserError: If torch-fidelity or the file is missing.
     Source: Heusel et al. 2017; Obukhov et al. 2020, torch-fidelity.
     """
-    key = _key(path, "--inception", "the file weights-inception-2015-12-05-6726825d.pth that torch-fidelity publishes")
-    module = _package("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity", "--inception")
+    key = _key(path, "inception", "the file weights-inception-2015-12-05-6726825d.pth that torch-fidelity publishes")
+    module = _package("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity", "inception")
     make = module.FeatureExtractorInceptionV3
-    model = _loaded(lambda: make("inception", ["2048"], feature_extractor_weights_path=str(path)), path, "--inception")
+    model = _loaded(lambda: make("inception", ["2048"], feature_extractor_weights_path=str(path)), path, "inception")
     return Pretrained("inception", key, lambda x: model(x)[0])
 
 
@@ -318,9 +331,9 @@ def dinov2(path: str | Path) -> Pretrained:
     Raises: UserError: If transformers or the folder is missing.
     Source: Oquab et al. 2023; Stein et al. 2023, Exposing flaws of generative model evaluation metrics.
     """
-    key = _key(path, "--dinov2", "a folder with config.json and model.safetensors of facebook/dinov2-base")
-    make = _package("transformers", "transformers", "--dinov2").AutoModel
-    model = _loaded(lambda: make.from_pretrained(str(path), use_safetensors=True).eval(), path, "--dinov2")
+    key = _key(path, "dinov2", "a folder with config.json and model.safetensors of facebook/dinov2-base")
+    make = _package("transformers", "transformers", "dinov2").AutoModel
+    model = _loaded(lambda: make.from_pretrained(str(path), use_safetensors=True).eval(), path, "dinov2")
     mean, deviation = (torch.tensor(one)[:, None, None] for one in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
     def network(x: Tensor) -> Tensor:
@@ -331,26 +344,26 @@ def dinov2(path: str | Path) -> Pretrained:
     return Pretrained("dinov2", key, network)
 
 
-def _package(module: str, package: str, option: str) -> Any:
+def _package(module: str, package: str, parameter: str) -> Any:
     """Import what an extractor needs."""
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f"{option} needs {package}, which is not installed: pip install {package}") from error
+        raise UserError(f"{parameter} needs {package}, which is not installed: pip install {package}") from error
 
 
-def _loaded(load: Callable[[], Any], path: str | Path, option: str) -> Any:
+def _loaded(load: Callable[[], Any], path: str | Path, parameter: str) -> Any:
     """Load weights with somebody else's code."""
     try:
         return load()
     except Exception as error:  # whatever it is: the file is not what that code expects
-        raise UserError(f"{option} cannot use {path} ({error}): give the weights as they were published") from error
+        raise UserError(f"{parameter} cannot use {path} ({error}): give the weights as they were published") from error
 
 
-def _key(path: str | Path, option: str, what: str) -> str:
+def _key(path: str | Path, parameter: str, what: str) -> str:
     """Return the key of a file, or of the files in a folder."""
     where = Path(path)
     files = sorted(one for one in where.iterdir() if one.is_file()) if where.is_dir() else [where]
     if not files or not files[0].is_file():
-        raise UserError(f"{where} does not exist or is empty: give {option} {what}")
+        raise UserError(f"{where} does not exist or is empty: {parameter} takes {what}")
     return digest(*(one.read_bytes() for one in files))

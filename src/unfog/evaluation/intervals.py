@@ -1,7 +1,7 @@
 """Intervals by resampling, and scores that refuse an unfair comparison."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ Method = Literal["percentile", "basic", "halves"]
 
 
 class Interval(NamedTuple):
-    """Where a quantity lies, as far as the samples tell."""
+    """Where a quantity lies, estimated from samples."""
 
     low: float
     high: float
@@ -43,14 +43,14 @@ def bootstrap(
     93 % (97 %) of cases from halves, in 93 % (97 %) as "basic", in 11 % (0 %) as "percentile"; with 4 features and 200
     rows in 91 %, 91 % and 84 %.
 
-    None is right for a statistic of distances to nearest neighbours, whose meaning changes with n.
+    No method is valid for a statistic of distances to nearest neighbours, whose meaning changes with n.
 
     Args:
         statistic: A function of as many arrays as are given, to a number.
         arrays: One sample, or several, rows first. Each is resampled by itself unless `paired`.
         resamples: How many times.
-        seed: The interval is a function of it.
-        level: Share of cases in which the interval shall hold the truth.
+        seed: Seed of the draws.
+        level: Share of cases in which the interval is to hold the truth.
         method: See above.
         paired: Draw the same rows of all arrays: two models on the same noises, `bootstrap(difference, a, b,
             paired=True)`, whose common chances then cancel.
@@ -70,20 +70,100 @@ def bootstrap(
     if not 0 < tail < 0.5 or resamples * tail < 1:
         raise UserError(f"{resamples} resamples have no tails of {tail:.2%}: ask for more, and a level between 0 and 1")
 
-    def chosen(number: int, which: int) -> NDArray[np.int64]:
-        draw, count = stream(seed, "bootstrap", number, 0 if paired else which), counts[which]
-        return draw.permutation(count)[: count // 2] if method == "halves" else draw.integers(0, count, count)
+    def rows(resample: int, which: int) -> NDArray[np.int64]:
+        draw, count = stream(seed, "bootstrap", resample, 0 if paired else which), counts[which]
+        if method == "halves":
+            return draw.permutation(count)[: count // 2]
+        return draw.integers(0, count, count)
 
-    found = [
-        statistic(*(array[chosen(number, which)] for which, array in enumerate(arrays))) for number in range(resamples)
-    ]
-    if not np.isfinite(found).all():
+    def resampled(resample: int) -> float:
+        return statistic(*(array[rows(resample, which)] for which, array in enumerate(arrays)))
+
+    values = [resampled(resample) for resample in range(resamples)]
+    if not np.isfinite(values).all():
         raise UserError("the statistic is not finite on some resamples: it has no interval")
-    low, high = np.quantile(found, [tail, 1 - tail])
+    low, high = np.quantile(values, [tail, 1 - tail])
     if method == "percentile":
         return Interval(float(low), float(high))
     whole = statistic(*arrays)
     return Interval(float(2 * whole - high), float(2 * whole - low))
+
+
+Split = Literal["held out", "halves"]
+"""Where the rows of the floor come from: a set that was held out, or a random half of the real data."""
+SIDES: dict[Split, tuple[str, str]] = {
+    "held out": ("training rows", "held-out rows"),
+    "halves": ("rows of one half of the real data", "rows of the other half"),
+}
+"""What the rows that samples are compared with are called, and those of the floor."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What samples are compared with.
+
+    Attributes:
+        data: Key of the real rows.
+        block: Samples that are compared at a time, with as many real rows; the floor is of as many others.
+        seed: Seed of the noise and of the intervals.
+        split: Where the rows of the floor come from.
+    """
+
+    data: str
+    block: int
+    seed: int
+    split: Split = "held out"
+
+    def phrases(self) -> tuple[str, ...]:
+        """Return each part in words."""
+        real, others = SIDES[self.split]
+        return (
+            f"data {self.data}",
+            f"blocks of {self.block} samples",
+            f"against {self.block} {real}",
+            f"floor of {self.block} {others}",
+            f"seed {self.seed} of the judge",
+        )
+
+    def __str__(self) -> str:
+        """Return all of it in words."""
+        return ", ".join(self.phrases())
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a score was measured: scores of one protocol and of as many samples can be compared.
+
+    Attributes:
+        metric: Name of the score.
+        features: What read the samples, with its key.
+        sets: What they were compared with.
+    """
+
+    metric: str
+    features: str
+    sets: Sets
+
+    def phrases(self) -> tuple[str, ...]:
+        """Return each part in words."""
+        return (f"{self.metric} by {self.features}", *self.sets.phrases())
+
+    def __str__(self) -> str:
+        """Return all of it in words."""
+        return ", ".join(self.phrases())
+
+
+def plain(value: object) -> object:
+    """Return a value as JSON takes it: dataclasses, also inside containers, as dictionaries, and protocols in words."""
+    if isinstance(value, Protocol | Sets):
+        return str(value)
+    if is_dataclass(value):
+        return {one.name: plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value
 
 
 @dataclass(frozen=True)
@@ -97,7 +177,7 @@ class Scored:
         n: Samples that were scored.
         floor: What perfect samples score: real held-out data in their place.
         ceiling: What worthless ones score, for instance noise.
-        protocol: How it was measured, parts between commas or semicolons: data, split, features, seed.
+        protocol: How it was measured.
     """
 
     value: float
@@ -106,10 +186,10 @@ class Scored:
     n: int
     floor: float
     ceiling: float
-    protocol: str
+    protocol: Protocol
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be read.
+        """Refuse numbers that make no sense.
 
         Raises: UserError: If the interval is turned, or a number is not finite.
         """
@@ -117,7 +197,7 @@ class Scored:
         if not np.isfinite([self.value, low, high, self.floor, self.ceiling]).all():
             raise UserError("a score, its interval, floor and ceiling must be finite")
         if low > high or self.n < 1:
-            raise UserError(f"an interval from {low:g} to {high:g} of {self.n} samples is none")
+            raise UserError(f"{low:g} to {high:g} is no interval of {self.n} samples")
 
     @property
     def position(self) -> float:
@@ -134,15 +214,15 @@ class Scored:
 
         Raises: UserError: If protocol or number of samples differ, naming where.
         """
-        mine, others = self._parts(), other._parts()
-        if mine != others:
-            only = [[part for part in a if part not in b] or a for a, b in ((mine, others), (others, mine))]
+        if (self.protocol, self.n) != (other.protocol, other.n):
+            pairs = list(zip(self._phrases(), other._phrases(), strict=True))
+            mine = ", ".join(one for one, another in pairs if one != another)
+            others = ", ".join(another for one, another in pairs if one != another)
             raise UserError(
-                f"these scores cannot be compared: one has {', '.join(only[0])!r} and the other "
-                f"{', '.join(only[1])!r}; measure both alike"
+                f"these scores cannot be compared: one has {mine!r} and the other {others!r}; measure both alike"
             )
         return self.value - other.value
 
-    def _parts(self) -> list[str]:
-        """Return the parts of the protocol, and the number of samples."""
-        return [*(part.strip() for part in self.protocol.replace(";", ",").split(",")), f"n = {self.n}"]
+    def _phrases(self) -> tuple[str, ...]:
+        """Return the parts of the protocol and the number of samples in words."""
+        return (*self.protocol.phrases(), f"n = {self.n}")

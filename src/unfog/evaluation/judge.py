@@ -1,4 +1,4 @@
-"""The judge of a data set: scores of samples, each beside what real held-out rows and what noise score."""
+"""The judge of a data set: scores of samples, each next to what real held-out rows and what noise score."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from unfog.data.source import Batch, Data, Indices, Source
 from unfog.evaluation import features as extractors
 from unfog.evaluation.distances import Rows, frechet, kernel_distance
 from unfog.evaluation.features import Extractor, digest, features_of, fit_classifier, fit_components, flat
-from unfog.evaluation.intervals import Interval, Method, Scored, bootstrap
+from unfog.evaluation.intervals import Interval, Method, Protocol, Scored, Sets, Split, bootstrap
 from unfog.evaluation.neighbours import Memorised, entropy_over_classes, memorised, prdc
 from unfog.evaluation.shapes_reader import matches
 from unfog.runs.requests import MOST
@@ -27,28 +27,28 @@ from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import normal, stream
 
 TRAINING, HELD_OUT, FITTED = 60_000, 10_000, 10_000
-"""Rows, evenly spread, at most: of the training set, of the held-out set, and for principal components."""
+"""Most rows, evenly spread: of the training set, of the held-out set, and for principal components."""
 MEMORY = 2**30
-"""Bytes, at most, that the rows of the training set take."""
+"""Most bytes that the rows of the training set take."""
 VERSIONS = 2**25
-"""Encoded pixels, at most, of the training rows and their shifts among which copies are looked for."""
+"""Most encoded pixels of the training rows and their shifts among which copies are looked for."""
 LEAST = 100
 """Held-out rows below which there is no first percentile of distances."""
 RESAMPLED = 128
-"""Features up to which the Fréchet distance is quick enough to be resampled."""
+"""Most features for which the Fréchet distance is resampled: of more it takes too long."""
 RESAMPLES = 200
 """For an interval of a mean over blocks."""
 ALPHA = 0.001
 """Chance of calling an honest model's samples copies."""
 
 Asked = Tensor | Sequence[str] | None
-"""What samples were asked to show: labels, or captions."""
+"""What samples were to show: labels, or captions."""
 Measure = Callable[[Rows], dict[str, float]]
 """Features to scores by their names."""
 
 
 def spread(count: int, rows: int) -> Indices:
-    """Return which of `rows` rows `count` samples stand beside: evenly spread, or all of them again and again."""
+    """Return the row next to which each of `count` samples stands: evenly spread, or all of them again and again."""
     return np.arange(count) % rows if count > rows else np.linspace(0, rows - 1, count).astype(np.int64)
 
 
@@ -63,9 +63,9 @@ class Space:
 
 
 def some(count: int, rows: int) -> Indices:
-    """Return which of `rows` rows scores are compared with: drawn, always the same ones, since intervals expect that.
+    """Return `count` of `rows` rows, drawn at random, as intervals expect; always the same ones.
 
-    Rows of a set in some order, evenly spread, would be more alike than drawn ones, of digits one class after another.
+    Evenly spread rows of an ordered set are more balanced than drawn ones, for instance of digits sorted by class.
     """
     if count >= rows:
         return spread(count, rows)
@@ -85,7 +85,7 @@ class Judge:
         heldout: Held-out rows, at most 10,000, evenly spread.
         classifier: Trained on `train`; None where the rows have neither classes nor captions.
         spaces: By the names of the features; the first is what diversity is measured in.
-        protocol: How samples are measured, in parts between commas.
+        sets: What samples are compared with, as a value.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Judge:
         console: Console | None = None,
         inception: Path | None = None,
         dinov2: Path | None = None,
+        split: Split = "held out",
     ) -> None:
         """Read the rows, and fit or load what extracts features.
 
@@ -106,63 +107,77 @@ class Judge:
             data: What the runs to be judged were trained on.
             codec: Encodes rows.
             count: Number of samples that will be judged.
-            batch: Rows that go through an extractor at a time; no part of the result.
+            batch: Rows that go through an extractor at a time; does not change the result.
             seed: Seed of the noise and of the intervals.
             console: Shows the progress.
             inception: Weights of Inception-v3.
             dinov2: Weights of DINOv2.
+            split: How training and held-out rows were separated.
 
         Raises: UserError: If there are too few samples or held-out rows for the number of features.
         """
         self.codec, self.batch, self.seed, self.classes = codec, batch, seed, data.train.classes
+        self.split: Split = split
         if batch < 1:
             raise UserError(f"the batch must be 1 or more, not {batch}")
         self.heldout = rows_of(data.heldout, HELD_OUT)
         self.m = min(count, len(self.heldout.x))
-        self._enough("pixels", min(features_of(len(data.train)), int(np.prod(data.train.shape))), count)
-        others = [make(path) for make, path in ((extractors.inception, inception), (extractors.dinov2, dinov2)) if path]
-        size = int(np.prod(data.train.shape)) * self.heldout.x.element_size()
-        self.train = rows_of(data.train, max(1, min(TRAINING, MEMORY // size)))
+        numbers = int(np.prod(data.train.shape))
+        self._enough("pixels", min(features_of(len(data.train)), numbers), count)
+        others: list[Extractor] = []  # loaded early, so that a mistake shows before the classifier is trained
+        if inception:
+            others.append(extractors.inception(inception))
+        if dinov2:
+            others.append(extractors.dinov2(dinov2))
+        most = max(1, MEMORY // (numbers * self.heldout.x.element_size()))
+        self.train = rows_of(data.train, min(TRAINING, most))
         self.references, self.compared = some(self.m, len(self.train.x)), some(self.m, len(self.heldout.x))
-        noise = normal(seed, "noise to judge", 0, 0, self.m, tuple(data.train.shape))
-        self.noise = codec.decode(noise)
+        self.noise = codec.decode(normal(seed, "noise to judge", 0, 0, self.m, tuple(data.train.shape)))
         self.classifier = fit_classifier(self.train, codec, console)
-        components = fit_components(self.train.x[spread(min(FITTED, len(self.train.x)), len(self.train.x))], codec)
         self.spaces: dict[str, Space] = {}
-        own: list[Extractor] = [self.classifier] if self.classifier else []
-        for extractor in [*own, components, *others]:
-            parts = (self.train.x[self.references], self.heldout.x[self.compared], self.noise)
-            space = Space(extractor, *(extractor(x, batch) for x in parts))
+        for extractor in [*self._own_extractors(), *others]:
+            space = self._space(extractor)
             self._enough(extractor.name, space.train.shape[1], count)
             self.spaces[extractor.name] = space
         self.first = next(iter(self.spaces.values()))
         key = digest(*(part.numpy().tobytes() for part in (self.train.x[self.references], self.heldout.x)))
-        self.protocol = (
-            f"data {key}, blocks of {self.m} samples, against {self.m} training rows, floor of {self.m} held-out rows, "
-            f"seed {seed} of the judge"
-        )
+        self.sets = Sets(key, self.m, seed, split)
         self._ends: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+
+    def _own_extractors(self) -> list[Extractor]:
+        """Return the classifier, where there is one, and the principal components."""
+        fitted = self.train.x[spread(min(FITTED, len(self.train.x)), len(self.train.x))]
+        components = fit_components(fitted, self.codec)
+        return [self.classifier, components] if self.classifier else [components]
+
+    def _space(self, extractor: Extractor) -> Space:
+        """Return the features of the rows that samples are compared with."""
+        parts = (self.train.x[self.references], self.heldout.x[self.compared], self.noise)
+        return Space(extractor, *(extractor(x, self.batch) for x in parts))
 
     def _enough(self, name: str, features: int, count: int) -> None:
         """Refuse fewer rows than can be compared: a half of them must be more than the features."""
         least = max(LEAST, 2 * features + 2)
         if count > MOST:
-            raise UserError(f"{count} samples are too many: ask for -n {MOST} or less")
+            raise UserError(f"{count} samples are too many: {MOST} is the limit")
         if count < least:
             raise UserError(
-                f"{count} samples are too few to compare the {features} features of {name}: ask for -n {least} or more"
+                f"{count} samples are too few to compare the {features} features of {name}: take {least} or more"
             )
-        if self.m < least:
+        if self.m >= least:
+            return
+        few = f"too few to compare the {features} features of {name}"
+        if self.split == "halves":
             raise UserError(
-                f"the data hold out {self.m} rows, too few to compare the {features} features of {name}: hold out "
-                f"{least} or more"
+                f"the halves of the real rows have {self.m} rows, {few}: give {2 * least} real rows or more"
             )
+        raise UserError(f"the data hold out {self.m} rows, {few}: hold out {least} or more")
 
-    # ------------------------------------------------------------------------------------------ what others use
+    # -------------------------------------------------------------------------------------------- public scores
 
     @property
     def accuracy(self) -> float | None:
-        """How much of the held-out rows the classifier reads right."""
+        """Share of the held-out rows that the classifier reads correctly."""
         shown = known(self.heldout)
         if self.classifier is None or shown is None:
             return None
@@ -181,7 +196,7 @@ class Judge:
         return self._diversity(self.features(samples))["recall"]
 
     def adherence(self, samples: Tensor, asked: Asked) -> Scored | None:
-        """Return how many samples show what was asked; None where that cannot be read.
+        """Return the share of samples that show what was asked; None where that cannot be read.
 
         Args:
             samples: Rows as stored.
@@ -202,13 +217,13 @@ class Judge:
 
         Raises: UserError: If there are fewer than m samples.
         """
-        found: dict[str, Scored] = {}
+        scores: dict[str, Scored] = {}
         for space in self.spaces.values():
             features = space.extractor(samples, self.batch)
-            found |= self._frechet(space, features) | self._kernel(space, features)
+            scores |= self._frechet(space, features) | self._kernel(space, features)
             if space is self.first:
                 diversity = self._diversity(features) | self._entropy(features)
-        return found | diversity | self._adherence(samples, asked)
+        return scores | diversity | self._adherence(samples, asked)
 
     def copies(self, samples: Tensor) -> dict[str, Memorised]:
         """Ask whether samples lie nearer to training rows than held-out rows do, in pixels and in the first features.
@@ -216,19 +231,22 @@ class Judge:
         In pixels the distance to a small set is the least over five versions of each row: itself, and shifted by one
         pixel each way. That to a large set is between principal components.
         """
-        sets = {}
-        if len(self.train.x.shape) == 4 and 5 * self.train.x.numel() <= VERSIONS:
-            sets["pixels"] = (*(flat(x, self.codec) for x in (samples, self.heldout.x)), self._versions)
-        else:
-            sets["pixels"] = tuple(self.spaces["pixels"].extractor(x) for x in (samples, self.heldout.x, self.train.x))
+        compared = {"pixels": self._pixels(samples)}
         if self.classifier:
-            sets["classifier"] = (self.features(samples), self._heldout_features, self._train_features)
-        return {
-            name: memorised(mine, train, heldout, alpha=ALPHA / len(sets))
-            for name, (mine, heldout, train) in sets.items()
-        }
+            compared["classifier"] = (self.features(samples), self._heldout_features, self._train_features)
+        verdicts = {}
+        for name, (mine, heldout, train) in compared.items():
+            verdicts[name] = memorised(mine, train, heldout, alpha=ALPHA / len(compared))
+        return verdicts
 
-    # ------------------------------------------------------------------------------------------------- the parts
+    # ------------------------------------------------------------------------------------------------- parts
+
+    def _pixels(self, samples: Tensor) -> tuple[Rows, Rows, Rows]:
+        """Return samples, held-out rows and training rows as copies are looked for in pixels."""
+        if len(self.train.x.shape) == 4 and 5 * self.train.x.numel() <= VERSIONS:
+            return flat(samples, self.codec), flat(self.heldout.x, self.codec), self._versions
+        extractor = self.spaces["pixels"].extractor
+        return extractor(samples), extractor(self.heldout.x), extractor(self.train.x)
 
     @cached_property
     def _heldout_features(self) -> Rows:
@@ -266,13 +284,14 @@ class Judge:
         if first not in self._ends:
             self._ends[first] = measure(space.heldout), measure(space.noise)
         floors, ceilings = self._ends[first]
-        found = {}
+        features_key = f"{space.extractor.name} {space.extractor.key}"
+        scores = {}
         for name in each[0]:
             low, high = (intervals or {}).get(name, (None, None))
-            protocol = f"{name} by {space.extractor.name} {space.extractor.key}, {self.protocol}"
+            protocol = Protocol(name, features_key, self.sets)
             value = float(np.mean([one[name] for one in each]))
-            found[name] = Scored(value, low, high, len(blocks) * self.m, floors[name], ceilings[name], protocol)
-        return found
+            scores[name] = Scored(value, low, high, len(blocks) * self.m, floors[name], ceilings[name], protocol)
+        return scores
 
     def _interval(self, statistic: Callable[..., float], rows: NDArray[Any], *others: Rows, method: Method) -> Interval:
         """Return the interval of the mean of a statistic over blocks."""
@@ -291,8 +310,8 @@ class Judge:
 
     def _kernel(self, space: Space, features: Rows) -> dict[str, Scored]:
         name = f"kernel/{space.extractor.name}"
-        found = [kernel_distance(block, space.train) for block in self._blocks(features)]
-        value, error = (float(np.mean(part)) for part in zip(*found, strict=True))
+        distances = [kernel_distance(block, space.train) for block in self._blocks(features)]
+        value, error = (float(np.mean(part)) for part in zip(*distances, strict=True))
         interval = Interval(value - 1.96 * error, value + 1.96 * error)  # blocks share references: no smaller error
         return self._scores(space, features, lambda x: {name: kernel_distance(x, space.train).value}, {name: interval})
 
@@ -313,7 +332,7 @@ class Judge:
         return self._scores(self.first, features, lambda x: {"entropy": share(x)}, {"entropy": interval})
 
     def _adherence(self, samples: Tensor, asked: Asked) -> dict[str, Scored]:
-        """Return how many samples show what was asked, in all and by attributes, by names."""
+        """Return the share of samples that show what was asked: by names, as a whole and by attributes."""
         marks = self._marks(samples, asked)
         if not marks:
             return {}
@@ -324,28 +343,35 @@ class Judge:
             self._ends["adherence"] = floor, ceiling
         floors, ceilings = self._ends["adherence"]
         how = "the exact reader" if len(marks) > 1 or self.classifier is None else f"classifier {self.classifier.key}"
-        found = {}
+        scores = {}
         for name, rows in marks.items():
             low, high = bootstrap(_mean, rows, seed=self.seed)
-            protocol = f"{name} by {how}, {self.protocol}"
-            found[name] = Scored(_mean(rows), low, high, len(rows), floors[name], ceilings[name], protocol)
-        return found
+            protocol = Protocol(name, how, self.sets)
+            scores[name] = Scored(_mean(rows), low, high, len(rows), floors[name], ceilings[name], protocol)
+        return scores
 
     def _marks(self, samples: Tensor, asked: Asked) -> dict[str, Rows]:
-        """Return how right each sample is, `(n,)`, in all and by attributes; nothing where that cannot be read."""
+        """Return how right each sample is, `(n,)`, as a whole and by attributes; nothing where that cannot be read."""
         scenes = _scenes(asked)
         if scenes:
-            pairs = zip(samples.numpy(), scenes, strict=True)
-            verdicts = [matches(picture, scene) for picture, scene in pairs]
-            parts = ("count", "colours", "shapes", "sizes", "relations")
-            by_part = {f"adherence/{part}": np.array([float(getattr(one, part)) for one in verdicts]) for part in parts}
-            return {"adherence": np.array([float(one.all) for one in verdicts]), **by_part}
+            return _scene_marks(samples, scenes)
         words = self.classifier is not None and bool(self.classifier.words)
         if not (words or asked is None or isinstance(asked, Tensor)) and set(asked) <= set(self.classes):
-            asked = torch.tensor([self.classes.index(name) for name in asked])  # a model that is told names of classes
+            asked = torch.tensor(
+                [self.classes.index(name) for name in asked]
+            )  # a model conditioned on the names of classes
         if self.classifier is None or asked is None or isinstance(asked, Tensor) == words:
             return {}
         return {"adherence": self.classifier.right(self.classifier(samples, self.batch), asked)}
+
+
+def _scene_marks(samples: Tensor, scenes: Sequence[Scene]) -> dict[str, Rows]:
+    """Return which pictures of shapes show their scenes, as a whole and by attributes."""
+    verdicts = [matches(picture, scene) for picture, scene in zip(samples.numpy(), scenes, strict=True)]
+    marks = {"adherence": np.array([float(one.all) for one in verdicts])}
+    for attribute in ("count", "colours", "shapes", "sizes", "relations"):
+        marks[f"adherence/{attribute}"] = np.array([float(getattr(one, attribute)) for one in verdicts])
+    return marks
 
 
 def _mean(rows: Rows) -> float:
@@ -353,7 +379,7 @@ def _mean(rows: Rows) -> float:
 
 
 def rows_of(source: Source, most: int) -> Batch:
-    """Return evenly spread rows of a source, at most so many."""
+    """Return at most `most` rows of a source, evenly spread."""
     return source.take(spread(min(most, len(source)), len(source)))
 
 
@@ -367,7 +393,7 @@ def pick(rows: Batch, places: Indices) -> Batch:
 
 
 def known(rows: Batch) -> Asked:
-    """Return what is known of rows, in the form in which samples are asked for."""
+    """Return the labels or captions of rows: what samples can be asked to show."""
     return rows.labels if rows.labels is not None else rows.captions
 
 

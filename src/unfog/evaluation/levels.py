@@ -1,6 +1,5 @@
-"""The loss at each noise level, on training and on held-out rows, beside the least that the training rows allow."""
+"""The loss at each noise level, on training and on held-out rows, and the least that the training rows allow."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +27,9 @@ class Level:
         log_snr: The level.
         train: The model's loss on training rows.
         heldout: On held-out rows.
-        optimum_train: The loss on training rows of the exact denoiser of the training set, which knows all of it by
-            heart: no model has less on the whole set. None where no row has a training row of its condition.
-        optimum_heldout: Its loss on held-out rows: far above the model's where the model is no such memory.
+        optimum_train: The loss on training rows of the exact denoiser of the training set, which has memorised all of
+            it: no model has less on the whole set. None where no row has a training row of its condition.
+        optimum_heldout: Its loss on held-out rows: far above the model's where the model has not memorised.
     """
 
     log_snr: float
@@ -63,14 +62,12 @@ class Levels:
             ("optimum_heldout", "C1--", "the same, held-out rows"),
         )
         for name, style, label in names:
-            found = [(one.log_snr, getattr(one, name)) for one in self.levels]
-            shown = [(x, y) for x, y in found if y is not None]
-            axes.plot([x for x, _ in shown], [y for _, y in shown], style, label=label, markersize=3, linewidth=1)
+            losses = [(one.log_snr, getattr(one, name)) for one in self.levels if getattr(one, name) is not None]
+            axes.plot([x for x, _ in losses], [y for _, y in losses], style, label=label, markersize=3, linewidth=1)
         model = [loss for one in self.levels for loss in (one.train, one.heldout)]
         axes.set(xlabel="log-SNR: noise on the left, data on the right", ylabel="loss", yscale="log")
-        axes.set_ylim(
-            min(model) / 100, max(model) * 100
-        )  # of a memory, one falls to nothing and one leaves the picture
+        # the exact denoiser's loss falls to nothing on training rows, and rises out of the picture on held-out ones
+        axes.set_ylim(min(model) / 100, max(model) * 100)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize="small")
         with whole(path) as part:
@@ -87,24 +84,24 @@ def empirical_x0(x_t: Tensor, alpha: float, sigma: float, train: Tensor, block: 
         alpha: Coefficient of the signal.
         sigma: Coefficient of the noise, above 0.
         train: The rows, `(rows, pixels)`.
-        block: Noisy rows whose weights are in memory at a time; no part of the result.
+        block: Noisy rows whose weights are in memory at a time; does not change the result.
 
     Returns: The exact prediction, shaped like `x_t`.
     Source: Karras et al. 2022, appendix B.3.
     """
-    squares, found = train.square().sum(1) / 2, []
+    squares, predictions = train.square().sum(1) / 2, []
     for part in torch.split(x_t, block):
         weights = ((part @ train.T - alpha * squares) * (alpha / sigma**2)).softmax(1)
         counting = (weights > 1e-15).any(0)  # with little noise only a few rows do
-        found.append(weights[:, counting] @ train[counting])
-    return torch.cat(found)
+        predictions.append(weights[:, counting] @ train[counting])
+    return torch.cat(predictions)
 
 
 def measure_levels(run: Run, judge: Judge, seed: int = 0) -> Levels:
     """Measure mean((output - (a·x0 + b·eps))²) at 16 log-SNRs, for a run and the exact denoiser of its training set.
 
-    The same rows have the same noise at every level. On a table the levels are those of its steps. A model that is told
-    a condition is compared with the denoiser of the training rows of that same condition.
+    The same rows have the same noise at every level. On a table the levels are those of its steps. A conditional model
+    is compared with the denoiser of the training rows of the same condition.
 
     Args:
         run: The run.
@@ -118,60 +115,65 @@ def measure_levels(run: Run, judge: Judge, seed: int = 0) -> Levels:
     t = schedule.time(torch.linspace(max(ends[0], NOISIEST), min(ends[1], CLEANEST), LEVELS, dtype=torch.float64))
     if schedule.steps:
         t = torch.from_numpy(np.unique((t * schedule.steps).round().clamp(min=1).numpy())[::-1] / schedule.steps)
-    groups, train = _told(run, judge.train, seed)[1], torch.from_numpy(flat(judge.train.x, codec))
-    columns: list[Sequence[float | None]] = []
+    _, groups = _conditions(run, judge.train, seed)
+    train = torch.from_numpy(flat(judge.train.x, codec))
+    losses: list[list[float]] = []
+    optima: list[list[float | None]] = []
     for part, split in enumerate((judge.train, judge.heldout)):
         rows = pick(split, spread(min(ROWS, len(split.x)), len(split.x)))
         x0 = codec.encode(rows.x)
         eps = normal(seed, "noise levels", part, 0, len(x0), tuple(x0.shape[1:]))
-        told, mine = _told(run, rows, seed)
-        columns += [_losses(run, x0, eps, told, t), _optimum(run, x0, eps, mine, groups, train, t)]
-    found = zip(schedule.log_snr(t).tolist(), columns[0], columns[2], columns[1], columns[3], strict=True)
+        condition, keys = _conditions(run, rows, seed)
+        losses.append(_losses(run, x0, eps, condition, t))
+        optima.append(_optimum(run, x0, eps, keys, groups, train, t))
+    levels = [Level(*one) for one in zip(schedule.log_snr(t).tolist(), *losses, *optima, strict=True)]
     protocol = (
         f"at most {ROWS} evenly spread rows of each split, the same noise at each level, seed {seed}; squared error of "
         f"the target {run.recipe.kind('target')} without weights; exact denoiser of {len(train)} training rows"
     )
-    return Levels(tuple(Level(*one) for one in found), protocol)  # type: ignore[arg-type]  # the model's losses are floats
+    return Levels(tuple(levels), protocol)
 
 
-def _told(run: Run, rows: Batch, seed: int) -> tuple[Tensor | None, list[bytes]]:
+def _conditions(run: Run, rows: Batch, seed: int) -> tuple[Tensor | None, list[bytes]]:
     """Return the condition of rows, and the same as a key for each row."""
     sampler = run.sampler()
     drawn = torch.from_numpy(uniform(seed, "condition of levels", 0, 0, len(rows.x), 4))
-    told = sampler.conditioning.read(sampler.known, rows, sampler.codec.encode(rows.x), drawn)
-    return told, [b""] * len(rows.x) if told is None else [one.numpy().tobytes() for one in told]
+    condition = sampler.conditioning.read(sampler.known, rows, sampler.codec.encode(rows.x), drawn)
+    if condition is None:
+        return None, [b""] * len(rows.x)
+    return condition, [one.numpy().tobytes() for one in condition]
 
 
-def _losses(run: Run, x0: Tensor, eps: Tensor, told: Tensor | None, times: Tensor) -> list[float]:
+def _losses(run: Run, x0: Tensor, eps: Tensor, condition: Tensor | None, times: Tensor) -> list[float]:
     """Return the model's mean loss at each time."""
     denoiser, size = run.denoiser, run.sampler().settings.batch
     device = next(denoiser.parameters()).device
-    found = []
+    losses = []
     with torch.inference_mode(), run.arithmetic():
         for t in times:
             total = 0.0
             for first in range(0, len(x0), size):
                 clean, noise = (part[first : first + size].to(device) for part in (x0, eps))
                 cond = None
-                if denoiser.embedder is not None and told is not None:
-                    cond = denoiser.embedder(told[first : first + size].to(device))
+                if denoiser.embedder is not None and condition is not None:
+                    cond = denoiser.embedder(condition[first : first + size].to(device))
                 x_t, each = denoiser.schedule.add_noise(clean, noise, t), t.expand(len(clean))
                 output = denoiser.output(x_t, each, cond)[0].float()
                 wanted = denoiser.target.of(clean, noise, each, denoiser.schedule)
                 total += float((output - wanted).double().square().flatten(1).mean(1).sum())
-            found.append(total / len(x0))
-    return found
+            losses.append(total / len(x0))
+    return losses
 
 
 def _optimum(
-    run: Run, x0: Tensor, eps: Tensor, mine: list[bytes], groups: list[bytes], train: Tensor, times: Tensor
+    run: Run, x0: Tensor, eps: Tensor, keys: list[bytes], groups: list[bytes], train: Tensor, times: Tensor
 ) -> list[float | None]:
     """Return the mean loss of the exact denoiser at each time, over the rows whose condition was trained on."""
     schedule, target = run.denoiser.schedule, run.denoiser.target
     clean, noise = (part.flatten(1).double() for part in (x0, eps))
     totals, count = np.zeros(len(times)), 0
-    for key in sorted(set(mine) & set(groups)):
-        here = torch.tensor([one == key for one in mine])
+    for key in sorted(set(keys) & set(groups)):
+        here = torch.tensor([one == key for one in keys])
         same = train[torch.tensor([one == key for one in groups])]
         count += int(here.sum())
         for place, t in enumerate(times):

@@ -1,4 +1,4 @@
-"""What nearest neighbours tell: precision and recall, density and coverage, and copies of training rows."""
+"""Scores by nearest neighbours: precision and recall, density and coverage, and copies of training rows."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -47,13 +47,13 @@ def prdc(real: ArrayLike, fake: ArrayLike, k: int = 5, block: int = 1024) -> PRD
     balls it stays) and is fooled by far fake rows, whose balls are large; precision likewise by far real rows; coverage
     rises with more fake rows. Only density expects the same for any number of fake rows; of two samples of one
     distribution it expects 1, whatever k. Coverage then expects 1 - (n-1)…(n-k) / ((n+m-1)…(n+m-k)) for n real, m
-    fake rows, about 1 - 2^-k for equal ones. So compare equal numbers, and give the floor beside: real held-out rows.
+    fake rows, about 1 - 2^-k for equal ones. So compare equal numbers, and report the floor, too: real held-out rows.
 
     Args:
         real: Features of real data, `(n, d)`, n > k.
         fake: Features of samples, `(m, d)`, m > k.
         k: Which neighbour sets the radius.
-        block: Samples whose distances are in memory at a time; no part of the result.
+        block: Samples whose distances are in memory at a time; does not change the result.
 
     Raises: UserError: If a set has too few rows, values that are not finite, or another d, or if k is not positive.
     Source: Kynkäänniemi et al. 2019, eq. 1 and 2; Naeem et al. 2020, eq. 4, 5 and 9.
@@ -140,19 +140,19 @@ class Memorised:
 
 def _apart(x: Rows, y: Rows) -> Rows:
     """Return |x - y| row by row, from differences: exactly 0 for copies, which an expanded square is not."""
-    found = np.empty(len(x))
+    distances = np.empty(len(x))
     for span in spans(len(x), 1024):
-        found[span] = np.linalg.norm(x[span] - y[span], axis=1)
-    return found
+        distances[span] = np.linalg.norm(x[span] - y[span], axis=1)
+    return distances
 
 
 def _nearest(rows: Rows, versions: Rows, each: int, search: NearestNeighbors) -> Nearest:
     """Search the nearest and the second nearest training row, each of which has `each` versions."""
-    found = search.kneighbors(rows, return_distance=False)
-    owner = found // each
+    nearest = search.kneighbors(rows, return_distance=False)
+    owner = nearest // each
     other = (owner != owner[:, :1]).argmax(1)  # among each + 1 versions stand two rows or more
-    first = _apart(rows, versions[found[:, 0]])
-    second = _apart(rows, versions[found[np.arange(len(rows)), other]])
+    first = _apart(rows, versions[nearest[:, 0]])
+    second = _apart(rows, versions[nearest[np.arange(len(rows)), other]])
     ratio = np.divide(first, second, out=np.ones_like(first), where=second > 0)  # 0/0: a training row is there twice
     return Nearest(owner[:, 0], first, ratio)
 

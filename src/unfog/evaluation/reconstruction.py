@@ -1,7 +1,7 @@
-"""What an autoencoder keeps of pictures that it never saw: signal to noise, and how far what is left lies from data."""
+"""How well an autoencoder reconstructs held-out pictures: PSNR, and the Fréchet distance of reconstructions."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from unfog.data.codecs import Latents
 from unfog.data.pictures import paired, save_picture
 from unfog.evaluation.distances import Rows
-from unfog.evaluation.intervals import Interval, Scored, bootstrap
+from unfog.evaluation.intervals import Interval, Scored, bootstrap, plain
 from unfog.evaluation.judge import LEAST, Judge, spread
 from unfog.recipes.build import build_data
 from unfog.recipes.latents import autoencoder
@@ -27,15 +27,15 @@ SHOWN = 48
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """How well an autoencoder gives back held-out pictures.
+    """How well an autoencoder reconstructs held-out pictures.
 
     Attributes:
         psnr: Mean of 10·log10(255²/MSE) over pictures, in dB.
         interval: Its 95 % interval, over pictures.
-        fidelity: Fréchet distance of what it gives back from training rows.
+        fidelity: Fréchet distance of the reconstructions from training rows.
         numbers: Numbers of a picture over those of its latent.
         originals: The pictures.
-        pictures: What it gives back.
+        pictures: Their reconstructions.
     """
 
     psnr: float
@@ -48,24 +48,24 @@ class Reconstructed:
     def table(self) -> str:
         """Return the figures as text."""
         low, high = self.interval
-        found = self.fidelity
+        distance = self.fidelity
         return "\n".join(
             [
                 f"PSNR of {len(self.pictures)} held-out pictures: {self.psnr:.2f} dB [{low:.2f}, {high:.2f}]",
-                f"Fréchet distance of what is given back: {found.value:.3f}, of held-out pictures themselves "
-                f"{found.floor:.3f}, of noise {found.ceiling:.3f}",
+                f"Fréchet distance of reconstructions: {distance.value:.3f}, of held-out pictures themselves "
+                f"{distance.floor:.3f}, of noise {distance.ceiling:.3f}",
                 f"a latent has {self.numbers:.1f} times fewer numbers than a picture",
             ]
         )
 
     def write(self, folder: Path) -> None:
-        """Write evaluation.json, and in evaluation/ the sheet: originals above what is given back."""
+        """Write evaluation.json, and in evaluation/ the sheet: originals above their reconstructions."""
         with disk(folder):
             (folder / "evaluation").mkdir(exist_ok=True)
         places = torch.from_numpy(spread(min(SHOWN, len(self.pictures)), len(self.pictures)))
         save_picture(paired(self.originals[places], self.pictures[places]), folder / "evaluation" / "pairs.png")
-        plain = {"psnr": self.psnr, "interval": self.interval, "fidelity": asdict(self.fidelity)}
-        write_whole(folder / "evaluation.json", json.dumps(plain, indent=1).encode())
+        figures = {"psnr": self.psnr, "interval": self.interval, "fidelity": plain(self.fidelity)}
+        write_whole(folder / "evaluation.json", json.dumps(figures, indent=1).encode())
 
 
 def psnr(pictures: Tensor, originals: Tensor) -> Rows:

@@ -1,8 +1,8 @@
-"""What `unfog evaluate` says of a run: scores beside floor and ceiling, copies, and pictures of both."""
+"""What `unfog evaluate` says of a run: scores with floor and ceiling, copies, and pictures of both."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from unfog.data.pictures import paired, save_picture
-from unfog.evaluation.intervals import Scored
+from unfog.evaluation.intervals import Scored, plain
 from unfog.evaluation.judge import Asked, Judge, known, pick, spread
 from unfog.evaluation.levels import Levels
 from unfog.evaluation.neighbours import Memorised
@@ -22,9 +22,9 @@ from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import uniform
 
 BETTER = {"frechet": "lower", "kernel": "lower"}
-"""Of which scores lower values are better; of all others higher ones are."""
+"""Scores of which lower values are better; of all others higher ones are."""
 SHOWN, COLUMNS = 48, 16
-"""Pictures of a sheet, and in a row."""
+"""Pictures on a sheet, and in a row."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Evaluation:
 
     Attributes:
         scores: By their names.
-        copies: Whether the samples lie nearer to training rows than held-out rows do, by the features compared.
+        copies: Whether the samples lie nearer to training rows than held-out rows do, by names of features.
         guidance: Scale of classifier-free guidance.
         steps: Steps of the solver.
         nfe_per_sample: Evaluations of the network for each sample.
@@ -50,16 +50,16 @@ class Evaluation:
     samples: Tensor = field(repr=False)
 
 
-def told(run: Run, judge: Judge, count: int, seed: int = 0) -> tuple[Tensor | None, Asked]:
-    """Return what `count` samples are asked to show: what held-out rows do, each as often as every other.
+def heldout_conditions(run: Run, judge: Judge, count: int, seed: int = 0) -> tuple[Tensor | None, Asked]:
+    """Return what `count` samples are asked to show: what the held-out rows show, each equally often.
 
     Args:
         run: The run.
         judge: Has the held-out rows.
         count: Number of samples.
-        seed: Seed of conditions that are drawn, as boxes to fill are.
+        seed: Seed of conditions that are drawn, for instance boxes to fill.
 
-    Returns: The condition as the model is told it, `(count, ...)`, and the labels or captions for `Judge.score`; both
+    Returns: The condition as the model takes it, `(count, ...)`, and the labels or captions for `Judge.score`; both
         None for unconditional models.
     """
     sampler, rows = run.sampler(), pick(judge.heldout, spread(count, len(judge.heldout.x)))
@@ -69,7 +69,7 @@ def told(run: Run, judge: Judge, count: int, seed: int = 0) -> tuple[Tensor | No
 
 
 def bar(console: Console | None) -> Progress:
-    """Return a progress bar that says what is at work and what time is left."""
+    """Return a progress bar with a description and the remaining time."""
     columns = (TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=console is None)
 
@@ -87,11 +87,11 @@ def draw(
         run: The run.
         sampler: One of the run's.
         count: Number of samples.
-        condition: What the model is told of each, `(count, ...)`, or None.
+        condition: What each is conditioned on, `(count, ...)`, or None.
         advance: Called after every batch.
 
-    Returns: The samples as stored, and the network's evaluations for each, as a hook on the network counted them: rows
-        that went through it, over the rows of the batches, which are padded.
+    Returns: The samples as stored, and the network's evaluations for each, counted by a hook on the network: rows that
+        went through it, over the rows of the batches, which are padded.
     """
     rows = 0
 
@@ -116,7 +116,7 @@ def batches_of(sampler: Sampler, count: int) -> int:
     return -(-count // sampler.settings.batch)
 
 
-def evaluate(
+def evaluate_run(
     run: Run,
     judge: Judge,
     count: int,
@@ -126,7 +126,7 @@ def evaluate(
     seed: int = 0,
     console: Console | None = None,
 ) -> Evaluation:
-    """Score `count` samples of a run that are asked for what held-out rows show.
+    """Score `count` samples of a run that are asked to show what the held-out rows show.
 
     Args:
         run: The run.
@@ -140,9 +140,9 @@ def evaluate(
     Raises: UserError: If there are fewer samples than the judge compares.
     """
     if count < judge.m:
-        raise UserError(f"this judge compares sets of {judge.m} rows: ask for -n {judge.m} or more")
+        raise UserError(f"this judge compares sets of {judge.m} rows: draw {judge.m} samples or more")
     sampler = run.sampler(guidance=guidance, steps=steps, seed=seed)
-    condition, asked = told(run, judge, count, seed)
+    condition, asked = heldout_conditions(run, judge, count, seed)
     with bar(console) as progress:
         task = progress.add_task(f"sampling, guidance {guidance:g}", total=batches_of(sampler, count))
         samples, nfe = draw(run, sampler, count, condition, lambda: progress.advance(task))
@@ -150,16 +150,31 @@ def evaluate(
     return Evaluation(scores, copies, guidance, sampler.settings.steps, nfe, seed, samples)
 
 
-def table(found: Sequence[Evaluation], judge: Judge) -> str:
-    """Return evaluations as a table: a line for each score, beside it the floor and the ceiling."""
-    first = found[0]
-    heads = ["score", "", *(f"guidance {one.guidance:g}" for one in found), "floor", "ceiling"]
-    lines = [heads]
-    for name, score in first.scores.items():
-        cells = [_cell(one.scores[name]) for one in found]
+def table(evaluations: Sequence[Evaluation], judge: Judge) -> str:
+    """Return evaluations as a table, a line for each score with its floor and ceiling, and the notes to read it."""
+    columns = {f"guidance {one.guidance:g}": one.scores for one in evaluations}
+    first = evaluations[0]
+    costs = ", ".join(str(one.nfe_per_sample) for one in evaluations)
+    asked = ", asked for what held-out rows show" if "adherence" in first.scores else ""
+    drawn = f"{len(first.samples)} samples of seed {first.seed} in {first.steps} steps ({costs} evaluations){asked}."
+    lines = [score_table(columns), "", drawn, *notes(judge)]
+    for one in evaluations:
+        lines += verdicts(one.copies, f", guidance {one.guidance:g}", ": look at memorisation.png")
+    return "\n".join(lines)
+
+
+def score_table(columns: Mapping[str, Mapping[str, Scored]]) -> str:
+    """Return scores as a table: a line for each, with a column for each set of samples, then floor and ceiling.
+
+    Args:
+        columns: By their heads the scores of each set; all sets have the same scores.
+    """
+    lines = [["score", "", *columns, "floor", "ceiling"]]
+    for name, score in next(iter(columns.values())).items():
         better = BETTER.get(name.split("/")[0], "higher")
-        lines.append([name, better, *cells, f"{score.floor:.3f}", f"{score.ceiling:.3f}"])
-    return "\n".join([aligned(lines), "", *_notes(found, judge)])
+        values = [_cell(scores[name]) for scores in columns.values()]
+        lines.append([name, better, *values, f"{score.floor:.3f}", f"{score.ceiling:.3f}"])
+    return aligned(lines)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -173,61 +188,66 @@ def _cell(score: Scored) -> str:
     return f"{score.value:.3f}" if score.low is None else f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
-def _notes(found: Sequence[Evaluation], judge: Judge) -> list[str]:
-    """Return what must be known to read the table, and the verdict on copies."""
-    first = found[0]
-    costs = ", ".join(str(one.nfe_per_sample) for one in found)
-    asked = ", asked for what held-out rows show" if "adherence" in first.scores else ""
-    notes = [
-        f"{len(first.samples)} samples of seed {first.seed} in {first.steps} steps ({costs} evaluations){asked}.",
-        f"{judge.protocol[0].upper()}{judge.protocol[1:]}.",
-        "Ceiling: noise. Brackets: 95 %; those of the Fréchet distance are of whole distributions, without the bias",
-        "of few rows that value and floor share.",
+def notes(judge: Judge) -> list[str]:
+    """Return what must be known to read a table of scores: the protocol, and the features of the judge."""
+    protocol = str(judge.sets)
+    lines = [
+        f"{protocol[0].upper()}{protocol[1:]}.",
+        "Ceiling: noise. Brackets: 95 % intervals; those of the Fréchet distance are of whole distributions, without",
+        "the bias of few rows that value and floor share.",
     ]
     for space in judge.spaces.values():
         reads = ""
         if space.extractor is judge.classifier:
             what = "words or labels" if judge.classifier.words else "classes"
-            reads = f", which reads {judge.accuracy:.2%} of the {what} of held-out rows right"
-        notes.append(f"{space.extractor.name}: {space.train.shape[1]} features, key {space.extractor.key}{reads}.")
-    for one in found:
-        for name, copies in one.copies.items():
-            verdict = "COPIES: look at memorisation.png" if copies.copies else "no sign of copies"
-            notes.append(
-                f"near training rows in {name}, guidance {one.guidance:g}: {copies.near:.1%} of samples, by ratio "
-                f"{copies.near_ratio:.1%}, expected {copies.expected:.1%}, p = {copies.p_value:.2g}: {verdict}"
-            )
-    return notes
+            reads = f", which reads {judge.accuracy:.2%} of the {what} of held-out rows correctly"
+        lines.append(f"{space.extractor.name}: {space.train.shape[1]} features, key {space.extractor.key}{reads}.")
+    return lines
 
 
-def to_json(found: Sequence[Evaluation], judge: Judge, levels: Levels) -> str:
+def verdicts(copies: Mapping[str, Memorised], of: str = "", advice: str = "") -> list[str]:
+    """Return a line for each kind of features: how many samples are near training rows, and whether they are copies.
+
+    Args:
+        copies: From `Judge.copies`.
+        of: Which samples, behind the name of the features.
+        advice: What to add to the verdict that there are copies.
+    """
+    lines = []
+    for name, near in copies.items():
+        verdict = f"COPIES{advice}" if near.copies else "no sign of copies"
+        lines.append(
+            f"near training rows in {name}{of}: {near.near:.1%} of samples, by ratio {near.near_ratio:.1%}, "
+            f"expected {near.expected:.1%}, p = {near.p_value:.2g}: {verdict}"
+        )
+    return lines
+
+
+def to_json(evaluations: Sequence[Evaluation], judge: Judge, levels: Levels) -> str:
     """Return everything but the samples as JSON."""
-    extractors = {
-        name: {"key": space.extractor.key, "features": space.train.shape[1]} for name, space in judge.spaces.items()
-    }
-    evaluations = [
-        {name: part for name, part in asdict(replace(one, samples=torch.empty(0))).items() if name != "samples"}
-        for one in found
-    ]
-    plain = {
-        "protocol": judge.protocol,
-        "extractors": extractors,
-        "classifier_accuracy": judge.accuracy,
-        "evaluations": evaluations,
-        "levels": asdict(levels),
-    }
-    return json.dumps(plain, indent=1)
+    rows = []
+    for one in evaluations:
+        rows.append({part.name: plain(getattr(one, part.name)) for part in fields(one) if part.name != "samples"})
+    return json.dumps({**about_judge(judge), "evaluations": rows, "levels": plain(levels)}, indent=1)
 
 
-def draw_sheets(found: Evaluation, judge: Judge, folder: Path) -> None:
+def about_judge(judge: Judge) -> dict[str, object]:
+    """Return how samples were measured, as JSON takes it."""
+    extractors = {}
+    for name, space in judge.spaces.items():
+        extractors[name] = {"key": space.extractor.key, "features": space.train.shape[1]}
+    return {"protocol": str(judge.sets), "extractors": extractors, "classifier_accuracy": judge.accuracy}
+
+
+def draw_sheets(evaluation: Evaluation, judge: Judge, folder: Path) -> None:
     """Draw samples above the held-out rows that show the same, and the closest pairs of sample and training row.
 
     Raises: EnvironmentFailure: If the disk fails.
     """
-    count = min(SHOWN, len(found.samples))
-    places = torch.from_numpy(spread(count, len(found.samples)))
-    real = torch.from_numpy(spread(len(found.samples), len(judge.heldout.x)))[places]
-    save_picture(paired(found.samples[places], judge.heldout.x[real]), folder / "samples.png")
-    pairs = [pair for copies in found.copies.values() for pair in copies.pairs[:COLUMNS]]
-    samples, rows = (torch.tensor(part) for part in zip(*pairs, strict=True))
-    save_picture(paired(found.samples[samples], judge.train.x[rows]), folder / "memorisation.png")
+    samples = evaluation.samples
+    places = torch.from_numpy(spread(min(SHOWN, len(samples)), len(samples)))
+    real = torch.from_numpy(spread(len(samples), len(judge.heldout.x)))[places]
+    save_picture(paired(samples[places], judge.heldout.x[real]), folder / "samples.png")
+    pairs = [pair for copies in evaluation.copies.values() for pair in copies.pairs[:COLUMNS]]
+    chosen, rows = (torch.tensor(part) for part in zip(*pairs, strict=True))
+    save_picture(paired(samples[chosen], judge.train.x[rows]), folder / "memorisation.png")

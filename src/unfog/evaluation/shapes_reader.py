@@ -1,9 +1,9 @@
-"""The exact reader: what a picture of the captioned shapes shows, found by explaining its pixels, without a network.
+"""The exact reader: what a picture of the captioned shapes shows, read in closed form, without a network.
 
 A thing is a connected group of pixels that lie on the line from the background to one colour of the palette. Its area
 and its centre of mass give, in closed form, the one place and radius that each shape would need; the shape is the one
-whose drawing there, sharp or softened, leaves the least unexplained. What remains decides whether to believe it, so a
-picture that the palette and the shapes cannot explain is not read at all.
+whose drawing there, sharp or blurred, has the least residual. The residual decides whether the reading is accepted, so
+a picture that the palette and the shapes cannot explain is not read at all.
 
 The canonical reading names things in the order of (right + down), from the upper left, with "above" and "left of"
 only: the sign of the longer of two distances is the sign of their sum, so that this order fits each relation.
@@ -41,9 +41,8 @@ _SMALLEST, _LARGEST = 0.7 * SIZES["small"], 1.3 * SIZES["large"]
 _INSIDE = 0.45  # coverage from which a pixel belongs to a thing; two blurred things do not reach it in between
 _STRAY = 80.0  # distance from the background, in grey levels over the three channels, that is not noise
 _FEW = 3  # stray pixels that are forgiven
-_UNEXPLAINED = (
-    0.03  # share of a thing's squared contrast that its drawing may leave, noise apart: a diamond leaves 0.043
-)
+# largest residual as a share of a thing's squared contrast, noise subtracted: that of a diamond is 0.043
+_UNEXPLAINED = 0.03
 
 _MEDIAN = 2.366  # of the chi-squared distribution of three channels: gives the noise's variance from the background
 _AROUND = np.ones((3, 3), dtype=bool)
@@ -87,11 +86,11 @@ def read(picture: NDArray[np.uint8]) -> Scene | None:
     Returns: The scene, or None if there are no things or too many, or if something else is in the picture.
     Raises: ValueError: If it is no such picture.
     """
-    found = find(picture)
-    if found is None:
+    things = find(picture)
+    if things is None:
         return None
-    relations = tuple(_relation(first, second) for first, second in itertools.pairwise(found))
-    return Scene(tuple(one.thing for one in found), relations)
+    relations = tuple(_relation(first, second) for first, second in itertools.pairwise(things))
+    return Scene(tuple(one.thing for one in things), relations)
 
 
 def find(picture: NDArray[np.uint8]) -> list[Found] | None:
@@ -99,23 +98,14 @@ def find(picture: NDArray[np.uint8]) -> list[Found] | None:
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[0] != 3 or picture.shape[1] != picture.shape[2]:
         raise ValueError(f"a picture is uint8 (3, side, side), not {picture.dtype} {picture.shape}")
     side = picture.shape[1]
-    contrast = picture.transpose(1, 2, 0) - _GROUND  # (side, side, 3)
-    along = contrast @ _LINES.T / _LENGTHS  # (side, side, colours): coverage if the thing had this colour
-    squared = (contrast**2).sum(2)
-    shares = along.clip(0, 1)
-    off = squared[..., None] - (2 * along - shares) * shares * _LENGTHS  # what the colour leaves, squared
-    best = np.take_along_axis(along, off.argmin(2)[..., None], 2)[..., 0]
-    labels, number = ndimage.label(best > _INSIDE, _AROUND)
-    sizes = np.bincount(labels.ravel(), minlength=number + 1)
-    least = 4 * (side / 32) ** 2  # the smallest triangle, blurred, has 9 pixels at side 32
-    kept = [label for label in range(1, number + 1) if sizes[label] >= least]
-    if not 1 <= len(kept) <= MOST:
+    pixels = _explained(picture)
+    labels = _groups(pixels, side)
+    if labels is None:
         return None
-    labels[~np.isin(labels, kept)] = 0
-    unseen = squared > _STRAY**2
-    quiet = squared[~ndimage.binary_dilation(labels > 0, _AROUND, 3)]
+    stray = pixels.squared > _STRAY**2
+    quiet = pixels.squared[~ndimage.binary_dilation(labels > 0, _AROUND, 3)]
     noise = float(np.median(quiet)) / _MEDIAN if quiet.size else 0.0
-    found = []
+    things = []
     for label, box in enumerate(ndimage.find_objects(labels), 1):
         if box is None:
             continue
@@ -123,18 +113,58 @@ def find(picture: NDArray[np.uint8]) -> list[Found] | None:
         near = labels[window]
         mask = ndimage.binary_dilation(near == label, _AROUND, 2)
         mask &= ~ndimage.binary_dilation((near != label) & (near != 0), _AROUND)
-        one = _explain(contrast[window], along[window], off[window], mask, noise)
+        one = _explain(pixels.contrast[window], pixels.along[window], pixels.off[window], mask, noise)
         if one is None:
             return None
-        unseen[window] &= ~mask
+        stray[window] &= ~mask
         thing, radius, right, down = one
         if not _SMALLEST < radius / side < _LARGEST:
             return None
         named = Thing("small" if radius / side < _BETWEEN else "large", *thing)
-        found.append(Found(named, (right + window[1].start) / side, (down + window[0].start) / side))
-    if unseen.sum() > _FEW:
+        things.append(Found(named, (right + window[1].start) / side, (down + window[0].start) / side))
+    if stray.sum() > _FEW:
         return None
-    return sorted(found, key=lambda one: one.right + one.down)
+    return sorted(things, key=lambda one: one.right + one.down)
+
+
+class _Pixels(NamedTuple):
+    """A picture as it lies to the palette.
+
+    Attributes:
+        contrast: Pixels without the background, `(side, side, 3)`.
+        squared: Its squared length, `(side, side)`.
+        along: Coverage if the thing there had each colour, `(side, side, colours)`.
+        off: Squared residual under each colour, shaped like `along`.
+    """
+
+    contrast: NDArray[np.float64]
+    squared: NDArray[np.float64]
+    along: NDArray[np.float64]
+    off: NDArray[np.float64]
+
+
+def _explained(picture: NDArray[np.uint8]) -> _Pixels:
+    """Project each pixel on the line from the background to each colour."""
+    contrast = picture.transpose(1, 2, 0) - _GROUND
+    along = contrast @ _LINES.T / _LENGTHS
+    squared = (contrast**2).sum(2)
+    shares = along.clip(0, 1)
+    off = squared[..., None] - (2 * along - shares) * shares * _LENGTHS
+    return _Pixels(contrast, squared, along, off)
+
+
+def _groups(pixels: _Pixels, side: int) -> NDArray[np.int32] | None:
+    """Return the number of the thing that each pixel belongs to, 0 for none; None if there are none or too many."""
+    best = np.take_along_axis(pixels.along, pixels.off.argmin(2)[..., None], 2)[..., 0]
+    labels, number = ndimage.label(best > _INSIDE, _AROUND)
+    sizes = np.bincount(labels.ravel(), minlength=number + 1)
+    least = 4 * (side / 32) ** 2  # the smallest triangle, blurred, has 9 pixels at side 32
+    kept = [label for label in range(1, number + 1) if sizes[label] >= least]
+    if not 1 <= len(kept) <= MOST:
+        return None
+    labels[~np.isin(labels, kept)] = 0
+    groups: NDArray[np.int32] = labels
+    return groups
 
 
 def _explain(
@@ -144,13 +174,13 @@ def _explain(
     mask: NDArray[np.bool_],
     noise: float,
 ) -> tuple[tuple[str, str], float, float, float] | None:
-    """Return the thing that leaves the least of a window unexplained, or None if that is too much.
+    """Return the thing that explains a window best, or None if its residual is too large.
 
     Args:
         contrast: Pixels without the background, `(height, width, 3)`.
         along: Coverage if the thing had each colour, `(height, width, colours)`.
-        off: What each colour leaves of each pixel, squared, shaped like `along`.
-        mask: The pixels of the window that are the thing's, `(height, width)`.
+        off: Squared residual of each pixel under each colour, shaped like `along`.
+        mask: The thing's pixels in the window, `(height, width)`.
         noise: Variance of the noise in each channel.
 
     Returns: (colour, shape), radius, and the centre of its box (right, down), in pixels of the window.
@@ -192,10 +222,10 @@ def matches(picture: NDArray[np.uint8], scene: Scene) -> Verdict:
     Returns: The verdict.
     Raises: ValueError: If it is no such picture.
     """
-    found = find(picture)
-    if found is None:
+    things = find(picture)
+    if things is None:
         return Verdict()
-    verdicts = [_compare(chosen, scene, len(found)) for chosen in itertools.permutations(found, len(scene.things))]
+    verdicts = [_compare(chosen, scene, len(things)) for chosen in itertools.permutations(things, len(scene.things))]
     return max(verdicts, key=lambda verdict: verdict.score, default=Verdict())
 
 

@@ -1,4 +1,4 @@
-"""What else is proven against answers in closed form: noise, guidance, clipping, weights, clocks, likelihoods."""
+"""Proofs against answers in closed form: noise, guidance, clipping, weights, clocks, likelihoods."""
 
 import math
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from unfog.recipes.kinds import KINDS, class_of
 Line = tuple[float, float]
 """alpha and sigma at one time of a grid."""
 MEAN, VARIANCE = 0.4, 0.3
-"""Of the Gaussian data on which the stochastic rules are followed."""
+"""Mean and variance of the Gaussian data on which the stochastic rules are followed."""
 FRACTION = 0.3
 """The variance fraction that the learned-variance rule is given."""
 
@@ -67,9 +67,9 @@ def _gaussian(mean: float, variance: float, dim: int = 1) -> Mixture:
     return Mixture(as_time([1.0]), center, spread)
 
 
-def _largest(found: Tensor, wanted: Tensor) -> float:
+def _largest(measured: Tensor, wanted: Tensor) -> float:
     """Return the largest absolute difference."""
-    return float((found - wanted).abs().max())
+    return float((measured - wanted).abs().max())
 
 
 # Stochastic rules: the formulas of the papers, through x_t, on data N(0.4, 0.3), in numpy
@@ -157,7 +157,7 @@ def _churned(churn: float, spread: float, most: float) -> Callable[..., np.ndarr
 
 @dataclass(frozen=True)
 class Fractioned(Wrapped):
-    """A denoiser that says the same variance fraction everywhere."""
+    """A denoiser with the same variance fraction everywhere."""
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict (x0, eps) and the fraction."""
@@ -197,7 +197,7 @@ def recursion(
         solver: The rule.
         edm: Whether it runs on the EDM clock.
         formula: Its published step.
-        grid: Places the steps on a linear table; in equal ones if left away.
+        grid: Places the steps on a linear table; default: in equal steps.
         steps: Number of steps.
     """
     table = Linear()
@@ -215,13 +215,13 @@ def recursion(
         z[2 + step] = 1
         return z
 
-    found = sample(denoise, x, times, solver, noise=alone).numpy()
+    reached = sample(denoise, x, times, solver, noise=alone).numpy()
     lines = [(float(schedule.alpha(t)), float(schedule.sigma(t))) for t in times]
     wanted, past = x.numpy(), []  # type: ignore[var-annotated]
     for step, (before, after) in enumerate(pairwise(lines)):
         wanted = formula(wanted, alone(step, x).numpy(), before, after, past)
-    mean = abs(found[0, 0] - wanted[0, 0])
-    variance = abs(((found[1:] - found[0]) ** 2).sum() - ((wanted[1:] - wanted[0]) ** 2).sum())
+    mean = abs(reached[0, 0] - wanted[0, 0])
+    variance = abs(((reached[1:] - reached[0]) ** 2).sum() - ((wanted[1:] - wanted[0]) ** 2).sum())
     return Proof(f"moments: {name}", float(max(mean, variance)), 1e-9)
 
 
@@ -230,7 +230,7 @@ def recursions() -> list[Proof]:
     return [recursion(name, *rest) for name, rest in RECURSIONS.items()]
 
 
-# The other rules of the game
+# Schedules, costs, guidance, weights, clocks, likelihoods
 
 
 def agreement() -> list[Proof]:
@@ -254,7 +254,7 @@ def evaluations() -> list[Proof]:
 
 
 def inversions() -> list[Proof]:
-    """Deterministic rules: 200 steps down and 200 up again lead back, as near as the order lets them."""
+    """Deterministic rules: 200 steps down and 200 up again lead back, as nearly as the order allows."""
     problem = problems()[-7]  # flow in steps of the log-SNR
     times = problem.times(200)
     proofs = []
@@ -269,8 +269,8 @@ def adaptive() -> list[Proof]:
     """The adaptive rule keeps its tolerance, within a factor of ten."""
     worst = 0.0
     for problem in problems()[:: len(problems()) // 4]:
-        found = sample(problem.denoise, problem.start, problem.times(1), RungeKutta45(1e-7, 1e-7))
-        worst = max(worst, float((found - problem.end).square().mean().sqrt()))
+        reached = sample(problem.denoise, problem.start, problem.times(1), RungeKutta45(1e-7, 1e-7))
+        worst = max(worst, float((reached - problem.end).square().mean().sqrt()))
     return [Proof("error: rk45 at 1e-7", worst, 1e-6)]
 
 
@@ -292,8 +292,8 @@ def clipping() -> list[Proof]:
     wanted, _ = table.posterior(x, held, t, s)
     proofs = [Proof("clipping: share left alone", 1 - share, 0.9)]
     for name, solver in (("ancestral", Ancestral()), ("ddim eta 1", DDIM(1.0))):
-        found = solver.step(clipped, x, t, s, (), torch.zeros_like).x
-        proofs.append(Proof(f"clipping: {name}", _largest(found, wanted), 1e-10))
+        reached = solver.step(clipped, x, t, s, (), torch.zeros_like).x
+        proofs.append(Proof(f"clipping: {name}", _largest(reached, wanted), 1e-10))
     return proofs
 
 
@@ -333,7 +333,7 @@ def guidance() -> list[Proof]:
 
 
 def weights() -> list[Proof]:
-    """Closed forms on eps, where quiet times are the ones held down."""
+    """Closed forms on eps, where times of little noise have the smaller weights."""
     table, t = Linear(), torch.arange(1, 1001, dtype=torch.float64) / 1000
     snr = table.log_snr(t).exp()
     eps = {
@@ -350,7 +350,7 @@ def weights() -> list[Proof]:
 
 
 class _Listener(torch.nn.Module):
-    """A network that remembers the times it was told, and says nothing."""
+    """A network that records the times it is given, and returns zeros."""
 
     channels_last: ClassVar[bool] = False
     embedding_dim = multiple = 1
@@ -358,22 +358,22 @@ class _Listener(torch.nn.Module):
     def __init__(self) -> None:
         """Begin with no times."""
         super().__init__()
-        self.told = torch.zeros(0)
+        self.times = torch.zeros(0)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Remember the times."""
-        self.told = time
+        """Record the times."""
+        self.times = time
         return torch.zeros_like(x)
 
 
 def network_time() -> list[Proof]:
-    """A network of a table is told the index 0 ... T - 1, exactly, when x_t was noised by that entry."""
+    """A network on a table is given the index 0 ... T - 1, exactly, when x_t was noised by that entry."""
     listener, table = _Listener(), Linear()
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     Denoiser(listener, table, Eps(), network_time="index")(torch.zeros(1000, 1), t)
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    entry = torch.cumprod(1 - betas, 0)[listener.told.round().long().clamp(0, 999)]
-    off = (listener.told.double() - torch.arange(1000)).abs().max()
+    entry = torch.cumprod(1 - betas, 0)[listener.times.round().long().clamp(0, 999)]
+    off = (listener.times.double() - torch.arange(1000)).abs().max()
     worst = max(float(off), _largest(entry, table.alpha(t) ** 2))
     return [Proof("network time: index", worst, 1e-12)]
 
@@ -390,8 +390,8 @@ def likelihoods() -> list[Proof]:
         for name, schedule in (("linear", LinearContinuous()), ("flow", RectifiedFlow())):
             denoise = MixtureDenoiser(known, schedule)
             for kind, probes in (("exact", None), ("Hutchinson", signs)):
-                found = bits_per_dim(log_likelihood(denoise, x, probes=probes), x).mean()
-                proofs.append(Proof(f"bits/dim: {dim}-D {name} {kind}", abs(float(found - truth)), 0.01))
+                bits = bits_per_dim(log_likelihood(denoise, x, probes=probes), x).mean()
+                proofs.append(Proof(f"bits/dim: {dim}-D {name} {kind}", abs(float(bits - truth)), 0.01))
     return proofs
 
 
@@ -408,4 +408,4 @@ CHECKS: dict[str, Callable[[], list[Proof]]] = {
     "network time": network_time,
     "likelihoods": likelihoods,
 }
-"""Every proof beside the orders, by what it is about."""
+"""Every proof apart from the orders, by its subject."""

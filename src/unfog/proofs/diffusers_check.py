@@ -1,7 +1,7 @@
-"""`unfog verify --peers`: the samplers of other installed toolkits through the harness that measures ours.
+"""`unfog verify --peers`: the samplers of other installed toolkits in the harness that measures ours.
 
-A peer is driven as it is, on grids of ours: its noise levels are replaced by those of a problem, and the exact
-denoiser answers for the model. It lives in a space of its own, which is the problem behind `Rescheduled`.
+A peer is run unchanged on our grids: its noise levels are replaced by those of a problem, and the exact denoiser
+stands in for the model. Its state lives in a space of its own, into which `Rescheduled` maps the problem.
 """
 
 import importlib
@@ -37,14 +37,14 @@ TOLERANCE = 0.35
 EVEN = ("edm, 3-D, uniform", "edm, 3-D, log-snr")
 """Equal steps of sigma/alpha, and of its logarithm: there a rule with frozen weights may keep its order."""
 UNEVEN = ("flow, 8-D, karras", "flow, 8-D, warped")
-"""With the even ones, each grid once."""
+"""With the even ones these are all grids, once each."""
 TABLE = LinearContinuous()
 """What the rows of a table are taken from."""
 NOISE, PRESERVING, FLOW = EDM(), CosineContinuous(s=0), RectifiedFlow()
 """The spaces of peers: (alpha, sigma) = (1, t), (cos, sin) and (1 - t, t)."""
 
 Past = Sequence[tuple[Tensor, Prediction]]
-"""Exact earlier states and what the model says of them, the latest last."""
+"""Exact earlier states and the predictions there, the latest last."""
 
 
 def _size(schedule: Schedule, t: Tensor) -> float:
@@ -194,7 +194,7 @@ class Diffusers(Peer):
 
 
 def diffusers() -> ModuleType:
-    """Import diffusers, without what it says of packages that only its pipelines need."""
+    """Import diffusers, without its warnings about packages that only its pipelines need."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("diffusers")
@@ -306,7 +306,7 @@ def _fit(error: Callable[[Problem, int], float], steps: int) -> dict[str, float]
 
 
 def measure(peer: Peer) -> Row:
-    """Fit the order of a peer, and ours beside it."""
+    """Fit the order of a peer, and that of our rule of the same name."""
 
     def theirs(problem: Problem, steps: int, given: bool = False) -> float:
         return _rms(peer.end(problem, steps, given) - problem.end)
@@ -332,7 +332,7 @@ class Spaced:
     """DDIM of diffusers, whose steps are rows of its table, under one of its spacings.
 
     Its previous time is t - T // n whatever the grid, in a table of T rows and n steps. Where the grid says otherwise
-    (`linspace`; `trailing` where n does not divide T) the state is no longer at the time that the model is told.
+    (`linspace`; `trailing` where n does not divide T) the state is no longer at the time that the model is given.
     """
 
     spacing: str
@@ -425,7 +425,7 @@ def _version(distribution: str) -> str:
 
 
 def report(console: Console | None = None) -> Report:
-    """Measure every peer of the toolkits that are installed, with a bar that says what is left.
+    """Measure every peer of the toolkits that are installed, with a progress bar.
 
     Args:
         console: Where the bar goes; a quiet one hides it.

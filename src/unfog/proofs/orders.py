@@ -274,15 +274,15 @@ class Order:
 
 
 def measure(name: str, solver: Solver) -> Order:
-    """Fit the order of a deterministic rule, and what else is said of it.
+    """Fit the order of a deterministic rule, its behaviour at the end, and its errors at 10 and 20 evaluations.
 
     Args:
-        name: How to call it.
+        name: Its name.
         solver: The rule; its `order` is what is stated.
 
     Returns: The measurements.
     """
-    found = {problem.name: problem.order(solver, given=True) for problem in problems()}
+    orders = {problem.name: problem.order(solver, given=True) for problem in problems()}
     some = problems()[:: len(GRIDS) + 1]  # each schedule and each grid once
     alone = {problem.name: problem.order(solver, given=False) for problem in some} if solver.memory else None
 
@@ -291,4 +291,4 @@ def measure(name: str, solver: Solver) -> Order:
         return whole().error(solver, steps, given=False)
 
     end = whole().order(solver, given=False)
-    return Order(name, solver.order, found, alone, end, error(10), error(20))
+    return Order(name, solver.order, orders, alone, end, error(10), error(20))

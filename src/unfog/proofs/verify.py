@@ -23,7 +23,7 @@ def _verdict(passed: bool) -> str:
 
 
 class Report(Protocol):
-    """What a verification of any toolkit gives."""
+    """The result of a verification of any toolkit."""
 
     @property
     def passed(self) -> bool:
@@ -31,11 +31,11 @@ class Report(Protocol):
         ...
 
     def table(self) -> Table:
-        """Return it for the eye."""
+        """Return it as a table."""
         ...
 
     def to_json(self) -> str:
-        """Return it whole."""
+        """Return all of it as JSON text."""
         ...
 
 
@@ -60,7 +60,7 @@ class Verification:
         return json.dumps({"unfog": __version__, "passed": self.passed, **rows}, indent=1) + "\n"
 
     def table(self) -> Table:
-        """Return what was found as one table: the orders, their behaviour at the end, and the proofs."""
+        """Return all of it as one table: the orders, their behaviour at the end, and the proofs."""
         rows = Table(box=None, padding=(0, 1, 0, 0), caption_justify="left")
         rows.add_column("what", no_wrap=True)
         for column in ("stated", "measured", "alone", "10 NFE", "20 NFE"):
@@ -72,8 +72,8 @@ class Verification:
         for one in self.orders:
             rows.add_row(f"onto data: {one.solver}", "≥ 1", "", f"{one.end:.2f}", "", "", _verdict(one.ends))
         for proof in self.proofs:
-            limit, found = f"≤ {proof.limit:g}", f"{proof.deviation:.1e}"
-            rows.add_row(proof.name, limit, found, "", "", "", _verdict(proof.passed))
+            limit, deviation = f"≤ {proof.limit:g}", f"{proof.deviation:.1e}"
+            rows.add_row(proof.name, limit, deviation, "", "", "", _verdict(proof.passed))
         rows.caption = (
             f"order: with exact starting values, within {TOLERANCE} on four schedules and four grids.\n"
             "  Alone, rules that read two past steps or more lose some of it.\n"
@@ -85,7 +85,7 @@ class Verification:
 
 
 def verify(console: Console | None = None) -> Verification:
-    """Measure every order and run every proof, with a bar that says what is left.
+    """Measure every order and run every proof, with a progress bar.
 
     Args:
         console: Where the bar goes; a quiet one hides it.

@@ -1,4 +1,4 @@
-"""`unfog explain`: the equations of one step of the denoising, with a run's own numbers."""
+"""`unfog explain`: the equations of one denoising step, with a run's own numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from unfog.data.pictures import enlargement, save_picture, tile
 from unfog.data.source import Batch
+from unfog.diffusion.schedules import Schedule
+from unfog.diffusion.targets import Prediction, Target
 from unfog.evaluation.report import aligned
-from unfog.generation.sampler import shown
+from unfog.generation.sampler import Sampler, shown
 from unfog.recipes.build import build_codec, build_data
 from unfog.recipes.conditions import ClassConditioning, LabelsConditioning, captions
 from unfog.recipes.parse import options
@@ -25,9 +27,11 @@ from unfog.runtime.files import disk, write_whole
 from unfog.runtime.randomness import normal, uniform
 
 STEPS = 1000
-"""Into which a clock without steps of its own is cut, as DDPM's has."""
+"""Steps of a clock that has none of its own, as many as DDPM's has."""
 DRAWN = 1_000_000
-"""Training times that tell how often the step is drawn."""
+"""Training times from which it is counted how often the step is drawn."""
+CLOCKS = {"index": "T·t - 1", "whole": "round(T·t - 1)", "thousand": "1000·t/t_max", "log_snr": "-log SNR/8"}
+"""How the network takes time, by the names of `network_time`."""
 
 
 class Line(NamedTuple):
@@ -46,8 +50,8 @@ class Explanation:
         title: Which step of which run.
         intro: Of which row and which of its numbers the values are.
         parts: Head and lines of each part.
-        pictures: What is to be seen, in this order, as stored, `(count, *shape)`; None for points.
-        names: What each of them is.
+        pictures: The pictures from left to right, as stored, `(count, *shape)`; None for points.
+        names: What each of them shows.
     """
 
     title: str
@@ -72,7 +76,7 @@ class Explanation:
         return "\n".join([*lines, ""])
 
     def picture(self) -> Image.Image | None:
-        """Draw what is to be seen."""
+        """Lay the pictures out in a row; None if there are none."""
         if self.pictures is None:
             return None
         return tile(self.pictures, len(self.pictures), enlargement(min(self.pictures.shape[2:]), 112))
@@ -84,7 +88,8 @@ class Explanation:
         """
         with disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        if (picture := self.picture()) is not None:
+        picture = self.picture()
+        if picture is not None:
             save_picture(picture, folder / f"{name}.png")
         text = self.markdown(f"{name}.png" if picture else None)
         write_whole(folder / f"{name}.md", text.encode())
@@ -97,6 +102,110 @@ def _indented(lines: Sequence[Line]) -> str:
     return "\n".join(f"  {line}" for line in aligned(lines).splitlines())
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row that is noised.
+
+    Attributes:
+        x0: Clean data, `(1, *shape)`, on the CPU.
+        condition: What the model is conditioned on, as it takes it; None for unconditional models.
+        shows: The condition in words.
+        origin: Where the row comes from.
+    """
+
+    x0: Tensor
+    condition: Tensor | None
+    shows: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Worked:
+    """One step of the denoising, worked out for one row.
+
+    Attributes:
+        run: The run.
+        number: Number of the step.
+        total: Steps of the clock.
+        t: The later time.
+        s: The earlier time.
+        at: The time at which the network is asked: t, or the first trained time if that is later.
+        row: What is noised.
+        x0: Its clean data, on the run's device.
+        eps: The noise.
+        x_t: The noisy state.
+        seen: State and time as the network takes them.
+        output: What the network gives.
+        fraction: The share of the variance that it learnt, if it learns one.
+        prediction: What the output says of x0 and eps.
+    """
+
+    run: Run
+    number: int
+    total: int
+    t: Tensor
+    s: Tensor
+    at: Tensor
+    row: Row
+    x0: Tensor
+    eps: Tensor
+    x_t: Tensor
+    seen: tuple[Tensor, Tensor]
+    output: Tensor
+    fraction: Tensor | None
+    prediction: Prediction
+
+    @property
+    def schedule(self) -> Schedule:
+        """The run's schedule."""
+        return self.run.denoiser.schedule
+
+    @property
+    def target(self) -> Target:
+        """What the network predicts."""
+        return self.run.denoiser.target
+
+    @property
+    def signal(self) -> tuple[float, float]:
+        """Alpha at t and at s."""
+        return float(self.schedule.alpha(self.t)), float(self.schedule.alpha(self.s))
+
+    @property
+    def noise(self) -> tuple[float, float]:
+        """Sigma at t and at s."""
+        return float(self.schedule.sigma(self.t)), float(self.schedule.sigma(self.s))
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Beta of the step, and beta tilde."""
+        beta, tilde = self.schedule.transition(self.t, self.s)
+        return float(beta), float(tilde)
+
+    @property
+    def determinant(self) -> Tensor:
+        """D = b·alpha - a·sigma."""
+        return self.target.determinant(self.schedule, self.at)
+
+    @property
+    def wanted(self) -> Tensor:
+        """The output that was wanted."""
+        return self.target.of(self.x0, self.eps, self.at, self.schedule)
+
+    @property
+    def ddim(self) -> Tensor:
+        """The state after a step of DDIM."""
+        return self.signal[1] * self.prediction.x0 + self.noise[1] * self.prediction.eps
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """The place in the middle of the row whose number is shown."""
+        return tuple(side // 2 for side in self.x0.shape[1:])
+
+    def shown(self, state: Tensor) -> float:
+        """Return the number of a state that is shown."""
+        return float(state[(0, *self.place)])
+
+
 def explain(run: Run, step: int, row: int = 0, seed: int = 0) -> Explanation:
     """Work one step of the denoising out: from time t to the one before it, s.
 
@@ -105,157 +214,224 @@ def explain(run: Run, step: int, row: int = 0, seed: int = 0) -> Explanation:
     Args:
         run: The run.
         step: Number of the step, from 1, next to the data, to T, in pure noise.
-        row: Number of the held-out row that is noised; where the data are not here, of a sample.
+        row: Number of the held-out row that is noised; where the data are not available, of a sample.
         seed: Seed of the noise.
 
     Raises: UserError: If there is no such step or row.
     """
-    denoiser, schedule, recipe = run.denoiser, run.denoiser.schedule, run.recipe
+    worked = _work_out(run, step, row, seed)
+    parts = {
+        "The clock": _clock(worked),
+        "Forward: noising the data": _forward(worked),
+        "Input of the network": _input(worked),
+        "Output of the network": _output(worked),
+        "The loss": _loss(worked),
+        "One step back: the posterior q(x_s | x_t, x0)": _posterior(worked, seed),
+    }
+    title = f"Step {step} of {worked.total}: {run.path.resolve().name}"
+    axes = zip(_axes(len(worked.place)), worked.place, strict=True)
+    where = ", ".join(f"{axis} {index}" for axis, index in axes)
+    intro = f"{worked.row.origin}; the numbers shown are those of {where}."
+    names = ("x0", "x_t", "the x0 predicted from it", "x_t after one DDIM step")
+    return Explanation(title, intro, parts, _pictures(worked), names)
+
+
+def _work_out(run: Run, step: int, row: int, seed: int) -> Worked:
+    """Noise a row, and ask the network for it.
+
+    Raises: UserError: If there is no such step or row.
+    """
+    denoiser, schedule = run.denoiser, run.denoiser.schedule
     total = schedule.steps or STEPS
     if not 1 <= step <= total:
         raise UserError(f"this run's clock has the steps 1 to {total}, not {step}")
     t, s = (torch.tensor(number * schedule.t_max / total, dtype=torch.float64) for number in (step, step - 1))
-    x0, condition, told, origin = _row(run, row, seed)
-    eps = normal(seed, "explain", 0, 0, 1, tuple(x0.shape[1:]))
+    at = t.clamp(min=schedule.t_first)
+    clean = _row(run, row, seed)
     device = next(denoiser.parameters()).device
-    x0, eps = x0.to(device), eps.to(device)
+    x0 = clean.x0.to(device)
+    eps = normal(seed, "explain", 0, 0, 1, tuple(x0.shape[1:])).to(device)
     x_t = schedule.add_noise(x0, eps, t)
-    saw: list[Tensor] = []
+    output, fraction, seen = _ask(run, x_t, at, clean.condition)
+    prediction = denoiser.target.solve(output, x_t, at, schedule)
+    return Worked(run, step, total, t, s, at, clean, x0, eps, x_t, seen, output, fraction, prediction)
+
+
+def _ask(
+    run: Run, x_t: Tensor, at: Tensor, condition: Tensor | None
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:
+    """Return the network's output, its share of the variance, and state and time as the network took them."""
+    denoiser = run.denoiser
+    inputs: list[Tensor] = []
 
     def listen(module: object, arguments: tuple[Any, ...], output: object) -> None:
-        saw.extend(arguments[:2])
+        inputs.extend(arguments[:2])
 
     listener = denoiser.network.register_forward_hook(listen)  # type: ignore[attr-defined]
     try:
         with run.arithmetic(), torch.inference_mode():
             cond = None
             if denoiser.embedder is not None and condition is not None:
-                cond = denoiser.embedder(condition.to(device))
-            at = t.clamp(min=schedule.t_first)
+                cond = denoiser.embedder(condition.to(x_t.device))
             output, fraction = denoiser.output(x_t, at, cond)
     finally:
         listener.remove()
-    output = output.float()
-    found = denoiser.target.solve(output, x_t, at, schedule)
-    place = tuple(side // 2 for side in x0.shape[1:])
-    one = _at(place)
-    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
-    alpha_s, sigma_s = float(schedule.alpha(s)), float(schedule.sigma(s))
-    beta, tilde = (float(value) for value in schedule.transition(t, s))
-    (a, b), determinant = denoiser.target.coefficients(schedule, at), denoiser.target.determinant(schedule, at)
-    wanted = denoiser.target.of(x0, eps, at, schedule)
-    squares = float((output - wanted).square().mean())
-    weight = float(recipe.weighting(schedule, denoiser.target, at))
-    drawn = recipe.times(torch.linspace(0, 1 - 1e-9, DRAWN, dtype=torch.float64), schedule)
-    share = float(((drawn > s + 1e-12) & (drawn <= t + 1e-12)).double().mean())
-    mean, _ = schedule.posterior(x_t, x0, t, s)
-    believed, _ = schedule.posterior(x_t, found.x0, t, s)
-    from_state, from_data = alpha / alpha_s * sigma_s**2 / sigma**2, alpha_s * beta / sigma**2
-    z = normal(seed, "explain step", 0, 0, 1, tuple(x0.shape[1:])).to(device)
+    return output.float(), fraction, (inputs[0], inputs[1])
+
+
+def _clock(worked: Worked) -> list[Line]:
+    """Return where the step lies."""
+    number, total = worked.number, worked.total
+    lines = [
+        Line("step", f"of {total}", str(number)),
+        Line("this time", f"t = {number}/{total}·t_max", _number(worked.t)),
+        Line("the time before it", f"s = {number - 1}/{total}·t_max", _number(worked.s)),
+        Line("schedule", "", _named(worked.run.recipe, "schedule")),
+    ]
+    if worked.at != worked.t:
+        value = f"{_number(worked.at)}, which replaces t in all that the network is asked"
+        lines.append(Line("for the network", "the first trained time", value))
+    return lines
+
+
+def _forward(worked: Worked) -> list[Line]:
+    """Return how the noisy state comes about."""
+    alpha, sigma = worked.signal[0], worked.noise[0]
+    x0, eps, x_t = map(worked.shown, (worked.x0, worked.eps, worked.x_t))
+    return [
+        Line("signal left", "alpha(t)", _number(alpha)),
+        Line("noise added", "sigma(t)", _number(sigma)),
+        Line("alpha bar", "alpha²", _number(alpha**2)),
+        Line("signal to noise", "SNR = alpha²/sigma²", _number((alpha / sigma) ** 2)),
+        Line("its logarithm", "log SNR", _number(worked.schedule.log_snr(worked.t))),
+        Line("beta of this step", "sigma_t² - (alpha_t/alpha_s)²·sigma_s²", _number(worked.betas[0])),
+        Line("state", "x_t = alpha·x0 + sigma·eps", f"{_sum(alpha, x0, sigma, eps)} = {x_t:+.4f}"),
+    ]
+
+
+def _input(worked: Worked) -> list[Line]:
+    """Return what the network takes."""
+    denoiser, (state, time) = worked.run.denoiser, worked.seen
     scale = "x_t" if denoiser.input_scale == "none" else "x_t / sqrt(alpha²·sigma_data² + sigma²)"
-    clock = {"index": "T·t - 1", "whole": "round(T·t - 1)", "thousand": "1000·t/t_max", "log_snr": "-log SNR/8"}
-    parts = {
-        "The clock": [
-            Line("step", f"of {total}", str(step)),
-            Line("this time", f"t = {step}/{total}·t_max", _number(t)),
-            Line("the time before it", f"s = {step - 1}/{total}·t_max", _number(s)),
-            Line("schedule", "", _named(recipe, "schedule")),
-        ],
-        "Forward: how the data are fogged": [
-            Line("signal left", "alpha(t)", _number(alpha)),
-            Line("noise added", "sigma(t)", _number(sigma)),
-            Line("alpha bar", "alpha²", _number(alpha**2)),
-            Line("signal to noise", "SNR = alpha²/sigma²", _number((alpha / sigma) ** 2)),
-            Line("its logarithm", "log SNR", _number(schedule.log_snr(t))),
-            Line("beta of this step", "sigma_t² - (alpha_t/alpha_s)²·sigma_s²", _number(beta)),
-            Line("state", "x_t = alpha·x0 + sigma·eps", f"{_sum(alpha, one(x0), sigma, one(eps))} = {one(x_t):+.4f}"),
-        ],
-        "What the network saw": [
-            Line("state", scale, f"{one(saw[0]):+.4f}, over all numbers a deviation of {float(saw[0].std()):.4f}"),
-            Line("time", clock[denoiser.network_time], _number(saw[1].flatten()[0])),
-            Line("told", "", told),
-        ],
-        "What it answered": [
-            Line("target", "output = a·x0 + b·eps", f"{_named(recipe, 'target')}: a = {_number(a)}, b = {_number(b)}"),
-            Line("wanted", "a·x0 + b·eps", f"{one(wanted):+.4f}"),
-            Line("answered", "output", f"{one(output):+.4f}"),
-            Line("determinant", "D = b·alpha - a·sigma", _number(determinant)),
-            Line("so the data", "x0 = (b·x_t - sigma·output)/D", f"{one(found.x0):+.4f}, in truth {one(x0):+.4f}"),
-            Line("and the noise", "eps = (alpha·output - a·x_t)/D", f"{one(found.eps):+.4f}, in truth {one(eps):+.4f}"),
-        ],
-        "What it costs: the loss": [
-            Line("squared error", "mean (output - wanted)²", _number(squares)),
-            Line("weight of this time", _named(recipe, "weighting"), _number(weight)),
-            Line("loss of this row", "weight · squared error", _number(weight * squares)),
-            Line("the same weight on x0", "weight · (D/sigma)²", _number(weight * (float(determinant) / sigma) ** 2)),
-            Line("how often training draws it", f"{_named(recipe, 'times')}, between s and t", f"{share:.4%}"),
-        ],
-        "One step back: the posterior q(x_s | x_t, x0)": [
-            Line("of the state", "(alpha_t/alpha_s)·(sigma_s²/sigma_t²)", _number(from_state)),
-            Line("of the data", "alpha_s·beta/sigma_t²", _number(from_data)),
-            Line(
-                "its mean",
-                "first·x_t + second·x0",
-                f"{_sum(from_state, one(x_t), from_data, one(x0))} = {one(mean):+.4f}",
-            ),
-            Line("with the predicted x0", "", f"{one(believed):+.4f}"),
-            Line("its variance", "beta tilde = beta·sigma_s²/sigma_t²", _number(tilde)),
-            Line("a DDPM step", "mean + sqrt(beta tilde)·z", f"{one(believed + tilde**0.5 * z):+.4f}"),
-            Line(
-                "a DDIM step",
-                "alpha_s·x0 + sigma_s·eps",
-                f"{_sum(alpha_s, one(found.x0), sigma_s, one(found.eps))} = "
-                f"{one(alpha_s * found.x0 + sigma_s * found.eps):+.4f}",
-            ),
-            Line("this run's own rule", "solver", f"{_named(recipe, 'solver')}, {recipe.sampling.steps} steps"),
-        ],
-    }
-    if fraction is not None:
-        parts["What it answered"].append(Line("share of the variance", "(v + 1)/2", f"{one(fraction):.4f}"))
-    if at != t:
-        parts["The clock"].append(
-            Line("for the network", "the first trained time", f"{_number(at)}: it is asked at this time instead")
-        )
-    codec, names = build_codec(recipe), ("x0", "x_t", "the x0 that the network sees in it", "x_t one DDIM step on")
-    pictures = None
-    if len(recipe.shape or ()) > 1:
-        following = alpha_s * found.x0 + sigma_s * found.eps
-        states = (x0, shown(x_t, schedule, t), found.x0, shown(following, schedule, s))
-        pictures = torch.cat([codec.decode(state.cpu()) for state in states])
-    title = f"Step {step} of {total}: {run.path.resolve().name}"
-    where = ", ".join(f"{axis} {index}" for axis, index in zip(_axes(len(place)), place, strict=True))
-    intro = f"{origin}; of all its numbers, those of {where} are shown."
-    return Explanation(title, intro, parts, pictures, names)
+    deviation = f"standard deviation of all numbers {float(state.std()):.4f}"
+    return [
+        Line("state", scale, f"{worked.shown(state):+.4f}; {deviation}"),
+        Line("time", CLOCKS[denoiser.network_time], _number(time.flatten()[0])),
+        Line("conditioned on", "", worked.row.shows),
+    ]
 
 
-def _row(run: Run, row: int, seed: int) -> tuple[Tensor, Tensor | None, str, str]:
-    """Return clean data, their condition as a tensor and in words, and where they come from."""
+def _output(worked: Worked) -> list[Line]:
+    """Return what the network gives, and what that says of data and noise."""
+    a, b = worked.target.coefficients(worked.schedule, worked.at)
+    x0, eps = worked.prediction.x0, worked.prediction.eps
+    target = f"{_named(worked.run.recipe, 'target')}: a = {_number(a)}, b = {_number(b)}"
+    data = f"{worked.shown(x0):+.4f}, in truth {worked.shown(worked.x0):+.4f}"
+    noise = f"{worked.shown(eps):+.4f}, in truth {worked.shown(worked.eps):+.4f}"
+    lines = [
+        Line("target", "output = a·x0 + b·eps", target),
+        Line("wanted", "a·x0 + b·eps", f"{worked.shown(worked.wanted):+.4f}"),
+        Line("predicted", "output", f"{worked.shown(worked.output):+.4f}"),
+        Line("determinant", "D = b·alpha - a·sigma", _number(worked.determinant)),
+        Line("so the data", "x0 = (b·x_t - sigma·output)/D", data),
+        Line("and the noise", "eps = (alpha·output - a·x_t)/D", noise),
+    ]
+    if worked.fraction is not None:
+        lines.append(Line("share of the variance", "(v + 1)/2", f"{worked.shown(worked.fraction):.4f}"))
+    return lines
+
+
+def _loss(worked: Worked) -> list[Line]:
+    """Return what the row adds to the loss, and how often training draws this step."""
+    recipe, schedule = worked.run.recipe, worked.schedule
+    squares = float((worked.output - worked.wanted).square().mean())
+    weight = float(recipe.weighting(schedule, worked.target, worked.at))
+    on_x0 = weight * (float(worked.determinant) / worked.noise[0]) ** 2
+    drawn = recipe.times(torch.linspace(0, 1 - 1e-9, DRAWN, dtype=torch.float64), schedule)
+    inside = (drawn > worked.s + 1e-12) & (drawn <= worked.t + 1e-12)
+    return [
+        Line("squared error", "mean (output - wanted)²", _number(squares)),
+        Line("weight of this time", _named(recipe, "weighting"), _number(weight)),
+        Line("loss of this row", "weight · squared error", _number(weight * squares)),
+        Line("the same weight on x0", "weight · (D/sigma)²", _number(on_x0)),
+        Line(
+            "how often training draws it",
+            f"{_named(recipe, 'times')}, between s and t",
+            f"{float(inside.double().mean()):.4%}",
+        ),
+    ]
+
+
+def _posterior(worked: Worked, seed: int) -> list[Line]:
+    """Return how the state one step earlier follows."""
+    (alpha, alpha_s), (sigma, sigma_s), (beta, tilde) = worked.signal, worked.noise, worked.betas
+    mean, _ = worked.schedule.posterior(worked.x_t, worked.x0, worked.t, worked.s)
+    predicted, _ = worked.schedule.posterior(worked.x_t, worked.prediction.x0, worked.t, worked.s)
+    from_state, from_data = alpha / alpha_s * sigma_s**2 / sigma**2, alpha_s * beta / sigma**2
+    z = normal(seed, "explain step", 0, 0, 1, tuple(worked.x0.shape[1:])).to(worked.x0.device)
+    x_t, x0 = worked.shown(worked.x_t), worked.shown(worked.x0)
+    in_mean = f"{_sum(from_state, x_t, from_data, x0)} = {worked.shown(mean):+.4f}"
+    x0_hat, eps_hat = worked.shown(worked.prediction.x0), worked.shown(worked.prediction.eps)
+    in_ddim = f"{_sum(alpha_s, x0_hat, sigma_s, eps_hat)} = {worked.shown(worked.ddim):+.4f}"
+    recipe = worked.run.recipe
+    return [
+        Line("of the state", "(alpha_t/alpha_s)·(sigma_s²/sigma_t²)", _number(from_state)),
+        Line("of the data", "alpha_s·beta/sigma_t²", _number(from_data)),
+        Line("its mean", "first·x_t + second·x0", in_mean),
+        Line("with the predicted x0", "", f"{worked.shown(predicted):+.4f}"),
+        Line("its variance", "beta tilde = beta·sigma_s²/sigma_t²", _number(tilde)),
+        Line("a DDPM step", "mean + sqrt(beta tilde)·z", f"{worked.shown(predicted + tilde**0.5 * z):+.4f}"),
+        Line("a DDIM step", "alpha_s·x0 + sigma_s·eps", in_ddim),
+        Line("this run's own rule", "solver", f"{_named(recipe, 'solver')}, {recipe.sampling.steps} steps"),
+    ]
+
+
+def _pictures(worked: Worked) -> Tensor | None:
+    """Return clean data, noisy state, predicted data and the state after a DDIM step, as stored; None for points."""
+    recipe, schedule = worked.run.recipe, worked.schedule
+    if len(recipe.shape or ()) < 2:
+        return None
+    codec = build_codec(recipe)
+    noisy, following = shown(worked.x_t, schedule, worked.t), shown(worked.ddim, schedule, worked.s)
+    states = (worked.x0, noisy, worked.prediction.x0, following)
+    return torch.cat([codec.decode(state.cpu()) for state in states])
+
+
+def _row(run: Run, row: int, seed: int) -> Row:
+    """Return a held-out row, or where the data are not available a sample.
+
+    Raises: UserError: If there is no such row.
+    """
     sampler, recipe = run.sampler(guidance=1.0, seed=seed), run.recipe
     try:
         data = build_data(recipe)[1].heldout
     except UserError:
-        condition = sampler.condition(row + 1)
-        with run.arithmetic():
-            x0 = build_codec(recipe).encode(sampler(row + 1, condition=condition))[row:]
-        told = "nothing" if condition is None else "what the sample was asked for"
-        return x0, condition if condition is None else condition[row:], told, f"Sample {row}, as the data are not here"
+        return _sampled_row(run, sampler, row)
     if not 0 <= row < len(data):
         raise UserError(f"there are the held-out rows 0 to {len(data) - 1:,}, not {row}")
     batch: Batch = data.take(np.array([row]))
     x0 = build_codec(recipe).encode(batch.x)
     drawn = torch.from_numpy(uniform(seed, "condition to explain", 0, 0, 1, 4))
     condition = sampler.conditioning.read(sampler.known, batch, x0, drawn)
-    told = "nothing" if condition is None else f"its {recipe.kind('conditioning')}"
-    if condition is not None and isinstance(recipe.conditioning, ClassConditioning | LabelsConditioning):
-        told = captions(batch._replace(captions=None), recipe.classes)[0]
-    elif condition is not None and recipe.conditioning.captioned:
-        told = captions(batch, recipe.classes)[0]
-    return x0, condition, told, f"Held-out row {row}"
+    shows = f"its {recipe.kind('conditioning')}"
+    if condition is None:
+        shows = "nothing"
+    elif isinstance(recipe.conditioning, ClassConditioning | LabelsConditioning):
+        shows = captions(batch._replace(captions=None), recipe.classes)[0]
+    elif recipe.conditioning.captioned:
+        shows = captions(batch, recipe.classes)[0]
+    return Row(x0, condition, shows, f"Held-out row {row}")
 
 
-def _at(place: tuple[int, ...]) -> Any:
-    """Return what reads one number of the first row of a state."""
-    return lambda state: float(state[(0, *place)])
+def _sampled_row(run: Run, sampler: Sampler, row: int) -> Row:
+    """Return sample number `row` in place of data that are not available."""
+    condition = sampler.condition(row + 1)
+    with run.arithmetic():
+        x0 = build_codec(run.recipe).encode(sampler(row + 1, condition=condition))[row:]
+    origin = f"Sample {row}, as the data are not available"
+    if condition is None:
+        return Row(x0, None, "nothing", origin)
+    return Row(x0, condition[row:], "what the sample was asked for", origin)
 
 
 def _axes(count: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""How samples come out of the noise, moment by moment: a strip, a film, and the ways of their numbers."""
+"""How samples emerge from noise, moment by moment: a strip, a film, and the paths of their numbers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from unfog.runs.run import Run
 from unfog.runtime.files import disk, whole
 
 MOMENTS, SAMPLES = 8, 3
-"""Of a strip, at most."""
+"""Moments of a strip, and samples at most."""
 STILLS = 60
-"""Of a film, at most: of long denoisings only some moments are kept."""
+"""Most frames of a film: of a long denoising only some moments are kept."""
 MILLISECONDS = 80
-"""That a frame is seen."""
+"""Milliseconds that a frame is shown."""
 PIXELS = 6
-"""Numbers of a sample whose ways are drawn."""
+"""Numbers of a sample whose paths are drawn."""
 
 
 class Still(NamedTuple):
@@ -34,9 +34,9 @@ class Still(NamedTuple):
     Attributes:
         t: The time.
         state: The states as they are diffused, `(count, *shape)`.
-        guess: What the model takes them to become, likewise.
+        guess: The predicted x0, shaped like `state`.
         x: The states as stored, `(count, *stored)`.
-        x0: What the model takes them to become, likewise.
+        x0: The predicted x0 as stored.
     """
 
     t: float
@@ -51,7 +51,7 @@ class Film:
     """The denoising of some samples.
 
     Attributes:
-        stills: How the samples stand, from noise to data.
+        stills: The samples at each moment, from noise to data.
     """
 
     stills: tuple[Still, ...]
@@ -59,7 +59,7 @@ class Film:
     def rows(self, index: int) -> tuple[Tensor, ...]:
         """Return what is shown of one moment: x_t, the predicted x0, and what changes until the next moment.
 
-        The last is centred on grey and scaled so that the largest change is black or white; of points it is left out.
+        The change is centred on grey and scaled so that the largest change is black or white; points have none.
 
         Args:
             index: Number of the moment, from 0.
@@ -78,12 +78,14 @@ class Film:
         picked = [self.rows(round(index * (len(self.stills) - 1) / (MOMENTS - 1))) for index in range(MOMENTS)]
         if picked[0][0].ndim == 2:
             return row_of([row_of([scatter(row, 160) for row in rows], down=True) for rows in picked])
-        samples = range(min(len(picked[0][0]), SAMPLES))
-        shown = [rows[kind][sample] for sample in samples for kind in range(len(picked[0])) for rows in picked]
+        shown = []
+        for sample in range(min(len(picked[0][0]), SAMPLES)):
+            for kind in range(len(picked[0])):
+                shown += [rows[kind][sample] for rows in picked]
         return tile(torch.stack(shown), MOMENTS, enlargement(min(shown[0].shape[1:]), 64))
 
     def frame(self, index: int) -> Image.Image:
-        """Draw one moment: all samples beside each other, x_t above x0 above the change."""
+        """Draw one moment: all samples side by side, x_t above x0 above the change."""
         rows = self.rows(index)
         if rows[0].ndim == 2:
             return row_of([scatter(row) for row in rows])
@@ -94,7 +96,7 @@ class Film:
         return [self.frame(index) for index in range(len(self.stills))]
 
     def draw_ways(self, path: Path) -> None:
-        """Draw the ways of a few numbers of the first sample over time, and of all samples in a plane.
+        """Draw the paths of a few numbers of the first sample over time, and of all samples in a plane.
 
         The plane is that of the first two principal components of all states.
 
@@ -104,21 +106,24 @@ class Film:
         from sklearn.decomposition import PCA
 
         times = [still.t for still in self.stills]
-        states = [[getattr(still, part).float().flatten(1) for still in self.stills] for part in ("state", "guess")]
-        x, x0 = (torch.stack(part).numpy() for part in states)
+        x = torch.stack([still.state.float().flatten(1) for still in self.stills]).numpy()
+        x0 = torch.stack([still.guess.float().flatten(1) for still in self.stills]).numpy()
         figure = Figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
         order = x[-1, 0].argsort()
-        for colour, place in enumerate(order[np.linspace(0, len(order) - 1, min(PIXELS, len(order))).astype(int)]):
+        drawn = order[np.linspace(0, len(order) - 1, min(PIXELS, len(order))).astype(int)]
+        for colour, place in enumerate(drawn):
             left.plot(times, x[:, 0, place], f"C{colour}", linewidth=1)
             left.plot(times, x0[:, 0, place], f"C{colour}:", linewidth=1)
-        left.set(xlabel="time t, from noise to data", ylabel="value", title="some pixels: x_t, and dotted the x0")
+        left.set(
+            xlabel="time t, from noise to data", ylabel="value", title="some pixels: x_t, and the predicted x0 (dotted)"
+        )
         left.invert_xaxis()
         plane = PCA(2, svd_solver="randomized", random_state=0).fit_transform(x.reshape(-1, x.shape[-1]))
         for colour, way in enumerate(plane.reshape(*x.shape[:2], 2).transpose(1, 0, 2)):
             right.plot(*way.T, f"C{colour % 10}.-", linewidth=1, markersize=3)
             right.plot(*way[-1], f"C{colour % 10}o")
-        right.set(xlabel="first principal component", ylabel="second", title="all samples, each to its dot")
+        right.set(xlabel="first principal component", ylabel="second", title="paths of all samples; dots: the samples")
         with whole(path) as part:
             figure.savefig(part, dpi=110, format="png")
 
@@ -129,25 +134,25 @@ class Film:
         """
         with disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        found = {"strip": folder / "strip.png", "film": folder / "film.gif", "ways": folder / "ways.png"}
+        files = {"strip": folder / "strip.png", "film": folder / "film.gif", "ways": folder / "ways.png"}
         frames = self.frames()
-        save_picture(self.strip(), found["strip"])
-        save_film(frames, found["film"], MILLISECONDS)
-        self.draw_ways(found["ways"])
+        save_picture(self.strip(), files["strip"])
+        save_film(frames, files["film"], MILLISECONDS)
+        self.draw_ways(files["ways"])
         if find_spec("av"):
-            found["video"] = folder / "film.mp4"
-            save_video(frames, found["video"], MILLISECONDS)
-        return found
+            files["video"] = folder / "film.mp4"
+            save_video(frames, files["video"], MILLISECONDS)
+        return files
 
 
 def film(run: Run, sampler: Sampler, count: int, asked: Asked = None) -> Film:
-    """Watch a run denoise.
+    """Return the denoising of some samples of a run.
 
     Args:
         run: The run.
         sampler: One of the run's.
         count: Number of samples.
-        asked: What they shall show.
+        asked: What they are to show.
 
     Raises: UserError: If the samples do not fit one batch, or the model cannot take what is asked.
     """

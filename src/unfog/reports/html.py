@@ -21,9 +21,9 @@ code { font: .92em ui-monospace, monospace; }
 pre { overflow: auto; max-height: 24rem; background: #8881; padding: 1em; }
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""What the page may do: show what it holds itself."""
+"""What the page may load: only what it holds itself."""
 KINDS = {".png": "image/png", ".gif": "image/gif"}
-"""Of pictures."""
+"""Types of the pictures that a page may hold."""
 
 
 def page(markdown: str, title: str, folder: Path) -> str:
@@ -31,8 +31,8 @@ def page(markdown: str, title: str, folder: Path) -> str:
 
     Args:
         markdown: CommonMark with tables; HTML in it is shown as text.
-        title: Of the page.
-        folder: Where the pictures lie; others are left out.
+        title: Title of the page.
+        folder: Where the pictures lie; those outside are not shown.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
 
@@ -42,7 +42,7 @@ def page(markdown: str, title: str, folder: Path) -> str:
         path = folder / str(tokens[at].attrs["src"])
         name = html.escape(tokens[at].content)
         if path.suffix not in KINDS or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-            return f"<em>{name}: not here</em>"
+            return f"<em>{name}: missing</em>"
         data = base64.b64encode(path.read_bytes()).decode()
         return f'<img alt="{name}" src="data:{KINDS[path.suffix]};base64,{data}">'
 
@@ -56,7 +56,7 @@ def page(markdown: str, title: str, folder: Path) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a table as lines of Markdown; signs that would break it are escaped."""
+    """Return a table as lines of Markdown; characters that would break it are escaped."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -1,4 +1,4 @@
-"""Pictures of what a run has learnt: for points, the velocity field and the trajectories."""
+"""Plots of what a run has learnt: for points, the velocity field and the trajectories."""
 
 from pathlib import Path
 
@@ -32,9 +32,9 @@ def draw_plane(run: Run, path: Path, count: int = 400, moments: int = 5) -> None
     sampler = run.sampler()
     condition = sampler.condition(sampler.settings.batch)
     steps = list(sampler.steps(0, condition))
-    colours = (
-        [f"C{label}" for label in condition[:count].tolist()] if sampler.classes and condition is not None else "C0"
-    )
+    colours: str | list[str] = "C0"
+    if sampler.classes and condition is not None:
+        colours = [f"C{label}" for label in condition[:count].tolist()]
     states = torch.stack([step.x[:count] for step in steps]).cpu().numpy()
     figure = Figure(figsize=(3.2 * (moments + 1), 3.4), layout="constrained")
     panels = figure.subplots(1, moments + 1)

@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from unfog.data.pictures import paired, save_picture
 from unfog.data.source import Batch
@@ -21,6 +22,7 @@ from unfog.runs.run import reopen
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
 from unfog.runtime.tensors import load_into, read_tensors
+from unfog.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Row:
         row: Its number in the training set, from 0.
         file: Where it comes from, for pictures of a folder.
         shows: Its caption, class or values, where the data have any.
-        dropped: Whether the model was not told its condition.
+        dropped: Whether its condition was dropped.
         t: Its time.
         log_snr: The log-SNR at that time.
         loss: Its loss.
@@ -50,13 +52,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Replay:
-    """A step, drawn again.
+    """A step with its batch drawn again.
 
     Attributes:
         step: Its number, from 1.
         seed: Seed of the run.
         weights: Under which weights the losses are.
-        note: What of it may differ from what the training saw; empty if nothing does but the weights.
+        note: What may differ from the training besides the weights; empty if nothing does.
         loss: The mean loss, each row weighed as in the training.
         rows: The rows.
         draw: Everything random in the batch, with the times as the training spread them.
@@ -78,26 +80,16 @@ class Replay:
         return max(self.rows, key=lambda row: (not math.isfinite(row.loss), row.loss))
 
     def table(self) -> str:
-        """Return a line for each row, and what stands out; columns that are empty are left out."""
+        """Return a line for each row, and the largest and the median loss; empty columns are omitted."""
         heads = ("place", "row", "file", "shows", "condition", "t", "log-SNR", "loss")
-        lines = [
-            (
-                str(row.place),
-                str(row.row),
-                row.file,
-                row.shows,
-                "dropped" * row.dropped,
-                f"{row.t:.4f}",
-                f"{row.log_snr:.2f}",
-                f"{row.loss:.4g}",
-            )
-            for row in self.rows
-        ]
-        columns = [column for column in zip(heads, *lines, strict=True) if any(column[1:])]
-        middle = float(torch.tensor([row.loss for row in self.rows]).nanmedian())
-        worst = f"largest: {self.worst.loss:.4g} at place {self.worst.place}; median: {middle:.4g}"
-        title = f"step {self.step}: loss {self.loss:.4g} under {self.weights}"
-        return "\n".join([title, *filter(None, [self.note]), aligned(list(zip(*columns, strict=True))), worst])
+        columns = [column for column in zip(heads, *map(_cells, self.rows), strict=True) if any(column[1:])]
+        lines = [f"step {self.step}: loss {self.loss:.4g} under {self.weights}"]
+        if self.note:
+            lines.append(self.note)
+        lines.append(aligned(list(zip(*columns, strict=True))))
+        median = float(torch.tensor([row.loss for row in self.rows]).nanmedian())
+        lines.append(f"largest: {self.worst.loss:.4g} at place {self.worst.place}; median: {median:.4g}")
+        return "\n".join(lines)
 
     def write(self, folder: Path) -> str:
         """Write step-N.json and step-N.png; return the table, and where they are.
@@ -111,14 +103,21 @@ class Replay:
         text = json.dumps({**plain, "loss": _plain(self.loss), "rows": rows}, indent=1)
         write_whole(folder / f"step-{self.step}.json", text.encode())
         save_picture(self.picture, folder / f"step-{self.step}.png")
-        return f"{self.table()}\nx0 above x_t: {folder / f'step-{self.step}.png'}, and all of it in the .json beside it"
+        return f"{self.table()}\nx0 above x_t: {folder / f'step-{self.step}.png'}, and the rest in the .json next to it"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """Return a row of a batch as cells of a table."""
+    dropped = "dropped" if row.dropped else ""
+    numbers = (f"{row.t:.4f}", f"{row.log_snr:.2f}", f"{row.loss:.4g}")
+    return (str(row.place), str(row.row), row.file, row.shows, dropped, *numbers)
 
 
 def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
-    """Draw a step of a run again, and measure the loss of each row with the dropout of that step.
+    """Draw the batch of a step again, and measure the loss of each row with the dropout of that step.
 
-    The weights are those of the newest checkpoint from before the step, and so just those that the step saw where it
-    was written right before; else they are those of the run's model.
+    The weights are those of the newest checkpoint from before the step: exactly the weights of the step if it was
+    written right before. Where there is none they are those of the run's model.
 
     Args:
         path: The run folder.
@@ -132,14 +131,7 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
     if step < 1:
         raise UserError(f"steps count from 1, as in metrics.jsonl: there is no step {step}")
     trainer = reopen(path, device)
-    try:
-        trainer.restore(step - 1)
-        weights, exact = f"the checkpoint of step {trainer.step}", trainer.step == step - 1
-    except UserError:  # none is so old
-        where = path / "model.safetensors"
-        load_into(trainer.denoiser, read_tensors(where), where)
-        trainer.denoiser.eval()
-        weights, exact = "the averaged weights of the run, since no checkpoint is from before it", False
+    weights, exact = _restore(trainer, path, step)
     note = ""
     if isinstance(trainer.recipe.times, Importance) and not exact:
         note = (
@@ -151,32 +143,53 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
     with torch.random.fork_rng():
         losses = torch.cat([losses["loss"].detach().cpu() for losses in trainer.portions(draw)])
     draw = Draw(*(None if part is None else part.cpu() for part in draw))  # type: ignore[arg-type]  # no condition
-    schedule, codec = trainer.denoiser.schedule, build_codec(trainer.recipe)
-    t = trainer.recipe.times(draw.u, schedule)
-    noisy = shown(schedule.add_noise(draw.x0, draw.noise, t), schedule, t)
+    loss = float((losses * weight.to(losses)).mean())
+    rows = tuple(_rows(trainer, draw, losses))
+    return Replay(step, trainer.recipe.seed, weights, note, loss, rows, draw, _picture(trainer, draw))
+
+
+def _restore(trainer: Trainer, path: Path, step: int) -> tuple[str, bool]:
+    """Load the newest weights from before a step; return what they are, and whether the step saw just these."""
+    try:
+        trainer.restore(step - 1)
+        return f"the checkpoint of step {trainer.step}", trainer.step == step - 1
+    except UserError:  # no checkpoint is so old
+        where = path / "model.safetensors"
+        load_into(trainer.denoiser, read_tensors(where), where)
+        trainer.denoiser.eval()
+        return "the averaged weights of the run, since no checkpoint is from before it", False
+
+
+def _rows(trainer: Trainer, draw: Draw, losses: Tensor) -> Iterator[Row]:
+    """Yield the rows of the trainer's next batch, with their losses."""
     numbers = trainer.draws.rows(trainer.step)
     batch = trainer.data.train.take(numbers)
-    dropped = draw.drop.tolist() if trainer.denoiser.embedder else [False] * len(t)
-    columns = (
-        range(len(t)),
-        numbers.tolist(),
-        batch.files or [""] * len(t),
-        _shows(batch, trainer.recipe.classes),
-        dropped,
-        t.tolist(),
-        schedule.log_snr(t).tolist(),
-        losses.tolist(),
-    )
-    return Replay(
-        step,
-        trainer.recipe.seed,
-        weights,
-        note,
-        float((losses * weight.to(losses)).mean()),
-        tuple(Row(*row) for row in zip(*columns, strict=True)),
-        draw,
-        paired(codec.decode(draw.x0), codec.decode(noisy)),
-    )
+    t = _times(trainer, draw)
+    log_snr = trainer.denoiser.schedule.log_snr(t)
+    shows = _shows(batch, trainer.recipe.classes)
+    for place in range(len(t)):
+        yield Row(
+            place,
+            int(numbers[place]),
+            batch.files[place] if batch.files else "",
+            shows[place],
+            bool(draw.drop[place]) if trainer.denoiser.embedder else False,
+            float(t[place]),
+            float(log_snr[place]),
+            float(losses[place]),
+        )
+
+
+def _times(trainer: Trainer, draw: Draw) -> Tensor:
+    """Return the times of a batch."""
+    return trainer.recipe.times(draw.u, trainer.denoiser.schedule)
+
+
+def _picture(trainer: Trainer, draw: Draw) -> Image.Image:
+    """Draw clean rows above noisy ones."""
+    schedule, codec, t = trainer.denoiser.schedule, build_codec(trainer.recipe), _times(trainer, draw)
+    noisy = shown(schedule.add_noise(draw.x0, draw.noise, t), schedule, t)
+    return paired(codec.decode(draw.x0), codec.decode(noisy))
 
 
 def _shows(batch: Batch, classes: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`unfog report`: all that is known of a run in one HTML file, and the same as Markdown."""
+"""`unfog report`: everything that is known about a run in one HTML file, and the same as Markdown."""
 
 import math
 import shutil
@@ -23,32 +23,32 @@ from unfog.runtime.files import disk, whole, write_whole
 from unfog.training.metrics import losses
 
 SHOWN, FRAMED = 64, 8
-"""Samples on the sheet, and in the film, at most."""
+"""Most samples on the sheet, and in the film."""
 PAIRS = 16
-"""Samples beside their neighbours."""
+"""Samples that are shown with their neighbours."""
 ROWS, NUMBERS = 10_000, 1 << 26
-"""Training rows that are searched for neighbours, and their numbers, at most."""
+"""Most training rows that are searched for neighbours, and most numbers in them."""
 WIDEST = 1200
-"""Pixels of a film, at most."""
+"""Most pixels in the width of a film."""
 LOSSES = "The loss over the images seen"
-"""What the first of the curves shows."""
+"""Title of the first curves."""
 KEPT = {
     "evaluation/levels.png": "The loss at each noise level",
     "evaluation/samples.png": "Samples above held-out rows that show the same",
-    "evaluation/memorisation.png": "The samples nearest to training rows, above those rows, by the features compared",
-    "bench/bench.png": "Quality against evaluations of the network",
+    "evaluation/memorisation.png": "The samples nearest to training rows, above those rows, in pixels and in features",
+    "bench/bench.png": "Quality against network evaluations",
 }
-"""What other verbs draw into a run folder."""
+"""Pictures that other verbs write into a run folder, and their captions."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of a run, with pictures.
+    """A report on a run, with pictures.
 
     Attributes:
         title: Name of the run.
-        markdown: The text, whose pictures lie beside it.
-        folder: Where all of it lies.
+        markdown: The text.
+        folder: Where text and pictures lie.
     """
 
     title: str
@@ -67,21 +67,22 @@ class Report:
 
 
 def report(run: Run, folder: Path, seed: int = 0) -> Report:
-    """Gather what is known of a run, and draw samples, a film, and the samples' nearest training rows.
+    """Collect what is known about a run, and draw samples, a film, and the samples' nearest training rows.
 
     Args:
         run: The run.
         folder: For the report and its pictures.
-        seed: Of the noise of samples and film.
+        seed: Seed of the noise of samples and film.
 
     Raises: EnvironmentFailure: If the disk fails.
     """
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     parts = _drawn(run, folder, seed)
-    found = facts(run)
+    known = facts(run)
     curves: list[str] = []
-    if (figure := losses(run.path)) is not None:
+    figure = losses(run.path)
+    if figure is not None:
         with whole(folder / "loss.png") as part:
             figure.savefig(part, dpi=120, format="png")
         curves += [*_image("loss.png", LOSSES), f"{LOSSES}.", ""]
@@ -91,8 +92,8 @@ def report(run: Run, folder: Path, seed: int = 0) -> Report:
             with disk(folder):
                 shutil.copyfile(run.path / name, folder / own)
             curves += [*_image(own, caption), f"{caption}.", ""]
-    order = ("Data", "Cost", "Evaluation")
-    parts |= {head: found[head] for head in order} | {"Curves and pictures": curves, "Recipe": found["Recipe"]}
+    parts |= {head: known[head] for head in ("Data", "Cost", "Evaluation")}
+    parts |= {"Curves and pictures": curves, "Recipe": known["Recipe"]}
     return Report(run.path.resolve().name, text(run, parts), folder)
 
 
@@ -102,12 +103,12 @@ def _image(name: str, caption: str) -> list[str]:
 
 
 def _frames(stored: tuple[int, ...]) -> int:
-    """Return how many samples stand beside each other in a film."""
+    """Return how many samples stand side by side in a film."""
     return FRAMED if len(stored) == 1 else max(1, min(FRAMED, WIDEST // max(64, stored[-1])))
 
 
 def _drawn(run: Run, folder: Path, seed: int) -> dict[str, list[str]]:
-    """Draw samples, their film and their neighbours, and return what is said of them."""
+    """Draw samples, their film and their neighbours, and return the sections on them."""
     sampler = run.sampler(seed=seed)
     try:
         asked = _asked(run)
@@ -115,7 +116,7 @@ def _drawn(run: Run, folder: Path, seed: int) -> dict[str, list[str]]:
         samples = run.sample(count, asked, seed=seed)
         shot = film(run, sampler, min(_frames(sampler.stored), sampler.settings.batch), asked)
     except UserError as error:
-        return {"Samples": [f"None were drawn: {error}."]}
+        return {"Samples": [f"No samples could be drawn: {error}."]}
     save_picture(sheet(samples, min(8, count)), folder / "samples.png")
     settings = f"{sampler.settings.steps} steps, guidance {sampler.settings.guidance:g}, seed {seed}"
     return {
@@ -126,9 +127,9 @@ def _drawn(run: Run, folder: Path, seed: int) -> dict[str, list[str]]:
 
 
 def _asked(run: Run) -> Any:
-    """Return what samples are asked for: the default, but what a held-out row shows where there is no default.
+    """Return what samples are asked for: the default, or what a held-out row shows where there is no default.
 
-    Raises: UserError: If that takes data that are not here.
+    Raises: UserError: If that takes data that are not available.
     """
     kind = run.recipe.kind("conditioning")
     if kind not in ("values", "image"):
@@ -140,22 +141,22 @@ def _asked(run: Run) -> Any:
 
 
 def _film(shot: Film, folder: Path) -> list[str]:
-    """Write a film, and return what is said of it."""
-    found = shot.write(folder)
+    """Write a film, and return the section on it."""
+    files = shot.write(folder)
     return [
-        *_image(found["film"].name, "film"),
-        "x_t above the x0 that the model sees in it, above what changes until the next moment.",
+        *_image(files["film"].name, "film"),
+        "From top to bottom: x_t, the x0 predicted from it, and the change until the next moment.",
         "",
-        *_image(found["ways"].name, "ways of some pixels, and of all samples"),
+        *_image(files["ways"].name, "paths of some pixels, and of all samples"),
     ]
 
 
 def _neighbours(run: Run, samples: Tensor, folder: Path) -> list[str]:
-    """Draw samples above the training rows nearest to them, and return what is said of them."""
+    """Draw samples above the training rows nearest to them, and return the section on them."""
     try:
         train = build_data(run.recipe)[1].train
     except UserError as error:
-        return [f"Not known: {error}."]
+        return [f"Not available: {error}."]
     rows = _some(train)
     flat = rows.float().flatten(1).numpy()
     nearest = NearestNeighbors(n_neighbors=1).fit(flat)

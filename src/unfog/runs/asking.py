@@ -1,4 +1,4 @@
-"""From what a person asks for, in words and files, to what a model takes."""
+"""From what a user asks for, in words and files, to what a model takes."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def asked(run: Run, label: str | None, prompt: tuple[str, ...], values: tuple[fl
 
 
 def edited(run: Run, sampler: Sampler, asked: Asked) -> Asked:
-    """Return what an edited picture shows: a class must be said, and a text is empty if it is not."""
+    """Return what an edited picture shows: a class must be given, and a text is empty by default."""
     if asked is None and run.recipe.conditioning.captioned:
         return ""
     if asked is None and sampler.classes:
@@ -66,7 +66,7 @@ def mask(path: Path, image: Path, sampler: Sampler, own_size: bool) -> Tensor:
         if of_mask != of_image:
             sides = [f"{width}×{height}" for height, width in (of_mask, of_image)]
             raise UserError(
-                f"the mask {path} has {sides[0]} pixels, and the picture {image} {sides[1]}: make them alike"
+                f"the mask {path} has {sides[0]} pixels, and the picture {image} {sides[1]}: give both the same size"
             )
         height, width = of_image if own_size else sampler.stored[1:]
         return torch.from_numpy(read_picture(path, 1, height, width)[0] > 127)

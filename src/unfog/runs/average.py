@@ -1,4 +1,4 @@
-"""Averages of other lengths, made of a run's snapshots after its training."""
+"""Averages of other lengths, computed from a run's snapshots after training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from unfog.training.ema import Reconstruction, reconstruct
 
 
 def average(path: str | Path, length: float, out: str | Path) -> Reconstruction:
-    """Write a run folder whose model is an average of another length, made of the snapshots of a run.
+    """Write a run folder whose model is an average of another length, computed from the snapshots of a run.
 
     Args:
         path: A run that was trained with `training.snapshots`.
@@ -28,16 +28,14 @@ def average(path: str | Path, length: float, out: str | Path) -> Reconstruction:
     where, out = Path(path) / "averages", Path(out)
     recipe = read_recipe(Path(path))
     if not recipe.objective.draws:
-        raise UserError(
-            f"{path} holds an autoencoder, whose latents are measured for its own average: leave it as it is"
-        )
+        raise UserError(f"{path} holds an autoencoder, whose latents are measured for its own average: it has no other")
     check_vacant(out)
-    found = reconstruct(where, length)
+    averaged = reconstruct(where, length)
     denoiser = build_denoiser(recipe)
-    load_into(denoiser, found.tensors, where)
+    load_into(denoiser, averaged.tensors, where)
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
-    recipe = replace(taken_in(recipe, out), ema=PowerAverage(found.gamma))
+    recipe = replace(taken_in(recipe, out), ema=PowerAverage(averaged.gamma))
     write_whole(out / "recipe.json", recipe.beside(out, relative=True).to_json().encode())
     write_tensors(out / "model.safetensors", denoiser.state_dict())
-    return found
+    return averaged

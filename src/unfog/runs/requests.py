@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,89 +24,183 @@ SHEET, MOST = 400, 10_000_000
 """Samples on a sheet, and in a request, at most."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a run: everything that the samples' bits depend on, and how many of them.
+
+    Attributes:
+        run: The run.
+        sampler: Draws the samples.
+        count: Number of samples.
+        asked: What they are to show.
+    """
+
+    run: Run
+    sampler: Sampler
+    count: int
+    asked: Asked
+
+    def condition(self) -> Tensor | None:
+        """Return the condition of each sample.
+
+        Raises: UserError: If the number of samples is out of range, or the model cannot take what is asked.
+        """
+        if not 1 <= self.count <= MOST:
+            least = "1 or more" if self.count < 1 else f"{MOST:,} or less"
+            raise UserError(f"the number of samples must be {least}, not {self.count}")
+        condition = self.sampler.condition(self.count, in_turn(self.asked, self.count))
+        self.sampler.denoise(None if condition is None else condition[:1])  # refuses what it cannot take
+        return condition
+
+    def identity(self) -> dict[str, object]:
+        """Return what tells this request from others of whatever count, as plain values."""
+        with (self.run.path / "model.safetensors").open("rb") as file:
+            model = hashlib.file_digest(file, "sha256").hexdigest()
+        asked: object = self.asked
+        if isinstance(asked, Tensor):
+            asked = hashlib.sha256(asked.numpy().tobytes()).hexdigest()[:16]
+        identity: dict[str, object] = {"model": model[:16], "asked": asked}
+        for name in ("solver", "grid", "settings"):
+            identity[name] = repr(getattr(self.sampler, name))
+        identity["seed"] = self.sampler.seed
+        if self.sampler.negative is not None:
+            identity["negative"] = self.sampler.negative
+        identity["precision"] = self.run.precision
+        identity["device"] = next(self.run.denoiser.parameters()).device.type
+        plain: dict[str, object] = json.loads(json.dumps(identity))
+        return plain
+
+    @property
+    def size(self) -> int:
+        """Samples in a batch."""
+        return self.sampler.settings.batch
+
+    @property
+    def batches(self) -> int:
+        """Batches in which all samples are drawn."""
+        return -(-self.count // self.size)
+
+    @property
+    def points(self) -> bool:
+        """Whether a sample is a point, not a picture."""
+        return len(self.sampler.shape) == 1
+
+
 def sample_into(
     folder: Path, run: Run, sampler: Sampler, count: int, asked: Asked, *, replace: bool, console: Console
 ) -> None:
-    """Write samples 0 to `count` - 1 as a PNG each, `sampling.json` and a sheet; go on where an earlier call stopped.
+    """Write samples 0 to `count` - 1 as a PNG each, `sampling.json` and a sheet; resume where an earlier call stopped.
 
     Args:
         folder: Where to; made if it is not there.
         run: The run.
         sampler: Draws the samples.
         count: Number of samples.
-        asked: What they shall show.
+        asked: What they are to show.
         replace: Whether the pictures of another request may be removed.
         console: Shows the progress of requests of more than one batch.
 
     Raises: UserError: If the folder holds another request, or the model cannot take what is asked.
         Stopped: After Ctrl-C.
     """
-    if not 1 <= count <= MOST:
-        least = "1 or more" if count < 1 else f"{MOST:,} or less"
-        raise UserError(f"the number of samples must be {least}, not {count}")
-    condition = sampler.condition(count, in_turn(asked, count))
-    sampler.denoise(None if condition is None else condition[:1])  # what cannot be met is refused with nothing touched
-    with (run.path / "model.safetensors").open("rb") as file:
-        model = hashlib.file_digest(file, "sha256").hexdigest()
-    request = {
-        "model": model[:16],
-        "asked": asked if not isinstance(asked, Tensor) else hashlib.sha256(asked.numpy().tobytes()).hexdigest()[:16],
-        **{name: repr(getattr(sampler, name)) for name in ("solver", "grid", "settings")},
-        "seed": sampler.seed,
-        **({} if sampler.negative is None else {"negative": sampler.negative}),
-        "precision": run.precision,
-        "device": next(run.denoiser.parameters()).device.type,
-    }
+    request = Request(run, sampler, count, asked)
+    condition = request.condition()
     if distributed.rank():
-        skip = int(distributed.agreed(0))
-        deque(run.batches(sampler, condition, count, skip), maxlen=0)  # its share of each batch goes to the first
+        first = int(distributed.agreed(0))
+        deque(run.batches(sampler, condition, count, first), maxlen=0)  # its share of each batch goes to the first
         return
-    earlier = _earlier(folder / "sampling.json")
-    same = {name: earlier.get(name) for name in request} == json.loads(json.dumps(request))
+    present = _claim(folder, request, replace)
+    first = _first_batch(request, present)
+    distributed.agreed(first)
+    if request.points:
+        _write_points(folder, request, condition)
+        return
+    _write_pictures(folder, request, condition, first, console)
+    _write_sheet(folder, request)
+
+
+def _claim(folder: Path, request: Request, replace: bool) -> set[int]:
+    """Make a folder this request's: check what it holds, remove what does not belong, and write `sampling.json`.
+
+    Returns: The numbers of the samples whose pictures are already there.
+    Raises: UserError: If the folder holds pictures that must not be removed.
+    """
+    identity, earlier = request.identity(), _earlier(folder / "sampling.json")
+    same = all(earlier.get(name) == value for name, value in identity.items())
     written = earlier.get("n")
-    most = max(count, written if isinstance(written, int) else 0)
-    done = {place for place in map(_place, folder.glob("*.png")) if place is not None and place < most}
-    if not earlier and (done or (folder / "sheet.png").exists()):
-        raise UserError(f"{folder} holds pictures that no request of unfog wrote: choose another --out")
+    present = _pictures(folder, max(request.count, written if isinstance(written, int) else 0))
+    if not earlier and (present or (folder / "sheet.png").exists()):
+        raise UserError(f"{folder} holds pictures that no request of unfog wrote: choose another folder")
     if earlier and not replace and not same:
-        raise UserError(f"{folder} holds the pictures of another request (its sampling.json): choose another --out")
-    if not replace and any(place >= count for place in done):
-        raise UserError(f"{folder} holds {written} samples of this request: ask for as many, or choose another --out")
+        raise UserError(f"{folder} holds the pictures of another request (its sampling.json): choose another folder")
+    if not replace and any(place >= request.count for place in present):
+        raise UserError(f"{folder} holds {written} samples of this request: ask for as many, or choose another folder")
+    kept = {place for place in present if same and place < request.count}
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for place in [place for place in done if not same or place >= count]:
+        for place in present - kept:
             (folder / _name(place)).unlink()
-            done.remove(place)
-        write_whole(folder / "sampling.json", json.dumps({"n": count, **request}, indent=1).encode())
-    size, batches = sampler.settings.batch, -(-count // sampler.settings.batch)
-    points = len(sampler.shape) == 1
-    skip = next((place // size for place in range(count) if points or place not in done), batches)
-    distributed.agreed(skip)
-    if points:
-        drawn = torch.cat(list(run.batches(sampler, condition, count)))
-        lines = "".join(f"{','.join(map(str, row))}\n" for row in drawn.tolist())
-        write_whole(folder / "points.csv", lines.encode())
-        save_picture(sheet(drawn, 1), folder / "sheet.png")
+        write_whole(folder / "sampling.json", json.dumps({"n": request.count, **identity}, indent=1).encode())
+    return kept
+
+
+def _first_batch(request: Request, present: set[int]) -> int:
+    """Return the first batch that is to be drawn, the number of batches if none is; points are drawn all at once."""
+    if request.points:
+        return 0
+    missing = next((place for place in range(request.count) if place not in present), None)
+    return request.batches if missing is None else missing // request.size
+
+
+def _write_points(folder: Path, request: Request, condition: Tensor | None) -> None:
+    """Draw all points; write points.csv, and a picture of them."""
+    drawn = torch.cat(list(request.run.batches(request.sampler, condition, request.count)))
+    lines = "".join(f"{','.join(map(str, row))}\n" for row in drawn.tolist())
+    write_whole(folder / "points.csv", lines.encode())
+    save_picture(sheet(drawn, 1), folder / "sheet.png")
+
+
+def _write_pictures(folder: Path, request: Request, condition: Tensor | None, first: int, console: Console) -> None:
+    """Draw the batches from number `first` on, and write each picture when its batch is done."""
+    if first == request.batches:
         return
-    if skip < batches:
-        if skip:
-            console.print(f"going on after {skip * size} of {count} samples")
-        coming = run.batches(sampler, condition, count, skip)
-        quiet = batches == 1
-        shown = track(coming, "sampling", total=batches - skip, console=console, disable=quiet, transient=True)
-        for number, pictures in enumerate(shown, skip):
-            for place, picture in enumerate(pictures, number * size):
-                save_picture(tile(picture[None], 1, gap=0), folder / _name(place))
-    channels = 3 if sampler.stored[0] == 3 else 1
+    if first:
+        console.print(f"resuming after {first * request.size} of {request.count} samples")
+    batches = track(
+        request.run.batches(request.sampler, condition, request.count, first),
+        "sampling",
+        total=request.batches - first,
+        console=console,
+        disable=request.batches == 1,
+        transient=True,
+    )
+    for number, pictures in enumerate(batches, first):
+        for place, picture in enumerate(pictures, number * request.size):
+            save_picture(tile(picture[None], 1, gap=0), folder / _name(place))
+
+
+def _write_sheet(folder: Path, request: Request) -> None:
+    """Write a sheet of the first pictures; where nothing was asked of a model of few classes, a column is one class.
+
+    Raises: UserError: If a picture is damaged.
+    """
+    stored, classes = request.sampler.stored, request.sampler.classes
+    channels = 3 if stored[0] == 3 else 1
     try:
-        shown_first = range(min(count, SHEET))
-        first = [read_picture(folder / _name(place), channels, *sampler.stored[1:]) for place in shown_first]
+        places = range(min(request.count, SHEET))
+        pictures = [read_picture(folder / _name(place), channels, *stored[1:]) for place in places]
     except UnreadableError as error:
-        raise UserError(f"a picture in {folder} is damaged ({error}): delete it and say the same again") from None
-    columns = max(1, round(len(first) ** 0.5))
-    if asked is None and 1 < sampler.classes <= 16:  # so that each column is one class
-        columns = sampler.classes * max(1, round(columns / sampler.classes))
-    save_picture(sheet(torch.from_numpy(np.stack(first)), columns), folder / "sheet.png")
+        raise UserError(f"a picture in {folder} is damaged ({error}): delete it and repeat the command") from None
+    columns = max(1, round(len(pictures) ** 0.5))
+    if request.asked is None and 1 < classes <= 16:
+        columns = classes * max(1, round(columns / classes))
+    save_picture(sheet(torch.from_numpy(np.stack(pictures)), columns), folder / "sheet.png")
+
+
+def _pictures(folder: Path, most: int) -> set[int]:
+    """Return the numbers, below `most`, of the samples whose pictures are in a folder."""
+    places = (_place(path) for path in folder.glob("*.png"))
+    return {place for place in places if place is not None and place < most}
 
 
 def _name(place: int) -> str:
@@ -120,19 +215,25 @@ def _place(path: Path) -> int | None:
     return place if place is not None and path.name == _name(place) and path.is_file() else None
 
 
+def written_pictures(folder: Path) -> list[Path]:
+    """Return the pictures of samples in a folder, by their numbers; sheets and other files are none."""
+    numbers = {_place(path): path for path in folder.glob("*.png")}
+    return [numbers[place] for place in sorted(place for place in numbers if place is not None)]
+
+
 def in_turn(asked: Asked, count: int) -> Asked:
-    """Return several prompts, a tuple of texts, one after the other, again and again; anything else as it is."""
+    """Return several prompts, a tuple of texts, in turn for each of `count` samples; anything else as it is."""
     if isinstance(asked, tuple) and asked and isinstance(asked[0], str):
         return [asked[place % len(asked)] for place in range(count)]
     return asked
 
 
 def _earlier(where: Path) -> dict[str, object]:
-    """Return the request that a folder holds, empty if there is none; a damaged one is another request."""
+    """Return the request that a folder holds, empty if there is none; a damaged file counts as another request."""
     if not where.is_file():
         return {}
     try:
-        found = parse_json(read_bounded(where))
+        request = parse_json(read_bounded(where))
     except ValueError:
-        found = None
-    return found if isinstance(found, dict) and found else {"damaged": True}
+        request = None
+    return request if isinstance(request, dict) and request else {"damaged": True}

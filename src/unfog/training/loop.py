@@ -22,7 +22,7 @@ from unfog.training.metrics import Display, Metrics
 from unfog.training.trainer import Trainer
 
 LOOK = 1 / 3
-"""Share of what is left of a budget after which it is measured again."""
+"""Share of the rest of a budget after which the speed is measured again."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Pace:
 
 @dataclass
 class Stopwatch:
-    """Times the first steps of a training, and a report.
+    """Times the first steps of a training, and then a report.
 
     Attributes:
         warm: The step at which the timing began, and when that was.
@@ -60,31 +60,51 @@ class Stopwatch:
 
     warm: tuple[int, float] | None = None
 
-    def pace(self, trainer: Trainer, least: float = 0.0) -> Pace | None:
-        """Return the pace of a training, or None while too few steps were timed; to be asked after every step.
+    def measure(self, trainer: Trainer, least: float = 0.0) -> Pace | None:
+        """Take the time after a step; when enough steps were timed, write a report, time it and return the pace.
 
-        The first three steps are left out, since kernels are chosen in them; then 20 steps are timed, or as many as
-        `least` seconds hold, and one report.
+        To be called after every step until it returns a pace. The sheet of the report stays in the run folder.
+
+        Args:
+            trainer: Took a step just now.
+            least: Seconds of steps that are timed at least.
+        """
+        step = self.lap(trainer.step, least)
+        return None if step is None else Pace(step, write_timed_report(trainer))
+
+    def lap(self, step: int, least: float = 0.0) -> float | None:
+        """Take the time after step number `step`; return the mean seconds of a step, None while too few were timed.
+
+        The first three steps are not timed, since kernels are chosen in them; then 20 steps are, or as many as `least`
+        seconds hold.
         """
         now = _clock()
         if self.warm is None:
-            self.warm = (trainer.step, now) if trainer.step >= 3 else None
+            self.warm = (step, now) if step >= 3 else None
             return None
-        steps, seconds = trainer.step - self.warm[0], now - self.warm[1]
-        if steps < 20 or seconds < least:
+        first, began = self.warm
+        if step - first < 20 or now - began < least:
             return None
-        trainer.held_out_loss()
-        trainer.preview()
-        return Pace(seconds / steps, _clock() - now)
+        return (now - began) / (step - first)
+
+
+def write_timed_report(trainer: Trainer) -> float:
+    """Measure the held-out loss and write a sheet of samples, as a report does; return the seconds that it took."""
+    began = _clock()
+    trainer.held_out_loss()
+    trainer.preview()
+    return _clock() - began
 
 
 @dataclass
 class Budget:
-    """Finds out how many images fit into some seconds.
+    """Measures how many images fit into some seconds.
 
     Attributes:
         seconds: The budget, from the start of the training to its last report.
-        first: The step and the moment of the first plan, and the pace that it found.
+        started: When the training started.
+        stopwatch: Times the first steps and a report.
+        first: The step and the moment of the first plan, and the pace that it was made from.
         settled: Whether the second plan was made, too.
     """
 
@@ -94,46 +114,55 @@ class Budget:
     first: tuple[int, float, Pace] | None = None
     settled: bool = False
 
-    def plan(self, trainer: Trainer) -> tuple[int, int] | None:
-        """Return how many images and how many reports fit, or None where that is not due; to be asked at each step.
+    def measure(self, trainer: Trainer) -> tuple[int, int] | None:
+        """Take the time after a step; return how many images and reports fit when a plan is due, otherwise None.
 
-        It is due twice: when 3 % of the budget were timed, and after a third of the rest, since a machine that has
-        become warm goes slower, and a busy one at changing speeds. Behind that the learning rate may fall already.
+        A plan is due twice: when 3 % of the budget were timed (a report is written then, to time it), and after a third
+        of the rest, since a machine that has become warm is slower, and the speed of a busy one changes. After that the
+        learning rate may already fall.
         """
         if self.settled:
             return None
-        batch, reports = trainer.settings.batch, trainer.settings.reports
         if self.first is None:
-            pace = self.stopwatch.pace(trainer, 0.03 * self.seconds)
-            if pace is None:
-                return None
-            now = _clock()
-            self.first = trainer.step, now, pace
-            steps, reports = pace.fit(self.seconds, now - self.started, reports)
-            return trainer.seen + batch * steps, reports
-        now, (step, since, pace) = _clock(), self.first
-        gone = (now - since) / (self.started + self.seconds - since)  # an autoencoder may have had its part before
+            return self._first_plan(trainer)
+        return self._second_plan(trainer, *self.first)
+
+    def _first_plan(self, trainer: Trainer) -> tuple[int, int] | None:
+        """Plan by the first steps and a report, once they are timed."""
+        pace = self.stopwatch.measure(trainer, 0.03 * self.seconds)
+        if pace is None:
+            return None
+        now = _clock()
+        self.first = trainer.step, now, pace
+        steps, reports = pace.fit(self.seconds, now - self.started, trainer.settings.reports)
+        return trainer.seen + trainer.settings.batch * steps, reports
+
+    def _second_plan(self, trainer: Trainer, step: int, since: float, pace: Pace) -> tuple[int, int] | None:
+        """Plan by all steps since the first plan, once a third of the rest of the budget or of the images is used."""
+        now = _clock()
+        used = (now - since) / (self.started + self.seconds - since)  # an autoencoder may have had its part before
         assert trainer.images is not None  # the first plan fixed it
-        if gone < LOOK and trainer.seen < LOOK * trainer.images:
+        if used < LOOK and trainer.seen < LOOK * trainer.images:
             return None
         self.settled = True
         latest = Pace((now - since) / (trainer.step - step), pace.report)  # a step with its share of reports
-        return trainer.seen + batch * latest.fit(self.seconds, now - self.started, 1)[0], reports
+        steps, _ = latest.fit(self.seconds, now - self.started, 1)
+        return trainer.seen + trainer.settings.batch * steps, trainer.settings.reports
 
 
 def _clock() -> float:
-    """Return the first process's seconds, lest the processes disagree on what is due."""
+    """Return the first process's seconds, so that all processes agree on what is due."""
     return distributed.agreed(time.monotonic())
 
 
 def train(trainer: Trainer, console: Console, budget: Budget | None = None, log: tuple[str, ...] = ()) -> None:
-    """Train to the end of the recipe, with reports on the way, or until a signal.
+    """Train to the end of the recipe, with reports, or until a signal.
 
     Args:
         trainer: Takes the steps.
         console: Shows the progress.
         budget: Seconds to use, instead of the recipe's number of images.
-        log: Names of trackers that are told, too.
+        log: Names of trackers that are informed, too.
 
     Raises: Stopped: After Ctrl-C or SIGTERM, with the state saved.
         UserError: If the loss stays non-finite.
@@ -156,9 +185,9 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None, log:
                 "stopped before the budget was measured, with nothing to save: start again without --resume", signalled
             )
         saved_now = "saved" if trainer.save() else "not saved, since a weight is not finite"
-        raise Stopped(f"stopped and {saved_now}: go on with `unfog train --resume {trainer.folder}`", signalled)
+        raise Stopped(f"stopped and {saved_now}: resume with `unfog train --resume {trainer.folder}`", signalled)
     finally:
-        trackers.close()  # behind the saving: it may wait for a network
+        trackers.close()  # after saving, since it may wait for a network
 
 
 def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: Metrics) -> int:
@@ -170,7 +199,7 @@ def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: M
             loss = trainer.descend(draw)
             metrics.add(trainer.step, loss, trainer.rate)
             display.advance(trainer.seen, trainer.images, metrics)
-            if budget and (plan := budget.plan(trainer)):
+            if budget and (plan := budget.measure(trainer)):
                 _fix(trainer, *plan)
                 display.say(f"at this pace the budget of {budget.seconds:g} s holds {plan[0]:,} images")
             late = distributed.agreed(time.monotonic() - saved) > seconds
@@ -200,8 +229,9 @@ def headline(trainer: Trainer) -> str:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     shape = "×".join(str(side) for side in trainer.recipe.shape or ())
     rows = f"{len(trainer.data.train):,} rows of {shape}, {len(trainer.data.heldout):,} held out"
-    told = trainer.recipe.kind("conditioning") if getattr(trainer.model, "embedder", None) else "nothing"
-    return f"{rows}; told {told}; {parameters:,} parameters; {trainer.device}, {trainer.precision}"
+    conditional = getattr(trainer.model, "embedder", None)
+    condition = f"conditioned on {trainer.recipe.kind('conditioning')}" if conditional else "unconditional"
+    return f"{rows}; {condition}; {parameters:,} parameters; {trainer.device}, {trainer.precision}"
 
 
 def _fix(trainer: Trainer, images: int, reports: int) -> None:
@@ -229,11 +259,11 @@ def _due(trainer: Trainer, times: int) -> bool:
 
 
 def _report(trainer: Trainer, metrics: Metrics) -> str:
-    """Measure the held-out loss, write a sheet of samples and a checkpoint, and say so in a line."""
+    """Measure the held-out loss, write a sheet of samples and a checkpoint, and return a line on it."""
     held_out = trainer.held_out_loss()
     metrics.held_out(trainer.step, held_out, peak_memory(trainer.device) / 2**20)
     sheet = trainer.preview()
-    trainer.save()  # behind the report, so that a checkpoint has it
+    trainer.save()  # after the report, so that the checkpoint has it
     if sheet is not None:
         metrics.trackers.picture(trainer.step, sheet)
     skipped = f"   {trainer.skipped} steps skipped" if trainer.skipped else ""

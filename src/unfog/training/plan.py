@@ -1,4 +1,4 @@
-"""What a training will take, found out by a few steps of it: time, memory and disk."""
+"""What a training will take in time, memory and disk, measured on a few of its steps."""
 
 import tempfile
 import time
@@ -23,14 +23,14 @@ from unfog.training.objectives.reconstruction import autoencoder_recipe
 from unfog.training.trainer import Trainer
 
 TRIED = (4, 8)
-"""Rows of the two batches that tell how much memory a row takes."""
+"""Rows of the two batches from which the memory of a row is measured."""
 RESERVE = 0.1
-"""Share of the free memory that is left for what passes by: workspaces, and gradients on their way back."""
+"""Share of the free memory that is left for temporary tensors: workspaces, and gradients in the backward pass."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training takes, and how much of it fits.
+    """What a training takes.
 
     Attributes:
         headline: Its data, parameters, device and precision.
@@ -94,14 +94,14 @@ class Plan:
 
 
 def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -> Plan:
-    """Take some steps of a training and one report, in a temporary folder, and say what all of it will take.
+    """Take some steps of a training and one report in a temporary folder, and return what the whole training takes.
 
     Args:
         recipe: What is to be trained.
         budget: Seconds to use instead of the recipe's number of images.
         device: Where to compute.
 
-    Returns: The plan; of what was written nothing stays.
+    Returns: The plan; what was written is removed.
     Raises: UserError: If the recipe does not fit the data, or its batch the memory of the GPU.
         EnvironmentFailure: If disk or network fail.
     """
@@ -117,25 +117,14 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
             started = time.monotonic() - first.seconds
         trainer = Trainer(recipe, data, folder, choose_device(device))
         settings, spent = trainer.settings, time.monotonic() - started
-        portion = settings.batch // settings.accumulate
-        try:
-            pace = _measure(trainer)
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"{portion} rows at a time do not fit the memory of {trainer.device}: lower training.batch, or cut it "
-                f"into more portions than {settings.accumulate} with training.accumulate"
-            ) from None
-        began = time.monotonic()
-        trainer.save()
-        pace = replace(pace, report=pace.report + time.monotonic() - began)
-        memory, free = peak_memory(trainer.device), free_memory(trainer.device)
-        few, more = (_kept(trainer, rows) for rows in TRIED)
-        each = (more - few) / (TRIED[1] - TRIED[0])
+        pace = _measure(trainer)
+        memory, most = peak_memory(trainer.device), _most_rows(trainer)
         checkpoint, model, sheet = (_size(folder / part) for part in ("checkpoints", "model.safetensors", "samples"))
     steps, reports = settings.steps, settings.reports
     if budget is not None:
         spent += pace.report  # a budget takes one more, to time it
         steps, reports = pace.fit(budget, spent, reports)
+    rest = model * (1 + len(GAMMAS) * settings.snapshots) + reports * sheet
     return Plan(
         headline(trainer),
         len(data.train),
@@ -145,15 +134,15 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
         pace,
         spent,
         memory,
-        max(portion, int((1 - RESERVE) * free / each)),
+        most,
         checkpoint,
-        model * (1 + len(GAMMAS) * settings.snapshots) + reports * sheet,
+        rest,
         first,
     )
 
 
 def _with_untrained(recipe: Recipe, codec: LatentCodec, folder: Path) -> Recipe:
-    """Return a recipe in the latents of an autoencoder that is as large as the one to come, and as slow."""
+    """Return a recipe in the latents of an untrained autoencoder, as large and as slow as the one to be trained."""
     inner = replace(autoencoder_recipe(recipe, codec), shape=recipe.shape)
     folder.mkdir()
     write_whole(folder / "recipe.json", inner.to_json().encode())
@@ -162,15 +151,41 @@ def _with_untrained(recipe: Recipe, codec: LatentCodec, folder: Path) -> Recipe:
 
 
 def _measure(trainer: Trainer) -> Pace:
-    """Take steps until they are timed."""
-    stopwatch, drawn = Stopwatch(), batches(trainer)
-    while not (pace := stopwatch.pace(trainer)):
-        trainer.descend(next(drawn))
-    return pace
+    """Take steps until enough of them and a report are timed, and write a checkpoint, which counts to the report.
+
+    Raises: UserError: If a portion of the batch does not fit the memory of the GPU.
+    """
+    stopwatch, draws, pace = Stopwatch(), batches(trainer), None
+    try:
+        while pace is None:
+            trainer.descend(next(draws))
+            pace = stopwatch.measure(trainer)
+    except torch.OutOfMemoryError:
+        accumulate = trainer.settings.accumulate
+        raise UserError(
+            f"{_portion(trainer)} rows at a time do not fit the memory of {trainer.device}: lower training.batch, or "
+            f"cut it into more portions than {accumulate} with training.accumulate"
+        ) from None
+    began = time.monotonic()
+    trainer.save()
+    return replace(pace, report=pace.report + time.monotonic() - began)
+
+
+def _portion(trainer: Trainer) -> int:
+    """Return the rows that are in memory at a time."""
+    return trainer.settings.batch // trainer.settings.accumulate
+
+
+def _most_rows(trainer: Trainer) -> int:
+    """Return how many rows fit the free memory at a time, from what the losses of two small batches keep."""
+    free = free_memory(trainer.device)
+    few, more = (_kept(trainer, rows) for rows in TRIED)
+    each = (more - few) / (TRIED[1] - TRIED[0])
+    return max(_portion(trainer), int((1 - RESERVE) * free / each))
 
 
 def _kept(trainer: Trainer, rows: int) -> int:
-    """Return the bytes that the loss of some rows keeps for its gradient; what all rows share is in it once."""
+    """Return the bytes that the loss of some rows keeps for the backward pass; what rows share counts once."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -189,5 +204,5 @@ def _size(path: Path) -> int:
 
 
 def _bytes(count: int) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes in words."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

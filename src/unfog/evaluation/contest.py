@@ -1,0 +1,84 @@
+"""`unfog bench --schedules`: schedules that are trained alike and ranked."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from unfog.evaluation.compare import Comparison, compare, load_alike
+from unfog.recipes.build import build_data, build_denoiser
+from unfog.recipes.recipe import Recipe
+from unfog.runs.run import read_recipe, resume, train
+from unfog.runtime.errors import UserError
+
+SCHEDULE_STEPS = 25
+"""Steps with which schedules are compared: enough that the solver's error is small compared with the models'."""
+
+
+def schedules(
+    recipe: Recipe,
+    names: Sequence[str],
+    out: Path,
+    budget: float,
+    *,
+    count: int = 1000,
+    seed: int = 0,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Comparison:
+    """Train a recipe on each of some schedules, alike but for the schedule, and rank them.
+
+    All learn v at uniform times. The first one's budget fixes the number of images, and the others see as many.
+    Runs in `out` that are finished are kept, and interrupted ones resume.
+
+    Args:
+        recipe: What to train.
+        names: Kinds of schedules.
+        out: Folder for the run folders, each named after its schedule.
+        budget: Seconds for the first training.
+        count: Samples to score each with.
+        seed: Seed of the noises that are sampled from.
+        device: Where to compute.
+        console: Shows the progress.
+
+    Returns: The comparison with the best one, best first.
+    Raises: UserError: If a schedule does not fit, or `out` holds other runs.
+    """
+    if len(set(names)) < 2 or len(set(names)) < len(names):
+        raise UserError("name two different schedules or more, for instance linear, quadratic, cosine and flow")
+    contestants = [build_data(recipe.set(f"schedule={name}", "target=v", "times=uniform"))[0] for name in names]
+    for contestant in contestants:
+        build_denoiser(contestant)  # so that what does not fit is refused before the minutes are spent
+    first, *others = zip(names, contestants, strict=True)
+    _train_or_resume(first[1], out / first[0], budget, device, console)
+    for name, contestant in others:
+        same_length = replace(contestant, training=read_recipe(out / first[0]).training)
+        _train_or_resume(same_length, out / name, None, device, console)
+    models = load_alike([out / name for name in names], device)
+    comparison = compare(
+        models, names, count, steps=SCHEDULE_STEPS, guidance=1.0, seed=seed, reference=None, console=console
+    )
+    return comparison.ranked()
+
+
+def _train_or_resume(recipe: Recipe, folder: Path, budget: float | None, device: str, console: Console | None) -> None:
+    """Train a recipe into a folder, or finish the run that is there.
+
+    Args:
+        recipe: What to train.
+        folder: The run folder.
+        budget: Seconds, which fix the length of the training; if None, the recipe does.
+        device: Where to compute.
+        console: Shows the progress.
+
+    Raises: UserError: If the folder holds a run of another recipe.
+    """
+    if not (folder / "checkpoints").exists():
+        train(recipe, folder, budget=budget, device=device, console=console)
+        return
+    present = read_recipe(folder)
+    expected = recipe if budget is None else replace(recipe, training=present.training)
+    if present != expected:
+        raise UserError(f"{folder} holds a run of another recipe, seed or number of images: choose another folder")
+    resume(folder, device=device, console=console)
