@@ -101,7 +101,7 @@ class Denoiser(nn.Module):
             scaled = expand(variance.rsqrt(), x) * x
         else:
             scaled = x
-        time = self.schedule.recall(self.network_time, t, self.time_input).to(x.device, torch.float32).expand(len(x))
+        time = self.schedule._recall(self.network_time, t, self.time_input).to(x.device, torch.float32).expand(len(x))
         output = self.network(scaled, time, cond).to(x.dtype)
         wanted = (1 + self.learned_variance) * x.shape[1]
         if output.shape[1] != wanted:

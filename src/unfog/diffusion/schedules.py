@@ -50,14 +50,24 @@ def as_time(t: Tensor | float | Sequence[float]) -> Tensor:
     return torch.as_tensor(t, dtype=torch.float64)
 
 
-def _remembered(method: Callable[["Schedule", Tensor | float], Found]) -> Callable[["Schedule", Tensor | float], Found]:
-    """Let a method of a schedule remember what it gives at single times."""
+def _single(t: Tensor | float) -> bool:
+    """Say whether `t` is one time, without a graph behind it."""
+    return not (isinstance(t, Tensor) and (t.ndim or t.requires_grad))
+
+
+def _remembered(
+    method: Callable[["Schedule", Tensor | float], Tensor],
+) -> Callable[["Schedule", Tensor | float], Tensor]:
+    """Let a method of a schedule remember what it gives at single times; each caller gets a copy to do as they like."""
+    name = method.__qualname__
 
     @wraps(method)
-    def recall(schedule: "Schedule", t: Tensor | float) -> Found:
-        return schedule.recall(method.__qualname__, t, partial(method, schedule))
+    def remembering(schedule: "Schedule", t: Tensor | float) -> Tensor:
+        if not _single(t):
+            return method(schedule, t)
+        return schedule._recall(name, t, partial(method, schedule)).clone()
 
-    return recall
+    return remembering
 
 
 @dataclass(frozen=True)
@@ -107,15 +117,18 @@ class Schedule(ABC):
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     @final
-    def recall(self, what: Hashable, t: Tensor | float, compute: Callable[[Tensor | float], Found]) -> Found:
+    def _recall(self, what: Hashable, t: Tensor | float, compute: Callable[[Tensor | float], Found]) -> Found:
         """Return compute(t); for single times it is computed once and remembered, since samplers ask again and again.
+
+        Tensors in the answer are the memory itself: this folder only multiplies by them. What others get are copies
+        and plain numbers, with which they can do as they like.
 
         Args:
             what: Names the function.
             t: Time, of any shape.
             compute: A function of schedule and time alone.
         """
-        if isinstance(t, Tensor) and (t.ndim or t.requires_grad):
+        if not _single(t):
             return compute(t)
         known: dict[tuple[Hashable, float], Found] = self.__dict__.setdefault("_known", {})
         key = what, float(t)
@@ -125,6 +138,15 @@ class Schedule(ABC):
             with torch.inference_mode(False):  # so that it can be used with gradients, too
                 known[key] = compute(key[1])
         return known[key]
+
+    @final
+    def numbers(self, t: Tensor | float) -> tuple[float, float]:
+        """Return alpha and sigma at one time as plain numbers, as solvers need them."""
+        return self._recall("numbers", t, self._numbers)
+
+    @final
+    def _numbers(self, t: Tensor | float) -> tuple[float, float]:
+        return float(self.alpha(t)), float(self.sigma(t))
 
     @final
     def check(self) -> None:
@@ -152,7 +174,6 @@ class Schedule(ABC):
         return 1 / self.steps if self.steps else float(self.time(QUIET))
 
     @final
-    @_remembered
     def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return the derivatives alpha'(t) and sigma'(t).
 
@@ -167,6 +188,12 @@ class Schedule(ABC):
                 "a schedule of discrete steps has kinks and so no rates: use its continuous form (for instance "
                 "'linear-continuous'), or Rescheduled(EDM()) for a solver that integrates velocities"
             )
+        alpha, sigma = self._recall("rates", t, self._rates)
+        return alpha.clone(), sigma.clone()
+
+    @final
+    def _rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return both derivatives by one pass backward."""
         with torch.inference_mode(False), torch.enable_grad():
             t = as_time(t).clone()
             both = torch.stack([t, t]).requires_grad_()  # one for each function, so that one pass gives both rates
