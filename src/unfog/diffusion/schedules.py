@@ -64,7 +64,10 @@ def _remembered(
     @wraps(method)
     def remembering(schedule: "Schedule", t: Tensor | float) -> Tensor:
         if not _single(t):
+            schedule.check_time(t)
             return method(schedule, t)
+        if isinstance(t, Tensor) and not t.is_floating_point():
+            schedule.check_time(t)
         return schedule._recall(name, t, partial(method, schedule)).clone()
 
     return remembering
@@ -135,9 +138,34 @@ class Schedule(ABC):
         if key not in known:
             if len(known) >= _MOST:
                 known.clear()
+            self.check_time(key[1])
             with torch.inference_mode(False):  # so that it can be used with gradients, too
                 known[key] = compute(key[1])
         return known[key]
+
+    @final
+    def check_time(self, t: Tensor | float) -> None:
+        """Raise a UserError for whole numbers and for times off the clock.
+
+        Times on a GPU are not looked at, which would wait for it. A clock that counts the noise itself (`EDM`) may be
+        left upwards, as steps that add noise do.
+        """
+        if isinstance(t, Tensor):
+            if not t.is_floating_point():
+                raise UserError(
+                    f"times on the clock [0, {self.t_max:g}] are floating-point numbers, not {t.dtype}: timesteps "
+                    "0 ... T - 1 of a discrete schedule become times by schedule.from_timesteps"
+                )
+            if t.device.type != "cpu" or not t.numel():
+                return
+            low, high = (t.item(),) * 2 if t.ndim == 0 else (end.item() for end in t.aminmax())
+        else:
+            low = high = t
+        slack = 1e-6 * self.t_max  # float32
+        if not (low >= -slack and (high <= self.t_max + slack or (self.keeps == "signal" and high < math.inf))):
+            raise UserError(
+                f"times between {low:g} and {high:g} leave the clock of {type(self).__name__}, [0, {self.t_max:g}]"
+            )
 
     @final
     def numbers(self, t: Tensor | float) -> tuple[float, float]:
@@ -217,9 +245,12 @@ class Schedule(ABC):
             t: Time on this schedule's clock, `()` or `(batch,)`, in `[0, t_max]`.
 
         Returns: The noisy state, with the shape and dtype of `x0`.
-        Raises: ValueError: If `t` has neither no axis nor the batch axis of `x0`.
+        Raises: ValueError: If `t` has neither no axis nor the batch axis of `x0`, or is off the clock, or the shapes
+            of data and noise differ.
         Source: Ho et al. 2020, eq. 4; Kingma et al. 2021, eq. 1.
         """
+        if eps.shape != x0.shape:
+            raise UserError(f"the noise has the shape {tuple(eps.shape)}, where the data have {tuple(x0.shape)}")
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
 
     @final

@@ -32,7 +32,7 @@ UNFIT = (
 generator."""
 
 
-def export(run: Run, folder: Path) -> tuple[str, ...]:
+def export_model(run: Run, folder: Path) -> tuple[str, ...]:
     """Write a folder that diffusers' `DiffusionPipeline.from_pretrained` reads.
 
     Args:

@@ -142,7 +142,7 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     "variance": {"fixed": FixedVariance, "learned": LearnedVariance},
     "times": {
         "uniform": times.Uniform,
-        "discrete": times.Discrete,
+        "discrete": times.DiscreteTimes,
         "log-normal": times.LogNormal,
         "logit-normal": times.LogitNormal,
         "importance": _importance,
@@ -152,7 +152,7 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
         "min-snr": weightings.MinSNR,
         "p2": weightings.P2,
         "edm": weightings.EDMWeighting,
-        "sigmoid": weightings.Sigmoid,
+        "sigmoid": weightings.SigmoidWeighting,
     },
     "optimizer": {"adamw": AdamW, "muon": Muon},
     "ema": {"power": PowerAverage, "exponential": ExponentialAverage},
