@@ -19,7 +19,7 @@ from rich.console import Console
 from unfog.diffusion.grids import UniformGrid
 from unfog.diffusion.guidance import ClassifierFree, Interval
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
-from unfog.diffusion.sampling import sample
+from unfog.diffusion.sampling import follow
 from unfog.diffusion.schedules import RectifiedFlow
 from unfog.diffusion.solvers import DPMSolverPP2M
 from unfog.evaluation.distances import frechet
@@ -67,7 +67,7 @@ def mixture(count: int) -> Callable[[float, Interval | None], Point]:
         for each, part in enumerate(classes):
             known = MixtureDenoiser(part, schedule)
             guided = ClassifierFree(known, MixtureDenoiser(data, schedule), scale, interval)
-            parts.append(sample(guided, start[each::3], UniformGrid()(schedule, 60), DPMSolverPP2M()))
+            parts.append(follow(guided, start[each::3], UniformGrid()(schedule, 60), DPMSolverPP2M()))
         right = sum(
             int((torch.stack([one.log_prob(x) for one in classes]).argmax(0) == each).sum())
             for each, x in enumerate(parts)

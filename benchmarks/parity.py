@@ -23,7 +23,7 @@ from torch import Tensor
 from unfog.diffusion.denoiser import Denoise, Rescheduled, edm_clock
 from unfog.diffusion.grids import KarrasGrid, LeadingGrid, LinspaceGrid, TrailingGrid, UniformGrid
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
-from unfog.diffusion.sampling import sample, trajectory
+from unfog.diffusion.sampling import follow, trajectory
 from unfog.diffusion.schedules import EDM, RectifiedFlow, Schedule, Shifted, as_time
 from unfog.diffusion.solvers import (
     DDIM,
@@ -229,7 +229,7 @@ def flow_to(x: Tensor, begin: Tensor, end: Tensor, steps: int = 1000) -> Tensor:
     times = TABLE.time(torch.linspace(low, high, steps, dtype=torch.float64))
     times[0] = begin
     times = torch.cat([times, end[None]]) if float(end) == 0 else torch.cat([times[:-1], end[None]])
-    return sample(ON_TABLE, x, times, DPMSolverPP3M())
+    return follow(ON_TABLE, x, times, DPMSolverPP3M())
 
 
 def errors(pair: Pair) -> tuple[float, float]:

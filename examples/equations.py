@@ -6,7 +6,7 @@ from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.grids import UniformGrid
 from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
-from unfog.diffusion.sampling import sample
+from unfog.diffusion.sampling import follow
 from unfog.diffusion.solvers import DDIM, Ancestral
 from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import Eps
@@ -35,5 +35,5 @@ print(f"posterior variance of step 500: {variance:.5f}")
 # Sampling, here with the exact denoiser of the data: DDPM in 1000 steps, DDIM in 50
 exact, noise = MixtureDenoiser(data, schedule), torch.randn(2000, 2)
 for solver, steps in ((Ancestral("large"), 1000), (DDIM(), 50)):
-    found = sample(exact, noise, UniformGrid()(schedule, steps), solver)
+    found = follow(exact, noise, UniformGrid()(schedule, steps), solver)
     print(f"{type(solver).__name__:9} {steps:4} steps: mean |x| {found[:, 0].abs().mean():.3f} where 1 is right")

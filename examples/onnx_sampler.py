@@ -30,7 +30,8 @@ def main() -> None:
     def output(x: np.ndarray, time: float, rows: np.ndarray | None) -> np.ndarray:
         """Ask the network."""
         given = {"x": x, "time": np.full(len(x), time, np.float32)}
-        return denoiser.run(None, given if rows is None else {**given, "cond": rows})[0]
+        answer: np.ndarray = denoiser.run(None, given if rows is None else {**given, "cond": rows})[0]
+        return answer
 
     x = (
         np.random.default_rng(words.seed).standard_normal((words.count, *known["shape"]), np.float32)

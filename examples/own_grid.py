@@ -23,7 +23,7 @@ class SineGrid(Grid):
 unfog.register("grid", "sine", SineGrid)  # now `grid=sine` in a recipe, and in Run.sample
 data = unfog.Mixture(torch.ones(2) / 2, torch.tensor([[-1.0], [1.0]]), torch.full((2, 1), 0.01))
 exact, noise = unfog.MixtureDenoiser(data, RectifiedFlow()), torch.randn(4000, 1)
-truth = unfog.sample(exact, noise, UniformGrid()(RectifiedFlow(), 500), DPMSolverPP2M())
+truth = unfog.follow(exact, noise, UniformGrid()(RectifiedFlow(), 500), DPMSolverPP2M())
 for grid in (UniformGrid(), SineGrid()):
-    found = unfog.sample(exact, noise, grid(RectifiedFlow(), 12), DPMSolverPP2M())
+    found = unfog.follow(exact, noise, grid(RectifiedFlow(), 12), DPMSolverPP2M())
     print(f"{type(grid).__name__:12} error in 12 steps {(found - truth).square().mean().sqrt():.4f}")

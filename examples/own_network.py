@@ -25,7 +25,7 @@ class Fourier(nn.Module):
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Map `(batch, channels)` and times `(batch,)` to an output shaped like `x`."""
         h = torch.sin(3 * self.frequencies(torch.cat([x, time[:, None] / 1000], 1)))
-        output: Tensor = self.out(h if cond is None else h + cond.vector)
+        output: Tensor = self.out(h if cond is None or cond.vector is None else h + cond.vector)
         return output
 
 

@@ -6,49 +6,213 @@ from typing import TYPE_CHECKING, Any
 from unfog.runtime.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Rescheduled
-    from unfog.diffusion.editing import Inpainting
-    from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, ClassifierGuided, autoguidance
-    from unfog.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
-    from unfog.diffusion.objectives import denoising_loss
-    from unfog.diffusion.oracle import Mixture, MixtureDenoiser
-    from unfog.diffusion.sampling import sample, trajectory
-    from unfog.diffusion.schedules import Schedule
-    from unfog.diffusion.solvers import Solver, Step
-    from unfog.diffusion.targets import Prediction, Target
-    from unfog.generation.edits import inpaint, interpolate, invert, outpaint, restyle, vary
-    from unfog.interop.diffusers import import_model
-    from unfog.recipes.kinds import register
-    from unfog.recipes.presets import recipe
-    from unfog.recipes.recipe import Recipe
-    from unfog.runs.run import Run, load, resume, train
-    from unfog.runtime.errors import EnvironmentFailure, UserError
-
+    from unfog.diffusion.denoiser import Clipped as Clipped
+    from unfog.diffusion.denoiser import Conditioned as Conditioned
+    from unfog.diffusion.denoiser import Denoise as Denoise
+    from unfog.diffusion.denoiser import Denoiser as Denoiser
+    from unfog.diffusion.denoiser import Rescheduled as Rescheduled
+    from unfog.diffusion.draw import sample as sample
+    from unfog.diffusion.editing import Inpainting as Inpainting
+    from unfog.diffusion.grids import Grid as Grid
+    from unfog.diffusion.grids import KarrasGrid as KarrasGrid
+    from unfog.diffusion.grids import LeadingGrid as LeadingGrid
+    from unfog.diffusion.grids import LinspaceGrid as LinspaceGrid
+    from unfog.diffusion.grids import LogSNRGrid as LogSNRGrid
+    from unfog.diffusion.grids import PolynomialGrid as PolynomialGrid
+    from unfog.diffusion.grids import TimesGrid as TimesGrid
+    from unfog.diffusion.grids import TrailingGrid as TrailingGrid
+    from unfog.diffusion.grids import UniformGrid as UniformGrid
+    from unfog.diffusion.guidance import CFGPlusPlus as CFGPlusPlus
+    from unfog.diffusion.guidance import ClassifierFree as ClassifierFree
+    from unfog.diffusion.guidance import ClassifierGuided as ClassifierGuided
+    from unfog.diffusion.guidance import autoguidance as autoguidance
+    from unfog.diffusion.likelihood import bits_per_dim as bits_per_dim
+    from unfog.diffusion.likelihood import log_likelihood as log_likelihood
+    from unfog.diffusion.likelihood import variational_bound as variational_bound
+    from unfog.diffusion.objectives import denoising_loss as denoising_loss
+    from unfog.diffusion.oracle import Mixture as Mixture
+    from unfog.diffusion.oracle import MixtureDenoiser as MixtureDenoiser
+    from unfog.diffusion.sampling import follow as follow
+    from unfog.diffusion.sampling import trajectory as trajectory
+    from unfog.diffusion.schedules import EDM as EDM
+    from unfog.diffusion.schedules import CosineContinuous as CosineContinuous
+    from unfog.diffusion.schedules import Laplace as Laplace
+    from unfog.diffusion.schedules import LinearContinuous as LinearContinuous
+    from unfog.diffusion.schedules import QuadraticContinuous as QuadraticContinuous
+    from unfog.diffusion.schedules import RectifiedFlow as RectifiedFlow
+    from unfog.diffusion.schedules import Schedule as Schedule
+    from unfog.diffusion.schedules import Shifted as Shifted
+    from unfog.diffusion.schedules import Sigmoid as Sigmoid
+    from unfog.diffusion.solvers import DDIM as DDIM
+    from unfog.diffusion.solvers import AdamsBashforth as AdamsBashforth
+    from unfog.diffusion.solvers import Ancestral as Ancestral
+    from unfog.diffusion.solvers import DPMSolver2 as DPMSolver2
+    from unfog.diffusion.solvers import DPMSolverPP2M as DPMSolverPP2M
+    from unfog.diffusion.solvers import DPMSolverPP3M as DPMSolverPP3M
+    from unfog.diffusion.solvers import DPMSolverPPSDE2M as DPMSolverPPSDE2M
+    from unfog.diffusion.solvers import Euler as Euler
+    from unfog.diffusion.solvers import EulerAncestral as EulerAncestral
+    from unfog.diffusion.solvers import Heun as Heun
+    from unfog.diffusion.solvers import RungeKutta45 as RungeKutta45
+    from unfog.diffusion.solvers import Solver as Solver
+    from unfog.diffusion.solvers import Step as Step
+    from unfog.diffusion.solvers import UniPC as UniPC
+    from unfog.diffusion.tables import Cosine as Cosine
+    from unfog.diffusion.tables import Discrete as Discrete
+    from unfog.diffusion.tables import DiscreteSchedule as DiscreteSchedule
+    from unfog.diffusion.tables import Linear as Linear
+    from unfog.diffusion.tables import Quadratic as Quadratic
+    from unfog.diffusion.tables import Table as Table
+    from unfog.diffusion.tables import ZeroTerminalSNR as ZeroTerminalSNR
+    from unfog.diffusion.targets import X0 as X0
+    from unfog.diffusion.targets import EDMTarget as EDMTarget
+    from unfog.diffusion.targets import Eps as Eps
+    from unfog.diffusion.targets import Flow as Flow
+    from unfog.diffusion.targets import Prediction as Prediction
+    from unfog.diffusion.targets import Target as Target
+    from unfog.diffusion.targets import V as V
+    from unfog.diffusion.times import DiscreteTimes as DiscreteTimes
+    from unfog.diffusion.times import Importance as Importance
+    from unfog.diffusion.times import LogitNormal as LogitNormal
+    from unfog.diffusion.times import LogNormal as LogNormal
+    from unfog.diffusion.times import Times as Times
+    from unfog.diffusion.times import Uniform as Uniform
+    from unfog.diffusion.weightings import P2 as P2
+    from unfog.diffusion.weightings import EDMWeighting as EDMWeighting
+    from unfog.diffusion.weightings import MinSNR as MinSNR
+    from unfog.diffusion.weightings import SigmoidWeighting as SigmoidWeighting
+    from unfog.diffusion.weightings import Unit as Unit
+    from unfog.diffusion.weightings import Weighting as Weighting
+    from unfog.diffusion.wrap import unwrap_k as unwrap_k
+    from unfog.diffusion.wrap import wrap_diffusers as wrap_diffusers
+    from unfog.diffusion.wrap import wrap_k as wrap_k
+    from unfog.evaluation.bench import bench as bench
+    from unfog.evaluation.compare import compare as compare
+    from unfog.evaluation.judge import Judge as Judge
+    from unfog.generation.edits import inpaint as inpaint
+    from unfog.generation.edits import interpolate as interpolate
+    from unfog.generation.edits import invert as invert
+    from unfog.generation.edits import outpaint as outpaint
+    from unfog.generation.edits import restyle as restyle
+    from unfog.generation.edits import vary as vary
+    from unfog.generation.sampler import Sampler as Sampler
+    from unfog.interop.diffusers import import_model as import_model
+    from unfog.interop.export import export_model as export_model
+    from unfog.networks.autoencoder import Autoencoder as Autoencoder
+    from unfog.networks.compact import Compact as Compact
+    from unfog.networks.conditional import ConditionalUNet as ConditionalUNet
+    from unfog.networks.conditioning import Cond as Cond
+    from unfog.networks.dit import DiT as DiT
+    from unfog.networks.joint import JointDiT as JointDiT
+    from unfog.networks.minimal import Minimal as Minimal
+    from unfog.networks.mlp import MLP as MLP
+    from unfog.networks.unet import UNet as UNet
+    from unfog.proofs.verify import verify as verify
+    from unfog.recipes.kinds import register as register
+    from unfog.recipes.presets import recipe as recipe
+    from unfog.recipes.recipe import Recipe as Recipe
+    from unfog.runs.run import Run as Run
+    from unfog.runs.run import load as load
+    from unfog.runs.run import resume as resume
+    from unfog.runs.run import train as train
+    from unfog.runtime.errors import EnvironmentFailure as EnvironmentFailure
+    from unfog.runtime.errors import UserError as UserError
+    from unfog.training.ema import EMA as EMA
+    from unfog.training.plan import plan as plan
 
 _HOMES = {
+    "AdamsBashforth": "diffusion.solvers",
+    "Ancestral": "diffusion.solvers",
+    "Autoencoder": "networks.autoencoder",
     "CFGPlusPlus": "diffusion.guidance",
     "ClassifierFree": "diffusion.guidance",
     "ClassifierGuided": "diffusion.guidance",
     "Clipped": "diffusion.denoiser",
+    "Compact": "networks.compact",
+    "Cond": "networks.conditioning",
+    "ConditionalUNet": "networks.conditional",
     "Conditioned": "diffusion.denoiser",
+    "Cosine": "diffusion.tables",
+    "CosineContinuous": "diffusion.schedules",
+    "DDIM": "diffusion.solvers",
+    "DPMSolver2": "diffusion.solvers",
+    "DPMSolverPP2M": "diffusion.solvers",
+    "DPMSolverPP3M": "diffusion.solvers",
+    "DPMSolverPPSDE2M": "diffusion.solvers",
     "Denoise": "diffusion.denoiser",
     "Denoiser": "diffusion.denoiser",
+    "DiT": "networks.dit",
+    "Discrete": "diffusion.tables",
+    "DiscreteSchedule": "diffusion.tables",
+    "DiscreteTimes": "diffusion.times",
+    "EDM": "diffusion.schedules",
+    "EDMTarget": "diffusion.targets",
+    "EDMWeighting": "diffusion.weightings",
+    "EMA": "training.ema",
     "EnvironmentFailure": "runtime.errors",
+    "Eps": "diffusion.targets",
+    "Euler": "diffusion.solvers",
+    "EulerAncestral": "diffusion.solvers",
+    "Flow": "diffusion.targets",
+    "Grid": "diffusion.grids",
+    "Heun": "diffusion.solvers",
+    "Importance": "diffusion.times",
     "Inpainting": "diffusion.editing",
+    "JointDiT": "networks.joint",
+    "Judge": "evaluation.judge",
+    "KarrasGrid": "diffusion.grids",
+    "Laplace": "diffusion.schedules",
+    "LeadingGrid": "diffusion.grids",
+    "Linear": "diffusion.tables",
+    "LinearContinuous": "diffusion.schedules",
+    "LinspaceGrid": "diffusion.grids",
+    "LogNormal": "diffusion.times",
+    "LogSNRGrid": "diffusion.grids",
+    "LogitNormal": "diffusion.times",
+    "MLP": "networks.mlp",
+    "MinSNR": "diffusion.weightings",
+    "Minimal": "networks.minimal",
     "Mixture": "diffusion.oracle",
     "MixtureDenoiser": "diffusion.oracle",
+    "P2": "diffusion.weightings",
+    "PolynomialGrid": "diffusion.grids",
     "Prediction": "diffusion.targets",
+    "Quadratic": "diffusion.tables",
+    "QuadraticContinuous": "diffusion.schedules",
     "Recipe": "recipes.recipe",
+    "RectifiedFlow": "diffusion.schedules",
     "Rescheduled": "diffusion.denoiser",
     "Run": "runs.run",
+    "RungeKutta45": "diffusion.solvers",
+    "Sampler": "generation.sampler",
     "Schedule": "diffusion.schedules",
+    "Shifted": "diffusion.schedules",
+    "Sigmoid": "diffusion.schedules",
+    "SigmoidWeighting": "diffusion.weightings",
     "Solver": "diffusion.solvers",
     "Step": "diffusion.solvers",
+    "Table": "diffusion.tables",
     "Target": "diffusion.targets",
+    "Times": "diffusion.times",
+    "TimesGrid": "diffusion.grids",
+    "TrailingGrid": "diffusion.grids",
+    "UNet": "networks.unet",
+    "UniPC": "diffusion.solvers",
+    "Uniform": "diffusion.times",
+    "UniformGrid": "diffusion.grids",
+    "Unit": "diffusion.weightings",
     "UserError": "runtime.errors",
+    "V": "diffusion.targets",
+    "Weighting": "diffusion.weightings",
+    "X0": "diffusion.targets",
+    "ZeroTerminalSNR": "diffusion.tables",
     "autoguidance": "diffusion.guidance",
+    "bench": "evaluation.bench",
     "bits_per_dim": "diffusion.likelihood",
+    "compare": "evaluation.compare",
     "denoising_loss": "diffusion.objectives",
+    "export_model": "interop.export",
+    "follow": "diffusion.sampling",
     "import_model": "interop.diffusers",
     "inpaint": "generation.edits",
     "interpolate": "generation.edits",
@@ -56,58 +220,24 @@ _HOMES = {
     "load": "runs.run",
     "log_likelihood": "diffusion.likelihood",
     "outpaint": "generation.edits",
+    "plan": "training.plan",
     "recipe": "recipes.presets",
     "register": "recipes.kinds",
     "restyle": "generation.edits",
     "resume": "runs.run",
-    "sample": "diffusion.sampling",
+    "sample": "diffusion.draw",
     "train": "runs.run",
     "trajectory": "diffusion.sampling",
+    "unwrap_k": "diffusion.wrap",
     "variational_bound": "diffusion.likelihood",
     "vary": "generation.edits",
+    "verify": "proofs.verify",
+    "wrap_diffusers": "diffusion.wrap",
+    "wrap_k": "diffusion.wrap",
 }
+"""Where each public name lives; tests hold the block above to it."""
 
-__all__ = [
-    "CFGPlusPlus",
-    "ClassifierFree",
-    "ClassifierGuided",
-    "Clipped",
-    "Conditioned",
-    "Denoise",
-    "Denoiser",
-    "EnvironmentFailure",
-    "Inpainting",
-    "Mixture",
-    "MixtureDenoiser",
-    "Prediction",
-    "Recipe",
-    "Rescheduled",
-    "Run",
-    "Schedule",
-    "Solver",
-    "Step",
-    "Target",
-    "UserError",
-    "autoguidance",
-    "bits_per_dim",
-    "denoising_loss",
-    "import_model",
-    "inpaint",
-    "interpolate",
-    "invert",
-    "load",
-    "log_likelihood",
-    "outpaint",
-    "recipe",
-    "register",
-    "restyle",
-    "resume",
-    "sample",
-    "train",
-    "trajectory",
-    "variational_bound",
-    "vary",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -117,3 +247,8 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"unfog.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return [*__all__, "__version__"]

@@ -90,7 +90,7 @@ def test_network_time() -> None:
     denoiser.output(torch.zeros(1000, 2), torch.arange(1, 1001).double() / 1000)
     assert shown.shown is not None
     torch.testing.assert_close(shown.shown[1], torch.arange(1000).float(), rtol=0, atol=0)
-    thousand = Denoiser(shown, EDM(), X0())
+    thousand = Denoiser(shown, EDM(), X0(), network_time="thousand")
     assert float(thousand.time_input(torch.tensor(40.0).double())) == 500
     quarter = Denoiser(shown, EDM(), X0(), network_time="log_snr")
     assert float(quarter.time_input(torch.tensor(40.0).double())) == pytest.approx(torch.tensor(40.0).log().item() / 4)

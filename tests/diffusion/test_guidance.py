@@ -8,7 +8,7 @@ from tests.diffusion.test_solvers import MIXTURE, SCHEDULES
 from unfog.diffusion.denoiser import Denoise
 from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, ClassifierGuided, Interval, autoguidance
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
-from unfog.diffusion.sampling import sample
+from unfog.diffusion.sampling import follow
 from unfog.diffusion.schedules import EDM, CosineContinuous, RectifiedFlow, Schedule
 from unfog.diffusion.solvers import DDIM
 from unfog.runtime.errors import UserError
@@ -188,7 +188,7 @@ def test_cfg_plus_plus_steps_by_the_unconditional_noise(scale: float) -> None:
     x, times = _states(), _time([0.6, 0.35])
     given, free = MixtureDenoiser(GIVEN, FLOW)(x, times[0]), MixtureDenoiser(MIXTURE, FLOW)(x, times[0])
     model = CFGPlusPlus(MixtureDenoiser(GIVEN, FLOW), MixtureDenoiser(MIXTURE, FLOW), scale)
-    found = sample(model, x, times, DDIM(), noise=lambda index, x: torch.zeros_like(x))
+    found = follow(model, x, times, DDIM(), noise=lambda index, x: torch.zeros_like(x))
     guided = free.x0 + scale * (given.x0 - free.x0)
     torch.testing.assert_close(found, 0.65 * guided + 0.35 * free.eps)
     if scale:

@@ -23,8 +23,11 @@ from unfog.diffusion.schedules import (
     Schedule,
     Shifted,
     Sigmoid,
+    as_time,
 )
+from unfog.diffusion.solvers import DPMSolver2
 from unfog.diffusion.tables import DiscreteSchedule, Table
+from unfog.diffusion.targets import Eps, Prediction
 from unfog.runtime.errors import UserError
 
 CONTINUOUS: dict[str, Schedule] = {
@@ -523,3 +526,45 @@ def test_no_more_is_remembered_than_fits(monkeypatch: pytest.MonkeyPatch) -> Non
     for t in torch.linspace(0, 1, 100):
         schedule.alpha(t)
     assert len(schedule.__dict__["_known"]) <= 10
+
+
+@pytest.mark.parametrize(
+    "schedule", [RectifiedFlow(), CosineContinuous(), tables.Linear()], ids=["flow", "cosine", "table"]
+)
+def test_nobody_can_change_what_is_remembered(schedule: Schedule) -> None:
+    """What a schedule gives at a single time may be changed in place, and the next answer is right all the same."""
+    t, wanted = torch.tensor(0.5, dtype=torch.float64), as_time([0.5])
+    for name in ("alpha", "sigma", "log_snr"):
+        for _ in range(2):  # the first answer and the remembered one
+            getattr(schedule, name)(0.5).mul_(2)
+            getattr(schedule, name)(t).zero_()
+        assert getattr(schedule, name)(t) == getattr(schedule, name)(wanted)[0]
+    assert schedule.numbers(0.5) == (float(schedule.alpha(t)), float(schedule.sigma(t)))
+    if not schedule.steps:
+        for rate in schedule.rates(t):
+            rate.fill_(7)
+        assert torch.stack(schedule.rates(t)).tolist() == torch.cat(schedule.rates(wanted)).tolist()
+    state, eps = torch.ones(2, 3), torch.zeros(2, 3)
+    before = Eps().solve(eps, state, t, schedule)
+    before.x0.mul_(5)
+    torch.testing.assert_close(Eps().solve(eps, state, t, schedule).x0 * 5, before.x0)
+
+
+def test_a_denoiser_that_changes_its_time_does_not_change_the_solver() -> None:
+    """The rule that looks at a time in between remembers it, and gives away copies of it."""
+    schedule, t, s = RectifiedFlow(), as_time(0.6), as_time(0.4)
+
+    class Careless:
+        def __init__(self) -> None:
+            self.schedule, self.seen = schedule, list[float]()
+
+        def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+            self.seen.append(float(t))
+            if self.seen[-1] != 0.6:
+                t.zero_()
+            return Prediction(x, x)
+
+    careless = Careless()
+    for _ in range(2):
+        DPMSolver2().step(careless, torch.ones(1, 2), t, s, (), torch.zeros_like)
+    assert careless.seen[1] == careless.seen[3] != 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from unfog.diffusion.denoiser import Clipped, Denoise, Rescheduled, edm_clock
 from unfog.diffusion.grids import LogSNRGrid, UniformGrid
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
-from unfog.diffusion.sampling import sample, trajectory
+from unfog.diffusion.sampling import follow, trajectory
 from unfog.diffusion.schedules import EDM, LinearContinuous, RectifiedFlow, Schedule, Shifted, as_time
 from unfog.diffusion.solvers import (
     DDIM,
@@ -60,7 +60,7 @@ def test_samples_have_the_moments_of_the_mixture(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x = float(schedule.sigma(1.0)) * torch.randn(20_000, 2, dtype=torch.float64, generator=generator)
     times = torch.linspace(1, 0, 61, dtype=torch.float64)
-    found = sample(MixtureDenoiser(MIXTURE, schedule), x, times, DPMSolverPP2M())
+    found = follow(MixtureDenoiser(MIXTURE, schedule), x, times, DPMSolverPP2M())
     mean = (MIXTURE.weights[:, None] * MIXTURE.means).sum(0)
     second = (MIXTURE.weights[:, None] * (MIXTURE.variances + MIXTURE.means**2)).sum(0)
     torch.testing.assert_close(found.mean(0), mean, rtol=0, atol=0.02)
@@ -100,7 +100,7 @@ def test_stochastic_solvers_follow_the_exact_recursion(solver: Solver) -> None:
         next(draws)
         return torch.randn(like.shape, dtype=like.dtype, generator=generator)
 
-    found = sample(MixtureDenoiser(mixture, table), x, times, solver, noise=noise)
+    found = follow(MixtureDenoiser(mixture, table), x, times, solver, noise=noise)
     assert float(found.mean()) == pytest.approx(mean, abs=5 * math.sqrt(variance / count))
     assert float(found.var()) == pytest.approx(variance, rel=5 * math.sqrt(2 / count))
     assert next(draws) == 19  # the last step draws nothing
@@ -148,7 +148,7 @@ def test_euler_is_ddim_where_the_schedule_is_affine(name: str) -> None:
     denoise = MixtureDenoiser(MIXTURE, schedule)
     times = schedule.t_max * torch.linspace(1, 0, 11, dtype=torch.float64)
     x = float(schedule.sigma(times[0])) * torch.randn(20, 2).double()
-    torch.testing.assert_close(sample(denoise, x, times, Euler()), sample(denoise, x, times, DDIM()))
+    torch.testing.assert_close(follow(denoise, x, times, Euler()), follow(denoise, x, times, DDIM()))
 
 
 def test_euler_on_the_edm_clock_is_ddim_on_every_schedule() -> None:
@@ -158,8 +158,8 @@ def test_euler_on_the_edm_clock_is_ddim_on_every_schedule() -> None:
     times = torch.linspace(1, 0, 11, dtype=torch.float64)
     x = torch.randn(20, 2).double()
     clock = edm_clock(table)
-    moved = sample(Rescheduled(denoise, clock), x / float(table.alpha(1.0)), clock.time(table.log_snr(times)), Euler())
-    torch.testing.assert_close(moved, sample(denoise, x, times, DDIM()), rtol=1e-8, atol=1e-8)
+    moved = follow(Rescheduled(denoise, clock), x / float(table.alpha(1.0)), clock.time(table.log_snr(times)), Euler())
+    torch.testing.assert_close(moved, follow(denoise, x, times, DDIM()), rtol=1e-8, atol=1e-8)
 
 
 DRAWING = [Ancestral(), DDIM(0.5), DPMSolverPPSDE2M(), EulerAncestral(), Heun(churn=0.1)]
@@ -168,7 +168,7 @@ DRAWING = [Ancestral(), DDIM(0.5), DPMSolverPPSDE2M(), EulerAncestral(), Heun(ch
 @pytest.mark.parametrize("solver", DRAWING, ids=lambda solver: type(solver).__name__)
 def test_stochastic_solvers_refuse_to_climb(solver: Solver) -> None:
     with pytest.raises(UserError, match="its times must fall"):
-        sample(MixtureDenoiser(MIXTURE, RectifiedFlow()), torch.randn(2, 2).double(), torch.tensor([0.2, 0.3]), solver)
+        follow(MixtureDenoiser(MIXTURE, RectifiedFlow()), torch.randn(2, 2).double(), torch.tensor([0.2, 0.3]), solver)
 
 
 @pytest.mark.parametrize("solver", DRAWING, ids=lambda solver: type(solver).__name__)
@@ -188,7 +188,7 @@ def test_every_solver_goes_from_pure_noise_to_data(build: Callable[..., Solver])
     def noise(step: int, like: Tensor) -> Tensor:
         return torch.randn(like.shape, dtype=like.dtype, generator=generator)
 
-    found = sample(MixtureDenoiser(MIXTURE, flow), x, times, build(), noise=noise)
+    found = follow(MixtureDenoiser(MIXTURE, flow), x, times, build(), noise=noise)
     mean = (MIXTURE.weights[:, None] * MIXTURE.means).sum(0)
     spread = (MIXTURE.weights[:, None] * (MIXTURE.variances + MIXTURE.means**2)).sum(0) - mean**2
     torch.testing.assert_close(found.mean(0), mean, rtol=0, atol=0.06)
@@ -248,7 +248,7 @@ def test_inversion_goes_all_the_way(build: Callable[[], Solver]) -> None:
     flow = RectifiedFlow()
     x = MIXTURE.sample(2000, torch.Generator().manual_seed(0))
     times = torch.linspace(0, 1, 101, dtype=torch.float64)
-    found = sample(MixtureDenoiser(MIXTURE, flow), x, times, build())
+    found = follow(MixtureDenoiser(MIXTURE, flow), x, times, build())
     torch.testing.assert_close(found.mean(0), torch.zeros(2).double(), rtol=0, atol=0.1)
     torch.testing.assert_close(found.std(0), torch.ones(2).double(), rtol=0.1, atol=0)
 
@@ -291,12 +291,12 @@ def test_impossible_solvers_are_refused(build: Callable[[], Solver], sentence: s
 )
 def test_impossible_times_are_refused(times: list[float], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        sample(MixtureDenoiser(MIXTURE, RectifiedFlow()), torch.randn(2, 2).double(), torch.tensor(times), DDIM())
+        follow(MixtureDenoiser(MIXTURE, RectifiedFlow()), torch.randn(2, 2).double(), torch.tensor(times), DDIM())
 
 
 def test_velocity_solvers_refuse_tables() -> None:
     with pytest.raises(UserError, match="Rescheduled"):
-        sample(MixtureDenoiser(MIXTURE, Linear()), torch.randn(2, 2).double(), torch.tensor([0.3, 0.2]), Euler())
+        follow(MixtureDenoiser(MIXTURE, Linear()), torch.randn(2, 2).double(), torch.tensor([0.3, 0.2]), Euler())
 
 
 def test_eta_is_a_share() -> None:
@@ -310,13 +310,13 @@ def test_trajectory_yields_every_step() -> None:
     denoise = MixtureDenoiser(MIXTURE, RectifiedFlow())
     steps = list(trajectory(denoise, x, times, DPMSolverPP2M()))
     assert [float(step.s) for step in steps] == times[1:].tolist()
-    torch.testing.assert_close(steps[-1].x, sample(denoise, x, times, DPMSolverPP2M()))
+    torch.testing.assert_close(steps[-1].x, follow(denoise, x, times, DPMSolverPP2M()))
 
 
 def test_float32_states_stay_float32() -> None:
     mixture = Mixture(*(part.float() for part in (MIXTURE.weights, MIXTURE.means, MIXTURE.variances)))
     for solver in (class_of("solver", kind)() for kind in KINDS["solver"]):
-        found = sample(MixtureDenoiser(mixture, RectifiedFlow()), torch.randn(4, 2), torch.linspace(0.9, 0, 5), solver)
+        found = follow(MixtureDenoiser(mixture, RectifiedFlow()), torch.randn(4, 2), torch.linspace(0.9, 0, 5), solver)
         assert found.dtype == torch.float32
         assert found.isfinite().all()
 

@@ -12,8 +12,8 @@ from tests.diffusion.test_schedules import ALL, CONTINUOUS, NAMES, TABLES
 from unfog.diffusion.schedules import EDM, CosineContinuous, LinearContinuous, RectifiedFlow, Schedule
 from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import X0, EDMTarget, Eps, Flow, Target, V
-from unfog.diffusion.times import Discrete, Importance, LogitNormal, LogNormal, Times, Uniform, stratify
-from unfog.diffusion.weightings import P2, EDMWeighting, MinSNR, OfSNR, Sigmoid, Unit
+from unfog.diffusion.times import DiscreteTimes, Importance, LogitNormal, LogNormal, Times, Uniform, stratify
+from unfog.diffusion.weightings import P2, EDMWeighting, MinSNR, OfSNR, SigmoidWeighting, Unit
 from unfog.runtime.errors import UserError
 
 TARGETS: list[Target] = [Eps(), X0(), V(), Flow(), EDMTarget()]
@@ -93,7 +93,7 @@ def test_stratified_numbers_fill_every_part() -> None:
     assert (u * 64).floor().tolist() == list(range(64))
 
 
-@pytest.mark.parametrize("times", [Uniform(), Discrete(), LogitNormal(), LogNormal(), Importance(LogNormal())])
+@pytest.mark.parametrize("times", [Uniform(), DiscreteTimes(), LogitNormal(), LogNormal(), Importance(LogNormal())])
 @pytest.mark.parametrize("schedule", [RectifiedFlow(), EDM(), Linear()], ids=["flow", "edm", "table"])
 def test_times_stay_on_the_clock(times: Times, schedule: Schedule) -> None:
     t = times(torch.cat([torch.zeros(1), torch.rand(500), torch.tensor([1 - 1e-16])]).double(), schedule)
@@ -108,7 +108,7 @@ def test_uniform_times_on_a_table_are_ddpm_steps() -> None:
     index = Uniform()(u, Linear()) * 1000 - 1
     torch.testing.assert_close(index, index.round(), rtol=0, atol=1e-9)
     assert torch.bincount(index.round().long()).tolist() == [4] * 1000
-    torch.testing.assert_close(Discrete(1000)(u, Linear()), Uniform()(u, Linear()))
+    torch.testing.assert_close(DiscreteTimes(1000)(u, Linear()), Uniform()(u, Linear()))
 
 
 def test_logit_normal_quantiles() -> None:
@@ -121,7 +121,7 @@ def test_logit_normal_quantiles() -> None:
     [
         lambda: LogitNormal(std=0.0),
         lambda: LogNormal(std=0.0),
-        lambda: Discrete(0),
+        lambda: DiscreteTimes(0),
         lambda: Importance(Uniform(), bins=0),
         lambda: Importance(Uniform(), window=0),
         lambda: Importance(Uniform(), floor=-0.1),
@@ -161,7 +161,7 @@ WEIGHTINGS: dict[str, OfSNR] = {
     "min-SNR": MinSNR(5.0),
     "P2": P2(gamma=0.7, k=1.3),
     "EDM": EDMWeighting(0.5),
-    "sigmoid": Sigmoid(bias=-1.0),
+    "sigmoid": SigmoidWeighting(bias=-1.0),
 }
 T = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
 
@@ -189,7 +189,7 @@ def test_sigmoid_weight_is_a_sigmoid_of_the_log_snr() -> None:
     """Kingma & Gao write it on eps, as sigmoid(bias - log_snr)."""
     table = Linear()
     expected = torch.sigmoid(1.5 - table.log_snr(T))
-    torch.testing.assert_close(Sigmoid(1.5)(table, Eps(), T), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(SigmoidWeighting(1.5)(table, Eps(), T), expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("schedule", [EDM(), RectifiedFlow(), Linear()], ids=["edm", "flow", "table"])

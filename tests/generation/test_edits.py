@@ -17,7 +17,7 @@ from unfog.cli.main import EDITS, main
 from unfog.diffusion.editing import Inpainting, begin, climbing, late, rising, spherical, varied
 from unfog.diffusion.grids import Grid, KarrasGrid, UniformGrid
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
-from unfog.diffusion.sampling import climb, sample
+from unfog.diffusion.sampling import climb, follow
 from unfog.diffusion.schedules import EDM, CosineContinuous, RectifiedFlow, Schedule, as_time
 from unfog.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, Solver
 from unfog.diffusion.tables import Linear
@@ -59,7 +59,7 @@ def test_what_is_known_stays_and_leads_the_rest(schedule: Schedule, solver: Solv
         times = climbing(times, 4, 4)
     x = begin(schedule, known, draw(10_000, known), times, 1.0)
     x = torch.lerp(schedule.add_noise(known, draw(10_000, known), times[0]), x, mask.double())
-    found = sample(denoise, x, times, solver, noise=draw)
+    found = follow(denoise, x, times, solver, noise=draw)
     torch.testing.assert_close(found[:, 0], known[:, 0], atol=1e-9, rtol=0)
     right = float((found[:, 1].sign() == known[:, 0]).double().mean())
     assert right > (0.9 if solver.stochastic else 0.8), "without climbs it fits only nearly"
@@ -72,7 +72,7 @@ def test_climbing_makes_the_rest_fit_better() -> None:
     shares = []
     for repeats in (1, 3, 9):
         times = climbing(UniformGrid()(schedule, 20), 5, repeats)
-        found = sample(denoise, draw(10_000, known), times, DDIM(eta=1.0), noise=draw)
+        found = follow(denoise, draw(10_000, known), times, DDIM(eta=1.0), noise=draw)
         shares.append(float((found[:, 1] > 0).double().mean()))
     assert shares[0] < shares[1] < shares[2]
     assert shares[2] > 0.97
@@ -110,11 +110,11 @@ def test_only_a_solver_that_draws_noise_climbs() -> None:
     denoise, x = MixtureDenoiser(CORRELATED, schedule), torch.zeros(1, 2, dtype=torch.float64)
     times = climbing(UniformGrid()(schedule, 6), 2, 2)
     with pytest.raises(UserError, match="must fall at every step to sample"):
-        sample(denoise, x, times, DDIM())
+        follow(denoise, x, times, DDIM())
     with pytest.raises(UserError, match="may not climb from 0"):
-        sample(denoise, x, as_time([1.0, 0.0, 0.5, 0.0]), DDIM(eta=1.0))
+        follow(denoise, x, as_time([1.0, 0.0, 0.5, 0.0]), DDIM(eta=1.0))
     with pytest.raises(UserError, match="its times must fall at first"):
-        sample(denoise, x, as_time([0.5, 1.0, 0.0]), DDIM(eta=1.0))
+        follow(denoise, x, as_time([0.5, 1.0, 0.0]), DDIM(eta=1.0))
     for wrong in ((0, 1), (1, 0)):
         with pytest.raises(UserError, match="a jump has 1 step or more"):
             climbing(times, *wrong)
@@ -141,8 +141,8 @@ def test_the_way_back_is_the_way_there(schedule: Schedule) -> None:
     x0 = CORRELATED.means.repeat(4, 1) + 0.1 * draw(0, torch.zeros(8, 2, dtype=torch.float64))
     times = grid(schedule)(schedule, 400)
     back = rising(times, schedule)
-    x = sample(denoise, schedule.alpha(back[0]) * x0, back, DPMSolverPP2M())
-    again = sample(denoise, x, times, DPMSolverPP2M())
+    x = follow(denoise, schedule.alpha(back[0]) * x0, back, DPMSolverPP2M())
+    again = follow(denoise, x, times, DPMSolverPP2M())
     torch.testing.assert_close(again, x0, atol=0.06, rtol=0)
 
 

@@ -81,6 +81,6 @@ def export(
         return
     if steps is not None:
         raise UserError("--steps goes with --to onnx: diffusers is told the steps when it draws")
-    for note in folders.export(loaded, out):
+    for note in folders.export_model(loaded, out):
         print(f"note: {note}")
     print(f"exported: {out}   (DiffusionPipeline.from_pretrained({str(out)!r}))")

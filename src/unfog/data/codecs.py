@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfog.networks.autoencoder import Autoencoder, tiled
+from unfog.runtime.errors import UserError
 
 
 class Codec(Protocol):
@@ -66,7 +67,15 @@ class Pixels(Unlearned):
     bin_width: float | None = field(default=2 / 255, init=False)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Map 0..255 to [-1, 1]."""
+        """Map 0..255 to [-1, 1].
+
+        Raises: UserError: For floating-point data, which are on another scale.
+        """
+        if x.is_floating_point():
+            raise UserError(
+                "the codec 'pixels' takes whole numbers from 0 to 255, not floating-point data: use the codec "
+                "'identity' for data that already have about unit variance"
+            )
         return x.float() / 127.5 - 1
 
     def decode(self, z: Tensor) -> Tensor:

@@ -1,19 +1,24 @@
 """Where the network meets the mathematics: the one file that knows both."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from unfog.diffusion.defaults import target_of
 from unfog.diffusion.schedules import EDM, Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction, Target
 from unfog.networks.conditioning import Cond, Embedder
 from unfog.networks.layers import Network
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import UserError, unknown
 
 InputScale = Literal["none", "unit"]
-NetworkTime = Literal["index", "whole", "thousand", "log_snr"]
+NetworkTime = Literal["index", "whole", "thousand", "log_snr", "clock"]
+Condition = Cond | Tensor
+"""What a network is conditioned on: the forms that the networks here read, or whatever a module of one's own takes."""
 
 
 class Denoise(Protocol):
@@ -34,47 +39,64 @@ class Denoiser(nn.Module):
 
     def __init__(
         self,
-        network: Network,
+        network: nn.Module | Network,
         schedule: Schedule,
-        target: Target,
+        target: Target | None = None,
         *,
         embedder: Embedder | None = None,
-        input_scale: InputScale = "none",
-        network_time: NetworkTime = "thousand",
+        input_scale: InputScale | None = None,
+        network_time: NetworkTime | None = None,
         sigma_data: float = 0.5,
         learned_variance: bool = False,
     ) -> None:
         """Join the parts.
 
         Args:
-            network: Maps (state, time, cond) to an output.
+            network: Any module of (state, time) or (state, time, cond), with an output shaped like the state; the
+                time is `(batch,)`.
             schedule: Says how noisy a state is at each time.
-            target: Says what the output means.
-            embedder: Maps what is told of each row to a condition; None for unconditional models.
+            target: Says what the output means. Default: flow on `RectifiedFlow`, edm on `EDM`, else eps, or v where
+                the schedule ends at pure noise.
+            embedder: Maps what is known of each row to a condition; None for unconditional models.
             input_scale: `"none"` shows x_t as it is, `"unit"` divides it by its standard deviation
-                sqrt(alpha²·sigma_data² + sigma²).
-            network_time: What the network is told: `"index"` is T·t - 1 (tables only), `"whole"` that rounded,
-                `"thousand"` 1000·t/t_max, `"log_snr"` -log_snr/8 = ln(sigma/alpha)/4.
+                sqrt(alpha²·sigma_data² + sigma²). Default: unit on `EDM`, where the state grows, else none.
+            network_time: What the network gets as time: `"index"` is T·t - 1 (discrete schedules only), `"whole"` that
+                rounded, `"thousand"` 1000·t/t_max, `"log_snr"` -log_snr/8 = ln(sigma/alpha)/4, `"clock"` t itself.
+                Default: the index 0 ... T - 1 on discrete schedules, log_snr on `EDM`, and elsewhere t itself, or
+                1000·t for the networks of this package.
             sigma_data: Standard deviation of the clean data, for `"unit"`.
             learned_variance: Whether the network gives twice the channels, the second half of them v, with
                 (v + 1)/2 the variance fraction.
 
-        Raises: UserError: If the schedule is none, or target or network time do not fit it.
+        Raises: UserError: If the schedule is none, or target or network time do not fit it, or a name is unknown.
         """
         super().__init__()
+        if not isinstance(schedule, Schedule) or not isinstance(target, Target | None):
+            raise UserError("a denoiser is Denoiser(network, schedule, target), schedule and target being values")
         schedule.check()
+        target = target or target_of(schedule)
         target.check(schedule)
+        grows = schedule.keeps == "signal"
+        self._ours = hasattr(network, "embedding_dim")
+        usual: NetworkTime = "log_snr" if grows else "thousand" if self._ours else "clock"
+        self.input_scale: InputScale = input_scale or ("unit" if grows else "none")
+        self.network_time: NetworkTime = network_time or ("index" if schedule.steps else usual)
+        if self.input_scale not in get_args(InputScale):
+            raise unknown("input_scale", self.input_scale, get_args(InputScale))
+        if self.network_time not in get_args(NetworkTime):
+            raise unknown("network_time", self.network_time, get_args(NetworkTime))
         if network_time in ("index", "whole") and not schedule.steps:
             raise UserError(
                 f"network_time {network_time!r} needs a schedule of discrete steps: use 'thousand' or 'log_snr'"
             )
-        self.network, self.embedder = network, embedder
+        self.network = cast(Network, network)  # those that recipes build offer the whole protocol
+        self.embedder = embedder
         self.schedule, self.target = schedule, target
-        self.input_scale, self.network_time, self.sigma_data = input_scale, network_time, sigma_data
-        self.learned_variance = learned_variance
+        self.sigma_data, self.learned_variance = sigma_data, learned_variance
+        self._conditional = _takes_condition(network)
 
     def time_input(self, t: Tensor | float) -> Tensor:
-        """Return what the network is told of time `t`, in float64 and in the shape of `t`."""
+        """Return what the network gets for time `t`, in float64 and in the shape of `t`."""
         t = as_time(t)
         if self.network_time in ("index", "whole"):
             assert self.schedule.steps is not None
@@ -82,9 +104,13 @@ class Denoiser(nn.Module):
             return index.round() if self.network_time == "whole" else index
         if self.network_time == "thousand":
             return 1000 * t / self.schedule.t_max
-        return -self.schedule.log_snr(t) / 8
+        return t.clone() if self.network_time == "clock" else -self.schedule.log_snr(t) / 8
 
-    def output(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> tuple[Tensor, Tensor | None]:
+    def embedded(self, cond: Condition | None) -> Condition | None:
+        """Return a condition as the network takes it: a tensor goes through the embedder, if there is one."""
+        return self.embedder(cond) if self.embedder is not None and isinstance(cond, Tensor) else cond
+
+    def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor | None]:
         """Return what the network says of `x` at time `t`, in the target's space, and its variance fraction.
 
         Args:
@@ -93,33 +119,65 @@ class Denoiser(nn.Module):
             cond: The condition, or None.
 
         Returns: The output, with the shape and dtype of `x`, and as much of the fraction, or None.
-        Raises: UserError: If the network gives another number of channels.
+        Raises: UserError: If the network gives another shape, or the time is not on the clock.
         Source: Nichol & Dhariwal 2021, Improved DDPM, eq. 15, for the fraction.
         """
+        self.schedule.check_time(t)
         if self.input_scale == "unit":
             variance = self.schedule.alpha(t) ** 2 * self.sigma_data**2 + self.schedule.sigma(t) ** 2
             scaled = expand(variance.rsqrt(), x) * x
         else:
             scaled = x
-        time = self.schedule.recall(self.network_time, t, self.time_input).to(x.device, torch.float32).expand(len(x))
-        output = self.network(scaled, time, cond).to(x.dtype)
-        wanted = (1 + self.learned_variance) * x.shape[1]
-        if output.shape[1] != wanted:
+        time = self.schedule._recall(self.network_time, t, self.time_input).to(x.device, torch.float32).expand(len(x))
+        output = self._ask(scaled, time, cond).to(x.dtype)
+        wanted = (len(x), (1 + self.learned_variance) * x.shape[1], *x.shape[2:])
+        if output.shape != wanted:
             kind = "with" if self.learned_variance else "without"
-            raise UserError(
-                f"the network gives {output.shape[1]} channels, where a state of {x.shape[1]} {kind} a learned "
-                f"variance needs {wanted}"
-            )
+            if output.ndim == x.ndim and output.shape[1] != wanted[1]:
+                raise UserError(
+                    f"the network gives {output.shape[1]} channels, where a state of {x.shape[1]} {kind} a learned "
+                    f"variance needs {wanted[1]}"
+                )
+            raise UserError(f"the network gives an output of {tuple(output.shape)}, where {wanted} is needed")
         if not self.learned_variance:
             return output, None
         output, v = output.chunk(2, dim=1)
         return output, (v + 1) / 2
 
-    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+    def _ask(self, x: Tensor, time: Tensor, cond: Condition | None) -> Tensor:
+        """Call the network with numbers of the type of its weights, and with a condition if it takes one."""
+        weight = next(cast(nn.Module, self.network).parameters(), None)
+        if weight is not None and weight.dtype != torch.float32 and weight.is_floating_point():
+            x = x.to(weight.dtype)
+            time = time if self._ours else time.to(weight.dtype)  # ours embed it in float32 first
+        elif weight is not None and x.dtype == torch.float64:
+            x = x.float()
+        network = cast(Callable[..., Tensor], self.network)
+        if self._conditional or (self._conditional is None and cond is not None):
+            return network(x, time, cond)
+        if cond is not None:
+            raise UserError("this network takes (x, t) and no condition: give it a third parameter, or leave cond out")
+        return network(x, time)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Prediction:
         """Predict (x0, eps) by solving schedule and target, at `t` or the first trained time if that is later."""
+        self.schedule.check_time(t)
         t = as_time(t).clamp(min=self.schedule.t_first)
         output, fraction = self.output(x, t, cond)
         return self.target.solve(output, x, t, self.schedule)._replace(variance_fraction=fraction)
+
+
+def _takes_condition(network: nn.Module | Network) -> bool | None:
+    """Return whether a network has a parameter for a condition behind state and time; None if that cannot be seen."""
+    try:
+        parameters = inspect.signature(network.forward if isinstance(network, nn.Module) else network).parameters
+    except (TypeError, ValueError):
+        return None
+    kinds = [one.kind for one in parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return None
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(kind in places for kind in kinds) > 2
 
 
 @dataclass(frozen=True)
@@ -127,7 +185,7 @@ class Conditioned:
     """A denoiser with its condition filled in."""
 
     denoiser: Denoiser
-    cond: Cond | None
+    cond: Condition | None
 
     @property
     def schedule(self) -> Schedule:
@@ -148,7 +206,7 @@ def side_by_side(one: Denoise, other: Denoise, x: Tensor, t: Tensor) -> tuple[Pr
     """
     if isinstance(one, Conditioned) and isinstance(other, Conditioned) and one.denoiser is other.denoiser:
         told, untold, t = one.cond, other.cond, as_time(t)
-        if told is not None and untold is not None:
+        if isinstance(told, Cond) and isinstance(untold, Cond):
             times = t if t.ndim == 0 else torch.cat([t, t])
             twice: Prediction = one.denoiser(torch.cat([x, x]), times, told.followed_by(untold))
             (x0, x0_other), (eps, eps_other) = twice.x0.chunk(2), twice.eps.chunk(2)

@@ -1,13 +1,15 @@
 """What a denoiser is trained to do."""
 
+import torch
 from torch import Tensor
 
-from unfog.diffusion.denoiser import Denoiser
+from unfog.diffusion.defaults import times_of
+from unfog.diffusion.denoiser import Condition, Denoiser
 from unfog.diffusion.likelihood import bound_term
 from unfog.diffusion.schedules import expand
-from unfog.diffusion.times import Times
-from unfog.diffusion.weightings import Weighting
-from unfog.networks.conditioning import Cond
+from unfog.diffusion.times import Times, stratify
+from unfog.diffusion.weightings import Unit, Weighting
+from unfog.runtime.errors import UserError
 
 STEPS = 1000
 """Steps into which the bound cuts a clock without steps of its own."""
@@ -16,12 +18,13 @@ STEPS = 1000
 def denoising_loss(
     denoiser: Denoiser,
     x0: Tensor,
-    cond: Cond | None = None,
+    cond: Condition | None = None,
     *,
-    times: Times,
-    weighting: Weighting,
-    u: Tensor,
-    noise: Tensor,
+    times: Times | None = None,
+    weighting: Weighting | None = None,
+    u: Tensor | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
     bound: float = 1e-3,
     bin_width: float | None = None,
 ) -> Tensor:
@@ -32,24 +35,34 @@ def denoising_loss(
     Args:
         denoiser: The denoiser in training.
         x0: Clean data, `(batch, *shape)`, about unit variance.
-        cond: The condition of each sample, or None.
-        times: Maps `u` to times.
-        weighting: The weight of each time.
-        u: Uniform numbers in [0, 1), `(batch,)`.
-        noise: Standard normal noise, shaped like `x0`.
+        cond: The condition of each sample, or None; a tensor goes through the denoiser's embedder, if it has one.
+        times: Maps `u` to times. Default: log-normal on `EDM`, logit-normal on `RectifiedFlow`, else uniform.
+        weighting: The weight of each time. Default: 1 in the target's own space.
+        u: Uniform numbers in [0, 1), `(batch,)`. Default: drawn, one in each of `batch` equal parts.
+        noise: Standard normal noise, shaped like `x0`. Default: drawn.
+        generator: Draws what is not given, on the device of `x0`. Default: torch's own.
         bound: How much the variational bound, in bits per dimension, counts where the variance is learned.
         bin_width: Distance of neighbouring values of discrete data, None for continuous data.
 
     Returns: The loss of each sample, `(batch,)`, float32.
+    Raises: UserError: If shapes do not fit, or the data are no floating-point numbers.
     Source: Ho et al. 2020, eq. 14, for every target and weighting; Nichol & Dhariwal 2021, eq. 16, for the bound.
     """
     schedule = denoiser.schedule
-    t = times(u, schedule)
+    if not x0.is_floating_point():
+        raise UserError(f"the data are {x0.dtype}: scale them to floating-point numbers of about unit variance first")
+    if u is None:
+        u = stratify(torch.rand(len(x0), dtype=torch.float64, device=x0.device, generator=generator))
+    if u.shape != x0.shape[:1]:
+        raise UserError(f"u has the shape {tuple(u.shape)}, where {len(x0)} rows of data need one number each")
+    if noise is None:
+        noise = torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
+    t = (times or times_of(schedule))(u, schedule)
     x_t = schedule.add_noise(x0, noise, t)
-    output, fraction = denoiser.output(x_t, t, cond)
+    output, fraction = denoiser.output(x_t, t, denoiser.embedded(cond))
     error = output.float() - denoiser.target.of(x0, noise, t, schedule)
     squares = error.square().flatten(1).mean(1)
-    loss = expand(weighting(schedule, denoiser.target, t), squares) * squares
+    loss = expand((weighting or Unit())(schedule, denoiser.target, t), squares) * squares
     if fraction is None:
         return loss
     steps = schedule.steps or STEPS

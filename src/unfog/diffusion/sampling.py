@@ -74,10 +74,18 @@ def trajectory(
             reached = reached._replace(t=t, s=s, x=climb(denoise.schedule, x, t, s, noise(index, x)))
             past = ()
         else:
-            reached = solver.step(denoise, x, t, s, past, partial(noise, index))
+            reached = solver.step(denoise, x, t, s, past, partial(_fitting, noise, index))
             past = (*past, reached)[-solver.memory :] if solver.memory else ()
         yield reached
         x = reached.x
+
+
+def _fitting(noise: Draw, index: int, like: Tensor) -> Tensor:
+    """Return the noise of a step after looking whether it has the state's shape."""
+    drawn = noise(index, like)
+    if drawn.shape != like.shape:
+        raise UserError(f"the noise has the shape {tuple(drawn.shape)}, where the state has {tuple(like.shape)}")
+    return drawn
 
 
 def climb(schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
@@ -89,7 +97,7 @@ def climb(schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) ->
     return float(schedule.alpha(s) / schedule.alpha(t)) * x + float(beta.sqrt()) * noise
 
 
-def sample(denoise: Denoise, x: Tensor, times: Tensor, solver: Solver, *, noise: Draw = gaussian) -> Tensor:
+def follow(denoise: Denoise, x: Tensor, times: Tensor, solver: Solver, *, noise: Draw = gaussian) -> Tensor:
     """Return the state at the last of `times`: the end of `trajectory`, without gradients.
 
     Args:

@@ -50,14 +50,27 @@ def as_time(t: Tensor | float | Sequence[float]) -> Tensor:
     return torch.as_tensor(t, dtype=torch.float64)
 
 
-def _remembered(method: Callable[["Schedule", Tensor | float], Found]) -> Callable[["Schedule", Tensor | float], Found]:
-    """Let a method of a schedule remember what it gives at single times."""
+def _single(t: Tensor | float) -> bool:
+    """Say whether `t` is one time, without a graph behind it."""
+    return not (isinstance(t, Tensor) and (t.ndim or t.requires_grad))
+
+
+def _remembered(
+    method: Callable[["Schedule", Tensor | float], Tensor],
+) -> Callable[["Schedule", Tensor | float], Tensor]:
+    """Let a method of a schedule remember what it gives at single times; each caller gets a copy to do as they like."""
+    name = method.__qualname__
 
     @wraps(method)
-    def recall(schedule: "Schedule", t: Tensor | float) -> Found:
-        return schedule.recall(method.__qualname__, t, partial(method, schedule))
+    def remembering(schedule: "Schedule", t: Tensor | float) -> Tensor:
+        if not _single(t):
+            schedule.check_time(t)
+            return method(schedule, t)
+        if isinstance(t, Tensor) and not t.is_floating_point():
+            schedule.check_time(t)
+        return schedule._recall(name, t, partial(method, schedule)).clone()
 
-    return recall
+    return remembering
 
 
 @dataclass(frozen=True)
@@ -107,24 +120,61 @@ class Schedule(ABC):
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     @final
-    def recall(self, what: Hashable, t: Tensor | float, compute: Callable[[Tensor | float], Found]) -> Found:
+    def _recall(self, what: Hashable, t: Tensor | float, compute: Callable[[Tensor | float], Found]) -> Found:
         """Return compute(t); for single times it is computed once and remembered, since samplers ask again and again.
+
+        Tensors in the answer are the memory itself: this folder only multiplies by them. What others get are copies
+        and plain numbers, with which they can do as they like.
 
         Args:
             what: Names the function.
             t: Time, of any shape.
             compute: A function of schedule and time alone.
         """
-        if isinstance(t, Tensor) and (t.ndim or t.requires_grad):
+        if not _single(t):
             return compute(t)
         known: dict[tuple[Hashable, float], Found] = self.__dict__.setdefault("_known", {})
         key = what, float(t)
         if key not in known:
             if len(known) >= _MOST:
                 known.clear()
+            self.check_time(key[1])
             with torch.inference_mode(False):  # so that it can be used with gradients, too
                 known[key] = compute(key[1])
         return known[key]
+
+    @final
+    def check_time(self, t: Tensor | float) -> None:
+        """Raise a UserError for whole numbers and for times off the clock.
+
+        Times on a GPU are not looked at, which would wait for it. A clock that counts the noise itself (`EDM`) may be
+        left upwards, as steps that add noise do.
+        """
+        if isinstance(t, Tensor):
+            if not t.is_floating_point():
+                raise UserError(
+                    f"times on the clock [0, {self.t_max:g}] are floating-point numbers, not {t.dtype}: timesteps "
+                    "0 ... T - 1 of a discrete schedule become times by schedule.from_timesteps"
+                )
+            if t.device.type != "cpu" or not t.numel():
+                return
+            low, high = (t.item(),) * 2 if t.ndim == 0 else (end.item() for end in t.aminmax())
+        else:
+            low = high = t
+        slack = 1e-6 * self.t_max  # float32
+        if not (low >= -slack and (high <= self.t_max + slack or (self.keeps == "signal" and high < math.inf))):
+            raise UserError(
+                f"times between {low:g} and {high:g} leave the clock of {type(self).__name__}, [0, {self.t_max:g}]"
+            )
+
+    @final
+    def numbers(self, t: Tensor | float) -> tuple[float, float]:
+        """Return alpha and sigma at one time as plain numbers, as solvers need them."""
+        return self._recall("numbers", t, self._numbers)
+
+    @final
+    def _numbers(self, t: Tensor | float) -> tuple[float, float]:
+        return float(self.alpha(t)), float(self.sigma(t))
 
     @final
     def check(self) -> None:
@@ -152,7 +202,6 @@ class Schedule(ABC):
         return 1 / self.steps if self.steps else float(self.time(QUIET))
 
     @final
-    @_remembered
     def rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return the derivatives alpha'(t) and sigma'(t).
 
@@ -167,6 +216,12 @@ class Schedule(ABC):
                 "a schedule of discrete steps has kinks and so no rates: use its continuous form (for instance "
                 "'linear-continuous'), or Rescheduled(EDM()) for a solver that integrates velocities"
             )
+        alpha, sigma = self._recall("rates", t, self._rates)
+        return alpha.clone(), sigma.clone()
+
+    @final
+    def _rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return both derivatives by one pass backward."""
         with torch.inference_mode(False), torch.enable_grad():
             t = as_time(t).clone()
             both = torch.stack([t, t]).requires_grad_()  # one for each function, so that one pass gives both rates
@@ -190,9 +245,12 @@ class Schedule(ABC):
             t: Time on this schedule's clock, `()` or `(batch,)`, in `[0, t_max]`.
 
         Returns: The noisy state, with the shape and dtype of `x0`.
-        Raises: ValueError: If `t` has neither no axis nor the batch axis of `x0`.
+        Raises: ValueError: If `t` has neither no axis nor the batch axis of `x0`, or is off the clock, or the shapes
+            of data and noise differ.
         Source: Ho et al. 2020, eq. 4; Kingma et al. 2021, eq. 1.
         """
+        if eps.shape != x0.shape:
+            raise UserError(f"the noise has the shape {tuple(eps.shape)}, where the data have {tuple(x0.shape)}")
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
 
     @final

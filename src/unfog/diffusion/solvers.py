@@ -90,7 +90,7 @@ class Solver(ABC):
 
 def _ends(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[float, float, float, float]:
     """Return alpha and sigma at `t`, then at `s`."""
-    return float(schedule.alpha(t)), float(schedule.sigma(t)), float(schedule.alpha(s)), float(schedule.sigma(s))
+    return *schedule.numbers(t), *schedule.numbers(s)
 
 
 def _mixed(alpha: float, sigma: float, prediction: Prediction) -> Tensor:
@@ -100,7 +100,7 @@ def _mixed(alpha: float, sigma: float, prediction: Prediction) -> Tensor:
 
 def _level(schedule: Schedule, t: Tensor) -> float:
     """Return l, half the log-SNR."""
-    return float(schedule.log_snr(t)) / 2
+    return schedule._recall(_level, t, lambda t: float(schedule.log_snr(t)) / 2)
 
 
 def _whole(name: str, value: int, low: int, high: int) -> None:
@@ -215,9 +215,9 @@ class DDIM(Solver):
 
 def _along(schedule: Schedule, x: Tensor, h: float, t: Tensor, prediction: Prediction) -> Tensor:
     """Return x + h·(alpha'·x0 + sigma'·eps): a way of length h along the probability flow's velocity at `t`."""
-    alpha_rate, sigma_rate = schedule.rates(t)
-    moved = torch.add(x, prediction.x0, alpha=h * float(alpha_rate))
-    return torch.add(moved, prediction.eps, alpha=h * float(sigma_rate))
+    alpha_rate, sigma_rate = schedule._recall(_along, t, lambda t: tuple(map(float, schedule.rates(t))))
+    moved = torch.add(x, prediction.x0, alpha=h * alpha_rate)
+    return torch.add(moved, prediction.eps, alpha=h * sigma_rate)
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,8 @@ class DPMSolver2(Solver):
         state = _mixed(alpha_s, sigma_s, prediction)
         if alpha_t == 0 or sigma_s == 0:
             return Step(t, s, state, prediction)
-        middle = schedule.recall(float(s), t, lambda t: schedule.time((schedule.log_snr(t) + schedule.log_snr(s)) / 2))
+        half = schedule._recall(float(s), t, lambda t: schedule.time((schedule.log_snr(t) + schedule.log_snr(s)) / 2))
+        middle = half.clone()
         halfway = _mixed(float(schedule.alpha(middle)), float(schedule.sigma(middle)), prediction)
         growth = math.expm1(_level(schedule, s) - _level(schedule, t))
         change = denoise(halfway, middle).eps - prediction.eps

@@ -89,7 +89,7 @@ class Target(ABC):
 
         Returns: The pair (x0, eps), each shaped like `x_t`.
         """
-        shares = schedule.recall(self, t, partial(self._solution, schedule))
+        shares = schedule._recall(self, t, partial(self._solution, schedule))
         b, sigma, alpha, a = (expand(share, x_t) for share in shares)
         return Prediction(b * x_t - sigma * output, alpha * output - a * x_t)
 

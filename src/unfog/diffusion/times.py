@@ -60,7 +60,7 @@ class Uniform(Times):
 
 
 @dataclass(frozen=True)
-class Discrete(Times):
+class DiscreteTimes(Times):
     """One of `steps` equally spaced times t = t_max·i/steps, i = 1..steps, as DDPM trains."""
 
     steps: int = 1000

@@ -8,7 +8,7 @@ A weight w on the x0 error |x0 - x0'|² is w·(sigma/D)² on |output - output'|�
 | `MinSNR` | min(SNR, gamma) | min(1, gamma/SNR) | min(SNR, gamma)/(SNR + 1) |
 | `P2` | SNR/(k + SNR)^gamma | 1/(k + SNR)^gamma | SNR/((k + SNR)^gamma·(SNR + 1)) |
 | `EDMWeighting` | SNR + 1/d² | 1 + 1/(d²·SNR) | (SNR + 1/d²)/(SNR + 1) |
-| `Sigmoid` | SNR/(1 + SNR·e^-b) | 1/(1 + SNR·e^-b) | SNR/((1 + SNR·e^-b)·(SNR + 1)) |
+| `SigmoidWeighting` | SNR/(1 + SNR·e^-b) | 1/(1 + SNR·e^-b) | SNR/((1 + SNR·e^-b)·(SNR + 1)) |
 """
 
 import math
@@ -119,7 +119,7 @@ class EDMWeighting(OfSNR):
 
 
 @dataclass(frozen=True)
-class Sigmoid(OfSNR):
+class SigmoidWeighting(OfSNR):
     """sigmoid(bias - log_snr) on eps, that is SNR/(1 + SNR·exp(-bias)) on x0.
 
     Source: Kingma & Gao 2023, Understanding Diffusion Objectives as the ELBO; Hoogeboom et al. 2024,

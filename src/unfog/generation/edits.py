@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from unfog.data.codecs import Codec, Latents
 from unfog.diffusion.denoiser import Denoise
 from unfog.diffusion.editing import Inpainting, begin, check_strength, climbing, late, rising, spherical, varied
-from unfog.diffusion.sampling import sample, trajectory
+from unfog.diffusion.sampling import follow, trajectory
 from unfog.diffusion.solvers import DDIM, Solver
 from unfog.generation.sampler import Sampler
 from unfog.recipes.conditions import Asked
@@ -266,8 +266,8 @@ def invert(sampler: Sampler, picture: Tensor, asked: Asked = None) -> tuple[Tens
     x0 = canvas.encode(canvas.picture)
     back = rising(times, denoise.schedule)
     with torch.inference_mode():
-        x = sample(denoise, denoise.schedule.alpha(back[0]).to(x0) * x0, back, solver)
-        again = sample(denoise, x, times, solver)
+        x = follow(denoise, denoise.schedule.alpha(back[0]).to(x0) * x0, back, solver)
+        again = follow(denoise, x, times, solver)
     return (x / denoise.schedule.sigma(times[0]).to(x)).cpu(), canvas.decode(again)[0]
 
 
@@ -288,7 +288,7 @@ def from_noise(sampler: Sampler, picture: Tensor, z: Tensor, asked: Asked = None
     for part in torch.split(z, sampler.settings.batch):
         denoise, times, solver = _deterministic(canvas, asked, len(part))
         with torch.inference_mode():
-            x = sample(denoise, denoise.schedule.sigma(times[0]).to(part) * part.to(canvas.device), times, solver)
+            x = follow(denoise, denoise.schedule.sigma(times[0]).to(part) * part.to(canvas.device), times, solver)
         parts.append(canvas.decode(x))
     return torch.cat(parts)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unfog.data.codecs import Pixels
 from unfog.diffusion.solvers import DDIM, Ancestral, Solver
-from unfog.diffusion.times import Discrete, Uniform
+from unfog.diffusion.times import DiscreteTimes, Uniform
 from unfog.interop import configs, files, names, schedulers
 from unfog.networks.autoencoder import Autoencoder
 from unfog.recipes.conditions import ClassConditioning, Conditioning, NoConditioning
@@ -94,7 +94,7 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
         schedule=sampled.schedule,
         target=sampled.target,
         variance=LearnedVariance() if _learned(sampled.solver) else FixedVariance(),
-        times=Uniform() if sampled.network_time == "thousand" else Discrete(),
+        times=Uniform() if sampled.network_time == "thousand" else DiscreteTimes(),
         solver=sampled.solver,
         grid=sampled.grid,
         sampling=_sampling(sampled, conditioning, coder is not None),

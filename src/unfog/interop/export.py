@@ -36,7 +36,7 @@ UNFIT = (
 and pass a generator to every scheduler."""
 
 
-def export(run: Run, folder: Path) -> tuple[str, ...]:
+def export_model(run: Run, folder: Path) -> tuple[str, ...]:
     """Export a run to a folder for diffusers' `DiffusionPipeline.from_pretrained`.
 
     Args:

@@ -152,7 +152,7 @@ class TimeEmbedding(nn.Module):
         waves = sinusoidal(time, self.frequencies, shift=self.shift)
         if self.sines_first:
             waves = waves.roll(self.frequencies // 2, -1)
-        embedding: Tensor = self.linear_2(F.silu(self.linear_1(waves)))
+        embedding: Tensor = self.linear_2(F.silu(self.linear_1(waves.to(self.linear_1.weight.dtype))))
         if cond is not None and cond.vector is not None:
             embedding = embedding + cond.vector
         return embedding

@@ -15,7 +15,7 @@ from unfog.diffusion.grids import Grid, LeadingGrid, LinspaceGrid, TrailingGrid,
 from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, ClassifierGuided
 from unfog.diffusion.likelihood import bits_per_dim, log_likelihood
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
-from unfog.diffusion.sampling import sample
+from unfog.diffusion.sampling import follow
 from unfog.diffusion.schedules import LinearContinuous, RectifiedFlow, Schedule, as_time
 from unfog.diffusion.solvers import (
     DDIM,
@@ -28,7 +28,7 @@ from unfog.diffusion.solvers import (
 )
 from unfog.diffusion.tables import Linear, Table
 from unfog.diffusion.targets import EDMTarget, Eps, Prediction
-from unfog.diffusion.weightings import P2, EDMWeighting, MinSNR, Sigmoid
+from unfog.diffusion.weightings import P2, EDMWeighting, MinSNR, SigmoidWeighting
 from unfog.networks.conditioning import Cond
 from unfog.proofs.orders import SOLVERS, count, mixture, problems
 from unfog.recipes.kinds import KINDS, class_of
@@ -215,7 +215,7 @@ def recursion(
         z[2 + step] = 1
         return z
 
-    reached = sample(denoise, x, times, solver, noise=alone).numpy()
+    reached = follow(denoise, x, times, solver, noise=alone).numpy()
     lines = [(float(schedule.alpha(t)), float(schedule.sigma(t))) for t in times]
     wanted, past = x.numpy(), []  # type: ignore[var-annotated]
     for step, (before, after) in enumerate(pairwise(lines)):
@@ -259,8 +259,8 @@ def inversions() -> list[Proof]:
     times = problem.times(200)
     proofs = []
     for name, solver in SOLVERS.items():
-        there = sample(problem.denoise, problem.start, times, solver)
-        back = sample(problem.denoise, there, times.flip(0), solver)
+        there = follow(problem.denoise, problem.start, times, solver)
+        back = follow(problem.denoise, there, times.flip(0), solver)
         proofs.append(Proof(f"inversion: {name}", _largest(back, problem.start), 0.2 if solver.order == 1 else 0.01))
     return proofs
 
@@ -269,7 +269,7 @@ def adaptive() -> list[Proof]:
     """The adaptive rule keeps its tolerance, within a factor of ten."""
     worst = 0.0
     for problem in problems()[:: len(problems()) // 4]:
-        reached = sample(problem.denoise, problem.start, problem.times(1), RungeKutta45(1e-7, 1e-7))
+        reached = follow(problem.denoise, problem.start, problem.times(1), RungeKutta45(1e-7, 1e-7))
         worst = max(worst, float((reached - problem.end).square().mean().sqrt()))
     return [Proof("error: rk45 at 1e-7", worst, 1e-6)]
 
@@ -339,7 +339,7 @@ def weights() -> list[Proof]:
     eps = {
         "min-snr": (MinSNR(5.0), (5 / snr).clamp(max=1)),
         "p2": (P2(), 1 / (1 + snr)),
-        "sigmoid": (Sigmoid(1.0), torch.sigmoid(1 - table.log_snr(t))),
+        "sigmoid": (SigmoidWeighting(1.0), torch.sigmoid(1 - table.log_snr(t))),
     }
     proofs = [
         Proof(f"weighting: {name}", _largest(weighting(table, Eps(), t), wanted), 1e-10)

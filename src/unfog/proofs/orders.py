@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unfog.diffusion.denoiser import Denoise, Wrapped
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
-from unfog.diffusion.sampling import sample, trajectory
+from unfog.diffusion.sampling import follow, trajectory
 from unfog.diffusion.schedules import EDM, CosineContinuous, LinearContinuous, RectifiedFlow, Schedule, as_time
 from unfog.diffusion.solvers import (
     DDIM,
@@ -231,7 +231,7 @@ def count(solver: Solver, steps: int) -> int:
     """Return how often a rule calls the denoiser on a grid from near pure noise to clean data."""
     counting = Counting(MixtureDenoiser(mixture(2, 2), RectifiedFlow()), [])
     times = torch.linspace(0.99, 0, steps + 1, dtype=torch.float64)
-    sample(counting, torch.zeros(1, 2, dtype=torch.float64), times, solver)
+    follow(counting, torch.zeros(1, 2, dtype=torch.float64), times, solver)
     return len(counting.calls)
 
 

@@ -84,7 +84,7 @@ KINDS: dict[str, dict[str, str | type]] = {
     "variance": {"fixed": "recipes.settings:FixedVariance", "learned": "recipes.settings:LearnedVariance"},
     "times": {
         "uniform": "diffusion.times:Uniform",
-        "discrete": "diffusion.times:Discrete",
+        "discrete": "diffusion.times:DiscreteTimes",
         "log-normal": "diffusion.times:LogNormal",
         "logit-normal": "diffusion.times:LogitNormal",
         "importance": "diffusion.times:Importance",
@@ -94,7 +94,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "min-snr": "diffusion.weightings:MinSNR",
         "p2": "diffusion.weightings:P2",
         "edm": "diffusion.weightings:EDMWeighting",
-        "sigmoid": "diffusion.weightings:Sigmoid",
+        "sigmoid": "diffusion.weightings:SigmoidWeighting",
     },
     "optimizer": {"adamw": "recipes.optimizers:AdamW", "muon": "recipes.optimizers:Muon"},
     "ema": {"power": "recipes.settings:PowerAverage", "exponential": "recipes.settings:ExponentialAverage"},

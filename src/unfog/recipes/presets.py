@@ -10,7 +10,7 @@ from unfog.data.source import Augment
 from unfog.diffusion.solvers import Ancestral
 from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import X0, Eps
-from unfog.diffusion.times import Discrete, LogitNormal, Uniform
+from unfog.diffusion.times import DiscreteTimes, LogitNormal, Uniform
 from unfog.recipes.conditions import NoConditioning, TextConditioning
 from unfog.recipes.latents import LatentCodec
 from unfog.recipes.networks import AutoencoderSpec, CompactSpec, MinimalSpec, MLPSpec
@@ -211,7 +211,7 @@ def tutorial(data: str | None = None, size: int | None = None) -> Recipe:
         inputs=Inputs(network_time="index"),
         schedule=Linear(),
         target=Eps(),
-        times=Discrete(),
+        times=DiscreteTimes(),
         optimizer=AdamW(lr=1e-3),
         solver=Ancestral(),
         sampling=Sampling(steps=1000),

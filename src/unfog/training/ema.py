@@ -4,14 +4,14 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unfog.recipes.settings import Average
+from unfog.recipes.settings import Average, PowerAverage
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
 from unfog.runtime.tensors import read_tensors
@@ -41,6 +41,52 @@ class Averaged:
         averages: list[Tensor] = [distributed.local(parameter) for parameter in self.model.parameters()]
         weights: list[Tensor] = [distributed.local(parameter.detach()) for parameter in model.parameters()]
         torch._foreach_lerp_(averages, weights, self.profile.share(step, batch))
+
+
+class EMA(nn.Module):
+    """A copy of any module whose parameters and buffers follow it: average += share·(new - average).
+
+    Buffers that hold whole numbers are copied. The copy is called like the module: `ema(x, t)`, or `ema.module`.
+    """
+
+    updates: Tensor
+
+    def __init__(self, module: nn.Module, average: Average | None = None) -> None:
+        """Start at the numbers of `module`.
+
+        Args:
+            module: What is trained; it is copied, and never changed.
+            average: How long the average is: `PowerAverage` (the default) or `ExponentialAverage`.
+        """
+        super().__init__()
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.average = average or PowerAverage()
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, batch: int = 1) -> None:
+        """Take in the numbers of `module` after an optimizer step.
+
+        Args:
+            module: What is trained.
+            batch: Rows in that step, which averages that count in rows need.
+        """
+        self.updates += 1
+        share = self.average.share(int(self.updates), batch)
+        kept = [*self.module.parameters(), *self.module.buffers()]
+        for mine, new in zip(kept, [*module.parameters(), *module.buffers()], strict=True):
+            if mine.is_floating_point() or mine.is_complex():
+                mine.lerp_(new, share)
+            else:
+                mine.copy_(new)
+
+    def train(self, mode: bool = True) -> "EMA":
+        """Leave the copy in eval mode."""
+        return self
+
+    def forward(self, *args: Any, **words: Any) -> Any:
+        """Call the copy."""
+        return self.module(*args, **words)
 
 
 class Profile(NamedTuple):

@@ -1,0 +1,112 @@
+"""Samples in one call, with what fits the schedule wherever nothing is asked for."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from unfog.diffusion.defaults import grid_of
+from unfog.diffusion.denoiser import Condition, Conditioned, Denoise, Denoiser, Rescheduled
+from unfog.diffusion.grids import Grid
+from unfog.diffusion.guidance import ClassifierFree
+from unfog.diffusion.names import GRIDS, SOLVERS, named
+from unfog.diffusion.sampling import trajectory
+from unfog.diffusion.schedules import RectifiedFlow, as_time
+from unfog.diffusion.solvers import Solver
+from unfog.runtime.errors import UserError
+from unfog.runtime.randomness import normal
+
+
+def sample(
+    denoiser: Denoiser | Denoise,
+    shape: Sequence[int],
+    steps: int = 20,
+    *,
+    solver: Solver | str = "dpmpp-2m",
+    grid: Grid | str | None = None,
+    noise: Tensor | None = None,
+    seed: int = 0,
+    cond: Condition | None = None,
+    guidance: float = 1.0,
+) -> Tensor:
+    """Draw samples: noise of the schedule's loudest time, taken to clean data by a solver along a grid.
+
+    The network is in eval mode meanwhile, and no gradients are kept. Solvers that integrate a velocity do so on the
+    clock of `RectifiedFlow`, times matched by log-SNR, since the flow is not smooth on every schedule's own clock.
+
+    Args:
+        denoiser: A `Denoiser`, or anything that predicts (x0, eps).
+        shape: `(count, *row)`.
+        steps: Number of steps; the default grid and most solvers evaluate the network once in each.
+        solver: A value or its name in a recipe: `DDIM(eta=1.0)`, `"heun"`.
+        grid: A value or its name. Default: karras on `EDM`, uniform on `RectifiedFlow`, else log-snr.
+        noise: Standard normal noise to start from, shaped like the samples. Default: drawn from the seed.
+        seed: The same seed gives the same samples; noise i is that of sample i whatever the count.
+        cond: What the samples are conditioned on: a `Cond`, or a tensor with a row for each sample.
+        guidance: Scale of classifier-free guidance, 1 is off.
+
+    Returns: Samples on the denoiser's device, `shape`; float32, or float64 from a network in float64.
+    Raises: UserError: For an unknown name, a shape that does not fit, or a solver that does not fit the schedule.
+    """
+    count, *row = shape
+    if count < 1 or min(row, default=0) < 1:
+        raise UserError(f"the shape of samples is (count, *row), each 1 or more, not {tuple(shape)}")
+    rule, places = named("solver", solver, SOLVERS), named("grid", grid or grid_of(denoiser.schedule), GRIDS)
+    like = _weight(denoiser)
+    if noise is None:
+        noise = normal(seed, "start", 0, 0, count, tuple(row))
+    elif noise.shape != torch.Size(shape):
+        raise UserError(f"the noise has the shape {tuple(noise.shape)}, where the samples have {tuple(shape)}")
+    with torch.no_grad(), _evaluating(denoiser):
+        denoise = _guided(denoiser, cond, guidance, count)
+        times = places(denoise.schedule, steps)
+        if rule.velocity and not isinstance(denoise.schedule, RectifiedFlow):
+            flow = RectifiedFlow()
+            denoise, times = Rescheduled(denoise, flow), flow.time(denoise.schedule.log_snr(times))
+        x = as_time(denoise.schedule.sigma(times[0])).to(like) * noise.to(like)
+        for step in trajectory(
+            denoise, x, times, rule, noise=lambda index, at: normal(seed, "step", index, 0, count, tuple(row)).to(at)
+        ):
+            x = step.x
+    return x
+
+
+def _weight(denoiser: Denoiser | Denoise) -> Tensor:
+    """Return a number of the device and the type in which the state is kept."""
+    first = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
+    if first is None:
+        return torch.zeros(())
+    return torch.zeros((), device=first.device, dtype=torch.promote_types(first.dtype, torch.float32))
+
+
+def _guided(denoiser: Denoiser | Denoise, cond: Condition | None, guidance: float, count: int) -> Denoise:
+    """Return the model under the condition, guided away from what it predicts without one."""
+    if not isinstance(denoiser, Denoiser):
+        if cond is not None or guidance != 1:
+            raise UserError(
+                "only a Denoiser takes a condition here: wrap this model in Conditioned or ClassifierFree first"
+            )
+        return denoiser
+    embedder = denoiser.embedder
+    free = Conditioned(denoiser, embedder.null(count) if embedder is not None else None)
+    if cond is None:
+        if guidance != 1:
+            raise UserError(f"guidance {guidance:g} needs a condition to lead to: give cond, or leave guidance at 1")
+        return free
+    conditional = Conditioned(denoiser, denoiser.embedded(cond))
+    return conditional if guidance == 1 else ClassifierFree(conditional, free, guidance)
+
+
+@contextmanager
+def _evaluating(denoiser: object) -> Iterator[None]:
+    """Put a module and all in it into eval mode, and each back into its own mode afterwards."""
+    modules = list(denoiser.modules()) if isinstance(denoiser, nn.Module) else []
+    training = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, training, strict=True):
+            module.training = mode

@@ -1,0 +1,122 @@
+"""Models of other toolkits as denoisers, and denoisers as other toolkits' models, without importing any of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from unfog.diffusion.denoiser import Condition, Conditioned, Denoise, Denoiser, Rescheduled
+from unfog.diffusion.schedules import EDM, RectifiedFlow, Schedule, as_time, expand
+from unfog.diffusion.tables import Table
+from unfog.diffusion.targets import X0, Eps, Flow, Prediction, Target, V
+from unfog.runtime.errors import UserError, unknown
+
+TARGETS: dict[str, Target] = {"epsilon": Eps(), "sample": X0(), "v_prediction": V(), "flow_prediction": Flow()}
+"""diffusers' prediction types."""
+KModel = Callable[..., Tensor]
+"""A model of k-diffusion: (x, sigma, **extra) -> denoised, with x = x0 + sigma·eps and sigma of shape `(batch,)`."""
+
+
+class Scheduler(Protocol):
+    """What is read of a scheduler of diffusers."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its options."""
+        ...
+
+
+class _Unet(nn.Module):
+    """A model of diffusers that is called as the denoiser calls its networks."""
+
+    def __init__(self, unet: nn.Module, whole: bool) -> None:
+        """Keep the model; `whole` says whether its timesteps are whole numbers."""
+        super().__init__()
+        self.unet, self.whole = unet, whole
+
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return the model's `.sample`; a condition is its encoder_hidden_states."""
+        given = {} if cond is None else {"encoder_hidden_states": cond}
+        output: Tensor = self.unet(x, time.round().long() if self.whole else time, **given).sample
+        return output
+
+
+def wrap_diffusers(unet: nn.Module, scheduler: Scheduler) -> Denoiser:
+    """Return a model of diffusers as a `Denoiser`: schedule and target from the scheduler's configuration.
+
+    Args:
+        unet: A `UNet2DModel`, a `UNet2DConditionModel` or the like, whose output has a `.sample`. The condition of the
+            denoiser is a tensor, its encoder_hidden_states.
+        scheduler: The pipeline's: its betas become a `Table`, at which the model gets whole timesteps; a
+            flow-matching one becomes `RectifiedFlow`.
+
+    Raises: UserError: For a prediction type or a scheduler that has no equal here.
+    """
+    products, config = getattr(scheduler, "alphas_cumprod", None), scheduler.config
+    name = type(scheduler).__name__
+    flow = name.startswith("FlowMatch")
+    prediction = "flow_prediction" if flow else str(config.get("prediction_type", "epsilon"))
+    if prediction not in TARGETS:
+        raise unknown("prediction_type", prediction, TARGETS)
+    if flow:
+        schedule: Schedule = RectifiedFlow()
+    elif isinstance(products, Tensor):
+        schedule = Table(tuple(products.double().tolist()))
+    else:
+        raise UserError(f"the scheduler {name} has no alphas_cumprod: give one with betas, or for flow matching")
+    known: Mapping[str, Any] = getattr(unet, "config", {})
+    learned = known.get("out_channels") == 2 * (known.get("in_channels") or 0) != 0
+    return Denoiser(
+        _Unet(unet, not flow),
+        schedule,
+        TARGETS[prediction],
+        input_scale="none",
+        network_time="thousand" if flow else "whole",
+        learned_variance=bool(learned),
+    )
+
+
+def wrap_k(denoiser: Denoise) -> KModel:
+    """Return a denoiser as a model of k-diffusion, which its samplers can call.
+
+    Args:
+        denoiser: A `Denoiser`, or anything that predicts (x0, eps).
+
+    Returns: A function of (x, sigma), x = x0 + sigma·eps with sigma of shape `()` or `(batch,)`, that returns x0; a
+        `Denoiser` also takes `cond`.
+    """
+
+    def model(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
+        inner: Denoise = denoiser
+        if cond is not None:
+            if not isinstance(denoiser, Denoiser):
+                raise UserError("only a Denoiser takes a condition here: wrap this model in Conditioned first")
+            inner = Conditioned(denoiser, denoiser.embedded(cond))
+        return Rescheduled(inner, EDM())(x, as_time(sigma)).x0
+
+    return model
+
+
+@dataclass(frozen=True)
+class _OfK:
+    """What a model of k-diffusion predicts."""
+
+    model: KModel
+    schedule: EDM
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        """Predict x0, and eps = (x - x0)/sigma."""
+        sigma = as_time(t).clamp(min=self.schedule.t_first)
+        x0 = self.model(x, sigma.to(x).expand(len(x)))
+        return Prediction(x0, (x - x0) / expand(sigma, x))
+
+
+def unwrap_k(model: KModel, sigma_max: float = 80.0) -> Denoise:
+    """Return a model of k-diffusion as something that predicts (x0, eps), on the schedule `EDM(sigma_max)`.
+
+    Args:
+        model: (x, sigma) -> denoised, with sigma of shape `(batch,)`.
+        sigma_max: The loudest noise level that it knows.
+    """
+    return _OfK(model, EDM(sigma_max))
