@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import unfog
 from unfog.diffusion.names import GRIDS, SCHEDULES, SOLVERS, TARGETS
 from unfog.networks.conditioning import ClassEmbedding
-from unfog.recipes.kinds import KINDS
+from unfog.recipes.kinds import KINDS, class_of
 
 LOOP = """
 import torch, unfog
@@ -213,7 +213,7 @@ class Narrow(nn.Module):
         (lambda: unfog.Denoiser(Plain(), unfog.RectifiedFlow(), network_time="thousands"), "did you mean 'thousand'"),  # type: ignore[arg-type]
         (lambda: unfog.Denoiser(Plain(), unfog.RectifiedFlow(), input_scale="units"), "did you mean 'unit'"),  # type: ignore[arg-type]
         (lambda: unfog.Denoiser(Plain(), unfog.RectifiedFlow), "schedule and target being values"),  # type: ignore[arg-type]
-        (lambda: KINDS["codec"]["pixels"]().encode(torch.rand(2, 1, 4, 4)), "codec .pixels. takes whole numbers"),
+        (lambda: class_of("codec", "pixels")().encode(torch.rand(2, 1, 4, 4)), "codec .pixels. takes whole numbers"),
     ],
 )
 def test_mistakes_get_a_sentence(mistake: Any, words: str) -> None:
@@ -230,9 +230,7 @@ def test_the_noise_of_a_step_must_fit_the_state() -> None:
 def test_names_are_those_of_recipes() -> None:
     for field, table in (("solver", SOLVERS), ("grid", GRIDS), ("schedule", SCHEDULES), ("target", TARGETS)):
         assert set(table) == set(KINDS[field])
-    for table in (SOLVERS, GRIDS, TARGETS):
-        for name, build in table.items():
-            assert KINDS[next(f for f in KINDS if KINDS[f].get(name) is build)][name] is build
+        assert all(build is class_of(field, name) for name, build in table.items())
 
 
 def test_ema_averages_parameters_and_buffers() -> None:

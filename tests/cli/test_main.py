@@ -408,7 +408,7 @@ def test_a_broken_run_folder(
         (["film", "--label", "10"], "the label 10 is out of range: this model knows 0 to 9"),
         (["film", "--steps", "-1"], "steps must be above 0, not -1"),
         (["film", "--solver", "hein"], "unknown solver 'hein': did you mean 'heun'"),
-        (["evaluate", "-n", "10"], "10 samples are too few .* ask for -n 100 or more"),
+        (["evaluate", "-n", "10"], "10 samples are too few .* take 100 or more"),
         (["evaluate", "--guidance", "nan"], "guidance .*nan"),
         (["evaluate", "--steps", "0"], "steps must be above 0, not 0"),
     ],

@@ -186,16 +186,16 @@ def _most_rows(trainer: Trainer) -> int:
 
 def _kept(trainer: Trainer, rows: int) -> int:
     """Return the bytes that the loss of some rows keeps for the backward pass; what rows share counts once."""
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no later one takes the same address
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage.data_ptr()] = storage
         return tensor.detach()  # the tensor itself would hold its own graph
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         trainer.losses(replace(trainer.draws, batch=rows, part=None)(0))
-    return sum(kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def _size(path: Path) -> int:
