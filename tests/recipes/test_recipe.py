@@ -87,7 +87,10 @@ def test_json_names_every_option(name: str, pictures: str) -> None:
     assert not DECIDED_BY_DATA & set(value["network"])
 
 
-REQUIRED: dict[str, dict[str, object]] = {"table": {"alphas_cumprod": [0.9, 0.5, 0.1]}}
+REQUIRED: dict[str, dict[str, object]] = {
+    "table": {"alphas_cumprod": [0.9, 0.5, 0.1]},
+    "several": {"parts": ["classes", "values"]},
+}
 """The options without a default, by kind."""
 
 

@@ -1,6 +1,6 @@
 """What a model is told of each row, and what a request may ask of it: the kinds of a recipe's conditioning."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -14,7 +14,7 @@ from unfog.data.text import tokenise
 from unfog.networks.conditioning import ClassEmbedding, Embedder, NumbersEmbedding, PlanesEmbedding, TextEncoder
 from unfog.runtime.errors import UserError, unknown
 
-Asked = int | float | str | Sequence[Any] | Tensor | None
+Asked = int | float | str | Sequence[Any] | Mapping[str, Any] | Tensor | None
 """What a request asks for: one thing for all samples, or a sequence with one for each; None asks for nothing."""
 
 
@@ -134,7 +134,7 @@ class LabelsConditioning(WithNull):
         """Return the embedder."""
         if not known.classes:
             raise UserError("conditioning=labels needs data with labels: use conditioning=none")
-        return NumbersEmbedding(len(known.classes), dim)
+        return NumbersEmbedding(len(known.classes), dim, flags=True)
 
     def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
         """Return which labels hold, `(batch, classes)`."""

@@ -55,6 +55,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "text": "recipes.conditions:TextConditioning",
         "pretrained": "recipes.text_encoders:PretrainedConditioning",
         "image": "recipes.conditions:ImageConditioning",
+        "several": "recipes.several:SeveralConditions",
         "none": "recipes.conditions:NoConditioning",
     },
     "inputs": {"scaled": "recipes.settings:Inputs"},
