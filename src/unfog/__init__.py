@@ -111,7 +111,7 @@ if TYPE_CHECKING:
     from unfog.recipes.kinds import register as register
     from unfog.recipes.presets import recipe as recipe
     from unfog.recipes.recipe import Recipe as Recipe
-    from unfog.runs.run import Run as Run
+    from unfog.runs.model import Run as Run
     from unfog.runs.run import load as load
     from unfog.runs.run import resume as resume
     from unfog.runs.run import train as train
@@ -182,7 +182,7 @@ _HOMES = {
     "Recipe": "recipes.recipe",
     "RectifiedFlow": "diffusion.schedules",
     "Rescheduled": "diffusion.denoiser",
-    "Run": "runs.run",
+    "Run": "runs.model",
     "RungeKutta45": "diffusion.solvers",
     "Sampler": "generation.sampler",
     "Schedule": "diffusion.schedules",

@@ -1,31 +1,22 @@
-"""A run folder is a model: train one, load it, sample from it."""
+"""A run folder is a model: train one, resume its training, load it."""
 
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, cast
 
 from rich.console import Console
-from torch import Tensor
 
 from unfog.data.inspect import quick
-from unfog.diffusion.denoiser import Denoiser
-from unfog.diffusion.grids import Grid
-from unfog.diffusion.solvers import Solver
-from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_data, build_denoiser
-from unfog.recipes.conditions import Asked
-from unfog.recipes.kinds import kind_of
 from unfog.recipes.latents import LatentCodec, autoencoder
-from unfog.recipes.parse import changed, named
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.text_encoders import PretrainedConditioning, copy_encoder
+from unfog.runs.model import Run as Run
 from unfog.runtime import distributed
-from unfog.runtime.device import Precision, arithmetic, choose_device, choose_precision, keep_memory, place
+from unfog.runtime.device import Precision, choose_device, choose_precision, keep_memory, place
 from unfog.runtime.errors import EnvironmentFailure, UserError
 from unfog.runtime.files import disk, locked, read_bounded, whole, write_whole
 from unfog.runtime.tensors import load_into, read_tensors
@@ -36,106 +27,8 @@ from unfog.training.metrics import draw_losses
 from unfog.training.objectives.reconstruction import autoencoder_recipe
 from unfog.training.trainer import Trainer
 
-Part = TypeVar("Part")
 SMALL = 10_000_000
 """Parameters that a network may have even where the weights beside its recipe are fewer: they are compared by name."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained model in its folder.
-
-    Attributes:
-        path: The run folder.
-        recipe: What it was made with.
-        denoiser: The averaged weights, ready to sample.
-        precision: Arithmetic of the network.
-    """
-
-    path: Path
-    recipe: Recipe
-    denoiser: Denoiser
-    precision: Precision
-
-    def sampler(
-        self,
-        *,
-        solver: str | Solver | None = None,
-        steps: int | None = None,
-        grid: str | Grid | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
-        negative: Asked = None,
-    ) -> Sampler:
-        """Return the sampler of the recipe with some settings changed.
-
-        Args:
-            solver: A solver, or its name.
-            steps: Number of steps.
-            grid: A grid, or its name.
-            guidance: Scale of classifier-free guidance; 1 is off.
-            seed: Seed of the noise.
-            negative: What samples shall not show, one thing for all.
-
-        Raises: UserError: For an unknown name or a value out of range.
-        """
-        changes: dict[str, object] = {"steps": steps, "guidance": None if guidance is None else float(guidance)}
-        given = {name: value for name, value in changes.items() if value is not None}
-        recipe = replace(
-            self.recipe,
-            solver=_chosen("solver", self.recipe.solver, solver),
-            grid=_chosen("grid", self.recipe.grid, grid),
-            sampling=changed(self.recipe.sampling, "sampling", given.items()),
-        )
-        return Sampler.of(recipe, self.denoiser, seed, negative, self.precision)
-
-    def sample(
-        self,
-        count: int,
-        asked: Asked = None,
-        *,
-        solver: str | Solver | None = None,
-        steps: int | None = None,
-        grid: str | Grid | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
-        negative: Asked = None,
-    ) -> Tensor:
-        """Draw samples; number i is the same in whatever request it comes.
-
-        Args:
-            count: Number of samples.
-            asked: What they shall show, one thing for all or one for each: a class, a prompt, values, or a picture,
-                as the model was trained; None asks for all classes, or some held-out captions, in turn.
-            solver: A solver, for instance `DDIM(eta=0.5)`, or its name, `"ddim"`; default: the recipe's.
-            steps: Number of steps; the recipe's if None.
-            grid: A grid, or its name; default: the recipe's.
-            guidance: Scale of classifier-free guidance, 1 is off; the recipe's if None.
-            seed: Seed of the noise.
-            negative: What samples shall not show, one thing for all: guidance leads away from it.
-
-        Returns: uint8 pictures `(count, channels, height, width)`, or float32 points `(count, coordinates)`.
-        Raises: UserError: For an unknown name or a value out of range.
-        """
-        sampler = self.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed, negative=negative)
-        return sampler(count, asked)
-
-    def batches(self, sampler: Sampler, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
-        """Yield the batches of a sampler in the run's arithmetic, see `Sampler.batches`."""
-        return self.computed(sampler.batches(condition, count, skip))
-
-    def computed(self, parts: Iterator[Part]) -> Iterator[Part]:
-        """Yield what an iterator gives, with the run's arithmetic while it computes and not in between."""
-        while True:
-            with self.arithmetic():
-                found = next(parts, None)
-            if found is None:
-                return
-            yield found
-
-    def arithmetic(self) -> AbstractContextManager[object]:
-        """Return the context in which the network computes."""
-        return arithmetic(self.precision, next(self.denoiser.parameters()).device)
 
 
 def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Run:
@@ -166,13 +59,6 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     assert recipe.shape is not None
     wanted = recipe.training.precision if precision == "auto" else precision
     return Run(path, recipe, denoiser.eval().requires_grad_(False), choose_precision(wanted, place_at, recipe.shape))
-
-
-def _chosen(field: str, own: Part, wanted: str | Part | None) -> Part:
-    """Return a recipe's own part, or the one that is wanted, by its name or as a value."""
-    if isinstance(wanted, str):
-        return own if wanted == kind_of(field, own) else cast(Part, named(field, wanted))
-    return own if wanted is None else wanted
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -347,9 +233,9 @@ def reopen(path: Path, device: str = "auto") -> Trainer:
 def check_vacant(out: Path) -> None:
     """Raise a UserError for a path that cannot become a run folder."""
     if steps(out / "checkpoints") or (out / "model.safetensors").exists():
-        raise UserError(f"{out} holds another run: choose another --out, or go on with `unfog train --resume {out}`")
+        raise UserError(f"{out} holds another run: choose another `out`, or go on with `unfog train --resume {out}`")
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: choose another --out")
+        raise UserError(f"{out} is a file: choose another `out`")
 
 
 def _train(trainer: Trainer, budget: Budget | None, console: Console | None, log: tuple[str, ...]) -> None:
