@@ -32,9 +32,12 @@ PARAMETERS, TENSORS = 1_000_000_000, 10_000
 """Parameters of a model, and tensors that hold them, at most."""
 
 
-def build_data(recipe: Recipe) -> tuple[Recipe, Data]:
-    """Read the data, and return the recipe with their shape, classes and some captions written in."""
-    data = recipe.data.build()
+def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
+    """Read the data unless they are given, and return the recipe with their shape, classes and some captions filled in.
+
+    Raises: UserError: If they are missing, damaged or too few, or their classes are too many for a recipe.
+    """
+    data = recipe.data.build() if data is None else data
     filled = replace(recipe, shape=data.train.shape, classes=data.train.classes)
     if recipe.conditioning.captioned:
         rows = np.linspace(0, len(data.heldout) - 1, min(len(data.heldout), PROMPTS)).astype(np.int64)

@@ -27,6 +27,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "folder": "recipes.sources:Folder",
         "shapes": "recipes.sources:CaptionedShapes",
         "elsewhere": "recipes.sources:Elsewhere",
+        "given": "recipes.sources:Given",
     },
     "augment": {"flip-crop": "data.source:Augment"},
     "codec": {
