@@ -202,7 +202,7 @@ class Narrow(nn.Module):
         (lambda: unfog.denoising_loss(FLOW, X, noise=X[:, :1]), "the noise has the shape"),
         (lambda: unfog.denoising_loss(FLOW, X, u=torch.rand(1)), "u has the shape"),
         (lambda: unfog.denoising_loss(FLOW, X.long()), "scale them to floating-point"),
-        (lambda: unfog.denoising_loss(unfog.Denoiser(Narrow(), unfog.RectifiedFlow()), X), "gives an output of"),
+        (lambda: unfog.denoising_loss(unfog.Denoiser(Narrow(), unfog.RectifiedFlow()), X), "returns the shape"),
         (lambda: unfog.sample(FLOW, (4, 2), noise=X[:1]), "the noise has the shape"),
         (lambda: unfog.sample(FLOW, (0, 2)), "the shape of samples"),
         (lambda: unfog.sample(FLOW, (4, 2), solver="dimm"), "unknown solver 'dimm': did you mean 'ddim'"),

@@ -235,7 +235,7 @@ def test_impossible_grids_are_refused() -> None:
         UniformGrid()(Linear(), 0)
     with pytest.raises(UserError, match="rho"):
         KarrasGrid(0.0)
-    with pytest.raises(UserError, match="shares of the clock"):
+    with pytest.raises(UserError, match="shares of t_max"):
         TimesGrid((1.0, 0.5, 0.0))(Linear(), 5)
     with pytest.raises(UserError, match="do not fall"):
         TimesGrid((1.0, 0.5, 0.7, 0.0))(Linear(), 3)

@@ -144,7 +144,7 @@ def test_given_times() -> None:
     """Shares of the clock, as they are."""
     assert TimesGrid((1.0, 0.3, 0.05, 0.01))(EDM(80.0), 3).tolist() == pytest.approx([80, 24, 4, 0.8])
     for shares in ((1.0, 0.5), (1.0, 0.7, 0.4, 0.0), (1.2, 0.5, 0.0), (1.0, 0.5, -0.1)):
-        with pytest.raises(UserError, match="3 shares of the clock"):
+        with pytest.raises(UserError, match="3 shares of t_max"):
             TimesGrid(shares)(TABLE, 2)
 
 
@@ -161,11 +161,11 @@ class _Fixed(Grid):
 @pytest.mark.parametrize(
     ("times", "words"),
     [
-        ((1.0, 0.5), "gives 2 times where 2 steps need 3"),
-        ((1.0, 0.5, 0.2, 0.0), "gives 4 times where 2 steps need 3"),
-        ((1.0, 0.5, 0.5), "do not fall in 2 steps"),
-        ((0.5, 0.7, 0.0), "do not fall in 2 steps"),
-        ((1.0, math.nan, 0.0), "do not fall in 2 steps"),
+        ((1.0, 0.5), "gives 2 times, where 2 steps need 3"),
+        ((1.0, 0.5, 0.2, 0.0), "gives 4 times, where 2 steps need 3"),
+        ((1.0, 0.5, 0.5), "do not fall at every one of 2 steps"),
+        ((0.5, 0.7, 0.0), "do not fall at every one of 2 steps"),
+        ((1.0, math.nan, 0.0), "do not fall at every one of 2 steps"),
         ((1.1, 0.5, 0.0), r"_Fixed leaves the clock \[0, 1\]: its times lie between 0 and 1.1"),
         ((1.0, 0.5, -0.1), "leaves the clock"),
     ],

@@ -102,7 +102,7 @@ def test_intervals_off_the_clock_are_refused(low: float, high: float) -> None:
 @pytest.mark.parametrize("rescale", [-0.1, 1.1, float("nan")])
 def test_impossible_rescaling_is_refused(rescale: float) -> None:
     model = MixtureDenoiser(MIXTURE, FLOW)
-    with pytest.raises(UserError, match="share between 0 and 1"):
+    with pytest.raises(UserError, match="must lie between 0 and 1"):
         ClassifierFree(model, model, 2.0, rescale=rescale)
 
 

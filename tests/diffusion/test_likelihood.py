@@ -336,7 +336,7 @@ def test_networks_of_another_width_are_refused(given: int, learned: bool, wanted
     denoiser = Denoiser(Fixed(torch.zeros(2, given, 4, 4)), Linear(), Eps(), learned_variance=learned)
     kind = "with" if learned else "without"
     with pytest.raises(
-        UserError, match=f"gives {given} channels, .* state of 3 {kind} a learned variance needs {wanted}"
+        UserError, match=f"returns {given} channels, .* state of 3 {kind} a learned variance needs {wanted}"
     ):
         denoiser(torch.zeros(2, 3, 4, 4), torch.tensor(0.5))
 
@@ -360,7 +360,7 @@ def test_fraction_runs_from_the_small_to_the_large_variance() -> None:
     for variance, expected in (("small", small), ("large", large)):
         found = step_log_variance(Linear(), Prediction(x, x), x, t, t - 1 / 1000, variance)
         torch.testing.assert_close(found.expand(3, 2), expected, rtol=0, atol=1e-9)
-    with pytest.raises(UserError, match="learned no variance"):
+    with pytest.raises(UserError, match="no learned variance"):
         step_log_variance(Linear(), Prediction(x, x), x, t, t - 1 / 1000, "learned")
 
 

@@ -450,8 +450,8 @@ def test_posterior_is_ddpm_eq_6_and_7() -> None:
         (lambda: Laplace(tail=0.0), "tail in"),
         (lambda: Shifted(EDM(), 0.0), "shift of a schedule"),
         (lambda: tables.Discrete(EDM(), 1), "2 steps or more"),
-        (lambda: tables.ZeroTerminalSNR(RectifiedFlow()), "only a table"),
-        (lambda: tables.ZeroTerminalSNR(tables.Table((0.5,))), "only a table"),
+        (lambda: tables.ZeroTerminalSNR(RectifiedFlow()), "needs a discrete schedule"),
+        (lambda: tables.ZeroTerminalSNR(tables.Table((0.5,))), "needs a discrete schedule"),
     ],
 )
 def test_impossible_schedules_are_refused(build: object, words: str) -> None:

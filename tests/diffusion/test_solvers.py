@@ -227,7 +227,7 @@ def test_learned_variance_lies_between_the_small_and_the_large() -> None:
     for fraction, variance in ((0.0, "small"), (1.0, "large")):
         told = Ancestral("learned").step(Told(fraction), x, t, s, (), torch.ones_like).x
         torch.testing.assert_close(told, Ancestral(variance).step(denoise, x, t, s, (), torch.ones_like).x)
-    with pytest.raises(UserError, match="learned no variance"):
+    with pytest.raises(UserError, match="no learned variance"):
         Ancestral("learned").step(denoise, x, t, s, (), torch.ones_like)
 
 
@@ -266,11 +266,11 @@ def test_past_steps_go_on() -> None:
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda: AdamsBashforth(2.5), "order of adams-bashforth is a whole number from 1 to 4, not 2.5"),  # type: ignore[arg-type]
+        (lambda: AdamsBashforth(2.5), "order of adams-bashforth must be a whole number from 1 to 4, not 2.5"),  # type: ignore[arg-type]
         (lambda: AdamsBashforth(5), "from 1 to 4, not 5"),
         (lambda: UniPC(1), "whole number from 2 to 3, not 1"),
         (lambda: Heun(churn=0.5), "churn must lie between"),
-        (lambda: EulerAncestral(0.0), "without noise the rule is euler"),
+        (lambda: EulerAncestral(0.0), "use euler for a rule without noise"),
         (lambda: RungeKutta45(atol=0.0), "atol above 0"),
     ],
 )
@@ -286,7 +286,7 @@ def test_impossible_solvers_are_refused(build: Callable[[], Solver], sentence: s
         ([0.9, math.nan, 0.0], "leave the clock"),
         ([0.9, 0.3, 0.5], "must fall at every step"),
         ([0.9, 0.5, 0.5], "must fall at every step"),
-        ([0.9], "a row of two or more"),
+        ([0.9], "must have one axis and two or more entries"),
     ],
 )
 def test_impossible_times_are_refused(times: list[float], sentence: str) -> None:

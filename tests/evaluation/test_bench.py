@@ -85,8 +85,8 @@ def test_solvers_that_the_schedule_does_not_suit_are_left_out(tiny: Callable[...
     settings = [Setting(solver, "uniform", 1.0) for solver in ("ddim", "heun")]
     plan, left_out = module._plan(model, settings, [5], 0, torch.zeros(1, dtype=torch.long))
     assert [(cell, one.nfe) for cell, one in plan.items()] == [((settings[0], 5), 5)]
-    assert "no velocities: use ddim" in left_out["heun, grid uniform, guidance 1"]
-    with pytest.raises(UserError, match="none of these settings can be measured: heun.*no velocities"):
+    assert "the velocity are infinite: use ddim" in left_out["heun, grid uniform, guidance 1"]
+    with pytest.raises(UserError, match="none of these settings can be measured: heun.*the velocity are infinite"):
         module._plan(model, settings[1:], [5], 0, torch.zeros(1, dtype=torch.long))
 
 

@@ -111,12 +111,12 @@ def test_only_a_solver_that_draws_noise_climbs() -> None:
     times = climbing(UniformGrid()(schedule, 6), 2, 2)
     with pytest.raises(UserError, match="must fall at every step to sample"):
         follow(denoise, x, times, DDIM())
-    with pytest.raises(UserError, match="may not climb from 0"):
+    with pytest.raises(UserError, match="must not climb from 0"):
         follow(denoise, x, as_time([1.0, 0.0, 0.5, 0.0]), DDIM(eta=1.0))
-    with pytest.raises(UserError, match="its times must fall at first"):
+    with pytest.raises(UserError, match="its times must fall in the first step"):
         follow(denoise, x, as_time([0.5, 1.0, 0.0]), DDIM(eta=1.0))
     for wrong in ((0, 1), (1, 0)):
-        with pytest.raises(UserError, match="a jump has 1 step or more"):
+        with pytest.raises(UserError, match="jump and repeats must be 1 or more"):
             climbing(times, *wrong)
 
 
@@ -130,7 +130,7 @@ def test_a_later_start(steps: int, strength: float) -> None:
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, math.nan])
 def test_a_strength_that_is_no_share(strength: float) -> None:
-    with pytest.raises(UserError, match="the strength is a share from 0"):
+    with pytest.raises(UserError, match="strength must lie between 0"):
         late(UniformGrid()(RectifiedFlow(), 5), strength)
 
 
@@ -168,7 +168,7 @@ def test_variations_stay_normal() -> None:
         found = varied(z, other, amount)
         assert float(found.std()) == pytest.approx(1, abs=0.01)
         assert float((found * z).mean()) == pytest.approx(math.sqrt(1 - amount**2), abs=0.01)
-    with pytest.raises(UserError, match="the amount of change is a share"):
+    with pytest.raises(UserError, match="amount must lie between 0 and 1"):
         varied(z, other, 1.5)
 
 
@@ -193,7 +193,7 @@ def test_strength_0_returns_the_picture_and_1_forgets_it(run: Run, picture: Tens
     forgotten = edits.restyle(sampler, picture, 1.0, 3, 3)
     assert torch.equal(forgotten, edits.restyle(sampler, 255 - picture, 1.0, 3, 3))
     assert torch.equal(forgotten, run.sample(3, 3, guidance=1.0))
-    with pytest.raises(UserError, match="the strength is a share"):
+    with pytest.raises(UserError, match="strength must lie between 0"):
         edits.restyle(sampler, picture, 2.0, 1, 3)
 
 
@@ -341,7 +341,7 @@ IMAGE = ["--image", "{folder}/three.png"]
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["restyle", *IMAGE, "--strength", "1.5"], "the strength is a share from 0"),
+        (["restyle", *IMAGE, "--strength", "1.5"], "strength must lie between 0"),
         (["restyle", "--image", "{folder}/none.png"], "none.png is no picture: check the path given with --image"),
         (["restyle", "--image", "{folder}/none.png", "--own-size"], "none.png cannot be read"),
         (["restyle", *IMAGE, "--label", "12"], "out of range"),
@@ -352,7 +352,7 @@ IMAGE = ["--image", "{folder}/three.png"]
         (["inpaint", *IMAGE, "--mask", "{folder}/black.png"], "the mask is all black"),
         (["inpaint", *IMAGE, "--mask", "{folder}/none.png"], "cannot be read"),
         (["outpaint", *IMAGE], "margins are pixels"),
-        (["vary", *IMAGE, "--amount", "3"], "the amount of change is a share"),
+        (["vary", *IMAGE, "--amount", "3"], "amount must lie between 0 and 1"),
         (["interpolate", "--images", "{folder}/three.png", "{folder}/other.png", "-n", "1"], "2 pictures or more"),
     ],
 )

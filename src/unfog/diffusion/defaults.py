@@ -1,4 +1,4 @@
-"""What fits a schedule, where a user names nothing: target, training times and grid."""
+"""The defaults of each schedule: target, training times and grid."""
 
 from unfog.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, UniformGrid
 from unfog.diffusion.schedules import RectifiedFlow, Schedule
@@ -7,10 +7,10 @@ from unfog.diffusion.times import LogitNormal, LogNormal, Times, Uniform
 
 
 def target_of(schedule: Schedule) -> Target:
-    """Return the target that a schedule is trained with: flow, edm or eps; v where eps cannot be solved.
+    """Return a schedule's default target: flow, edm or eps; v where eps cannot be solved.
 
-    The velocity where alpha + sigma is 1 (`RectifiedFlow`, and shifted ones), the EDM target where alpha is 1. Where
-    alpha² + sigma² is 1, as on all discrete schedules, eps, or v if the schedule ends at pure noise.
+    The velocity where alpha + sigma = 1 (`RectifiedFlow`, shifted or not), the EDM target where alpha = 1. Where
+    alpha² + sigma² = 1, as on all discrete schedules, eps, or v if the schedule ends at pure noise.
     """
     if schedule.keeps == "sum":
         return Flow()
@@ -20,16 +20,16 @@ def target_of(schedule: Schedule) -> Target:
 
 
 def times_of(schedule: Schedule) -> Times:
-    """Return log-normal times for EDM, logit-normal ones for flows, uniform ones for all others."""
+    """Return log-normal times for EDM, logit-normal times for flows, uniform times for all others."""
     times: dict[str, Times] = {"signal": LogNormal(), "sum": LogitNormal(), "variance": Uniform()}
     return times[schedule.keeps]
 
 
 def grid_of(schedule: Schedule) -> Grid:
-    """Return the Karras grid for EDM, equal steps for `RectifiedFlow`, equal steps of the log-SNR elsewhere.
+    """Return the Karras grid for EDM, steps equal in time for `RectifiedFlow`, equal in log-SNR elsewhere.
 
-    Equal steps of the clock end too early before the data on most schedules: on the linear one 20 steps of the
-    log-SNR are four times as exact.
+    On most schedules equal steps in time are too coarse near the data: on the linear one 20 steps equal in log-SNR
+    are four times as accurate.
     """
     if schedule.keeps == "signal":
         return KarrasGrid()

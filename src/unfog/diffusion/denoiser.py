@@ -1,4 +1,4 @@
-"""Where the network meets the mathematics: the one file that knows both."""
+"""Denoisers: a network joined with a schedule and a target. The only file that knows both."""
 
 import inspect
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from unfog.runtime.errors import UserError, unknown
 InputScale = Literal["none", "unit"]
 NetworkTime = Literal["index", "whole", "thousand", "log_snr", "clock"]
 Condition = Cond | Tensor
-"""What a network is conditioned on: the forms that the networks here read, or whatever a module of one's own takes."""
+"""What a network is conditioned on: a `Cond` for the networks of this package, or a tensor for your own module."""
 
 
 class Denoise(Protocol):
-    """The one contract that solvers, guidance and editing see: a state and a time give (x0, eps)."""
+    """(x, t) -> (x0, eps): the one contract that solvers, guidance and editing rely on."""
 
     @property
     def schedule(self) -> Schedule:
@@ -35,7 +35,7 @@ class Denoise(Protocol):
 
 
 class Denoiser(nn.Module):
-    """A network with its schedule, its target and the scales of its two inputs."""
+    """A network with its schedule, its target and the scaling of its two inputs."""
 
     def __init__(
         self,
@@ -52,23 +52,23 @@ class Denoiser(nn.Module):
         """Join the parts.
 
         Args:
-            network: Any module of (state, time) or (state, time, cond), with an output shaped like the state; the
+            network: Any module of (state, time) or (state, time, cond) whose output is shaped like the state; the
                 time is `(batch,)`.
-            schedule: Says how noisy a state is at each time.
-            target: Says what the output means. Default: flow on `RectifiedFlow`, edm on `EDM`, else eps, or v where
+            schedule: How noisy a state is at each time.
+            target: What the network predicts. Default: flow on `RectifiedFlow`, edm on `EDM`, else eps, or v where
                 the schedule ends at pure noise.
-            embedder: Maps what is known of each row to a condition; None for unconditional models.
-            input_scale: `"none"` shows x_t as it is, `"unit"` divides it by its standard deviation
+            embedder: Maps the condition of each row to a `Cond`; None for unconditional models.
+            input_scale: `"none"` passes x_t unchanged, `"unit"` divides it by its standard deviation
                 sqrt(alpha²·sigma_data² + sigma²). Default: unit on `EDM`, where the state grows, else none.
-            network_time: What the network gets as time: `"index"` is T·t - 1 (discrete schedules only), `"whole"` that
-                rounded, `"thousand"` 1000·t/t_max, `"log_snr"` -log_snr/8 = ln(sigma/alpha)/4, `"clock"` t itself.
-                Default: the index 0 ... T - 1 on discrete schedules, log_snr on `EDM`, and elsewhere t itself, or
+            network_time: The time passed to the network: `"index"` is T·t - 1 (discrete schedules only), `"whole"`
+                the same rounded, `"thousand"` 1000·t/t_max, `"log_snr"` -log_snr/8 = ln(sigma/alpha)/4, `"clock"` t.
+                Default: index on discrete schedules (0 ... T - 1), log_snr on `EDM`, and elsewhere t itself, or
                 1000·t for the networks of this package.
             sigma_data: Standard deviation of the clean data, for `"unit"`.
-            learned_variance: Whether the network gives twice the channels, the second half of them v, with
+            learned_variance: Whether the network outputs twice the channels, the second half being v, with
                 (v + 1)/2 the variance fraction.
 
-        Raises: UserError: If the schedule is none, or target or network time do not fit it, or a name is unknown.
+        Raises: UserError: If `schedule` is not a schedule, target or network time do not fit it, or a name is unknown.
         """
         super().__init__()
         if not isinstance(schedule, Schedule) or not isinstance(target, Target | None):
@@ -96,7 +96,7 @@ class Denoiser(nn.Module):
         self._conditional = _takes_condition(network)
 
     def time_input(self, t: Tensor | float) -> Tensor:
-        """Return what the network gets for time `t`, in float64 and in the shape of `t`."""
+        """Return the network's time input for time `t`, float64, shaped like `t`."""
         t = as_time(t)
         if self.network_time in ("index", "whole"):
             assert self.schedule.steps is not None
@@ -107,19 +107,19 @@ class Denoiser(nn.Module):
         return t.clone() if self.network_time == "clock" else -self.schedule.log_snr(t) / 8
 
     def embedded(self, cond: Condition | None) -> Condition | None:
-        """Return a condition as the network takes it: a tensor goes through the embedder, if there is one."""
+        """Return the condition to pass to the network: a tensor goes through the embedder, if there is one."""
         return self.embedder(cond) if self.embedder is not None and isinstance(cond, Tensor) else cond
 
     def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return what the network says of `x` at time `t`, in the target's space, and its variance fraction.
+        """Return the network's output for `x` at time `t`, in the target's space, and its variance fraction.
 
         Args:
             x: Noisy state, `(batch, *shape)`.
-            t: Time, `()` or `(batch,)`, at or above the first trained one.
+            t: Time, `()` or `(batch,)`, not before the first trained time.
             cond: The condition, or None.
 
-        Returns: The output, with the shape and dtype of `x`, and as much of the fraction, or None.
-        Raises: UserError: If the network gives another shape, or the time is not on the clock.
+        Returns: The output and the fraction (or None), each with the shape and dtype of `x`.
+        Raises: UserError: If the network returns another shape, or the time is off the clock.
         Source: Nichol & Dhariwal 2021, Improved DDPM, eq. 15, for the fraction.
         """
         self.schedule.check_time(t)
@@ -135,17 +135,17 @@ class Denoiser(nn.Module):
             kind = "with" if self.learned_variance else "without"
             if output.ndim == x.ndim and output.shape[1] != wanted[1]:
                 raise UserError(
-                    f"the network gives {output.shape[1]} channels, where a state of {x.shape[1]} {kind} a learned "
+                    f"the network returns {output.shape[1]} channels, where a state of {x.shape[1]} {kind} a learned "
                     f"variance needs {wanted[1]}"
                 )
-            raise UserError(f"the network gives an output of {tuple(output.shape)}, where {wanted} is needed")
+            raise UserError(f"the network returns the shape {tuple(output.shape)}, where {wanted} is needed")
         if not self.learned_variance:
             return output, None
         output, v = output.chunk(2, dim=1)
         return output, (v + 1) / 2
 
     def _ask(self, x: Tensor, time: Tensor, cond: Condition | None) -> Tensor:
-        """Call the network with numbers of the type of its weights, and with a condition if it takes one."""
+        """Call the network in the dtype of its weights, and with the condition if it takes one."""
         weight = next(cast(nn.Module, self.network).parameters(), None)
         if weight is not None and weight.dtype != torch.float32 and weight.is_floating_point():
             x = x.to(weight.dtype)
@@ -156,11 +156,11 @@ class Denoiser(nn.Module):
         if self._conditional or (self._conditional is None and cond is not None):
             return network(x, time, cond)
         if cond is not None:
-            raise UserError("this network takes (x, t) and no condition: give it a third parameter, or leave cond out")
+            raise UserError("this network takes (x, t) and no condition: give it a third parameter, or omit cond")
         return network(x, time)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Prediction:
-        """Predict (x0, eps) by solving schedule and target, at `t` or the first trained time if that is later."""
+        """Predict (x0, eps) from the network's output, at time max(t, first trained time)."""
         self.schedule.check_time(t)
         t = as_time(t).clamp(min=self.schedule.t_first)
         output, fraction = self.output(x, t, cond)
@@ -168,7 +168,7 @@ class Denoiser(nn.Module):
 
 
 def _takes_condition(network: nn.Module | Network) -> bool | None:
-    """Return whether a network has a parameter for a condition behind state and time; None if that cannot be seen."""
+    """Return whether a network takes a condition after state and time; None if its signature does not tell."""
     try:
         parameters = inspect.signature(network.forward if isinstance(network, nn.Module) else network).parameters
     except (TypeError, ValueError):
@@ -199,16 +199,16 @@ class Conditioned:
 
 
 def side_by_side(one: Denoise, other: Denoise, x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
-    """Return what two models predict of the same states.
+    """Return the predictions of two models for the same states.
 
-    Where they are one denoiser under two conditions, that is one evaluation of twice the batch: 1.03 to 1.7 times as
-    fast as two, most for small batches.
+    If they are one denoiser under two conditions, both are computed in one evaluation of twice the batch: 1.03 to
+    1.7 times as fast as two evaluations, most for small batches.
     """
     if isinstance(one, Conditioned) and isinstance(other, Conditioned) and one.denoiser is other.denoiser:
-        told, untold, t = one.cond, other.cond, as_time(t)
-        if isinstance(told, Cond) and isinstance(untold, Cond):
+        cond, cond_other, t = one.cond, other.cond, as_time(t)
+        if isinstance(cond, Cond) and isinstance(cond_other, Cond):
             times = t if t.ndim == 0 else torch.cat([t, t])
-            twice: Prediction = one.denoiser(torch.cat([x, x]), times, told.followed_by(untold))
+            twice: Prediction = one.denoiser(torch.cat([x, x]), times, cond.followed_by(cond_other))
             (x0, x0_other), (eps, eps_other) = twice.x0.chunk(2), twice.eps.chunk(2)
             if twice.variance_fraction is None:
                 return Prediction(x0, eps), Prediction(x0_other, eps_other)
@@ -219,7 +219,7 @@ def side_by_side(one: Denoise, other: Denoise, x: Tensor, t: Tensor) -> tuple[Pr
 
 @dataclass(frozen=True)
 class Wrapped:
-    """A model on whose predictions something is done.
+    """Base of wrappers that change a model's predictions.
 
     Attributes:
         denoise: The model.
@@ -235,9 +235,9 @@ class Wrapped:
 
 @dataclass(frozen=True)
 class Clipped(Wrapped):
-    """x0 held to [low, high]; eps = (x_t - alpha·x0)/sigma follows it unless `keep_eps`.
+    """x0 clipped to [low, high], and eps = (x_t - alpha·x0)/sigma recomputed from it unless `keep_eps`.
 
-    DDPM equals DDIM(eta=1) only where eps follows.
+    DDPM equals DDIM(eta=1) only if eps is recomputed.
     """
 
     low: float = -1.0
@@ -256,10 +256,10 @@ class Clipped(Wrapped):
 
 @dataclass(frozen=True)
 class Rescheduled:
-    """A denoiser under another schedule: the time with the same log-SNR, and the state scaled to match.
+    """A denoiser on another schedule's clock: times matched by log-SNR, the state rescaled accordingly.
 
-    With `EDM` this is the (x/alpha, sigma/alpha) space in which other toolkits run Euler and Heun; there
-    Euler is DDIM on every schedule.
+    With `EDM` this is the (x/alpha, sigma/alpha) space in which other toolkits run Euler and Heun; Euler is DDIM
+    there, whatever the schedule.
 
     Source: Karras et al. 2022, section 3 and appendix C.
     """
@@ -276,18 +276,18 @@ class Rescheduled:
 
 
 def _size(schedule: Schedule, t: Tensor) -> Tensor:
-    """Return sqrt(alpha² + sigma²); at equal log-SNR its ratio is that of the alphas and of the sigmas."""
+    """Return sqrt(alpha² + sigma²); at equal log-SNR the ratio of two is also that of the alphas and the sigmas."""
     return torch.hypot(schedule.alpha(t), schedule.sigma(t))
 
 
 def edm_clock(schedule: Schedule) -> EDM:
-    """Return the EDM schedule that ends at the noise level sigma/alpha at which `schedule` ends.
+    """Return the EDM schedule with the same final noise level sigma/alpha as `schedule`.
 
     Raises: UserError: If the schedule ends at pure noise, where that level is infinite.
     """
     level = float(schedule.sigma(schedule.t_max) / schedule.alpha(schedule.t_max))
     if level == float("inf"):
         raise UserError(
-            "a table that ends at pure noise has no sigma/alpha there, and so no velocities: use ddim or a dpm solver"
+            "the schedule ends at pure noise, where sigma/alpha and the velocity are infinite: use ddim or a dpm solver"
         )
     return EDM(level)

@@ -1,4 +1,4 @@
-"""Samples in one call, with what fits the schedule wherever nothing is asked for."""
+"""Sampling in one call, with defaults that fit the schedule."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,20 +30,20 @@ def sample(
     cond: Condition | None = None,
     guidance: float = 1.0,
 ) -> Tensor:
-    """Draw samples: noise of the schedule's loudest time, taken to clean data by a solver along a grid.
+    """Draw samples: start from noise at t_max and let a solver take it to clean data along a grid.
 
-    The network is in eval mode meanwhile, and no gradients are kept. Solvers that integrate a velocity do so on the
-    clock of `RectifiedFlow`, times matched by log-SNR, since the flow is not smooth on every schedule's own clock.
+    Runs the network in eval mode and without gradients. Solvers that integrate a velocity run on the clock of
+    `RectifiedFlow`, times matched by log-SNR, since the flow is not smooth on every schedule's own clock.
 
     Args:
         denoiser: A `Denoiser`, or anything that predicts (x0, eps).
         shape: `(count, *row)`.
-        steps: Number of steps; the default grid and most solvers evaluate the network once in each.
-        solver: A value or its name in a recipe: `DDIM(eta=1.0)`, `"heun"`.
-        grid: A value or its name. Default: karras on `EDM`, uniform on `RectifiedFlow`, else log-snr.
+        steps: Number of steps; most solvers evaluate the network once per step.
+        solver: A solver or its name, for instance `DDIM(eta=1.0)` or `"heun"`.
+        grid: A grid or its name. Default: karras on `EDM`, uniform on `RectifiedFlow`, else log-snr.
         noise: Standard normal noise to start from, shaped like the samples. Default: drawn from the seed.
-        seed: The same seed gives the same samples; noise i is that of sample i whatever the count.
-        cond: What the samples are conditioned on: a `Cond`, or a tensor with a row for each sample.
+        seed: The same seed gives the same samples; the noise of sample i does not depend on the count.
+        cond: The condition of the samples: a `Cond`, or a tensor with one row per sample.
         guidance: Scale of classifier-free guidance, 1 is off.
 
     Returns: Samples on the denoiser's device, `shape`; float32, or float64 from a network in float64.
@@ -73,7 +73,7 @@ def sample(
 
 
 def _weight(denoiser: Denoiser | Denoise) -> Tensor:
-    """Return a number of the device and the type in which the state is kept."""
+    """Return a scalar with the device and dtype of the state."""
     first = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
     if first is None:
         return torch.zeros(())
@@ -81,7 +81,7 @@ def _weight(denoiser: Denoiser | Denoise) -> Tensor:
 
 
 def _guided(denoiser: Denoiser | Denoise, cond: Condition | None, guidance: float, count: int) -> Denoise:
-    """Return the model under the condition, guided away from what it predicts without one."""
+    """Return the model under the condition, with classifier-free guidance unless the scale is 1."""
     if not isinstance(denoiser, Denoiser):
         if cond is not None or guidance != 1:
             raise UserError(
@@ -92,7 +92,7 @@ def _guided(denoiser: Denoiser | Denoise, cond: Condition | None, guidance: floa
     free = Conditioned(denoiser, embedder.null(count) if embedder is not None else None)
     if cond is None:
         if guidance != 1:
-            raise UserError(f"guidance {guidance:g} needs a condition to lead to: give cond, or leave guidance at 1")
+            raise UserError(f"guidance {guidance:g} needs a condition: give cond, or leave guidance at 1")
         return free
     conditional = Conditioned(denoiser, denoiser.embedded(cond))
     return conditional if guidance == 1 else ClassifierFree(conditional, free, guidance)
@@ -100,7 +100,7 @@ def _guided(denoiser: Denoiser | Denoise, cond: Condition | None, guidance: floa
 
 @contextmanager
 def _evaluating(denoiser: object) -> Iterator[None]:
-    """Put a module and all in it into eval mode, and each back into its own mode afterwards."""
+    """Put a module and its submodules into eval mode, and restore each one's mode afterwards."""
     modules = list(denoiser.modules()) if isinstance(denoiser, nn.Module) else []
     training = [module.training for module in modules]
     for module in modules:

@@ -1,6 +1,6 @@
-"""Editing: known places held, a later start, the way back to the noise, and mixtures of noises.
+"""Editing: inpainting, image to image, inversion and interpolation.
 
-All of it is wrappers and grids; no solver knows of it.
+All of it is done by wrappers and grids; solvers are not involved.
 """
 
 import math
@@ -17,13 +17,13 @@ from unfog.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Inpainting(Wrapped):
-    """Known places get their known x0, and the eps that goes with it: eps = (x_t - alpha·x0)/sigma.
+    """Known places get their known x0, and eps = (x_t - alpha·x0)/sigma to match it.
 
-    A state then keeps its noise there, so that every solver leads the known places to what is known.
+    The state then keeps its noise in these places, so that every solver ends at the known values.
 
     Attributes:
         known: Clean data, `(batch, *shape)` or `(1, *shape)`.
-        mask: 1 where something new is wanted and 0 where it is known, broadcast to `known`.
+        mask: 1 where new content is wanted, 0 where it is known; broadcast to `known`.
 
     Source: Lugmayr et al. 2022, RePaint, eq. 8.
     """
@@ -43,13 +43,13 @@ class Inpainting(Wrapped):
 
 
 def check_strength(strength: float) -> None:
-    """Raise a UserError for a strength that is no share."""
+    """Raise a UserError unless the strength lies in [0, 1]."""
     if not 0 <= strength <= 1:
-        raise UserError(f"the strength is a share from 0 (nothing changes) to 1 (nothing stays), not {strength}")
+        raise UserError(f"strength must lie between 0 (nothing changes) and 1 (nothing is kept), not {strength}")
 
 
 def late(times: Tensor, strength: float) -> Tensor:
-    """Return the last share of falling times: `strength` of the steps, of 0 only the end.
+    """Return the last `strength` of the steps of falling times; with strength 0 only the last time.
 
     Source: Meng et al. 2022, SDEdit, section 3.
     """
@@ -59,30 +59,30 @@ def late(times: Tensor, strength: float) -> Tensor:
 
 
 def begin(schedule: Schedule, x0: Tensor, eps: Tensor, times: Tensor, strength: float) -> Tensor:
-    """Return the state at the first of `late(times, strength)`: alpha·x0 + sigma·eps; of x0 nothing at strength 1."""
+    """Return alpha·x0 + sigma·eps at the first of `late(times, strength)`; at strength 1 nothing of x0 is in it."""
     if strength == 1:
         return expand(schedule.sigma(times[0]), x0) * eps
     return schedule.add_noise(x0, eps, late(times, strength)[0])
 
 
 def climbing(times: Tensor, jump: int, repeats: int) -> Tensor:
-    """Return falling times with climbs: after every `jump` steps back up by as many, until walked `repeats` times.
+    """Return falling times that jump back up by `jump` steps, so that each step is taken `repeats` times.
 
-    A stochastic solver noises the state again where it climbs, so that what is new can come to fit what is known.
+    A stochastic solver re-noises the state at each jump, which lets the new content harmonise with the known.
 
     Args:
         times: Falling times, `(steps + 1,)`.
-        jump: Steps down before a climb.
-        repeats: How often each step is walked; 1 is no climb.
+        jump: Steps down before each jump back.
+        repeats: How often each step is taken; 1 means no jumps.
 
     Source: Lugmayr et al. 2022, RePaint, section 4.2.
     """
     if jump < 1 or repeats < 1:
-        raise UserError(f"a jump has 1 step or more and is walked once or more, not {jump} and {repeats}")
+        raise UserError(f"jump and repeats must be 1 or more, not {jump} and {repeats}")
     found = [times[0]]
     for first in range(0, len(times) - 1, jump):
         down = list(times[first + 1 : first + 1 + jump])
-        last = first + jump >= len(times) - 1  # from the end there is no way back: it is clean
+        last = first + jump >= len(times) - 1  # the end is clean data: no jump from there
         for again in range(1 if last else repeats):
             if again:
                 found.append(times[first])
@@ -91,7 +91,7 @@ def climbing(times: Tensor, jump: int, repeats: int) -> Tensor:
 
 
 def rising(times: Tensor, schedule: Schedule) -> Tensor:
-    """Return the way back: falling times in reverse, from the first trained time on.
+    """Return the times of an inversion: falling times in reverse, starting at the first trained time.
 
     Source: Song et al. 2021, Denoising Diffusion Implicit Models, section 4.3; Mokady et al. 2023.
     """
@@ -101,9 +101,9 @@ def rising(times: Tensor, schedule: Schedule) -> Tensor:
 
 
 def spherical(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Return the point on the arc from a to b: (sin((1 - s)·w)·a + sin(s·w)·b)/sin(w), w the angle between them.
+    """Return (sin((1 - s)·w)·a + sin(s·w)·b)/sin(w), the point on the arc from a to b, w the angle between them.
 
-    The angle is that of each row, so that a mixture of two noises is as long as they are.
+    The angle is taken per row, so that a mixture of two noises has the norm of noise.
 
     Args:
         a: `(batch, *shape)`.
@@ -115,7 +115,7 @@ def spherical(a: Tensor, b: Tensor, share: float) -> Tensor:
     flat_a, flat_b = (x.flatten(1).double() for x in (a, b))
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
     angle = torch.arccos(cosine)
-    near = angle.sin() < 1e-4  # on a line the arc is one
+    near = angle.sin() < 1e-4  # (anti)parallel: interpolate on a straight line
     safe = torch.where(near, torch.ones_like(angle), angle)
     first = torch.where(near, torch.full_like(angle, 1 - share), torch.sin((1 - share) * safe) / safe.sin())
     second = torch.where(near, torch.full_like(angle, share), torch.sin(share * safe) / safe.sin())
@@ -123,7 +123,7 @@ def spherical(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 
 def varied(z: Tensor, other: Tensor, amount: float) -> Tensor:
-    """Return sqrt(1 - amount²)·z + amount·other: of two normal noises a normal one, near z for small amounts."""
+    """Return sqrt(1 - amount²)·z + amount·other: standard normal if both are, and near z for small amounts."""
     if not 0 <= amount <= 1:
-        raise UserError(f"the amount of change is a share from 0 to 1, not {amount}")
+        raise UserError(f"amount must lie between 0 and 1, not {amount}")
     return math.sqrt(1 - amount**2) * z + amount * other

@@ -1,4 +1,4 @@
-"""At which times a solver stops: a grid maps (schedule, steps) to steps + 1 falling times."""
+"""Grids, the times of a solver's steps: (schedule, steps) -> steps + 1 falling times."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,10 +14,9 @@ from unfog.diffusion.schedules import Schedule, as_time
 from unfog.runtime.errors import UserError
 
 LOUD = 10.0
-"""Grids in the log-SNR begin at -10, that is sigma/alpha = 148, on schedules that begin below it, and classifiers are
-asked no further."""
+"""Bound on |log_snr| in grids over the noise level, and in classifier guidance; at -10 sigma/alpha is 148."""
 Snap = Callable[[Tensor], Tensor]
-"""Rounds indices to whole ones, or leaves them."""
+"""Rounds indices to whole numbers, or leaves them as they are."""
 End = Literal["data", "first"]
 """Where the last step leads: to clean data at t = 0, or to the first trained time."""
 
@@ -32,22 +31,22 @@ class Grid(ABC):
 
     @final
     def __call__(self, schedule: Schedule, steps: int) -> Tensor:
-        """Return the times of `steps` steps.
+        """Return the `steps` + 1 times of `steps` steps.
 
         Args:
             schedule: The schedule whose clock the times are on.
             steps: Number of steps, 1 or more.
 
         Returns: Falling times, `(steps + 1,)`, float64 on the CPU.
-        Raises: UserError: If there is no step, or the times leave the clock or do not fall.
+        Raises: UserError: If `steps` is below 1, or the times leave the clock or do not fall.
         """
         if steps < 1 or steps != int(steps):
             raise UserError(f"a grid needs a whole number of steps, 1 or more, not {steps}")
         name, times = type(self).__name__, self.place(schedule, steps)
         if len(times) != steps + 1:
-            raise UserError(f"the grid {name} gives {len(times)} times where {steps} steps need {steps + 1}")
+            raise UserError(f"the grid {name} gives {len(times)} times, where {steps} steps need {steps + 1}")
         if not (times.diff() < 0).all():
-            raise UserError(f"the grid {name} gives times that do not fall in {steps} steps: take fewer")
+            raise UserError(f"the times of the grid {name} do not fall at every one of {steps} steps: take fewer steps")
         if not (times[0] <= schedule.t_max and times[-1] >= 0):
             raise UserError(
                 f"the grid {name} leaves the clock [0, {schedule.t_max:g}]: its times lie between {times[-1]:g} and "
@@ -57,7 +56,7 @@ class Grid(ABC):
 
 
 def _pinned(schedule: Schedule, times: Tensor) -> Tensor:
-    """Return `times` with the first one moved to t_max, and 0 put behind the last."""
+    """Return `times` with the first one replaced by t_max and 0 appended."""
     return torch.cat([as_time([schedule.t_max]), times[1:], as_time([0.0])])
 
 
@@ -82,7 +81,7 @@ class PolynomialGrid(Grid):
 
 @dataclass(frozen=True)
 class UniformGrid(Grid):
-    """t_i = t_max·(1 - i/steps): equal steps of the clock; with T steps on a table, every one of its steps."""
+    """t_i = t_max·(1 - i/steps): steps equal in time; T steps on a discrete schedule visit each of its steps."""
 
     def place(self, schedule: Schedule, steps: int) -> Tensor:
         """Return the times."""
@@ -97,7 +96,7 @@ def _log_snr_ends(schedule: Schedule) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class LogSNRGrid(Grid):
-    """Equal steps of the log-SNR, from the schedule's end or -10 to its first trained time or +10; then to 0.
+    """Steps equal in log-SNR, from that of t_max or -10 to that of the first trained time or +10; then to 0.
 
     Source: Lu et al. 2022, DPM-Solver, section 3.3.
     """
@@ -110,12 +109,12 @@ class LogSNRGrid(Grid):
 
 @dataclass(frozen=True)
 class KarrasGrid(Grid):
-    """(sigma/alpha)^(1/rho) falls in equal steps, from sigma_max to sigma_min; then to 0.
+    """Equal steps in (sigma/alpha)^(1/rho), from sigma_max to sigma_min; then to 0.
 
     Attributes:
-        rho: Exponent; larger ones make smaller steps near the data.
-        sigma_max: Highest sigma/alpha; t_max, or the log-SNR -10 if left away.
-        sigma_min: Lowest one above 0; that of the first trained time, or the log-SNR 10 if left away.
+        rho: Exponent; larger values make smaller steps near the data.
+        sigma_max: Highest sigma/alpha. Default: that of t_max, or of log-SNR -10.
+        sigma_min: Lowest sigma/alpha above 0. Default: that of the first trained time, or of log-SNR 10.
 
     Source: Karras et al. 2022, eq. 5.
     """
@@ -147,13 +146,13 @@ class KarrasGrid(Grid):
 
 @dataclass(frozen=True)
 class Indexed(Grid):
-    """A grid that is counted in the T indices of a table, i at t = (i + 1)/T; T is 1,000 on a continuous schedule.
+    """A grid of indices i at t = (i + 1)/T, T the steps of a discrete schedule, 1,000 on a continuous one.
 
-    The indices are computed as numpy computes them, so that those of imported models agree in every tie.
+    The indices are rounded as numpy does, so that they match those of imported models in every tie.
 
     Attributes:
-        end: Where the last step leads.
-        drop_last: Whether one more point is placed, at the index nearest the data, and left out.
+        end: Where the last step ends.
+        drop_last: Whether one more index is computed and the one nearest the data dropped.
     """
 
     end: End = "data"
@@ -161,11 +160,11 @@ class Indexed(Grid):
 
     @abstractmethod
     def indices(self, count: int, points: int, snap: Snap) -> Tensor:
-        """Return `points` falling indices out of 0 ... `count` - 1, made whole by `snap`."""
+        """Return `points` falling indices out of 0 ... `count` - 1, rounded by `snap`."""
 
     @final
     def place(self, schedule: Schedule, steps: int) -> Tensor:
-        """Return the times of the indices, whole ones on a table, and the end."""
+        """Return the times of the indices, whole ones on a discrete schedule, and the end."""
         count = schedule.steps or 1000
         snap: Snap = torch.round if schedule.steps else lambda index: index
         indices = self.indices(count, steps + self.drop_last, snap)[:steps]
@@ -175,10 +174,10 @@ class Indexed(Grid):
 
 @dataclass(frozen=True)
 class LeadingGrid(Indexed):
-    """Indices offset + i·(T // points), counted from the clean end: it does not begin at pure noise.
+    """Indices offset + i·(T // points), counted from the clean end: does not start at the last index.
 
-    diffusers' 'leading' of DDPM, DDIM, PNDM and Euler; with `drop_last` that of its multistep solvers. `offset` is
-    its `steps_offset`, and `end="first"` its `set_alpha_to_one=False`.
+    diffusers' 'leading' for DDPM, DDIM, PNDM and Euler; with `drop_last`, for its multistep solvers. `offset` is
+    its `steps_offset`, `end="first"` its `set_alpha_to_one=False`.
 
     Source: Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps are Flawed, table 2.
     """
@@ -197,7 +196,7 @@ class LeadingGrid(Indexed):
 
 @dataclass(frozen=True)
 class TrailingGrid(Indexed):
-    """Indices T - 1 - i·T/points: it begins at the last index, and leaves the first ones out.
+    """Indices T - 1 - i·T/points: starts at the last index and skips the first ones.
 
     Source: Lin et al. 2024, table 2.
     """
@@ -209,7 +208,7 @@ class TrailingGrid(Indexed):
 
 @dataclass(frozen=True)
 class LinspaceGrid(Indexed):
-    """Equally spaced indices from T - 1 to 0, both included; with `drop_last` without the 0.
+    """Equally spaced indices from T - 1 to 0, both included; without the 0 if `drop_last`.
 
     Source: Lin et al. 2024, table 2.
     """
@@ -225,13 +224,13 @@ class LinspaceGrid(Indexed):
 
 @dataclass(frozen=True)
 class TimesGrid(Grid):
-    """Given times, as falling shares of t_max in [0, 1]: for grids found elsewhere."""
+    """Explicit times, as fractions of t_max that fall from 1 to 0: for grids optimised elsewhere."""
 
     shares: Sequence[float] = (1.0, 0.5, 0.0)
 
     def place(self, schedule: Schedule, steps: int) -> Tensor:
         """Return the given times."""
         if len(self.shares) != steps + 1 or not all(0 <= share <= 1 for share in self.shares):
-            wanted = f"{steps + 1} shares of the clock, from 1 down to 0"
-            raise UserError(f"a grid of {steps} steps is given by {wanted}: set grid.shares in the recipe")
+            wanted = f"{steps + 1} shares of t_max, from 1 down to 0"
+            raise UserError(f"a grid of {steps} steps needs {wanted}: set grid.shares in the recipe")
         return schedule.t_max * as_time(list(self.shares))

@@ -1,6 +1,6 @@
-"""Wrappers that steer a prediction.
+"""Guidance: wrappers that steer a prediction.
 
-For every rule x0 and eps are steered together, so that alpha·x0 + sigma·eps stays x_t; only CFG++ parts them.
+All but CFG++ steer x0 and eps together, so that alpha·x0 + sigma·eps stays x_t.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from unfog.runtime.errors import UserError
 
 
 class Interval(NamedTuple):
-    """Between which times guidance is on; elsewhere the conditional prediction stands."""
+    """The times between which guidance is on; outside, the conditional prediction is used."""
 
     low: float
     high: float
@@ -28,16 +28,16 @@ class Interval(NamedTuple):
 class ClassifierFree:
     """unconditional + scale·(conditional - unconditional), in x0 and in eps alike; scale 1 is off.
 
-    Some toolkits write the same with 0 for 'off'. Each step costs two evaluations, one where guidance is off.
+    In some toolkits 0 means off. Each step costs two evaluations, or one where guidance is off.
 
     Attributes:
-        conditional: Knows the condition.
-        unconditional: Does not. With a weaker model that does, this is autoguidance.
-        scale: How far to go from the one to the other and beyond.
-        interval: Between which times, both included; None is always.
-        rescale: Share by which x0 gets back the standard deviation of the conditional x0; eps follows it.
+        conditional: The model under the condition.
+        unconditional: The model without it. A weaker model under the same condition makes this autoguidance.
+        scale: 0 is unconditional, 1 conditional; larger values extrapolate.
+        interval: The times between which guidance is on, both included; None is always.
+        rescale: How far, from 0 to 1, x0 is rescaled to the standard deviation of the conditional x0; eps follows.
 
-    Raises: UserError: If the interval leaves the clock, or the rescaling is no share.
+    Raises: UserError: If the interval leaves the clock, or `rescale` is not between 0 and 1.
     Source: Ho & Salimans 2022, Classifier-Free Diffusion Guidance, eq. 6 (their w is scale - 1); Kynkäänniemi et
     al. 2024 for the interval; Lin et al. 2024, eqs. 14 to 16, for the rescaling.
     """
@@ -51,7 +51,7 @@ class ClassifierFree:
     def __post_init__(self) -> None:
         """Check the interval and the share."""
         if not 0 <= self.rescale <= 1:
-            raise UserError(f"guidance is rescaled by a share between 0 and 1, not {self.rescale}")
+            raise UserError(f"the rescaling of guidance must lie between 0 and 1, not {self.rescale}")
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1] <= self.schedule.t_max:
             low, high = self.interval
             raise UserError(
@@ -82,13 +82,13 @@ class ClassifierFree:
 
 
 def autoguidance(model: Denoise, weaker: Denoise, scale: float, interval: Interval | None = None) -> ClassifierFree:
-    """Return weaker + scale·(model - weaker): away from the mistakes that a worse version makes more of.
+    """Return weaker + scale·(model - weaker): away from errors that a weaker version makes more often.
 
     Args:
         model: The model to sample.
-        weaker: One that was trained less, or is smaller, under the same condition.
-        scale: 1 is off.
-        interval: Between which times; None is always.
+        weaker: A smaller or less trained model, under the same condition.
+        scale: Guidance scale, 1 is off.
+        interval: The times between which it is on; None is always.
 
     Source: Karras et al. 2024, Guiding a Diffusion Model with a Bad Version of Itself, eq. 3.
     """
@@ -99,9 +99,9 @@ def autoguidance(model: Denoise, weaker: Denoise, scale: float, interval: Interv
 class CFGPlusPlus:
     """x0 guided as by `ClassifierFree`, with the eps of the unconditional prediction.
 
-    Its scale is of its own kind: from 0 (unconditional) to about 1, and without an 'off', since even at 1 the eps is
-    the unconditional one. The pair no longer adds up to x_t, so it works only with rules that step by the pair
-    alone, of first order: DDIM and ancestral.
+    Its scale has another range: from 0 (unconditional) to about 1, and there is no 'off', since even at 1 the eps is
+    the unconditional one. The pair no longer adds up to x_t, so it works only with first-order solvers that step
+    by the pair alone: DDIM and ancestral.
 
     Source: Chung et al. 2024, CFG++: Manifold-constrained Classifier-Free Guidance, algorithm 2.
     """
@@ -116,7 +116,7 @@ class CFGPlusPlus:
         return self.conditional.schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
-        """Predict the guided x0 beside the unconditional eps."""
+        """Predict the guided x0 and the unconditional eps."""
         conditional, free = side_by_side(self.conditional, self.unconditional, x, t)
         return conditional._replace(x0=torch.lerp(free.x0, conditional.x0, self.scale), eps=free.eps)
 
@@ -125,11 +125,11 @@ class CFGPlusPlus:
 class ClassifierGuided(Wrapped):
     """eps - scale·sigma·g and x0 + scale·(sigma²/alpha)·g, where g is the gradient of log p(y | x_t); scale 0 is off.
 
-    Towards alpha = 0 both g and alpha vanish: the shift of x0 is taken from where the log-SNR is -10, and eps follows.
+    Towards alpha = 0 both g and alpha vanish: below log-SNR -10 the shift of x0 at -10 is used, and eps follows it.
 
     Attributes:
-        classifier: Maps the state and the time to log p(y | x_t) of the wanted classes, `(batch,)`.
-        scale: 1 samples p(y | x), larger ones exaggerate it.
+        classifier: (x_t, t) -> log p(y | x_t) of the wanted classes, `(batch,)`.
+        scale: 1 samples p(x | y), larger values exaggerate the class.
 
     Source: Dhariwal & Nichol 2021, Diffusion Models Beat GANs, algorithm 2.
     """
@@ -144,7 +144,7 @@ class ClassifierGuided(Wrapped):
             return prediction
         noisy = torch.minimum(as_time(t), self.schedule.time(-LOUD))
         with torch.inference_mode(False), torch.enable_grad():
-            inner = x.requires_grad  # of a likelihood, which needs the guidance's own derivative
+            inner = x.requires_grad  # a likelihood differentiates through the guidance
             state = x if inner else x.clone().requires_grad_()
             log_probability = self.classifier(state, noisy.clone()).sum()
             (gradient,) = torch.autograd.grad(log_probability, state, create_graph=inner)

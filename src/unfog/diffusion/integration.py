@@ -1,4 +1,4 @@
-"""An adaptive Runge-Kutta rule for any differential equation: what the exact likelihood is computed with."""
+"""An adaptive Runge-Kutta integrator for ordinary differential equations; the exact likelihood uses it."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,27 +17,27 @@ _STAGES = (
     (1.0, (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656)),
     (1.0, (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)),
 )
-"""Place and weights of each stage; the last one is the result of order 5."""
+"""Node and weights of each stage; the last one is the fifth-order result."""
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-"""Order 5 less order 4."""
+"""Fifth-order weights minus fourth-order weights: the error estimate."""
 MOST_STEPS = 10_000
 
 
 def integrate(
     velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float, s: float, rtol: float, atol: float
 ) -> Tensor:
-    """Solve dx/dt = velocity(x, t) from `t` to `s` by the pair of orders 5 and 4.
+    """Solve dx/dt = velocity(x, t) from `t` to `s` with Dormand and Prince's pair of orders 5 and 4.
 
-    Each sample has its own steps, so that its result does not depend on its neighbours: the root mean square of
+    Each sample has its own step sizes, so that its result does not depend on the batch: the root mean square of
     error/(atol + rtol·|x|) stays below 1 in every step.
 
     Args:
-        velocity: The right-hand side, for a state and a time `(batch,)`.
+        velocity: The right-hand side, a function of a state and times `(batch,)`.
         x: The state at `t`, `(batch, *shape)`.
-        t: Where to begin.
-        s: Where to end, on either side of `t`.
-        rtol: Error allowed in a step, relative to the state.
-        atol: Error allowed beside it.
+        t: Start.
+        s: End, before or after `t`.
+        rtol: Relative error allowed per step.
+        atol: Absolute error allowed per step.
 
     Returns: The state at `s`.
     Raises: UserError: If a sample takes more than 10,000 steps.
@@ -47,7 +47,7 @@ def integrate(
     h = (s - now) / 10
     first = velocity(x, now)
     if not first.isfinite().all():
-        raise UserError("the velocity is not finite where the integration begins: look at the state and the model")
+        raise UserError("the velocity is not finite at the start of the integration: check the state and the model")
     for _ in range(MOST_STEPS):
         if (now == s).all():
             return x

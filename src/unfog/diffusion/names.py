@@ -1,4 +1,4 @@
-"""The names by which solvers, grids, schedules and targets can be asked for."""
+"""The names of solvers, grids, schedules and targets."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -58,14 +58,14 @@ TARGETS: dict[str, Callable[[], targets.Target]] = {
 
 
 def named(what: str, given: Value | str, table: Mapping[str, Callable[[], Value]]) -> Value:
-    """Return a value, or what a name stands for with its default options.
+    """Return `given`, or if it is a name, the value of that name with default options.
 
     Args:
-        what: The kind of thing, for the error's sentence.
+        what: The kind of value, for the error message.
         given: The value or its name.
-        table: The names.
+        table: The known names.
 
-    Raises: UserError: For an unknown name, with the nearest right one, or for a class where its value is meant.
+    Raises: UserError: For an unknown name, with the nearest known one, or a class instead of its instance.
     """
     if isinstance(given, str):
         if given not in table:

@@ -1,4 +1,4 @@
-"""What a denoiser is trained to do."""
+"""The denoising loss."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from unfog.diffusion.weightings import Unit, Weighting
 from unfog.runtime.errors import UserError
 
 STEPS = 1000
-"""Steps into which the bound cuts a clock without steps of its own."""
+"""Steps of the variational bound on continuous schedules."""
 
 
 def denoising_loss(
@@ -30,22 +30,22 @@ def denoising_loss(
 ) -> Tensor:
     """Return w(t)·mean((output(x_t, t) - (a·x0 + b·eps))²) for each sample; with learned variance, plus the bound.
 
-    The second part, bound·T·(its term at t), teaches the variance alone: the mean in it is held fixed.
+    The second part, bound·T·(its term at t), trains the variance only: the mean in it is detached.
 
     Args:
-        denoiser: The denoiser in training.
+        denoiser: The denoiser to train.
         x0: Clean data, `(batch, *shape)`, about unit variance.
         cond: The condition of each sample, or None; a tensor goes through the denoiser's embedder, if it has one.
         times: Maps `u` to times. Default: log-normal on `EDM`, logit-normal on `RectifiedFlow`, else uniform.
         weighting: The weight of each time. Default: 1 in the target's own space.
         u: Uniform numbers in [0, 1), `(batch,)`. Default: drawn, one in each of `batch` equal parts.
         noise: Standard normal noise, shaped like `x0`. Default: drawn.
-        generator: Draws what is not given, on the device of `x0`. Default: torch's own.
-        bound: How much the variational bound, in bits per dimension, counts where the variance is learned.
-        bin_width: Distance of neighbouring values of discrete data, None for continuous data.
+        generator: Draws `u` and `noise` if they are not given, on the device of `x0`. Default: torch's own.
+        bound: Weight of the variational bound, in bits per dimension, where the variance is learned.
+        bin_width: Distance between neighbouring values of discrete data, None for continuous data.
 
     Returns: The loss of each sample, `(batch,)`, float32.
-    Raises: UserError: If shapes do not fit, or the data are no floating-point numbers.
+    Raises: UserError: If shapes do not match, or the data are not floating-point.
     Source: Ho et al. 2020, eq. 14, for every target and weighting; Nichol & Dhariwal 2021, eq. 16, for the bound.
     """
     schedule = denoiser.schedule
@@ -54,7 +54,7 @@ def denoising_loss(
     if u is None:
         u = stratify(torch.rand(len(x0), dtype=torch.float64, device=x0.device, generator=generator))
     if u.shape != x0.shape[:1]:
-        raise UserError(f"u has the shape {tuple(u.shape)}, where {len(x0)} rows of data need one number each")
+        raise UserError(f"u has the shape {tuple(u.shape)}, where {len(x0)} rows of data need ({len(x0)},)")
     if noise is None:
         noise = torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
     t = (times or times_of(schedule))(u, schedule)

@@ -1,4 +1,4 @@
-"""Data whose denoiser is known exactly: mixtures of Gaussians. The solvers are tested against it."""
+"""Gaussian mixtures, whose denoiser is known exactly: solvers are tested against it."""
 
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class MixtureDenoiser:
 
     Within component k, with S = alpha²·variance + sigma² and the residual r = (x_t - alpha·mean)/S:
     x0 = mean + alpha·variance·r and eps = sigma·r; the components are weighted by their posterior.
-    Both are finite at alpha = 0 and, for components that are no points, at sigma = 0.
+    Both are finite at alpha = 0 and, if no component is a point, at sigma = 0.
     """
 
     mixture: Mixture
@@ -67,6 +67,6 @@ class MixtureDenoiser:
         return Prediction(x0, (sigma * posterior * residual).sum(1))
 
     def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return log p(x_t) in nats, `(batch,)`: what the score is the gradient of."""
+        """Return log p(x_t) in nats, `(batch,)`; its gradient is the score."""
         alpha, sigma = (float(value) for value in (self.schedule.alpha(t), self.schedule.sigma(t)))
         return self.mixture.noised(as_time(alpha), as_time(sigma)).log_joint(x).logsumexp(1)

@@ -1,4 +1,4 @@
-"""The one loop that samples: a solver's rule applied along a grid of times."""
+"""The one sampling loop: a solver applied along a grid of times."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,13 +22,13 @@ def gaussian(step: int, like: Tensor) -> Tensor:
 
 
 def check_times(times: Tensor, schedule: Schedule, solver: Solver) -> None:
-    """Raise a UserError unless the times lie on the clock and fall all the way.
+    """Raise a UserError unless the times lie on the clock and fall at every step.
 
-    For deterministic solvers they may also rise all the way; for those that draw noise some steps may climb.
+    For deterministic solvers they may instead rise at every step; for stochastic ones single steps may climb.
     """
     name = type(schedule).__name__
     if times.ndim != 1 or len(times) < 2:
-        raise UserError(f"times are a row of two or more, not of shape {tuple(times.shape)}")
+        raise UserError(f"times must have one axis and two or more entries, not the shape {tuple(times.shape)}")
     if not ((times >= 0) & (times <= schedule.t_max)).all():
         raise UserError(
             f"times from {times.min():g} to {times.max():g} leave the clock of {name}, [0, {schedule.t_max:g}]"
@@ -36,9 +36,9 @@ def check_times(times: Tensor, schedule: Schedule, solver: Solver) -> None:
     steps = times.diff()
     if solver.stochastic:
         if steps[0] > 0 or (steps == 0).any():
-            raise UserError("a solver that draws noise goes from noise to data: its times must fall at first")
+            raise UserError("a stochastic solver goes from noise to data: its times must fall in the first step")
         if (times[:-1] == 0).any():
-            raise UserError("times may not climb from 0, which is clean data: let them climb before")
+            raise UserError("times must not climb from 0, which is clean data: climb from a later time")
     elif not ((steps < 0).all() or (steps > 0).all()):
         raise UserError("times must fall at every step to sample, or rise at every step to invert: sort them")
 
@@ -57,14 +57,14 @@ def trajectory(
     Args:
         denoise: Predicts (x0, eps).
         x: State at `times[0]`, `(batch, *shape)`.
-        times: Times on the schedule's clock, `(steps + 1,)`, falling for sampling, rising for inversion. Where they
-            climb in between, which needs a stochastic solver, the state is noised again.
+        times: Times on the schedule's clock, `(steps + 1,)`, falling for sampling, rising for inversion. Where falling
+            times climb in between, which needs a stochastic solver, the state is noised again.
         solver: The rule of one step.
-        noise: The noise of step i for a state; only stochastic solvers ask for it.
-        past: Steps that led to `x`, the latest last, for a multistep solver that goes on; it begins without any.
+        noise: (step, state) -> noise; only stochastic solvers use it.
+        past: The steps that led to `x`, the latest last, for a multistep solver to continue from.
 
     Yields: Each step, with the state it reached and the prediction it used.
-    Raises: UserError: If times leave the clock, neither fall nor rise, or rise for a solver that draws noise.
+    Raises: UserError: If times leave the clock, neither fall nor rise, or begin by rising for a stochastic solver.
     """
     check_times(times, denoise.schedule, solver)
     reached: Step | None = None
@@ -81,7 +81,7 @@ def trajectory(
 
 
 def _fitting(noise: Draw, index: int, like: Tensor) -> Tensor:
-    """Return the noise of a step after looking whether it has the state's shape."""
+    """Return the noise of a step, after checking that it has the state's shape."""
     drawn = noise(index, like)
     if drawn.shape != like.shape:
         raise UserError(f"the noise has the shape {tuple(drawn.shape)}, where the state has {tuple(like.shape)}")
@@ -89,7 +89,7 @@ def _fitting(noise: Draw, index: int, like: Tensor) -> Tensor:
 
 
 def climb(schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
-    """Return a state of the later time s out of that at t: (alpha_s/alpha_t)·x + sqrt(beta)·noise, see `transition`.
+    """Return (alpha_s/alpha_t)·x + sqrt(beta)·noise: the state at t noised to the later time s, see `transition`.
 
     Source: Lugmayr et al. 2022, RePaint, algorithm 1, line 10.
     """
@@ -98,15 +98,14 @@ def climb(schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) ->
 
 
 def follow(denoise: Denoise, x: Tensor, times: Tensor, solver: Solver, *, noise: Draw = gaussian) -> Tensor:
-    """Return the state at the last of `times`: the end of `trajectory`, without gradients.
+    """Return the state at `times[-1]`: the end of `trajectory`, without gradients.
 
     Args:
         denoise: Predicts (x0, eps).
         x: State at `times[0]`, `(batch, *shape)`.
         times: Times, `(steps + 1,)`, float64.
         solver: The rule of one step.
-        noise: The noise of step i for a state.
-
+        noise: (step, state) -> noise; only stochastic solvers use it.
     Returns: The state at `times[-1]`, shaped like `x`.
     """
     with torch.inference_mode():

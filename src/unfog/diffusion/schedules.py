@@ -1,4 +1,4 @@
-"""The first of the two equations, x_t = alpha(t)·x0 + sigma(t)·eps: every schedule is an alpha and a sigma.
+"""The first equation, x_t = alpha(t)·x0 + sigma(t)·eps: a schedule is an alpha and a sigma.
 
 Time runs from t = 0 (clean) to t = t_max (noise). All values are computed in float64.
 """
@@ -16,12 +16,12 @@ from torch import Tensor
 from unfog.runtime.errors import UserError
 
 QUIET = 14.0
-"""The log-SNR at which continuous schedules begin to be trained: sigma/alpha = e^-7 = 0.0009, a ninth of
-half a step of an 8-bit picture on [-1, 1]."""
+"""Log-SNR of the first trained time of continuous schedules: sigma/alpha = e^-7 = 0.0009, a ninth of half a
+quantization step of an 8-bit image on [-1, 1]."""
 
 
 _MOST = 10_000
-"""Values that a schedule remembers at most."""
+"""Values that a schedule caches, at most."""
 
 Found = TypeVar("Found")
 
@@ -30,18 +30,18 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
     """Give a coefficient of shape `()` or `(batch,)` the rank, dtype and device of `like`.
 
     Args:
-        value: One coefficient, or one for each sample.
+        value: One coefficient, or one per sample.
         like: A state, `(batch, *shape)`.
 
     Returns: The coefficient as `()` or `(batch, 1, ...)`, ready to multiply `like`.
-    Raises: ValueError: If `value` has neither no axis nor the batch axis of `like`, or `like` holds whole numbers.
+    Raises: ValueError: If the shape of `value` is neither `()` nor `(batch,)`, or `like` is not floating-point.
     """
     if value.ndim == 0:
         return value  # a scalar tensor takes on the dtype and device of what it multiplies
     if value.shape != like.shape[:1]:
         raise ValueError(f"times of shape {tuple(value.shape)} do not match a batch of {like.shape[0]}")
     if not like.is_floating_point():
-        raise ValueError(f"a state is of floating point, not {like.dtype}: encode it first")
+        raise ValueError(f"a state must be floating-point, not {like.dtype}: encode it first")
     return value.reshape(-1, *([1] * (like.ndim - 1))).to(like)
 
 
@@ -51,14 +51,14 @@ def as_time(t: Tensor | float | Sequence[float]) -> Tensor:
 
 
 def _single(t: Tensor | float) -> bool:
-    """Say whether `t` is one time, without a graph behind it."""
+    """Return whether `t` is a single time that needs no gradient."""
     return not (isinstance(t, Tensor) and (t.ndim or t.requires_grad))
 
 
 def _remembered(
     method: Callable[["Schedule", Tensor | float], Tensor],
 ) -> Callable[["Schedule", Tensor | float], Tensor]:
-    """Let a method of a schedule remember what it gives at single times; each caller gets a copy to do as they like."""
+    """Cache a schedule's method at single times; each caller gets a copy of its own."""
     name = method.__qualname__
 
     @wraps(method)
@@ -75,17 +75,17 @@ def _remembered(
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """How much signal alpha and noise sigma a state holds at each time of a clock [0, t_max]."""
+    """alpha(t) and sigma(t), the amounts of signal and noise in a state at each time of a clock [0, t_max]."""
 
     def __init_subclass__(cls) -> None:
-        """Let each schedule remember its alpha and sigma at single times."""
+        """Cache each schedule's alpha and sigma at single times."""
         for name in ("alpha", "sigma"):
             if name in vars(cls) and not getattr(vars(cls)[name], "__isabstractmethod__", False):
                 setattr(cls, name, _remembered(vars(cls)[name]))
 
     @property
     def t_max(self) -> float:
-        """The time of pure noise: 1, but on schedules with a clock of their own."""
+        """The time of pure noise: 1, except on schedules with a clock of their own."""
         return 1.0
 
     @property
@@ -95,20 +95,20 @@ class Schedule(ABC):
 
     @property
     def keeps(self) -> Literal["variance", "sum", "signal"]:
-        """What is 1 at all times: alpha² + sigma², alpha + sigma, or alpha; a shift keeps it."""
+        """What equals 1 at all times: alpha² + sigma², alpha + sigma, or alpha; a shift keeps it."""
         return "variance"
 
     @abstractmethod
     def alpha(self, t: Tensor | float) -> Tensor:
-        """Return the signal's coefficient at time `t`, in float64, shaped like `t`."""
+        """Return the coefficient of the signal at time `t`, float64, shaped like `t`."""
 
     @abstractmethod
     def sigma(self, t: Tensor | float) -> Tensor:
-        """Return the noise's coefficient at time `t`, in float64, shaped like `t`."""
+        """Return the coefficient of the noise at time `t`, float64, shaped like `t`."""
 
     @abstractmethod
     def time(self, log_snr: Tensor | float) -> Tensor:
-        """Return the time at which the schedule has this log-SNR: the inverse of `log_snr`."""
+        """Return the time with this log-SNR: the inverse of `log_snr`."""
 
     @final
     @_remembered
@@ -121,13 +121,13 @@ class Schedule(ABC):
 
     @final
     def _recall(self, what: Hashable, t: Tensor | float, compute: Callable[[Tensor | float], Found]) -> Found:
-        """Return compute(t); for single times it is computed once and remembered, since samplers ask again and again.
+        """Return compute(t), cached for single times, at which samplers evaluate the same values again and again.
 
-        Tensors in the answer are the memory itself: this folder only multiplies by them. What others get are copies
-        and plain numbers, with which they can do as they like.
+        Returns the cached tensors themselves, so only this folder calls it and changes none of them in place; public
+        methods return copies or plain numbers.
 
         Args:
-            what: Names the function.
+            what: Cache key of the function.
             t: Time, of any shape.
             compute: A function of schedule and time alone.
         """
@@ -139,22 +139,22 @@ class Schedule(ABC):
             if len(known) >= _MOST:
                 known.clear()
             self.check_time(key[1])
-            with torch.inference_mode(False):  # so that it can be used with gradients, too
+            with torch.inference_mode(False):  # inference tensors could not be used with gradients later
                 known[key] = compute(key[1])
         return known[key]
 
     @final
     def check_time(self, t: Tensor | float) -> None:
-        """Raise a UserError for whole numbers and for times off the clock.
+        """Raise a UserError for integer times and for times off the clock.
 
-        Times on a GPU are not looked at, which would wait for it. A clock that counts the noise itself (`EDM`) may be
-        left upwards, as steps that add noise do.
+        Times on a GPU are not checked, since that would synchronize. On `EDM`, whose clock is the noise level, times
+        above t_max are allowed, since steps that add noise go there.
         """
         if isinstance(t, Tensor):
             if not t.is_floating_point():
                 raise UserError(
-                    f"times on the clock [0, {self.t_max:g}] are floating-point numbers, not {t.dtype}: timesteps "
-                    "0 ... T - 1 of a discrete schedule become times by schedule.from_timesteps"
+                    f"times on the clock [0, {self.t_max:g}] are floating-point numbers, not {t.dtype}: convert "
+                    "timesteps 0 ... T - 1 of a discrete schedule with schedule.from_timesteps"
                 )
             if t.device.type != "cpu" or not t.numel():
                 return
@@ -169,7 +169,7 @@ class Schedule(ABC):
 
     @final
     def numbers(self, t: Tensor | float) -> tuple[float, float]:
-        """Return alpha and sigma at one time as plain numbers, as solvers need them."""
+        """Return alpha and sigma at a single time as floats."""
         return self._recall("numbers", t, self._numbers)
 
     @final
@@ -178,27 +178,27 @@ class Schedule(ABC):
 
     @final
     def check(self) -> None:
-        """Raise a UserError unless t = 0 is clean data and the log-SNR falls on a thousand parts of the clock."""
+        """Raise a UserError unless t = 0 is clean data and the log-SNR falls over each thousandth of the clock."""
         t = torch.linspace(0, self.t_max, 1001, dtype=torch.float64)
         fall, name = self.log_snr(t).diff() < 0, type(self).__name__
         if not fall.all():
             at = int((~fall).nonzero()[0])
             raise UserError(
                 f"the log-SNR of the schedule {name} does not fall between t = {t[at]:g} and t = {t[at + 1]:g}: "
-                "alpha/sigma must become smaller all the way to t_max"
+                "alpha/sigma must decrease all the way to t_max"
             )
         if float(self.sigma(0.0)) != 0:
-            raise UserError(f"the schedule {name} has noise at t = 0, which stands for clean data: let sigma(0) be 0")
+            raise UserError(f"the schedule {name} has noise at t = 0, which means clean data: sigma(0) must be 0")
         if not 0 < self.t_first < self.t_max:
             raise UserError(
-                f"the schedule {name} leaves no time between its first trained one, {self.t_first:g}, and "
-                f"t_max = {self.t_max:g}: let it reach more noise"
+                f"the schedule {name} leaves no time between its first trained time, {self.t_first:g}, and "
+                f"t_max = {self.t_max:g}: it must end at more noise"
             )
 
     @final
     @cached_property
     def t_first(self) -> float:
-        """The first trained time: 1/T on a table, else where the log-SNR is 14."""
+        """The first trained time: 1/T on a discrete schedule, else where the log-SNR is 14."""
         return 1 / self.steps if self.steps else float(self.time(QUIET))
 
     @final
@@ -208,12 +208,12 @@ class Schedule(ABC):
         Args:
             t: Time, of any shape.
 
-        Returns: The two rates in float64, shaped like `t`.
-        Raises: UserError: On a table, which has kinks, and where a rate is infinite.
+        Returns: The two rates, float64, shaped like `t`.
+        Raises: UserError: On a discrete schedule, which has kinks, and where a rate is infinite.
         """
         if self.steps:
             raise UserError(
-                "a schedule of discrete steps has kinks and so no rates: use its continuous form (for instance "
+                "a discrete schedule has kinks and therefore no rates: use its continuous form (for instance "
                 "'linear-continuous'), or Rescheduled(EDM()) for a solver that integrates velocities"
             )
         alpha, sigma = self._recall("rates", t, self._rates)
@@ -221,17 +221,17 @@ class Schedule(ABC):
 
     @final
     def _rates(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return both derivatives by one pass backward."""
+        """Return both derivatives from one backward pass."""
         with torch.inference_mode(False), torch.enable_grad():
             t = as_time(t).clone()
-            both = torch.stack([t, t]).requires_grad_()  # one for each function, so that one pass gives both rates
+            both = torch.stack([t, t]).requires_grad_()  # one copy per function: one pass gives both rates
             values = self.alpha(both[0]) + self.sigma(both[1]) + 0 * both.sum(0)  # + 0·t, for a constant alpha
             alpha, sigma = torch.autograd.grad(values.sum(), both)[0].unbind()
         if not (alpha.isfinite() & sigma.isfinite()).all():
             where = t[~(alpha.isfinite() & sigma.isfinite())].flatten()[0]
             raise UserError(
-                f"the rates of {type(self).__name__} are infinite at t = {where:g}: let the times begin at the first "
-                f"trained one, {self.t_first:g}, and use a target other than flow"
+                f"the rates of {type(self).__name__} are infinite at t = {where:g}: start at the first trained time, "
+                f"{self.t_first:g}, and use a target other than flow"
             )
         return alpha, sigma
 
@@ -245,8 +245,8 @@ class Schedule(ABC):
             t: Time on this schedule's clock, `()` or `(batch,)`, in `[0, t_max]`.
 
         Returns: The noisy state, with the shape and dtype of `x0`.
-        Raises: ValueError: If `t` has neither no axis nor the batch axis of `x0`, or is off the clock, or the shapes
-            of data and noise differ.
+        Raises: ValueError: If the shape of `t` is neither `()` nor `(batch,)`, `t` is off the clock, or the shapes of
+            data and noise differ.
         Source: Ho et al. 2020, eq. 4; Kingma et al. 2021, eq. 1.
         """
         if eps.shape != x0.shape:
@@ -255,7 +255,7 @@ class Schedule(ABC):
 
     @final
     def transition(self, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return (beta, beta-tilde): the variances of q(x_t | x_s) and of q(x_s | x_t, x0), s < t.
+        """Return (beta, beta-tilde), the variances of q(x_t | x_s) and of q(x_s | x_t, x0), s < t.
 
         beta = sigma_t² - (alpha_t/alpha_s)²·sigma_s² and beta-tilde = beta·sigma_s²/sigma_t².
 
@@ -263,7 +263,7 @@ class Schedule(ABC):
             t: The later time.
             s: The earlier time.
 
-        Returns: The forward and the posterior variance, the large and the small one of DDPM.
+        Returns: The forward and the posterior variance: DDPM's large and small variance.
         Source: Ho et al. 2020, eq. 7, section 3.2.
         """
         forward = self.sigma(t) ** 2 - (self.alpha(t) / self.alpha(s)) ** 2 * self.sigma(s) ** 2
@@ -273,7 +273,7 @@ class Schedule(ABC):
     def posterior(self, x_t: Tensor, x0: Tensor, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return mean and variance of q(x_s | x_t, x0) for s < t.
 
-        mean = (alpha_t/alpha_s)·(sigma_s²/sigma_t²)·x_t + alpha_s·(beta/sigma_t²)·x0.
+        mean = (alpha_t/alpha_s)·(sigma_s²/sigma_t²)·x_t + alpha_s·(beta/sigma_t²)·x0; variance: see `transition`.
 
         Args:
             x_t: State at the later time, `(batch, *shape)`.
@@ -301,7 +301,7 @@ class VariancePreserving(Schedule):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        """Check that the rates grow."""
+        """Check that beta grows."""
         if not 0 < self.beta_min < self.beta_max:
             raise UserError("beta_min and beta_max must satisfy 0 < beta_min < beta_max")
 
@@ -311,7 +311,7 @@ class VariancePreserving(Schedule):
 
     @abstractmethod
     def inverse(self, integral: Tensor) -> Tensor:
-        """Return the t at which L has this value."""
+        """Return the t with this L(t)."""
 
     @final
     def alpha(self, t: Tensor | float) -> Tensor:
@@ -325,14 +325,14 @@ class VariancePreserving(Schedule):
 
     @final
     def time(self, log_snr: Tensor | float) -> Tensor:
-        """Return the t with L(t) = log(1 + exp(-log_snr)); below the end's log-SNR, the end."""
+        """Return the t with L(t) = log(1 + exp(-log_snr)), at most t_max."""
         value = as_time(log_snr)
         return self.inverse(torch.logaddexp(torch.zeros_like(value), -value)).clamp(max=self.t_max)
 
 
 @dataclass(frozen=True)
 class LinearContinuous(VariancePreserving):
-    """beta(t) = beta_min + t·(beta_max - beta_min): the linear schedule in continuous time."""
+    """beta(t) = beta_min + t·(beta_max - beta_min): the continuous linear schedule."""
 
     def integral(self, t: Tensor) -> Tensor:
         """Return L = beta_min·t + (beta_max - beta_min)·t²/2."""
@@ -346,7 +346,7 @@ class LinearContinuous(VariancePreserving):
 
 @dataclass(frozen=True)
 class QuadraticContinuous(VariancePreserving):
-    """sqrt(beta(t)) = b + t·d: linear in the square root of beta ('scaled linear' elsewhere)."""
+    """sqrt(beta(t)) = b + t·d, linear in the square root of beta: 'scaled linear' elsewhere."""
 
     @cached_property
     def _root(self) -> tuple[float, float]:
@@ -369,8 +369,8 @@ class QuadraticContinuous(VariancePreserving):
 class CosineContinuous(Schedule):
     """alpha = cos(a)/cos(b), a = (t+s)/(1+s)·pi/2, b = a(0), and sigma² = 1 - alpha².
 
-    alpha is 0 at t = 1. With s = 0 alpha and sigma are a cosine and a sine, whose rates are finite
-    everywhere; with s > 0 sigma' is infinite at t = 0.
+    alpha is 0 at t = 1. With s = 0 alpha and sigma are a cosine and a sine, with finite rates everywhere; with s > 0
+    sigma' is infinite at t = 0.
 
     Source: Nichol & Dhariwal 2021, eq. 17.
     """
@@ -380,7 +380,7 @@ class CosineContinuous(Schedule):
     def __post_init__(self) -> None:
         """Check the offset."""
         if not self.s >= 0:
-            raise UserError(f"the offset s of a cosine schedule is 0 or more, not {self.s}")
+            raise UserError(f"the offset s of a cosine schedule must be 0 or more, not {self.s}")
 
     @property
     def _offset(self) -> float:
@@ -391,7 +391,7 @@ class CosineContinuous(Schedule):
         return t * (math.pi / 2 / (1 + self.s))
 
     def alpha(self, t: Tensor | float) -> Tensor:
-        """Return cos(a)/cos(b), as the sine of the angle that is left, so that it is 0 at t = 1."""
+        """Return cos(a)/cos(b), as the sine of the remaining angle, so that it is exactly 0 at t = 1."""
         return torch.sin(self._angle(1 - as_time(t))) / math.cos(self._offset)
 
     def sigma(self, t: Tensor | float) -> Tensor:
@@ -413,7 +413,7 @@ class CosineContinuous(Schedule):
 
 @dataclass(frozen=True)
 class RectifiedFlow(Schedule):
-    """alpha = 1 - t, sigma = t: straight lines from data to noise.
+    """alpha = 1 - t, sigma = t: straight paths from data to noise.
 
     Source: Liu et al. 2023, Flow Straight and Fast; Lipman et al. 2023 (with time reversed).
     """
@@ -452,7 +452,7 @@ class EDM(Schedule):
 
     @property
     def t_max(self) -> float:
-        """The clock ends at sigma_max."""
+        """The highest noise level, sigma_max."""
         return float(self.sigma_max)
 
     @property
@@ -477,7 +477,7 @@ class EDM(Schedule):
 class Sigmoid(Schedule):
     """alpha² = floor + (1 - floor)·(S(e) - S(x))/(S(e) - S(b)), x from b = start/tau to e = end/tau, S = sigmoid.
 
-    At t = 1 the signal is sqrt(floor): below that, the rounding of t itself would show in the log-SNR.
+    alpha is sqrt(floor) at t = 1: with less, the rounding of t itself would show in the log-SNR.
 
     Source: Jabri et al. 2023, Scalable Adaptive Computation for Iterative Generation; Chen 2023, On the Importance
     of Noise Scheduling for Diffusion Models, algorithm 1.
@@ -500,24 +500,24 @@ class Sigmoid(Schedule):
         return (self.end - self.start) / self.tau
 
     def _share(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return S(right) - S(left) over the whole, without cancellation: sinh of the half width over two cosh."""
+        """Return (S(right) - S(left))/(S(e) - S(b)) without cancellation: sinh of the half width over two cosh."""
         low, high = self.start / self.tau, self.end / self.tau
         whole = math.sinh(self._width / 2) / (math.cosh(low / 2) * math.cosh(high / 2))
         ends = torch.cosh((low + left * self._width) / 2) * torch.cosh((low + right * self._width) / 2)
         return torch.sinh((right - left) * self._width / 2) / ends / whole
 
     def alpha(self, t: Tensor | float) -> Tensor:
-        """Return the square root of floor + (1 - floor)·share above t."""
+        """Return sqrt(floor + (1 - floor)·(S(e) - S(x))/(S(e) - S(b)))."""
         t = as_time(t)
         return torch.sqrt(self.floor + (1 - self.floor) * self._share(t, torch.ones_like(t)))
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        """Return the square root of (1 - floor)·share below t."""
+        """Return sqrt((1 - floor)·(S(x) - S(b))/(S(e) - S(b)))."""
         t = as_time(t)
         return torch.sqrt((1 - self.floor) * self._share(torch.zeros_like(t), t))
 
     def time(self, log_snr: Tensor | float) -> Tensor:
-        """Invert S from the nearer end, by the difference of two logits in the form of log1p."""
+        """Invert S from the nearer end, as a difference of two logits in terms of log1p."""
         value = as_time(log_snr)
         low, high = (float(torch.sigmoid(as_time(end / self.tau))) for end in (self.start, self.end))
         below = (-value).sigmoid() / (1 - self.floor) * (high - low)
@@ -531,8 +531,8 @@ class Sigmoid(Schedule):
 class Laplace(Schedule):
     """log_snr = mu - b·log(2t) up to t = 1/2, then mu + b·log(tail + (1 - tail)·2·(1 - t)); alpha² + sigma² = 1.
 
-    Uniform times then give log-SNRs of a Laplace distribution, whose lower tail is cut so that the end is finite; at
-    t = 1/2 the rates jump by a share `tail`.
+    Uniform times then have Laplace-distributed log-SNRs, with the lower tail cut so that the log-SNR at t = 1 is
+    finite; at t = 1/2 the rates jump by the fraction `tail`.
 
     Source: Hang & Gu 2024, Improved Noise Schedule for Diffusion Training, table 1.
     """
@@ -560,7 +560,7 @@ class Laplace(Schedule):
         return (-self._log_snr(t)).sigmoid().sqrt()
 
     def time(self, log_snr: Tensor | float) -> Tensor:
-        """Return the share of the distribution above this log-SNR; below the end's, the end."""
+        """Return the probability of a log-SNR above this one, at most t_max."""
         depth = (as_time(log_snr) - self.mu) / self.b
         left = ((torch.exp(depth.clamp(max=0)) - self.tail) / (1 - self.tail)).clamp(min=0) / 2
         return torch.where(depth > 0, torch.exp(-depth) / 2, 1 - left)
@@ -568,9 +568,9 @@ class Laplace(Schedule):
 
 @dataclass(frozen=True)
 class Shifted(Schedule):
-    """log_snr(t) of `base` less 2·log(shift): sigma/alpha grows by `shift`, as larger pictures need.
+    """log_snr(t) of `base` minus 2·log(shift): sigma/alpha times `shift`, as larger images need.
 
-    What is 1 on the base stays 1. On the flow schedule this is t -> shift·t/(1 + (shift - 1)·t).
+    What equals 1 on the base (`keeps`) stays 1. On `RectifiedFlow` this is t -> shift·t/(1 + (shift - 1)·t).
 
     Source: Hoogeboom et al. 2023, Simple Diffusion, eq. 3; Esser et al. 2024, section 5.3.2.
     """
@@ -599,18 +599,18 @@ class Shifted(Schedule):
         return self.base.keeps
 
     def _size(self, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return alpha, shift·sigma, and what must be divided out of both."""
+        """Return the base's alpha, shift·sigma, and the size by which to divide both."""
         alpha, sigma = self.base.alpha(t), self.shift * self.base.sigma(t)
         sizes = {"variance": torch.hypot(alpha, sigma), "sum": alpha + sigma, "signal": alpha}
         return alpha, sigma, sizes[self.base.keeps]
 
     def alpha(self, t: Tensor | float) -> Tensor:
-        """Return the base's alpha over the new size."""
+        """Return the base's alpha divided by the new size."""
         alpha, _, size = self._size(t)
         return alpha / size
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        """Return shift times the base's sigma over the new size."""
+        """Return shift times the base's sigma, divided by the new size."""
         _, sigma, size = self._size(t)
         return sigma / size
 

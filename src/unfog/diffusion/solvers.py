@@ -1,19 +1,19 @@
-"""The rules that take a state from time t to time s, each over the pair (x0, eps).
+"""Solvers: the rules that take a state from time t to time s, given the pair (x0, eps).
 
-A solver keeps no state: what a multistep rule needs of earlier steps it gets as `past`. The times are
-float64 scalars on the CPU and the coefficients plain floats; a state keeps its own dtype.
+A solver keeps no state: multistep rules get earlier steps as `past`. Times are float64 scalars on the CPU,
+coefficients plain floats; a state keeps its own dtype.
 
-Two clocks are used. Velocity solvers integrate alpha'·x0 + sigma'·eps in the schedule's own time. Exponential
-solvers take l = log(alpha/sigma), half the log-SNR, in which the exact solution from l to l + h is
+Velocity solvers integrate alpha'·x0 + sigma'·eps over the schedule's own time. Exponential solvers use
+l = log(alpha/sigma), half the log-SNR, over which the exact solution from l to l + h is
 
     x_s = alpha_s·x0 + sigma_s·eps + (alpha_s - alpha_t·sigma_s/sigma_t)·correction,
 
 where the correction is the mean of x0(l + u) - x0(l) under the weight exp(u), 0 < u < h. Both fall back to the
 first-order rule where l is infinite, in steps from or to pure noise and clean data.
 
-The orders hold in the interior of the clock with exact starting values. A multistep rule that starts by itself has
-first steps of lower order, which cost one order where three or more past values are read; and the last step, onto
-clean data, is of first order in every rule: `unfog verify` shows both beside the order.
+The stated orders hold in the interior of the clock, with exact starting values. A multistep rule that starts by itself
+takes its first steps at lower order, which costs one order where three or more past values are read; and the last
+step, onto clean data, is first-order in every rule. `unfog verify` reports both next to the order.
 """
 
 import math
@@ -34,9 +34,9 @@ from unfog.diffusion.targets import Prediction
 from unfog.runtime.errors import UserError
 
 Noise = Callable[[Tensor], Tensor]
-"""Returns standard normal noise shaped like its argument: the draw of the current step."""
+"""Returns the current step's standard normal noise, shaped like its argument."""
 Variance = Literal["small", "large", "learned"]
-"""Of a step backward: beta-tilde, beta, or what the model says between the two."""
+"""Variance of a reverse step: beta-tilde, beta, or the model's interpolation between the two."""
 
 
 class Step(NamedTuple):
@@ -52,10 +52,10 @@ class Solver(ABC):
     """A rule for one step."""
 
     velocity: bool = False
-    """Whether the rule integrates the schedule's rates, which a table does not have."""
+    """Whether the rule integrates the schedule's rates, which discrete schedules lack."""
     pairwise: bool = False
-    """Whether x0 and eps of one prediction alone make the step, so that a pair which disagrees with x_t (CFG++)
-    means what its author meant."""
+    """Whether the step depends on x0 and eps of one prediction alone, so that a pair which disagrees with x_t (CFG++)
+    is used as intended."""
 
     @property
     @abstractmethod
@@ -64,25 +64,25 @@ class Solver(ABC):
 
     @property
     def memory(self) -> int:
-        """How many past steps the rule reads."""
+        """Number of past steps that the rule reads."""
         return 0
 
     @property
     def stochastic(self) -> bool:
-        """Whether the rule draws noise, and so only goes from noise to data."""
+        """Whether the rule draws noise, and therefore only runs from noise to data."""
         return False
 
     @abstractmethod
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
-        """Take the state from time `t` to time `s`.
+        """Step the state from time `t` to time `s`.
 
         Args:
             denoise: Predicts (x0, eps).
             x: State at time `t`, `(batch, *shape)`.
-            t: The present time, `()`.
-            s: The next time, `()`; below `t`, or above it when a deterministic rule inverts.
-            past: The last `memory` steps, the latest last; fewer at the start.
-            noise: Draws noise; only stochastic rules call it.
+            t: The current time, `()`.
+            s: The next time, `()`; below `t`, or above it for inversion by a deterministic rule.
+            past: The last `memory` steps, latest last; fewer at the start.
+            noise: Draws noise; called by stochastic rules only.
 
         Returns: The step, with the state at time `s`.
         """
@@ -94,7 +94,7 @@ def _ends(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[float, float, float
 
 
 def _mixed(alpha: float, sigma: float, prediction: Prediction) -> Tensor:
-    """Return alpha·x0 + sigma·eps, with one pass less over memory than if it were written so."""
+    """Return alpha·x0 + sigma·eps, with one pass over memory less than the plain expression."""
     return torch.add(alpha * prediction.x0, prediction.eps, alpha=sigma)
 
 
@@ -104,39 +104,39 @@ def _level(schedule: Schedule, t: Tensor) -> float:
 
 
 def _whole(name: str, value: int, low: int, high: int) -> None:
-    """Raise a UserError for an order that is no whole number from `low` to `high`."""
+    """Raise a UserError for an order that is not a whole number from `low` to `high`."""
     if isinstance(value, bool) or not (isinstance(value, int) and low <= value <= high):
-        raise UserError(f"the order of {name} is a whole number from {low} to {high}, not {value}")
+        raise UserError(f"the order of {name} must be a whole number from {low} to {high}, not {value}")
 
 
 def _variances(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[float, float]:
-    """Return the forward and the posterior variance of a step backward in time."""
+    """Return the forward and the posterior variance of a reverse step."""
     forward, posterior = schedule.transition(t, s)
     return float(forward), float(posterior)
 
 
 def _rest(sigma_s: float, fresh: float) -> float:
-    """Return sqrt(sigma_s² - fresh): off pure noise both are equal, but for their rounding."""
+    """Return sqrt(sigma_s² - fresh), 0 where rounding makes it negative: from pure noise both are equal."""
     return math.sqrt(max(0.0, sigma_s**2 - fresh))
 
 
 def step_log_variance(
     schedule: Schedule, prediction: Prediction, x: Tensor, t: Tensor, s: Tensor, variance: Variance
 ) -> Tensor:
-    """Return log beta-tilde ("small"), log beta ("large"), or what the model says between the two ("learned").
+    """Return log beta-tilde ("small"), log beta ("large"), or the model's interpolation between them ("learned").
 
-    In the last step, where beta-tilde is 0, that of the step before it stands in.
+    The last step, where beta-tilde is 0, uses that of the step before it.
 
     Args:
-        schedule: Gives both variances.
-        prediction: What the model says; its variance fraction is read for "learned".
+        schedule: The schedule.
+        prediction: The model's prediction; "learned" reads its variance fraction.
         x: A state, `(batch, *shape)`.
         t: The later time, `()` or `(batch,)`.
         s: The earlier time, shaped like `t`.
         variance: "small", "large" or "learned".
 
     Returns: Logarithms that broadcast to the shape of `x`.
-    Raises: UserError: If a learned variance is asked of a model that has none.
+    Raises: UserError: If `variance` is "learned" and the model has not learned one.
     Source: Nichol & Dhariwal 2021, eq. 15.
     """
     large, small = schedule.transition(t, s)
@@ -146,15 +146,16 @@ def step_log_variance(
     if variance != "learned":
         return low if variance == "small" else high
     if prediction.variance_fraction is None:
-        raise UserError("this model has learned no variance: use 'small' or 'large', or train with variance=learned")
+        raise UserError("this model has no learned variance: use 'small' or 'large', or train with variance=learned")
     return low + (high - low) * prediction.variance_fraction
 
 
 @dataclass(frozen=True)
 class Ancestral(Solver):
-    """x_s ~ q(x_s | x_t, x0): DDPM's sampler, without noise in the last step.
+    """x_s ~ q(x_s | x_t, x0): DDPM's sampler, with no noise in the last step.
 
-    Mean alpha_s·x0 + sqrt(sigma_s² - beta-tilde)·eps; variance beta-tilde ("small"), beta ("large"), or learned.
+    The mean is alpha_s·x0 + sqrt(sigma_s² - beta-tilde)·eps, the variance beta-tilde ("small"), beta ("large") or
+    learned.
 
     Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021, eq. 15.
     """
@@ -167,7 +168,7 @@ class Ancestral(Solver):
     def __post_init__(self) -> None:
         """Check the variance."""
         if self.variance not in get_args(Variance):
-            raise UserError(f"the variance of ancestral steps is small, large or learned, not {self.variance!r}")
+            raise UserError(f"the variance of ancestral steps must be small, large or learned, not {self.variance!r}")
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one ancestral step."""
@@ -185,7 +186,7 @@ class Ancestral(Solver):
 class DDIM(Solver):
     """x_s = alpha_s·x0 + sqrt(sigma_s² - eta²·beta-tilde)·eps + eta·sqrt(beta-tilde)·z.
 
-    eta = 0 is deterministic and of first order, eta = 1 is DDPM with the small variance.
+    eta = 0 is deterministic and first-order, eta = 1 is DDPM with the small variance.
 
     Source: Song et al. 2021, Denoising Diffusion Implicit Models, eq. 12.
     """
@@ -205,7 +206,7 @@ class DDIM(Solver):
         return self.eta > 0
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
-        """Take one step with the noise that `eta` asks for."""
+        """Take one step."""
         prediction = denoise(x, t)
         _, _, alpha_s, sigma_s = _ends(denoise.schedule, t, s)
         fresh = self.eta**2 * _variances(denoise.schedule, t, s)[1] if self.eta else 0.0
@@ -214,7 +215,7 @@ class DDIM(Solver):
 
 
 def _along(schedule: Schedule, x: Tensor, h: float, t: Tensor, prediction: Prediction) -> Tensor:
-    """Return x + h·(alpha'·x0 + sigma'·eps): a way of length h along the probability flow's velocity at `t`."""
+    """Return x + h·(alpha'·x0 + sigma'·eps): a step of length h along the velocity of the probability flow at `t`."""
     alpha_rate, sigma_rate = schedule._recall(_along, t, lambda t: tuple(map(float, schedule.rates(t))))
     moved = torch.add(x, prediction.x0, alpha=h * alpha_rate)
     return torch.add(moved, prediction.eps, alpha=h * sigma_rate)
@@ -238,10 +239,10 @@ class Euler(Solver):
 
 @dataclass(frozen=True)
 class EulerAncestral(Solver):
-    """An Euler step to a time s' below s, from which fresh noise leads back up to s.
+    """x_s = (alpha_s/alpha_s')·x_s' + eta·sqrt(beta-tilde)·z: an Euler step to s' below s, then fresh noise up to s.
 
-    s' is where sigma/alpha = sqrt(sigma_s² - eta²·beta-tilde)/alpha_s; then x_s = (alpha_s/alpha_s')·x_s' +
-    eta·sqrt(beta-tilde)·z. Behind `Rescheduled(EDM())`, where other toolkits run it, it is DDIM with this eta.
+    s' is the time with sigma/alpha = sqrt(sigma_s² - eta²·beta-tilde)/alpha_s. On `Rescheduled(EDM())`, where other
+    toolkits run it, it is DDIM with this eta.
 
     Source: Karras et al. 2022, section 4; the ancestral Euler sampler of k-diffusion.
     """
@@ -254,10 +255,10 @@ class EulerAncestral(Solver):
     def __post_init__(self) -> None:
         """Check the share of noise."""
         if not 0 < self.eta <= 1:
-            raise UserError(f"eta must lie above 0 and up to 1, not {self.eta}: without noise the rule is euler")
+            raise UserError(f"eta must be above 0 and at most 1, not {self.eta}: use euler for a rule without noise")
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
-        """Go down past `s`, and back up to it by noise."""
+        """Step to s' below `s`, then add noise up to `s`."""
         schedule, prediction = denoise.schedule, denoise(x, t)
         _, _, alpha_s, sigma_s = _ends(schedule, t, s)
         fresh = self.eta**2 * _variances(schedule, t, s)[1]
@@ -269,15 +270,15 @@ class EulerAncestral(Solver):
 
 @dataclass(frozen=True)
 class Heun(Solver):
-    """x_s = x_t + (s - t)·(v(t) + v(s))/2, the velocity at `s` taken behind an Euler step.
+    """x_s = x_t + (s - t)·(v(t) + v(s))/2, where v(s) is the velocity after an Euler step.
 
-    The last step, onto clean data, stays an Euler step: n steps cost 2n - 1 evaluations. With churn, each step first
-    raises sigma/alpha by the share `churn` with fresh noise, where it lies between `churn_min` and `churn_max`.
+    The last step, onto clean data, is an Euler step: n steps cost 2n - 1 evaluations. With churn, each step that
+    starts between `churn_min` and `churn_max` first raises sigma/alpha by the fraction `churn` with fresh noise.
 
     Attributes:
-        churn: From 0 to sqrt(2) - 1; the S_churn of EDM over the number of steps.
+        churn: From 0 to sqrt(2) - 1; EDM's S_churn divided by the number of steps.
         churn_min: Lowest sigma/alpha that is churned, S_tmin.
-        churn_max: Highest one, S_tmax; None is any.
+        churn_max: Highest sigma/alpha that is churned, S_tmax; None is no limit.
         churn_noise: Standard deviation of the fresh noise, S_noise.
 
     Source: Karras et al. 2022, algorithms 1 and 2.
@@ -303,9 +304,9 @@ class Heun(Solver):
         return self.churn > 0
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
-        """Take one step along the mean of the velocities at both ends."""
+        """Take one step along the mean of the two velocities."""
         schedule, start = denoise.schedule, t
-        ratio = float(schedule.sigma(t) / schedule.alpha(t)) if self.churn else math.inf  # infinite is not churned
+        ratio = float(schedule.sigma(t) / schedule.alpha(t)) if self.churn else math.inf  # pure noise is not churned
         if self.churn_min <= ratio < math.inf and ratio <= (self.churn_max or ratio):
             start = schedule.time(schedule.log_snr(t) - 2 * math.log1p(self.churn))
             added = max(0.0, float(schedule.transition(start, t)[0]))
@@ -320,9 +321,9 @@ class Heun(Solver):
 
 @dataclass(frozen=True)
 class DPMSolver2(Solver):
-    """x_s = alpha_s·x0 + sigma_s·eps - sigma_s·(exp(h) - 1)·(eps' - eps), eps' in the middle of the log-SNR.
+    """x_s = alpha_s·x0 + sigma_s·eps - sigma_s·(exp(h) - 1)·(eps' - eps), eps' at the midpoint in log-SNR.
 
-    A single-step rule with two evaluations a step, one in the first and last where the log-SNR is infinite.
+    A single-step rule with two evaluations per step, and one where the log-SNR is infinite at either end.
 
     Source: Lu et al. 2022, DPM-Solver, algorithm 1.
     """
@@ -330,7 +331,7 @@ class DPMSolver2(Solver):
     order = 2
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
-        """Look half a step ahead, then step with the noise found there."""
+        """Step to the midpoint, then take the whole step with the eps predicted there."""
         schedule, prediction = denoise.schedule, denoise(x, t)
         alpha_t, _, alpha_s, sigma_s = _ends(schedule, t, s)
         state = _mixed(alpha_s, sigma_s, prediction)
@@ -346,14 +347,14 @@ class DPMSolver2(Solver):
 
 @lru_cache(10_000)
 def _moments(h: float, count: int) -> tuple[float, ...]:
-    """Return the means of u^k, k = 1 .. count, under the weight exp(u) on 0 < u < h; exact limits at small h."""
-    if abs(h) < 0.5:  # the series of the integrals, where the closed form cancels
+    """Return the means of u^k, k = 1 ... count, under the weight exp(u) on 0 < u < h; accurate at small h, too."""
+    if abs(h) < 0.5:  # power series, where the closed form cancels
         whole = sum(h**j / math.factorial(j + 1) for j in range(24))
         return tuple(
             h**k * sum(h**j / math.factorial(j) / (j + k + 1) for j in range(24)) / whole for k in range(1, count + 1)
         )
     found: list[float] = []
-    share = -1 / math.expm1(-h)  # integral of u^k·exp(u): h^k·exp(h) - k·(the one before)
+    share = -1 / math.expm1(-h)  # integral of u^k·exp(u): h^k·exp(h) - k·(the previous one)
     for k in range(1, count + 1):
         found.append(h**k * share - k * (found[-1] if found else 1.0))
     return tuple(found)
@@ -382,14 +383,14 @@ def _corrected(
     """Return alpha·x0 + sigma·eps + gain·correction, the correction sum_j w_j·(value_j - x0).
 
     Args:
-        alpha: Of x0.
-        sigma: Of eps.
-        gain: Of the correction, the mean of x0(l + u) - x0(l).
-        prediction: What is known at l.
-        nodes: Where else x0 is known, less l. At a single one the mean of u is taken for h/2, as the published rules
-            do; without any there is no correction.
+        alpha: Coefficient of x0.
+        sigma: Coefficient of eps.
+        gain: Coefficient of the correction, the mean of x0(l + u) - x0(l).
+        prediction: The prediction at l.
+        nodes: Where else x0 is known, relative to l. With a single node the mean of u is approximated by h/2, as in
+            the published rules; without nodes there is no correction.
         values: x0 at l + node_j.
-        h: Length of the step.
+        h: Length of the step in l.
     """
     weights = [h / 2 / nodes[0]] if len(nodes) == 1 else _weights(tuple(nodes), _moments(h, len(nodes)))
     state = _mixed(alpha - gain * sum(weights), sigma, prediction)
@@ -399,7 +400,7 @@ def _corrected(
 
 
 def _known(schedule: Schedule, t: Tensor, past: Sequence[Step], count: int) -> tuple[list[float], list[Tensor]]:
-    """Return places l' - l and values x0 of the latest `count` past steps, those at pure noise left out."""
+    """Return nodes l' - l and values x0 of the latest `count` past steps, without those at pure noise."""
     level = _level(schedule, t)
     found = [(_level(schedule, step.t) - level, step.prediction.x0) for step in reversed(past[-count:])]
     found = [(place, value) for place, value in found if math.isfinite(place)] if count else []
@@ -415,7 +416,7 @@ def _exponential(
     count: int,
     x0_s: Tensor | None = None,
 ) -> Tensor:
-    """Return the state at `s` by the polynomial through the x0 at `t`, up to `count` past ones, and that at `s`."""
+    """Return the state at `s` by the polynomial through x0 at `t`, at up to `count` past times, and at `s` if given."""
     alpha_t, sigma_t, alpha_s, sigma_s = _ends(schedule, t, s)
     nodes, values = _known(schedule, t, past, count)
     h = _level(schedule, s) - _level(schedule, t)
@@ -430,9 +431,9 @@ def _exponential(
 class DPMSolverPP2M(Solver):
     """x_s = alpha_s·x0 + sigma_s·eps + (alpha_s - alpha_t·sigma_s/sigma_t)·h/(2h')·(x0 - x0').
 
-    h is this step in half the log-SNR; h' and x0' are the step before and what was predicted in it. The first step,
-    and the last one onto clean data, are DDIM steps: the first costs no order, since its error is of second order
-    once; the last is as large as the error of the whole in few steps.
+    h is the length of this step in half the log-SNR, h' that of the step before and x0' its prediction. The first step
+    and the last one, onto clean data, are DDIM steps. The first does not lower the order, since its error is of second
+    order and occurs once; the last can dominate the error at few steps.
 
     Source: Lu et al. 2022, DPM-Solver++, algorithm 2.
     """
@@ -448,10 +449,10 @@ class DPMSolverPP2M(Solver):
 
 @dataclass(frozen=True)
 class DPMSolverPP3M(Solver):
-    """The 2M rule with the parabola through three values of x0, integrated exactly; of third order.
+    """The third-order form of 2M: the parabola through three values of x0, integrated exactly.
 
-    Started by itself its second step is 2M's and its order 2. The published code halves the quadratic term, and with
-    it loses the third order.
+    Started by itself its second step is 2M's and its order 2. The published code halves the quadratic term and thereby
+    loses the third order.
 
     Source: Lu et al. 2022, DPM-Solver++, appendix; Hochbruck & Ostermann 2010, Exponential Integrators, section 2.6.
     """
@@ -469,7 +470,7 @@ class DPMSolverPP3M(Solver):
 class DPMSolverPPSDE2M(Solver):
     """x_s = alpha_s·x0 + sigma_s·e^-h·eps + alpha_s·(1 - e^-2h)·h/(2h')·(x0 - x0') + sigma_s·sqrt(1 - e^-2h)·z.
 
-    The 2M rule for the stochastic equation; its first step is DDPM's.
+    2M for the stochastic differential equation; its first step is DDPM's.
 
     Source: Lu et al. 2022, DPM-Solver++, appendix B (SDE-DPM-Solver++(2M)).
     """
@@ -493,12 +494,12 @@ class DPMSolverPPSDE2M(Solver):
 
 @dataclass(frozen=True)
 class UniPC(Solver):
-    """Predict with p values of x0, and correct the prediction with the next one, which is evaluated there anyway.
+    """Predict with p values of x0, then correct with the next one, which the following step evaluates anyway.
 
-    The corrector repeats the step before with the polynomial through p + 1 values, the newest among them, and so
-    makes the order p + 1 at one evaluation a step. The correction of x is carried by eps, x0 stays as it was
-    evaluated. The step onto clean data is DDIM's. Begun by itself its first step is corrected, too, and of second
-    order: p = 2 keeps its order, p = 3 loses up to one in the limit.
+    The corrector repeats the previous step with the polynomial through p + 1 values, including the newest, which makes
+    the order p + 1 at one evaluation per step. The correction of x goes into eps; x0 stays as evaluated. The step onto
+    clean data is DDIM's. Started by itself the first step is corrected, too, and second-order: p = 2 keeps its order,
+    p = 3 loses up to one in the limit.
 
     Attributes:
         p: Order of the predictor, 2 or 3.
@@ -514,24 +515,24 @@ class UniPC(Solver):
 
     @property
     def order(self) -> int:
-        """Order of predictor and corrector together."""
+        """Order of predictor and corrector together, p + 1."""
         return self.p + 1
 
     @property
     def memory(self) -> int:
-        """Past steps: the predictor reads p - 1 of them, the corrector one more."""
+        """Past steps: the predictor reads p - 1, the corrector one more."""
         return self.p
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Correct the state with the prediction at `t`, then predict the state at `s`."""
         schedule, prediction = denoise.schedule, denoise(x, t)
-        if past and math.isfinite(_level(schedule, past[-1].t)):  # what began in pure noise stays as it was predicted
+        if past and math.isfinite(_level(schedule, past[-1].t)):  # a step from pure noise is not corrected
             shift = self.correct(schedule, t, prediction.x0, past) - x
             prediction = prediction._replace(eps=torch.add(prediction.eps, shift, alpha=1 / float(schedule.sigma(t))))
         return Step(t, s, _exponential(schedule, t, s, prediction, past, self.p - 1), prediction)
 
     def correct(self, schedule: Schedule, t: Tensor, x0: Tensor, past: Sequence[Step]) -> Tensor:
-        """Return the state at `t` that the last step would have found, had it known `x0` there."""
+        """Return the state at `t`, the last step repeated with `x0` at `t` known."""
         *before, last = past
         return _exponential(schedule, last.t, t, last.prediction, before, self.p - 1, x0)
 
@@ -540,14 +541,14 @@ class UniPC(Solver):
 class AdamsBashforth(Solver):
     """x_s = x_t + sum_j w_j·v_j: the integral of the polynomial through the last velocities, on any grid.
 
-    Begun by itself, its first steps read fewer velocities and are of order 1, 2 and so on: the error of the first one
-    alone is of second order, and the whole no better in the limit.
-    Behind `Rescheduled(EDM())` it is the LMS of k-diffusion and the rho-Adams-Bashforth form of DEIS. iPNDM has the
-    same weights frozen at those of equal steps, and keeps its order on those alone: on grids that stretch smoothly
-    it falls to second order, on rough ones to first.
+    Started by itself, its first steps read fewer velocities and have order 1, 2 and so on: the error of the first step
+    is of second order, which bounds the order of the whole in the limit.
+    On `Rescheduled(EDM())` it is k-diffusion's LMS and the rho-Adams-Bashforth form of DEIS. iPNDM uses the weights of
+    equal steps throughout, and keeps its order on equal steps only: on smoothly stretched grids it falls to second
+    order, on rough ones to first.
 
     Attributes:
-        order: How many velocities it reads, 1 to 4; 1 is Euler.
+        order: Number of velocities that it reads, 1 to 4; 1 is Euler.
 
     Source: Hairer, Nørsett & Wanner 1993, Solving Ordinary Differential Equations I, section III.5.
     """
@@ -577,10 +578,10 @@ class AdamsBashforth(Solver):
 
 @dataclass(frozen=True)
 class RungeKutta45(Solver):
-    """As many steps of Dormand and Prince's pair between `t` and `s` as the tolerances ask for.
+    """Dormand and Prince's adaptive pair of orders 5 and 4, with as many steps from `t` to `s` as the tolerances need.
 
-    Its cost is not known before: a grid of one step is enough. Onto clean data it goes to the first trained time and
-    from there by DDIM.
+    The number of evaluations depends on the tolerances; a grid of one step is enough. A step onto clean data
+    integrates to the first trained time and takes a DDIM step from there.
 
     Source: Dormand & Prince 1980.
     """

@@ -1,4 +1,4 @@
-"""Schedules of discrete steps, as tables of alphas_cumprod: linear, quadratic, cosine, and any other."""
+"""Discrete schedules, tables of alphas_cumprod: linear, quadratic, cosine, or any other."""
 
 import math
 from abc import abstractmethod
@@ -17,10 +17,10 @@ from unfog.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class DiscreteSchedule(Schedule):
-    """alpha² = alphas_cumprod[i] at t = (i+1)/T: the discrete schedules of DDPM, and any other.
+    """alpha² = alphas_cumprod[i] at t = (i+1)/T: a schedule of T discrete steps, as DDPM's.
 
-    Between two entries the log-SNR is linear in t. Where it is infinite, alpha² is linear before the first entry
-    (t = 0 is clean data) and alpha is linear before a last entry of 0 (pure noise).
+    Between two entries the log-SNR is linear in t. Where it would be infinite, alpha² is linear before the first
+    entry (t = 0 is clean data) and alpha is linear before a last entry of 0 (pure noise).
     """
 
     @property
@@ -35,7 +35,7 @@ class DiscreteSchedule(Schedule):
 
     @final
     def __post_init__(self) -> None:
-        """Check that the entries fall from below 1, and not below 0."""
+        """Check that the entries fall strictly within [0, 1)."""
         values = (1.0, *self.alphas_cumprod)
         if len(values) < 2 or any(not a > b for a, b in pairwise(values)) or not values[-1] >= 0:
             raise UserError("alphas_cumprod must fall strictly, from below 1 to 0 or above")
@@ -48,18 +48,18 @@ class DiscreteSchedule(Schedule):
 
     @final
     def from_timesteps(self, timesteps: Tensor | int | Sequence[int]) -> Tensor:
-        """Return t = (i + 1)/T, the time of DDPM's timestep i = 0 ... T - 1.
+        """Return t = (i + 1)/T, the time of timestep i = 0 ... T - 1 in DDPM's counting.
 
         Args:
             timesteps: Whole numbers, of any shape.
 
         Returns: Times on this schedule's clock, float64, shaped like `timesteps`.
-        Raises: UserError: If one is no whole number from 0 to T - 1.
+        Raises: UserError: If one is not a whole number from 0 to T - 1.
         """
         index = torch.as_tensor(timesteps)
         if index.is_floating_point() or not ((index >= 0) & (index < self.steps)).all():
             raise UserError(
-                f"timesteps are whole numbers from 0 to {self.steps - 1}: times on the clock need no change"
+                f"timesteps are whole numbers from 0 to {self.steps - 1}: times on the clock need no conversion"
             )
         return (index.double() + 1) / self.steps
 
@@ -98,7 +98,7 @@ class DiscreteSchedule(Schedule):
 
     @final
     def time(self, log_snr: Tensor | float) -> Tensor:
-        """Return t by inverting the interpolation; log-SNRs beyond the ends give the ends."""
+        """Return t by inverting the interpolation, clamped to the clock."""
         wanted = as_time(log_snr)
         signal, knots = (knot.to(wanted.device) for knot in self._knots)
         left = torch.searchsorted(-knots, -wanted).sub(1).clamp(0, self.steps - 1)
@@ -111,16 +111,16 @@ class DiscreteSchedule(Schedule):
 
 
 def _products(betas: Tensor) -> tuple[float, ...]:
-    """Return alphas_cumprod = prod(1 - beta_i) after checking that each beta lies between 0 and 1."""
+    """Return alphas_cumprod = prod(1 - beta_i), after checking that each beta lies between 0 and 1."""
     if not ((betas > 0) & (betas < 1)).all():
-        raise UserError("every beta must lie strictly between 0 and 1: mend beta_start, beta_end or max_beta")
+        raise UserError("every beta must lie strictly between 0 and 1: correct beta_start, beta_end or max_beta")
     return tuple(torch.cumprod(1 - betas.double(), dim=0).tolist())
 
 
 def _count(steps: int) -> int:
     """Return the number of steps after checking it."""
     if steps < 2:
-        raise UserError(f"a table needs 2 steps or more, not {steps}")
+        raise UserError(f"a discrete schedule needs 2 steps or more, not {steps}")
     return steps
 
 
@@ -147,7 +147,7 @@ class Linear(DiscreteSchedule):
 class Quadratic(DiscreteSchedule):
     """sqrt(beta_i) linear from sqrt(beta_start) to sqrt(beta_end).
 
-    Latent-diffusion code calls this one 'linear', diffusers 'scaled_linear'.
+    Called 'linear' in latent-diffusion code, 'scaled_linear' in diffusers.
     """
 
     steps: int = 1000
@@ -185,9 +185,9 @@ class Cosine(DiscreteSchedule):
 @final
 @dataclass(frozen=True)
 class Table(DiscreteSchedule):
-    """alpha² = alphas_cumprod[i] at t = (i+1)/T, given entry by entry; there is no table without any."""
+    """alpha² = alphas_cumprod[i] at t = (i+1)/T, with explicit entries."""
 
-    alphas_cumprod: tuple[float, ...] = ()  # a default, since the base's property would be taken for one
+    alphas_cumprod: tuple[float, ...] = ()  # without a default, dataclasses would take the base's property for one
 
     @property
     def steps(self) -> int:
@@ -205,7 +205,7 @@ class Table(DiscreteSchedule):
 class Discrete(DiscreteSchedule):
     """alphas_cumprod[i] = SNR/(1 + SNR) at t = t_max·(i+1)/T: the T steps of any continuous schedule.
 
-    A schedule that ends at pure noise gives a table that ends at 0.
+    If the base ends at pure noise, so does this one.
     """
 
     base: Schedule = CosineContinuous()
@@ -221,10 +221,10 @@ class Discrete(DiscreteSchedule):
 @final
 @dataclass(frozen=True)
 class ZeroTerminalSNR(DiscreteSchedule):
-    """sqrt(alphas_cumprod) of a discrete schedule, shifted and stretched: the last entry is 0, the first stays.
+    """sqrt(alphas_cumprod) of a discrete schedule, rescaled linearly: the last entry is 0, the first is kept.
 
     Source: Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps are Flawed, algorithm 1.
-    Raises: UserError: If `base` is no discrete schedule of two steps or more.
+    Raises: UserError: If `base` is not a discrete schedule of two steps or more.
     """
 
     base: Schedule = Linear()
@@ -238,7 +238,7 @@ class ZeroTerminalSNR(DiscreteSchedule):
     def alphas_cumprod(self) -> tuple[float, ...]:
         """The base's, rescaled."""
         if not isinstance(self.base, DiscreteSchedule) or self.base.steps < 2:
-            raise UserError("only a table of 2 steps or more is rescaled to zero terminal SNR, for instance 'linear'")
+            raise UserError("zero-terminal-snr needs a discrete schedule of 2 steps or more, for instance 'linear'")
         first, last = (math.sqrt(self.base.alphas_cumprod[end]) for end in (0, -1))
         roots = ((math.sqrt(value) - last) * first / (first - last) for value in self.base.alphas_cumprod)
         return tuple(root**2 for root in roots)

@@ -1,4 +1,4 @@
-"""The second of the two equations, output = a(t)·x0 + b(t)·eps: what a network is asked for is a row (a, b)."""
+"""The second equation, output = a(t)·x0 + b(t)·eps: what a network predicts is a row of coefficients (a, b)."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from unfog.runtime.errors import UserError
 
 
 class Prediction(NamedTuple):
-    """The one currency between networks and solvers: a guess of the clean data and of the noise in it.
+    """(x0, eps), the one currency between networks and solvers: predicted clean data and predicted noise.
 
     Attributes:
         x0: Clean data, `(batch, *shape)`.
         eps: The noise in the state, shaped like `x0`.
-        variance_fraction: Of models that learned it, shaped like `x0`: where the log-variance of a step lies
-            between the posterior's (0) and the forward one (1). None elsewhere.
+        variance_fraction: Where the log-variance of a step lies between the posterior's (0) and the forward one (1),
+            shaped like `x0`; None for models without a learned variance.
     """
 
     x0: Tensor
@@ -29,11 +29,11 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """One row of coefficients; solving it together with the schedule gives (x0, eps)."""
+    """One row of coefficients (a, b); solving it together with the schedule gives (x0, eps)."""
 
     @abstractmethod
     def coefficients(self, schedule: Schedule, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return (a, b) at time `t`, in float64, shaped like `t`."""
+        """Return (a, b) at time `t`, float64, shaped like `t`."""
 
     @final
     def determinant(self, schedule: Schedule, t: Tensor | float) -> Tensor:
@@ -43,7 +43,7 @@ class Target(ABC):
 
     @final
     def check(self, schedule: Schedule) -> None:
-        """Raise a UserError where this target cannot be trained or solved on `schedule`.
+        """Raise a UserError if this target cannot be trained or solved on `schedule`.
 
         The coefficients must be finite from t = 0 on, and D non-zero from the first trained time on.
         """
@@ -64,7 +64,7 @@ class Target(ABC):
 
     @final
     def of(self, x0: Tensor, eps: Tensor, t: Tensor | float, schedule: Schedule) -> Tensor:
-        """Return what the network should say: output = a·x0 + b·eps.
+        """Return output = a·x0 + b·eps, what the network should predict.
 
         Args:
             x0: Clean data, `(batch, *shape)`.
@@ -82,7 +82,7 @@ class Target(ABC):
         """Return x0 = (b·x_t - sigma·output)/D and eps = (alpha·output - a·x_t)/D.
 
         Args:
-            output: What the network said, shaped like `x_t`.
+            output: The network's output, shaped like `x_t`.
             x_t: The noisy state, `(batch, *shape)`.
             t: Time, `()` or `(batch,)`, where D is not 0.
             schedule: The schedule whose clock `t` is on.
@@ -104,7 +104,7 @@ class Target(ABC):
 
 @dataclass(frozen=True)
 class Eps(Target):
-    """output = eps, the noise: DDPM's choice.
+    """output = eps, the noise, as in DDPM.
 
     Source: Ho et al. 2020, eq. 11.
     """

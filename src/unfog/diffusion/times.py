@@ -1,4 +1,4 @@
-"""At which times a denoiser is trained: quantile functions that map u in [0, 1) to t."""
+"""Distributions of training times, as quantile functions that map u in [0, 1) to t."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,27 +13,27 @@ from unfog.runtime.errors import UserError
 
 
 def stratify(u: Tensor) -> Tensor:
-    """Spread uniform numbers over a batch: u_i becomes (i + u_i)/batch, one in each of `batch` equal parts.
+    """Return (i + u_i)/batch: stratified uniform numbers, one in each of `batch` equal parts of [0, 1).
 
     Args:
         u: Independent uniform numbers, `(batch,)`.
 
-    Returns: Numbers that are each uniform and together almost evenly spaced, `(batch,)`.
+    Returns: Almost evenly spaced numbers, `(batch,)`; each is uniform in its own part.
     """
     return (torch.arange(len(u), dtype=u.dtype, device=u.device) + u) / len(u)
 
 
 @dataclass(frozen=True)
 class Times(ABC):
-    """A distribution of training times, on every schedule."""
+    """A distribution of training times, for any schedule."""
 
     @abstractmethod
     def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """Return the time below which a share `u` of the distribution lies."""
+        """Return the quantile at `u`: the time below which the fraction `u` of the distribution lies."""
 
     @final
     def __call__(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """Map u in [0, 1) to times between the first trained time and t_max; on a table, to its steps.
+        """Map u in [0, 1) to times between the first trained time and t_max; on discrete schedules, to their steps.
 
         Args:
             u: Uniform numbers, `(batch,)`.
@@ -49,19 +49,19 @@ class Times(ABC):
 
 @dataclass(frozen=True)
 class Uniform(Times):
-    """Every time is as likely as every other: t = t_max·u, one of the T steps on a table.
+    """t = t_max·u, uniform; one of the T steps on a discrete schedule.
 
     Source: Ho et al. 2020, algorithm 1.
     """
 
     def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
-        """Return t_max·u, with u = 0 moved into the first step."""
+        """Return t_max·u, with u = 0 rounded up into the first step."""
         return schedule.t_max * u.clamp(min=1e-12)
 
 
 @dataclass(frozen=True)
 class DiscreteTimes(Times):
-    """One of `steps` equally spaced times t = t_max·i/steps, i = 1..steps, as DDPM trains."""
+    """t = t_max·i/steps, i uniform in 1 ... steps: equally spaced times, as DDPM trains."""
 
     steps: int = 1000
 
@@ -77,7 +77,7 @@ class DiscreteTimes(Times):
 
 @dataclass(frozen=True)
 class LogitNormal(Times):
-    """logit(t/t_max) ~ N(mean, std²): most often in the middle of the clock.
+    """logit(t/t_max) ~ N(mean, std²): concentrated in the middle of the clock.
 
     Source: Esser et al. 2024, Scaling Rectified Flow Transformers, eq. 19.
     """
@@ -98,7 +98,7 @@ class LogitNormal(Times):
 
 @dataclass(frozen=True)
 class LogNormal(Times):
-    """ln(sigma/alpha) ~ N(mean, std²): most often where pictures take shape.
+    """ln(sigma/alpha) ~ N(mean, std²): concentrated on the noise levels at which images take shape.
 
     Source: Karras et al. 2022, table 1 (P_mean, P_std).
     """
@@ -118,18 +118,18 @@ class LogNormal(Times):
 
 @dataclass(frozen=True)
 class Importance(Times):
-    """Draws more often where the loss is large, and weighs it down as much: the mean stays, its variance falls.
+    """Importance sampling, p_k proportional to sqrt(E[loss²]) in bin k of u, weight 1/p_k: same mean, less variance.
 
-    The unit interval of u is cut into equal bins, so it works on every distribution of times. Bin k is drawn in
-    proportion to the root of its running mean of loss², once every bin has been seen ten times.
+    The unit interval of u is divided into equal bins, so this works with any distribution of times. Draws are uniform
+    until every bin has been seen ten times; E is a running mean.
 
-    The statistics are kept by whoever trains, and are part of a checkpoint.
+    The training loop keeps the statistics, which are part of a checkpoint.
 
     Attributes:
-        base: The distribution whose u is spread.
+        base: The distribution whose u is resampled.
         bins: Number of bins.
-        window: How many losses of a bin the running mean remembers.
-        floor: Share of the draws that stays uniform.
+        window: Number of losses per bin over which the mean runs.
+        floor: Fraction of the draws that stays uniform.
 
     Source: Nichol & Dhariwal 2021, Improved DDPM, eq. 18.
     """
@@ -149,17 +149,17 @@ class Importance(Times):
         return self.base.quantile(u, schedule)
 
     def history(self) -> Tensor:
-        """Return the statistics of no losses: running mean of loss² and count of each bin, `(2, bins)`, float64."""
+        """Return empty statistics: running mean of loss² and count of each bin, `(2, bins)`, float64."""
         return torch.zeros(2, self.bins, dtype=torch.float64)
 
     def spread(self, u: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
-        """Map uniform numbers to the bins' distribution.
+        """Map uniform numbers to the distribution over bins.
 
         Args:
             u: Uniform numbers in [0, 1), `(batch,)`.
             history: The statistics, `(2, bins)`.
 
-        Returns: The new numbers and the weights 1/density that keep the mean of the loss, each `(batch,)`.
+        Returns: The new numbers, and the weights 1/density that keep the expected loss, each `(batch,)`.
         """
         squares, counts = history
         root = squares.sqrt()
@@ -172,7 +172,7 @@ class Importance(Times):
         return (place + inside) / self.bins, 1 / (self.bins * share[place])
 
     def update(self, history: Tensor, u: Tensor, loss: Tensor) -> Tensor:
-        """Return the statistics with the losses at `u` taken in, each of shape `(batch,)`."""
+        """Return the statistics updated with the losses at `u`, each of shape `(batch,)`."""
         place = (u * self.bins).long().clamp(max=self.bins - 1)
         seen = torch.bincount(place, minlength=self.bins).double()
         total = torch.zeros_like(seen).index_add_(0, place, loss.double() ** 2)

@@ -1,4 +1,4 @@
-"""How much each time counts in the loss: the weight on the square in the target's own space.
+"""Loss weights w(t) on the squared error in the target's own space.
 
 A weight w on the x0 error |x0 - x0'|² is w·(sigma/D)² on |output - output'|². With SNR = alpha²/sigma²:
 
@@ -35,7 +35,7 @@ class Weighting(ABC):
 
 @dataclass(frozen=True)
 class Unit(Weighting):
-    """w = 1 in the target's space: already the DDPM simple loss, the v loss, the flow loss, the EDM loss.
+    """w = 1 in the target's space: the DDPM simple loss, the v loss, the flow loss and the EDM loss.
 
     Source: Ho et al. 2020, eq. 14.
     """
@@ -47,11 +47,11 @@ class Unit(Weighting):
 
 @dataclass(frozen=True)
 class OfSNR(Weighting):
-    """A weight on the x0 error that depends on the SNR alone, and so is the same for every target."""
+    """w = of_x0(SNR)·(sigma/D)²: a weight on the x0 error by SNR alone, and therefore the same for every target."""
 
     @abstractmethod
     def of_x0(self, snr: Tensor) -> Tensor:
-        """Return the weight on |x0 - x0'|², finite at SNR 0."""
+        """Return the weight on |x0 - x0'|²; finite at SNR 0."""
 
     @final
     def __call__(self, schedule: Schedule, target: Target, t: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class OfSNR(Weighting):
 
 @dataclass(frozen=True)
 class MinSNR(OfSNR):
-    """min(SNR, gamma) on x0: quiet times count no more than gamma.
+    """min(SNR, gamma) on x0: caps the weight of low-noise times.
 
     Source: Hang et al. 2023, Efficient Diffusion Training via Min-SNR Weighting, section 3.4.
     """
@@ -81,7 +81,7 @@ class MinSNR(OfSNR):
 
 @dataclass(frozen=True)
 class P2(OfSNR):
-    """SNR/(k + SNR)^gamma on x0: the coarse content counts more than the last details.
+    """SNR/(k + SNR)^gamma on x0: weights coarse content more than fine details.
 
     Source: Choi et al. 2022, Perception Prioritized Training of Diffusion Models, eq. 8.
     """
@@ -109,7 +109,7 @@ class EDMWeighting(OfSNR):
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check the deviation."""
+        """Check sigma_data."""
         if not self.sigma_data > 0:
             raise UserError(f"sigma_data must be above 0, not {self.sigma_data}")
 

@@ -1,4 +1,4 @@
-"""Models of other toolkits as denoisers, and denoisers as other toolkits' models, without importing any of them."""
+"""Adapters to and from the models of diffusers and k-diffusion, without importing either."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from unfog.runtime.errors import UserError, unknown
 TARGETS: dict[str, Target] = {"epsilon": Eps(), "sample": X0(), "v_prediction": V(), "flow_prediction": Flow()}
 """diffusers' prediction types."""
 KModel = Callable[..., Tensor]
-"""A model of k-diffusion: (x, sigma, **extra) -> denoised, with x = x0 + sigma·eps and sigma of shape `(batch,)`."""
+"""A k-diffusion model: (x, sigma, **extra) -> denoised, with x = x0 + sigma·eps and sigma of shape `(batch,)`."""
 
 
 class Scheduler(Protocol):
-    """What is read of a scheduler of diffusers."""
+    """The part of a diffusers scheduler that is read here."""
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -28,30 +28,30 @@ class Scheduler(Protocol):
 
 
 class _Unet(nn.Module):
-    """A model of diffusers that is called as the denoiser calls its networks."""
+    """A diffusers model with the signature of our networks."""
 
     def __init__(self, unet: nn.Module, whole: bool) -> None:
-        """Keep the model; `whole` says whether its timesteps are whole numbers."""
+        """Keep the model; `whole` is whether it takes integer timesteps."""
         super().__init__()
         self.unet, self.whole = unet, whole
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Return the model's `.sample`; a condition is its encoder_hidden_states."""
+        """Return the model's `.sample`; the condition is passed as encoder_hidden_states."""
         given = {} if cond is None else {"encoder_hidden_states": cond}
         output: Tensor = self.unet(x, time.round().long() if self.whole else time, **given).sample
         return output
 
 
 def wrap_diffusers(unet: nn.Module, scheduler: Scheduler) -> Denoiser:
-    """Return a model of diffusers as a `Denoiser`: schedule and target from the scheduler's configuration.
+    """Wrap a diffusers model as a `Denoiser`, with schedule and target from the scheduler's configuration.
 
     Args:
-        unet: A `UNet2DModel`, a `UNet2DConditionModel` or the like, whose output has a `.sample`. The condition of the
-            denoiser is a tensor, its encoder_hidden_states.
-        scheduler: The pipeline's: its betas become a `Table`, at which the model gets whole timesteps; a
-            flow-matching one becomes `RectifiedFlow`.
+        unet: A `UNet2DModel`, a `UNet2DConditionModel` or the like, whose output has a `.sample`. The denoiser's
+            condition is a tensor, passed as encoder_hidden_states.
+        scheduler: The pipeline's scheduler. Its betas become a `Table`, on which the model gets integer timesteps; a
+            flow-matching scheduler becomes `RectifiedFlow`.
 
-    Raises: UserError: For a prediction type or a scheduler that has no equal here.
+    Raises: UserError: For a prediction type or a scheduler without an equivalent here.
     """
     products, config = getattr(scheduler, "alphas_cumprod", None), scheduler.config
     name = type(scheduler).__name__
@@ -64,7 +64,7 @@ def wrap_diffusers(unet: nn.Module, scheduler: Scheduler) -> Denoiser:
     elif isinstance(products, Tensor):
         schedule = Table(tuple(products.double().tolist()))
     else:
-        raise UserError(f"the scheduler {name} has no alphas_cumprod: give one with betas, or for flow matching")
+        raise UserError(f"the scheduler {name} has no alphas_cumprod: use one with betas, or one for flow matching")
     known: Mapping[str, Any] = getattr(unet, "config", {})
     learned = known.get("out_channels") == 2 * (known.get("in_channels") or 0) != 0
     return Denoiser(
@@ -78,13 +78,13 @@ def wrap_diffusers(unet: nn.Module, scheduler: Scheduler) -> Denoiser:
 
 
 def wrap_k(denoiser: Denoise) -> KModel:
-    """Return a denoiser as a model of k-diffusion, which its samplers can call.
+    """Wrap a denoiser as a k-diffusion model, for its samplers to call.
 
     Args:
         denoiser: A `Denoiser`, or anything that predicts (x0, eps).
 
-    Returns: A function of (x, sigma), x = x0 + sigma·eps with sigma of shape `()` or `(batch,)`, that returns x0; a
-        `Denoiser` also takes `cond`.
+    Returns: A function (x, sigma) -> x0, with x = x0 + sigma·eps and sigma of shape `()` or `(batch,)`; for a
+        `Denoiser` it also takes `cond`.
     """
 
     def model(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
@@ -100,7 +100,7 @@ def wrap_k(denoiser: Denoise) -> KModel:
 
 @dataclass(frozen=True)
 class _OfK:
-    """What a model of k-diffusion predicts."""
+    """A k-diffusion model as a `Denoise`."""
 
     model: KModel
     schedule: EDM
@@ -113,10 +113,10 @@ class _OfK:
 
 
 def unwrap_k(model: KModel, sigma_max: float = 80.0) -> Denoise:
-    """Return a model of k-diffusion as something that predicts (x0, eps), on the schedule `EDM(sigma_max)`.
+    """Wrap a k-diffusion model as one that predicts (x0, eps) on the schedule `EDM(sigma_max)`.
 
     Args:
         model: (x, sigma) -> denoised, with sigma of shape `(batch,)`.
-        sigma_max: The loudest noise level that it knows.
+        sigma_max: The highest noise level that it was trained on.
     """
     return _OfK(model, EDM(sigma_max))
