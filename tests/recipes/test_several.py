@@ -187,3 +187,8 @@ def test_class_numbers_and_text_are_trained_and_sampled_each_left_out_in_turn(
         rest = {other: value for other, value in whole.items() if other != name}
         assert not torch.equal(run.sample(2, rest), everything), name
     assert torch.equal(run.sample(1, whole), everything[:1])
+    named = run.sample(2, label="circle", values=[0.5], prompt="a small red circle")
+    assert torch.equal(named, everything)
+    assert torch.equal(run.sample(2, prompt="a small red circle"), run.sample(2, {"text": "a small red circle"}))
+    with pytest.raises(UserError, match="`image` cannot be asked of this model: ask it by `label`, `values`, `prompt`"):
+        run.sample(2, image=torch.zeros(3, 32, 32))

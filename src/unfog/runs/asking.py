@@ -18,6 +18,7 @@ from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.conditions import Asked
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.several import SeveralConditions
 from unfog.runtime.errors import UserError
 
 Label = int | str | Sequence[int] | Sequence[str] | Tensor
@@ -57,10 +58,12 @@ def asked(
         image: A picture, or a path to a folder of them, for models that are conditioned on images; of tensors and
             arrays also several, `(count, channels, height, width)`, and floats that are encoded already.
 
-    Raises: UserError: If more than one is given, or one that the model does not take.
+    Raises: UserError: If one is given that the model does not take, or more than one where it takes but one.
     """
     given = {"label": label, "prompt": prompt, "values": values, "image": image}
     names = [name for name, value in given.items() if value is not None]
+    if isinstance(recipe.conditioning, SeveralConditions):
+        return _of_each({name: given[name] for name in names}, recipe.conditioning)
     kind = recipe.kind("conditioning")
     if names and names != [TAKES.get(kind)]:
         instead = f"ask it by `{TAKES[kind]}`" if kind in TAKES else "ask it for nothing"
@@ -69,6 +72,16 @@ def asked(
     if image is not None:
         return _told_pictures(image, recipe)
     return next((value for value in (label, prompt, values) if value is not None), None)
+
+
+def _of_each(given: dict[str, Any], conditioning: SeveralConditions) -> Asked:
+    """Return what is asked of each of several conditions, None where nothing is."""
+    takes = {TAKES[name]: name for name in conditioning.named}
+    for option in given:
+        if option not in takes:
+            known = ", ".join(f"`{one}`" for one in takes)
+            raise UserError(f"`{option}` cannot be asked of this model: ask it by {known}, any of them")
+    return {takes[option]: value for option, value in given.items()} or None
 
 
 def _told_pictures(image: Picture, recipe: Recipe) -> Tensor:
