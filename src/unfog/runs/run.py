@@ -9,11 +9,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
+from torch import nn
 
 from unfog.data.inspect import quick
-from unfog.recipes.build import build_data, build_denoiser
+from unfog.diffusion.denoiser import Denoiser
+from unfog.recipes.build import build_data, build_model
 from unfog.recipes.latents import LatentCodec, autoencoder
+from unfog.recipes.objective import Generator
 from unfog.recipes.presets import recipe as preset
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.sources import Given
@@ -58,13 +62,44 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
             f"codec=latents --set codec.path={path}, or measure it with `unfog evaluate {path}`"
         )
     place_at = choose_device(device)
-    weights = read_tensors(path / "model.safetensors")
-    denoiser = build_denoiser(recipe, max(SMALL, sum(tensor.numel() for tensor in weights.values())))
-    load_into(denoiser, weights, path / "model.safetensors")
-    place(denoiser, place_at)
+    denoiser = _model(path, recipe, place_at)
+    if not isinstance(denoiser, Denoiser):
+        raise UserError(
+            f"{path} holds a model of the objective {recipe.kind('objective')!r}, not a denoiser: draw its samples "
+            "with unfog.load_generator(path)(count)"
+        )
     assert recipe.shape is not None
     wanted = recipe.training.precision if precision == "auto" else precision
-    return Run(path, recipe, denoiser.eval().requires_grad_(False), choose_precision(wanted, place_at, recipe.shape))
+    return Run(path, recipe, denoiser, choose_precision(wanted, place_at, recipe.shape))
+
+
+def load_generator(path: str | Path, device: str = "auto") -> Generator:
+    """Load what draws the samples of a run folder, whatever its objective.
+
+    Args:
+        path: The folder that a training wrote.
+        device: Where the model computes.
+
+    Returns: Maps a count to as many samples, `(count, *shape)`.
+    Raises: UserError: As `load`, and if the objective's models draw no samples.
+    """
+    path = Path(path)
+    recipe = read_recipe(path)
+    generator = None
+    if recipe.objective.draws:
+        generator = recipe.objective.generator(recipe, _model(path, recipe, choose_device(device)))
+    if generator is None:
+        raise UserError(f"{path} holds a model of the objective {recipe.kind('objective')!r}, which draws no samples")
+    return generator
+
+
+def _model(path: Path, recipe: Recipe, device: torch.device) -> nn.Module:
+    """Return the averaged weights of a run on a device, ready to use."""
+    weights = read_tensors(path / "model.safetensors")
+    model = build_model(recipe, max(SMALL, sum(tensor.numel() for tensor in weights.values())))
+    load_into(model, weights, path / "model.safetensors")
+    place(model, device)
+    return model.eval().requires_grad_(False)
 
 
 def read_recipe(path: Path) -> Recipe:

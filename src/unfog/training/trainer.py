@@ -136,6 +136,11 @@ class Trainer:
         build = partial(self.optimization.build, self.model, precision)
         return {name: build(parameters) for name, parameters in self.trained.items()}
 
+    @property
+    def _trains_all(self) -> bool:
+        """Whether one loss trains every parameter."""
+        return len(self.trained) == 1 and len(next(iter(self.trained.values()))) == len(list(self.model.parameters()))
+
     def _context(self) -> Context:
         """Return what the objective may look at."""
         progress = self.seen / self.images if self.images else 0.0
@@ -212,7 +217,7 @@ class Trainer:
             rows.append(losses[next(iter(self.trained))].detach())
             for number, (name, parameters) in enumerate(self.trained.items(), 1):
                 loss = (losses[name] * share.to(losses[name])).mean() / parts
-                own = parameters if len(self.trained) > 1 else None
+                own = None if self._trains_all else parameters  # the rest of the weights needs no gradients
                 torch.autograd.backward(loss, inputs=own, retain_graph=number < len(self.trained))
                 means[number - 1] = means[number - 1] + loss.detach()
         return means, torch.cat(rows).cpu()

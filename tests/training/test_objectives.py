@@ -1,0 +1,129 @@
+"""Objectives of one's own: several losses with an optimizer each, frozen weights, own state, and previews that fail."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from unfog.recipes.build import build_data
+from unfog.recipes.kinds import KINDS, register
+from unfog.recipes.objective import Context, Draw, Generator, OneLoss
+from unfog.recipes.presets import recipe
+from unfog.recipes.recipe import Recipe
+from unfog.runs.run import fit, load, load_generator, refit
+from unfog.runtime.errors import UserError
+from unfog.training.trainer import Trainer
+
+QUIET = Console(quiet=True)
+
+
+@dataclass(frozen=True)
+class Pair(OneLoss):
+    """Two scalars a and b, and one that is frozen: loss a is (a - 1)² + a·b, loss b is (b - 2)² + a·b."""
+
+    draws: ClassVar[bool] = True
+    shown: bool = True
+
+    def build(self, recipe: Recipe, most: int) -> nn.Module:
+        model = nn.Module()
+        for name, value in (("a", 3.0), ("b", -1.0), ("frozen", 5.0)):
+            model.register_parameter(name, nn.Parameter(torch.tensor([value])))
+        return model
+
+    def trained(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+        return {"a": [model.a], "b": [model.b]}  # type: ignore[list-item]
+
+    def check(self, model: nn.Module, held_out: Any, context: Context) -> None: ...
+
+    def state(self, context: Context) -> dict[str, Tensor]:
+        return {"pair/steps": torch.zeros(1)}
+
+    def losses(self, model: Any, batch: Draw, context: Context) -> dict[str, Tensor]:
+        both, rows = model.a * model.b + 0 * model.frozen, batch.u.new_ones(len(batch.u), dtype=torch.float32)
+        return {"a": rows * ((model.a - 1) ** 2 + both), "b": rows * ((model.b - 2) ** 2 + both)}
+
+    def update(self, batch: Draw, losses: Tensor, context: Context) -> dict[str, Tensor]:
+        return {"pair/steps": context.state["pair/steps"] + 1}
+
+    def measured(self, model: Any, batch: Draw, context: Context) -> Tensor:
+        return self.losses(model, batch, context)["a"]
+
+    def preview(self, model: nn.Module, held_out: Any, context: Context) -> None:
+        if not self.shown:
+            raise RuntimeError("no such colour")
+
+    def generator(self, recipe: Recipe, model: nn.Module) -> Generator | None:
+        return (
+            None
+            if not self.shown
+            else lambda count, asked=None, *, seed=None: torch.full((count,), float(model.a.detach()))
+        )  # type: ignore[arg-type,return-value]
+
+
+@pytest.fixture(autouse=True)
+def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(KINDS, "objective", dict(KINDS["objective"]))
+    register("objective", "pair", Pair)
+    return
+
+
+def chosen(*settings: str) -> Recipe:
+    small = ("training.images=256", "training.batch=32", "training.reports=2", "optimizer.warmup=0")
+    return recipe("points").set("objective=pair", "optimizer.weight_decay=0", "optimizer.clip=1000", *small, *settings)
+
+
+def trainer_of(folder: Path) -> Trainer:
+    return Trainer(*build_data(chosen()), folder, torch.device("cpu"))
+
+
+def test_each_loss_moves_only_its_own_parameters(tmp_path: Path) -> None:
+    """The gradients are those of each loss for its own parameter, and the frozen one has none."""
+    trainer = trainer_of(tmp_path)
+    trainer.descend(trainer.draws(0))
+    model: Any = trainer.model
+    assert float(model.a.grad) == pytest.approx(2 * (3 - 1) - 1)  # of loss a, not of loss b
+    assert float(model.b.grad) == pytest.approx(2 * (-1 - 2) + 3)
+    assert model.frozen.grad is None
+    assert float(model.frozen.detach()) == 5
+    assert float(model.a.detach()) < 3
+    assert float(model.b.detach()) > -1
+
+
+def test_optimizers_and_state_are_saved_and_resumed_to_the_bit(tmp_path: Path) -> None:
+    whole, first = trainer_of(tmp_path / "whole"), trainer_of(tmp_path / "first")
+    for step in range(6):
+        whole.descend(whole.draws(step))
+        if step < 3:
+            first.descend(first.draws(step))
+    first.save()
+    again = trainer_of(tmp_path / "first")
+    again.restore()
+    assert float(again.state["pair/steps"]) == 3
+    for step in range(3, 6):
+        again.descend(again.draws(step))
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+    assert float(again.state["pair/steps"]) == 6
+
+
+def test_a_whole_training_is_sampled_by_its_generator(tmp_path: Path) -> None:
+    fit(chosen(), tmp_path / "run", console=QUIET)
+    samples = load_generator(tmp_path / "run")(3)
+    assert samples.shape == (3,)
+    assert float(samples[0]) < 3
+    refit(tmp_path / "run", console=QUIET)  # a finished run is left as it is
+    with pytest.raises(UserError, match=r"the objective 'pair', not a denoiser: .*load_generator"):
+        load(tmp_path / "run")
+
+
+def test_a_preview_that_fails_costs_no_training(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"no picture of the progress \(no such colour\); the training continues"):
+        fit(chosen("objective.shown=false"), tmp_path / "run", console=QUIET)
+    assert len(list((tmp_path / "run" / "checkpoints").glob("0*"))) >= 1
+    with pytest.raises(UserError, match="the objective 'pair', which draws no samples"):
+        load_generator(tmp_path / "run")
