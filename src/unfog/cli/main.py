@@ -1,4 +1,4 @@
-"""The command line: its verbs, and how a mistake, a failure and a stop end."""
+"""The command line: its verbs and its exit codes."""
 
 import sys
 import warnings
@@ -45,14 +45,14 @@ EDITS: dict[str, Callable[..., None]] = {
     "interpolate": editing.interpolate,
     "vary": editing.vary,
 }
-"""What stands behind `unfog edit`."""
+"""The verbs of `unfog edit`."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: Arguments without the program's name; those of the process if None.
+        argv: Arguments without the program's name. Default: those of the process.
 
     Returns: 0 done; 1 the environment failed; 2 the user's mistake; 128 + signal if stopped.
     """
