@@ -303,7 +303,7 @@ def on_the_table() -> list[Pair]:
     for one, offset in ((True, 0), (True, 1), (False, 1)):
         times = LeadingGrid(offset=offset, end="data" if one else "first")(TABLE, 50)
         found.append(Pair(partial(ddim, set_alpha_to_one=one, steps_offset=offset), DDIM(), times))
-    still = "diffusers' last step leads from the first timestep to itself; ours is left out"
+    still = "diffusers' last step leads from the first timestep to itself; unfog has no such step"
     return [
         *found,
         Pair(
@@ -321,10 +321,10 @@ def multistep() -> list[Pair]:
     dpm, unipc = diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler
     linspace = LinspaceGrid(drop_last=True)(TABLE, 20)
     first = LinspaceGrid(drop_last=True, end="first")(TABLE, 20)
-    told = "the network is told the sigma of each step: diffusers rounds the timesteps between the table's entries"
+    told = "the network gets the sigma of each step, since diffusers rounds the timesteps between the table's entries"
     shown = {"levels": True, "note": told}
     short = "in its last but one step diffusers falls to order 2 unless lower_order_final is off, and then its last "
-    short += "step can not lead to clean data: final_sigmas_type='sigma_min'"
+    short += "step cannot lead to clean data: final_sigmas_type='sigma_min'"
     sde = partial(dpm, algorithm_type="sde-dpmsolver++")
     high = partial(unipc, solver_order=3, lower_order_final=False, final_sigmas_type="sigma_min")
     return [
@@ -344,8 +344,8 @@ def multistep() -> list[Pair]:
 def behind_the_edm_clock() -> list[Pair]:
     """Return the pairs of the schedulers that work in (x/alpha, sigma/alpha)."""
     linspace, clock_karras = on_clock(LinspaceGrid()(TABLE, 28)), on_clock(karras(28))
-    whole = "28 steps, whose linspace timesteps are whole: between two entries diffusers interpolates sigma, and we "
-    whole += "its logarithm"
+    whole = "28 steps, whose linspace timesteps are whole: between two entries diffusers interpolates sigma, and "
+    whole += "unfog its logarithm"
     found = []
     betas = {"beta_start": 1e-4, "beta_end": 0.02}  # the defaults of Heun and KDPM2 are others
     rules = {
@@ -368,7 +368,7 @@ def other_schedules() -> list[Pair]:
     """Return the pairs of flow matching and EDM."""
     flow = diffusers.FlowMatchEulerDiscreteScheduler
     uniform = UniformGrid()(FLOW, 20)
-    shares = "the sigmas 1 - i/n are given, as pipelines do: left to itself diffusers shifts the last one twice"
+    shares = "the sigmas 1 - i/n are given, as pipelines do; by default diffusers shifts the last one twice"
     edm = KarrasGrid(sigma_max=80.0, sigma_min=0.002)(ON_EDM.schedule, 20)
     on_flow, on_edm = (ON_FLOW, velocity), (ON_EDM, preconditioned)
     return [
@@ -423,8 +423,8 @@ def page() -> str:
     lines = [
         "# Parity with diffusers",
         "",
-        "Each line takes one of diffusers' schedulers and the rule of ours that should be the same, gives both the "
-        "same network, start and noise, and compares their trajectories.",
+        "Each row pairs a scheduler of diffusers with the rule of unfog that should be equal, gives both the same "
+        "network, start and noise, and compares their trajectories.",
         f"Written by `.venv/bin/python benchmarks/parity.py` with diffusers {diffusers.__version__}.",
         "",
         "The network is the exact denoiser of a mixture of Gaussians, in float64, on diffusers' linear table of 1,000 "
@@ -432,8 +432,8 @@ def page() -> str:
         "diffusers' float32 tables are widened to float64; most of its schedulers still round the state to float32 in "
         "each step, which leaves the differences near 1e-6.",
         "",
-        "Euler, Heun, LMS and KDPM2 of diffusers work in (x/alpha, sigma/alpha): on our side they stand behind "
-        "`Rescheduled(denoise, edm_clock(table))`.",
+        "Euler, Heun, LMS and KDPM2 of diffusers work in (x/alpha, sigma/alpha): unfog's rules are called "
+        "through `Rescheduled(denoise, edm_clock(table))`.",
         "",
         row("pair", "settings", "steps", "largest difference", "verdict"),
         row(*["---"] * 5),
@@ -463,8 +463,8 @@ def page() -> str:
         lines.append(row(pair.scheduler.func.__name__, pair.settings, pair.steps, left, right))
     lines += [
         "",
-        "In few steps the two errors of DDIM with a wrong time, its own and the one of the time, can cancel in part; "
-        "in many steps only the second is left.",
+        "In few steps the two errors of DDIM with a wrong previous time, its own and that of the time, can partly "
+        "cancel; in many steps only the second remains.",
         "",
         "The third-order rule at equal steps of the log-SNR down to the first trained time, after two exact steps:",
         "",

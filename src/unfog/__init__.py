@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 from unfog.runtime.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from unfog.data.codecs import Identity as Identity
+    from unfog.data.codecs import Pixels as Pixels
+    from unfog.data.source import Augment as Augment
     from unfog.diffusion.denoiser import Clipped as Clipped
     from unfog.diffusion.denoiser import Conditioned as Conditioned
     from unfog.diffusion.denoiser import Denoise as Denoise
@@ -89,6 +92,7 @@ if TYPE_CHECKING:
     from unfog.evaluation.bench import bench as bench
     from unfog.evaluation.compare import compare as compare
     from unfog.evaluation.judge import Judge as Judge
+    from unfog.evaluation.sets import evaluate as evaluate
     from unfog.generation.edits import inpaint as inpaint
     from unfog.generation.edits import interpolate as interpolate
     from unfog.generation.edits import invert as invert
@@ -108,29 +112,74 @@ if TYPE_CHECKING:
     from unfog.networks.mlp import MLP as MLP
     from unfog.networks.unet import UNet as UNet
     from unfog.proofs.verify import verify as verify
+    from unfog.recipes.conditions import ClassConditioning as ClassConditioning
+    from unfog.recipes.conditions import ImageConditioning as ImageConditioning
+    from unfog.recipes.conditions import LabelsConditioning as LabelsConditioning
+    from unfog.recipes.conditions import NoConditioning as NoConditioning
+    from unfog.recipes.conditions import TextConditioning as TextConditioning
+    from unfog.recipes.conditions import ValuesConditioning as ValuesConditioning
     from unfog.recipes.kinds import register as register
+    from unfog.recipes.latents import LatentCodec as LatentCodec
+    from unfog.recipes.networks import AutoencoderSpec as AutoencoderSpec
+    from unfog.recipes.networks import CompactSpec as CompactSpec
+    from unfog.recipes.networks import ConditionalUNetSpec as ConditionalUNetSpec
+    from unfog.recipes.networks import DiTSpec as DiTSpec
+    from unfog.recipes.networks import JointDiTSpec as JointDiTSpec
+    from unfog.recipes.networks import MinimalSpec as MinimalSpec
+    from unfog.recipes.networks import MLPSpec as MLPSpec
+    from unfog.recipes.networks import UNetSpec as UNetSpec
+    from unfog.recipes.optimizers import AdamW as AdamW
+    from unfog.recipes.optimizers import Muon as Muon
     from unfog.recipes.presets import recipe as recipe
     from unfog.recipes.recipe import Recipe as Recipe
-    from unfog.runs.run import Run as Run
+    from unfog.recipes.settings import ExponentialAverage as ExponentialAverage
+    from unfog.recipes.settings import FixedVariance as FixedVariance
+    from unfog.recipes.settings import Inputs as Inputs
+    from unfog.recipes.settings import LearnedVariance as LearnedVariance
+    from unfog.recipes.settings import PowerAverage as PowerAverage
+    from unfog.recipes.settings import Sampling as Sampling
+    from unfog.recipes.settings import Training as Training
+    from unfog.recipes.sources import CIFAR10 as CIFAR10
+    from unfog.recipes.sources import MNIST as MNIST
+    from unfog.recipes.sources import CaptionedShapes as CaptionedShapes
+    from unfog.recipes.sources import Digits as Digits
+    from unfog.recipes.sources import Fashion as Fashion
+    from unfog.recipes.sources import Folder as Folder
+    from unfog.recipes.sources import Points as Points
+    from unfog.recipes.text_encoders import PretrainedConditioning as PretrainedConditioning
+    from unfog.runs.model import Run as Run
+    from unfog.runs.run import begin as begin
     from unfog.runs.run import load as load
     from unfog.runs.run import resume as resume
     from unfog.runs.run import train as train
     from unfog.runtime.errors import EnvironmentFailure as EnvironmentFailure
     from unfog.runtime.errors import UserError as UserError
     from unfog.training.ema import EMA as EMA
+    from unfog.training.hooks import Report as Report
+    from unfog.training.objectives.denoising import Denoising as Denoising
+    from unfog.training.objectives.reconstruction import Reconstruction as Reconstruction
     from unfog.training.plan import plan as plan
+    from unfog.training.trainer import Trainer as Trainer
 
 _HOMES = {
+    "AdamW": "recipes.optimizers",
     "AdamsBashforth": "diffusion.solvers",
     "Ancestral": "diffusion.solvers",
+    "Augment": "data.source",
     "Autoencoder": "networks.autoencoder",
+    "AutoencoderSpec": "recipes.networks",
     "CFGPlusPlus": "diffusion.guidance",
+    "CIFAR10": "recipes.sources",
+    "CaptionedShapes": "recipes.sources",
+    "ClassConditioning": "recipes.conditions",
     "ClassifierFree": "diffusion.guidance",
     "ClassifierGuided": "diffusion.guidance",
     "Clipped": "diffusion.denoiser",
     "Compact": "networks.compact",
+    "CompactSpec": "recipes.networks",
     "Cond": "networks.conditioning",
     "ConditionalUNet": "networks.conditional",
+    "ConditionalUNetSpec": "recipes.networks",
     "Conditioned": "diffusion.denoiser",
     "Cosine": "diffusion.tables",
     "CosineContinuous": "diffusion.schedules",
@@ -141,7 +190,10 @@ _HOMES = {
     "DPMSolverPPSDE2M": "diffusion.solvers",
     "Denoise": "diffusion.denoiser",
     "Denoiser": "diffusion.denoiser",
+    "Denoising": "training.objectives.denoising",
     "DiT": "networks.dit",
+    "DiTSpec": "recipes.networks",
+    "Digits": "recipes.sources",
     "Discrete": "diffusion.tables",
     "DiscreteSchedule": "diffusion.tables",
     "DiscreteTimes": "diffusion.times",
@@ -153,16 +205,27 @@ _HOMES = {
     "Eps": "diffusion.targets",
     "Euler": "diffusion.solvers",
     "EulerAncestral": "diffusion.solvers",
+    "ExponentialAverage": "recipes.settings",
+    "Fashion": "recipes.sources",
+    "FixedVariance": "recipes.settings",
     "Flow": "diffusion.targets",
+    "Folder": "recipes.sources",
     "Grid": "diffusion.grids",
     "Heun": "diffusion.solvers",
+    "Identity": "data.codecs",
+    "ImageConditioning": "recipes.conditions",
     "Importance": "diffusion.times",
     "Inpainting": "diffusion.editing",
+    "Inputs": "recipes.settings",
     "JointDiT": "networks.joint",
+    "JointDiTSpec": "recipes.networks",
     "Judge": "evaluation.judge",
     "KarrasGrid": "diffusion.grids",
+    "LabelsConditioning": "recipes.conditions",
     "Laplace": "diffusion.schedules",
+    "LatentCodec": "recipes.latents",
     "LeadingGrid": "diffusion.grids",
+    "LearnedVariance": "recipes.settings",
     "Linear": "diffusion.tables",
     "LinearContinuous": "diffusion.schedules",
     "LinspaceGrid": "diffusion.grids",
@@ -170,21 +233,33 @@ _HOMES = {
     "LogSNRGrid": "diffusion.grids",
     "LogitNormal": "diffusion.times",
     "MLP": "networks.mlp",
+    "MLPSpec": "recipes.networks",
+    "MNIST": "recipes.sources",
     "MinSNR": "diffusion.weightings",
     "Minimal": "networks.minimal",
+    "MinimalSpec": "recipes.networks",
     "Mixture": "diffusion.oracle",
     "MixtureDenoiser": "diffusion.oracle",
+    "Muon": "recipes.optimizers",
+    "NoConditioning": "recipes.conditions",
     "P2": "diffusion.weightings",
+    "Pixels": "data.codecs",
+    "Points": "recipes.sources",
     "PolynomialGrid": "diffusion.grids",
+    "PowerAverage": "recipes.settings",
     "Prediction": "diffusion.targets",
+    "PretrainedConditioning": "recipes.text_encoders",
     "Quadratic": "diffusion.tables",
     "QuadraticContinuous": "diffusion.schedules",
     "Recipe": "recipes.recipe",
+    "Reconstruction": "training.objectives.reconstruction",
     "RectifiedFlow": "diffusion.schedules",
+    "Report": "training.hooks",
     "Rescheduled": "diffusion.denoiser",
-    "Run": "runs.run",
+    "Run": "runs.model",
     "RungeKutta45": "diffusion.solvers",
     "Sampler": "generation.sampler",
+    "Sampling": "recipes.settings",
     "Schedule": "diffusion.schedules",
     "Shifted": "diffusion.schedules",
     "Sigmoid": "diffusion.schedules",
@@ -193,24 +268,31 @@ _HOMES = {
     "Step": "diffusion.solvers",
     "Table": "diffusion.tables",
     "Target": "diffusion.targets",
+    "TextConditioning": "recipes.conditions",
     "Times": "diffusion.times",
     "TimesGrid": "diffusion.grids",
     "TrailingGrid": "diffusion.grids",
+    "Trainer": "training.trainer",
+    "Training": "recipes.settings",
     "UNet": "networks.unet",
+    "UNetSpec": "recipes.networks",
     "UniPC": "diffusion.solvers",
     "Uniform": "diffusion.times",
     "UniformGrid": "diffusion.grids",
     "Unit": "diffusion.weightings",
     "UserError": "runtime.errors",
     "V": "diffusion.targets",
+    "ValuesConditioning": "recipes.conditions",
     "Weighting": "diffusion.weightings",
     "X0": "diffusion.targets",
     "ZeroTerminalSNR": "diffusion.tables",
     "autoguidance": "diffusion.guidance",
+    "begin": "runs.run",
     "bench": "evaluation.bench",
     "bits_per_dim": "diffusion.likelihood",
     "compare": "evaluation.compare",
     "denoising_loss": "diffusion.objectives",
+    "evaluate": "evaluation.sets",
     "export_model": "interop.export",
     "follow": "diffusion.sampling",
     "import_model": "interop.diffusers",

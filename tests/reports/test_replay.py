@@ -143,6 +143,7 @@ def test_importance_is_exact_from_the_checkpoint_before_and_says_so_elsewhere(ti
 # The row behind a spike
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # NaN as a colour
 @pytest.mark.parametrize("value", [1e6, math.nan])
 def test_the_row_behind_a_spike_is_found(
     tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float

@@ -300,5 +300,5 @@ def test_what_cannot_be_averaged(
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == before
-    with pytest.raises(UserError, match="is a file: choose another --out"):
+    with pytest.raises(UserError, match="is a file: choose another `out`"):
         average(kept, 0.1, kept / "recipe.json")

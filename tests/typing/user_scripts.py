@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import unfog
 
@@ -91,6 +92,73 @@ def whole_runs(folder: str) -> Tensor:
     except unfog.UserError as error:
         print(error)
     return run.sample(16)
+
+
+def a_recipe_of_values() -> unfog.Recipe:
+    """Each part as a value."""
+    return unfog.Recipe(
+        "mine",
+        data=unfog.Folder(path="pictures", size=32),
+        network=unfog.CompactSpec(width=32),
+        augment=unfog.Augment(flip=True),
+        codec=unfog.LatentCodec(factor=4),
+        objective=unfog.Denoising(),
+        conditioning=unfog.TextConditioning(width=64),
+        inputs=unfog.Inputs(input_scale="unit"),
+        schedule=unfog.Cosine(),
+        target=unfog.V(),
+        variance=unfog.LearnedVariance(),
+        times=unfog.DiscreteTimes(),
+        weighting=unfog.MinSNR(5.0),
+        optimizer=unfog.Muon(lr=3e-3),
+        ema=unfog.ExponentialAverage(),
+        training=unfog.Training(images=512),
+        solver=unfog.DDIM(eta=0.5),
+        grid=unfog.KarrasGrid(),
+        sampling=unfog.Sampling(steps=10),
+    )
+
+
+def asked_by_name(run: unfog.Run) -> Tensor:
+    """Conditions, portions and progress."""
+    run.sample(16, label=3)
+    run.sample(2, label=["three", "eight"], negative="one", guidance=2.0)
+    run.sample(4, prompt="a small red circle", batch=1, progress=lambda done, total: print(done, total))
+    run.sample(4, values=(0.5, 0.1), solver=unfog.DDIM(eta=0.5), grid="karras", progress=True)
+    return run.sample(4, image="grey.png")
+
+
+def edits(run: unfog.Run, picture: Tensor, mask: Tensor) -> Tensor:
+    """Each edit, by paths, tensors and arrays."""
+    noise, again = run.invert("mine.png", label=3, steps=20)
+    run.inpaint(picture, mask, count=2, prompt="a cat", repeats=1, seed=3)
+    run.outpaint(picture.numpy(), right=4)
+    run.interpolate(picture, again, count=5, label=3)
+    run.vary(picture, amount=0.2, count=2)
+    return run.restyle(picture, strength=0.6, label=3, count=noise.shape[0])
+
+
+def on_report(report: unfog.Report) -> None:
+    """Print how it stands."""
+    print(report.step, report.images, report.loss, report.held_out, report.picture)
+
+
+def own_data(x: Tensor, labels: Tensor) -> unfog.Run:
+    """Tensors, arrays and torch Datasets."""
+    unfog.train("digits", out="runs/x", dataset=x)
+    unfog.train("digits", out="runs/y", dataset=x.numpy(), budget=60, log=("tensorboard",), stop=lambda: False)
+    dataset = TensorDataset(x, labels)
+    unfog.train("digits", out="runs/z", dataset=dataset, callbacks=[on_report])
+    return unfog.resume("runs/z", dataset=dataset)
+
+
+def step_by_step(samples: Tensor, real: Tensor) -> str:
+    """Take the steps of a run, and measure samples."""
+    trainer: unfog.Trainer = unfog.begin("digits", "runs/x")
+    while not trainer.finished:
+        trainer.descend(trainer.draws(trainer.step))
+    trainer.save()
+    return unfog.evaluate(samples, real).table()
 
 
 def other_toolkits(x: Tensor, sigma: Tensor) -> Tensor:

@@ -160,10 +160,10 @@ class Studio:
                 raise UserError(
                     f"this model is conditioned on numbers, separated by commas, not on {words!r}"
                 ) from None
-            return asking.asked(run, None, (), values, None)
+            return asking.asked(run.recipe, values=values or None)
         if kind in ("text", "pretrained"):
-            return asking.asked(run, None, (words,) if words else (), (), image)
-        return asking.asked(run, words or None, (), (), image)
+            return asking.asked(run.recipe, prompt=words or None, image=image)
+        return asking.asked(run.recipe, label=words or None, image=image)
 
     def sampler(self, wish: Wish) -> Sampler:
         """Return the sampler that a wish describes."""
@@ -259,7 +259,7 @@ class Studio:
         Raises: UserError: If there is no picture, or the model cannot edit it.
         """
         run, sampler = self.run(wish.run), self.sampler(wish)
-        asked = asking.edited(run, sampler, self.asked(wish))
+        asked = asking.edited(run.recipe, sampler, self.asked(wish))
         with self._at_work, run.arithmetic():
             return laid_out(rule(sampler, _read(image, sampler), asked))
 

@@ -20,6 +20,11 @@ def chosen(recipe: str, data: str | None, size: int | None, settings: tuple[str,
     return found if precision == "auto" else found.set(f"training.precision={precision}")
 
 
+def prompts(texts: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """Return one prompt for all samples, or several that are taken in turn; None for none."""
+    return texts if len(texts) > 1 else texts[0] if texts else None
+
+
 def folder(path: Path) -> Path:
     """Return the path of a folder that exists or can be made."""
     if path.exists() and not path.is_dir():

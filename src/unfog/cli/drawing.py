@@ -68,7 +68,8 @@ def sample(
     own = out is None and folder.resolve().is_relative_to(run.resolve())  # a link in a run may lead anywhere
     loaded = load(run, device, precision)
     sampler = loaded.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed, negative=negative)
-    asked = asking.asked(loaded, label, prompt, values, image)
+    texts = arguments.prompts(prompt)
+    asked = asking.asked(loaded.recipe, label=label, prompt=texts, values=values or None, image=image)
     try:
         sample_into(folder, loaded, sampler, n, asked, replace=own, console=Console(stderr=True))
     except KeyboardInterrupt:
@@ -128,5 +129,7 @@ def film(
     folder = arguments.folder(out or run / "film")
     loaded = load(run, device)
     sampler = loaded.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed, negative=negative)
-    found = shoot(loaded, sampler, n, asking.asked(loaded, label, prompt, values, image)).write(folder)
+    texts = arguments.prompts(prompt)
+    asked = asking.asked(loaded.recipe, label=label, prompt=texts, values=values or None, image=image)
+    found = shoot(loaded, sampler, n, asked).write(folder)
     print("\n".join(f"{what + ':':6} {path}" for what, path in found.items()))

@@ -31,7 +31,8 @@ def _model(
 
     loaded = load(run, device)
     sampler = loaded.sampler(steps=steps, guidance=guidance, seed=seed, negative=negative)
-    return sampler, asking.edited(loaded, sampler, asking.asked(loaded, label, prompt, (), None))
+    asked = asking.asked(loaded.recipe, label=label, prompt=arguments.prompts(prompt))
+    return sampler, asking.edited(loaded.recipe, sampler, asked)
 
 
 def _written(pictures: "Tensor", out: Path, first: "list[Tensor]") -> None:

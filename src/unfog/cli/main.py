@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import tyro
 
-from unfog.cli import editing, terminal
+from unfog.cli import editing, importing, terminal
 from unfog.cli.drawing import film, sample
 from unfog.cli.exchange import export, import_
 from unfog.cli.looking import explain, inspect, recipes, report
@@ -46,6 +46,11 @@ EDITS: dict[str, Callable[..., None]] = {
     "vary": editing.vary,
 }
 """The verbs of `unfog edit`."""
+DESCRIPTION = """Train, sample and measure diffusion models.
+
+Every verb also takes --import FILE: a Python file of your own that runs first and can add parts with unfog.register.
+It may be given several times.
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,19 +61,21 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns: 0 done; 1 the environment failed; 2 the user's mistake; 128 + signal if stopped.
     """
-    words = sys.argv[1:] if argv is None else argv
     terminal.prepare()
-    if "--version" in words[:1]:
-        print(f"unfog {__version__}")
-        return 0
-    verbs, prog, description = VERBS, "unfog", "Train, sample and measure diffusion models."
-    if words[:1] == ["edit"]:
-        verbs, prog, description, words = EDITS, "unfog edit", editing.edit.__doc__ or "", words[1:]
     try:
+        files, words = importing.taken_out(sys.argv[1:] if argv is None else argv)
+        if "--version" in words[:1]:
+            print(f"unfog {__version__}")
+            return 0
+        verbs, prog, description = VERBS, "unfog", DESCRIPTION
+        if words[:1] == ["edit"]:
+            verbs, prog, description, words = EDITS, "unfog edit", editing.edit.__doc__ or "", words[1:]
         with warnings.catch_warnings():
             warnings.showwarning = terminal.warn
             warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # such a picture is named as unreadable
             with terminal.together():
+                for file in files:
+                    importing.run(file)
                 tyro.extras.subcommand_cli_from_dict(
                     verbs,
                     prog=prog,

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -11,6 +12,8 @@ from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, out_of_
 
 LONGEST = 2000
 """Characters in a message, at most: some quote a value from a file."""
+PARAMETER = re.compile(r"`(budget|image|label|mask|negative|out|prompt|resume|values)`")
+"""A parameter as the library's messages name it; the flags of verbs have the same names."""
 
 
 def prepare() -> None:
@@ -40,7 +43,7 @@ def end(error: BaseException) -> int:
     Raises: BaseException: The error itself, if it is a bug.
     """
     if isinstance(error, UserError):
-        code, words = 2, str(error)
+        code, words = 2, PARAMETER.sub(r"--\1", str(error))
     elif isinstance(error, EnvironmentFailure):
         code, words = 1, str(error)
     elif isinstance(error, Stopped):

@@ -32,9 +32,12 @@ PARAMETERS, TENSORS = 1_000_000_000, 10_000
 """Most parameters of a model, and most tensors that hold them."""
 
 
-def build_data(recipe: Recipe) -> tuple[Recipe, Data]:
-    """Read the data, and return them and the recipe with their shape, classes and some captions filled in."""
-    data = recipe.data.build()
+def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
+    """Read the data unless they are given; return the recipe with shape, classes and captions filled in, and the data.
+
+    Raises: UserError: If they are missing, damaged or too few, or their classes are too many for a recipe.
+    """
+    data = recipe.data.build() if data is None else data
     filled = replace(recipe, shape=data.train.shape, classes=data.train.classes)
     if recipe.conditioning.captioned:
         rows = np.linspace(0, len(data.heldout) - 1, min(len(data.heldout), PROMPTS)).astype(np.int64)

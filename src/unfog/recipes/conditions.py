@@ -1,6 +1,6 @@
 """Conditioning: what a model is conditioned on in training, and what a request for samples may specify."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -14,7 +14,7 @@ from unfog.data.text import tokenise
 from unfog.networks.conditioning import ClassEmbedding, Embedder, NumbersEmbedding, PlanesEmbedding, TextEncoder
 from unfog.runtime.errors import UserError, unknown
 
-Asked = int | float | str | Sequence[Any] | Tensor | None
+Asked = int | float | str | Sequence[Any] | Mapping[str, Any] | Tensor | None
 """The condition of a request: one value for all samples, or a sequence with one per sample; None for no request."""
 
 
@@ -134,7 +134,7 @@ class LabelsConditioning(WithNull):
         """Return the embedder."""
         if not known.classes:
             raise UserError("conditioning=labels needs data with labels: use conditioning=none")
-        return NumbersEmbedding(len(known.classes), dim)
+        return NumbersEmbedding(len(known.classes), dim, flags=True)
 
     def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
         """Return which labels hold, `(batch, classes)`."""
@@ -290,7 +290,7 @@ class ImageConditioning(WithNull):
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
         """Return the planes of pictures `(count, channels, height, width)` in [-1, 1]; one is used for all samples."""
         if not isinstance(asked, Tensor):
-            raise UserError("this model is conditioned on images: give one with the request")
+            raise UserError("this model is conditioned on images: give one as `image`")
         if asked.ndim != 4 or tuple(asked.shape[1:]) != known.shape or not len(asked):
             raise UserError(f"this model is conditioned on images of shape {known.shape}, not {tuple(asked.shape[1:])}")
         if not asked.is_floating_point():

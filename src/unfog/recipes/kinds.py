@@ -27,6 +27,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "folder": "recipes.sources:Folder",
         "shapes": "recipes.sources:CaptionedShapes",
         "elsewhere": "recipes.sources:Elsewhere",
+        "given": "recipes.sources:Given",
     },
     "augment": {"flip-crop": "data.source:Augment"},
     "codec": {
@@ -55,6 +56,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "text": "recipes.conditions:TextConditioning",
         "pretrained": "recipes.text_encoders:PretrainedConditioning",
         "image": "recipes.conditions:ImageConditioning",
+        "several": "recipes.several:SeveralConditions",
         "none": "recipes.conditions:NoConditioning",
     },
     "inputs": {"scaled": "recipes.settings:Inputs"},

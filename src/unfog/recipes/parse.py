@@ -1,8 +1,8 @@
 """Reading and writing parts of a recipe as the plain values of `recipe.json` and of `path=value`."""
 
 import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast, get_args, get_origin
 
 from unfog.recipes.kinds import KINDS, class_of, kind_of, options_of, refusing
 from unfog.recipes.schema import Plain, check_size, check_value
@@ -63,14 +63,24 @@ def from_plain(field: str, plain: object) -> Any:
 
 def _value(field: str, name: str, value: object, annotation: Any) -> object:
     """Return the value of an option, checked against its annotation; a nested part belongs to the same field."""
-    if isinstance(annotation, type) and annotation not in PLAIN_TYPES:
-        return from_plain(field, {"kind": value} if isinstance(value, str) else value)
     where = f"{field}.{name}"
+    if _is_part(annotation):
+        return from_plain(field, {"kind": value} if isinstance(value, str) else value)
+    if get_origin(annotation) is tuple and _is_part(get_args(annotation)[0]):
+        check_value(where, value, list[Any])
+        check_size(where, value)
+        part = get_args(annotation)[0]
+        return tuple(_value(field, name, one, part) for one in cast(Sequence[object], value))
     check_value(where, value, annotation)
     check_size(where, value)
     if isinstance(value, int) and not isinstance(value, bool) and annotation in (float, float | None):
         return float(value)  # torch rejects integers above 2**31
     return tuple(value) if isinstance(value, list) else value
+
+
+def _is_part(annotation: Any) -> bool:
+    """Return whether the values of an annotation are parts."""
+    return isinstance(annotation, type) and annotation not in PLAIN_TYPES and get_origin(annotation) is None
 
 
 def changed(part: object, field: str, settings: Iterable[tuple[str, object]]) -> Any:

@@ -130,6 +130,9 @@ class Recipe:
             if not equals:
                 raise UserError(f"a setting must be path=value, for instance network.width=48, not {setting!r}")
             path, value = path.strip(), parse_value(text)
+            if path == "conditions":  # several at once, in short
+                of_parts["conditioning"] = [("", "several"), ("parts", value)]
+                continue
             name, dot, option = path.partition(".")
             if path in ("seed", "name"):
                 check_value(path, value, {"seed": int, "name": str}[path])

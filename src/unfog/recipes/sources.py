@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from unfog.data import classic, elsewhere, folder, points, shapes
 from unfog.data.source import Data
+from unfog.runtime.errors import UserError
 
 
 class DataSpec(Protocol):
@@ -113,3 +114,21 @@ class Elsewhere:
     def build(self) -> Data:
         """Raise a UserError with the reason."""
         return elsewhere.elsewhere()
+
+
+@dataclass(frozen=True)
+class Given:
+    """Rows that were given in Python as a dataset, which a run folder does not keep.
+
+    Attributes:
+        digest: Hash of their contents, by which they are known again.
+    """
+
+    digest: str = ""
+
+    def build(self) -> Data:
+        """Refuse, with what to do."""
+        raise UserError(
+            "this run was trained on a dataset that was given in Python, and its folder does not keep the data: it can "
+            "be sampled, edited and exported; to resume the training, give them again: unfog.resume(path, dataset=...)"
+        )

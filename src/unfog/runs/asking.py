@@ -1,8 +1,15 @@
-"""From what a user asks for, in words and files, to what a model takes."""
+"""From what a user asks for, in words, files and pictures, to what a model takes."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from unfog.data.folder import pictures_at
@@ -10,65 +17,181 @@ from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.conditions import Asked
-from unfog.runs.run import Run
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.several import SeveralConditions
 from unfog.runtime.errors import UserError
 
+Label = int | str | Sequence[int] | Sequence[str] | Tensor
+"""A class by its number or its name, for all samples or one for each; several labels as one text with commas."""
+Prompt = str | Sequence[str]
+"""A text for all samples, or one for each."""
+Values = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
+"""Numbers for all samples, or a row of them for each."""
+Picture = str | Path | Image.Image | Tensor | NDArray[Any]
+"""A path, an image of Pillow, or uint8 `(channels, height, width)` as a tensor or array."""
+TAKES = {
+    "classes": "label",
+    "labels": "label",
+    "text": "prompt",
+    "pretrained": "prompt",
+    "values": "values",
+    "image": "image",
+}
+"""By which parameter each kind of condition is given."""
 
-def asked(run: Run, label: str | None, prompt: tuple[str, ...], values: tuple[float, ...], image: Path | None) -> Asked:
-    """Return what is asked for, in the form that the model's kind of condition takes."""
-    given = {"--label": label, "--prompt": prompt or None, "--values": values or None, "--image": image}
-    options = [name for name, value in given.items() if value is not None]
-    kind = run.recipe.kind("conditioning")
-    takes = {
-        "classes": "--label",
-        "labels": "--label",
-        "text": "--prompt",
-        "pretrained": "--prompt",
-        "values": "--values",
-        "image": "--image",
-    }
-    if options and options != [takes.get(kind)]:
-        instead = f"ask it by {takes[kind]}" if kind in takes else "ask it for nothing"
-        raise UserError(f"{' and '.join(options)} cannot be asked of this model (conditioning={kind}): {instead}")
+
+def asked(
+    recipe: Recipe,
+    *,
+    label: Label | None = None,
+    prompt: Prompt | None = None,
+    values: Values | None = None,
+    image: Picture | None = None,
+) -> Asked:
+    """Return what is asked for, in the form that the model's kind of condition takes.
+
+    Args:
+        recipe: The recipe of the model.
+        label: A class or several, for models that are conditioned on labels.
+        prompt: A text or several, for models that are conditioned on text.
+        values: Numbers, for models that are conditioned on numbers.
+        image: A picture, or a path to a folder of them, for models that are conditioned on images; of tensors and
+            arrays also several, `(count, channels, height, width)`, and floats that are encoded already.
+
+    Raises: UserError: If one is given that the model does not take, or more than one where it takes but one.
+    """
+    given = {"label": label, "prompt": prompt, "values": values, "image": image}
+    names = [name for name, value in given.items() if value is not None]
+    if isinstance(recipe.conditioning, SeveralConditions):
+        return _of_each({name: given[name] for name in names}, recipe.conditioning)
+    kind = recipe.kind("conditioning")
+    if names and names != [TAKES.get(kind)]:
+        instead = f"ask it by `{TAKES[kind]}`" if kind in TAKES else "ask it for nothing"
+        options = " and ".join(f"`{name}`" for name in names)
+        raise UserError(f"{options} cannot be asked of this model (conditioning={kind}): {instead}")
     if image is not None:
-        return build_codec(run.recipe).encode(pictures_at(image, known_of(run.recipe).shape))
-    return prompt if len(prompt) > 1 else prompt[0] if prompt else values or label
+        return _told_pictures(image, recipe)
+    return next((value for value in (label, prompt, values) if value is not None), None)
 
 
-def edited(run: Run, sampler: Sampler, asked: Asked) -> Asked:
+def _of_each(given: dict[str, Any], conditioning: SeveralConditions) -> Asked:
+    """Return what is asked of each of several conditions, None where nothing is."""
+    takes = {TAKES[name]: name for name in conditioning.named}
+    for option in given:
+        if option not in takes:
+            known = ", ".join(f"`{one}`" for one in takes)
+            raise UserError(f"`{option}` cannot be asked of this model: ask it by {known}, any of them")
+    return {takes[option]: value for option, value in given.items()} or None
+
+
+def _told_pictures(image: Picture, recipe: Recipe) -> Tensor:
+    """Return pictures to condition on, encoded, `(count, channels, height, width)`."""
+    if isinstance(image, Tensor | np.ndarray):
+        rows = torch.as_tensor(image)
+        rows = rows[None] if rows.ndim == 3 else rows
+        return rows if rows.is_floating_point() else build_codec(recipe).encode(rows)
+    with _file(image) as path:
+        return build_codec(recipe).encode(pictures_at(path, known_of(recipe).shape))
+
+
+def edited(recipe: Recipe, sampler: Sampler, asked: Asked) -> Asked:
     """Return what an edited picture shows: a class must be given, and a text is empty by default."""
-    if asked is None and run.recipe.conditioning.captioned:
+    if asked is None and recipe.conditioning.captioned:
         return ""
     if asked is None and sampler.classes:
-        raise UserError(f"say what the picture shows: --label with one of {', '.join(run.recipe.classes[:10])}")
+        raise UserError(f"say what the picture shows: `label` with one of {', '.join(recipe.classes[:10])}")
     return asked
 
 
-def picture(path: Path, sampler: Sampler, own_size: bool) -> Tensor:
-    """Return a picture to edit, uint8 `(channels, height, width)`: of the model's size, or of its own."""
-    shape = sampler.stored
-    if len(shape) != 3:
+def picture(image: Picture, sampler: Sampler, own_size: bool) -> Tensor:
+    """Return a picture to edit, uint8 `(channels, height, width)`: of the model's size, or of its own.
+
+    Tensors and arrays keep their size.
+
+    Raises: UserError: If it cannot be read, or the model is of another kind of data.
+    """
+    if len(sampler.stored) != 3:
         raise UserError("edits are for pictures, and this model is of another kind of data")
+    if isinstance(image, Tensor | np.ndarray):
+        return _pixels(image)
+    with _file(image) as path:
+        return _read(path, sampler.stored, own_size)
+
+
+def _pixels(image: Tensor | NDArray[Any]) -> Tensor:
+    """Return a picture that is a tensor or an array."""
+    rows = torch.as_tensor(image)
+    if rows.ndim != 3 or rows.dtype != torch.uint8:
+        raise UserError(
+            "a picture to edit is uint8 of shape (channels, height, width), a path or an image of Pillow, not "
+            f"{str(rows.dtype).removeprefix('torch.')} of shape {tuple(rows.shape)}"
+        )
+    return rows.cpu()
+
+
+def _read(path: Path, shape: tuple[int, ...], own_size: bool) -> Tensor:
+    """Return a picture from its file."""
     if own_size:
         try:
             shape = (shape[0], *describe_picture(path)[1:])
         except UnreadableError as error:
-            raise UserError(f"{path} cannot be read ({error}): give --image a picture") from None
+            raise UserError(f"{path} cannot be read ({error}): give `image` a picture") from None
     if not path.is_file():
-        raise UserError(f"{path} is no picture: check the path given with --image")
+        raise UserError(f"{path} is no picture: check the path given with `image`")
     return pictures_at(path, shape)[0]
 
 
-def mask(path: Path, image: Path, sampler: Sampler, own_size: bool) -> Tensor:
-    """Return where a mask is white, `(height, width)` of bool, cropped and resized as its picture is."""
+def mask(where: Picture, image: Picture, sampler: Sampler, own_size: bool) -> Tensor:
+    """Return where a mask is white, `(height, width)` of bool, cropped and resized as its picture is.
+
+    Args:
+        where: A path or an image of Pillow; or a tensor or array of bool, `(height, width)`, which stays as it is.
+        image: The picture that it belongs to.
+        sampler: The sampler whose model edits it.
+        own_size: Whether the picture keeps its size.
+
+    Raises: UserError: If it cannot be read, or is of another size than its picture.
+    """
+    if isinstance(where, Tensor | np.ndarray):
+        return torch.as_tensor(where).bool().cpu()
+    if isinstance(image, Tensor | np.ndarray):
+        height, width = image.shape[-2:]
+        with _file(where) as path:
+            return _white(path, height, width)
+    with _file(where) as of_mask, _file(image) as of_image:
+        return _fitted(of_mask, of_image, None if own_size else sampler.stored[1:])
+
+
+def _fitted(path: Path, image: Path, size: Sequence[int] | None) -> Tensor:
+    """Return where the mask in a file is white, for the picture in a file."""
     try:
         of_mask, of_image = (describe_picture(one)[1:] for one in (path, image))
-        if of_mask != of_image:
-            sides = [f"{width}×{height}" for height, width in (of_mask, of_image)]
-            raise UserError(
-                f"the mask {path} has {sides[0]} pixels, and the picture {image} {sides[1]}: give both the same size"
-            )
-        height, width = of_image if own_size else sampler.stored[1:]
+    except UnreadableError as error:
+        raise UserError(f"the mask {path} cannot be read: {error}") from None
+    if of_mask != of_image:
+        sides = [f"{width}×{height}" for height, width in (of_mask, of_image)]
+        raise UserError(
+            f"the mask {path} has {sides[0]} pixels, and the picture {image} {sides[1]}: give both the same size"
+        )
+    height, width = size or of_image
+    return _white(path, height, width)
+
+
+def _white(path: Path, height: int, width: int) -> Tensor:
+    """Return where a mask is white."""
+    try:
         return torch.from_numpy(read_picture(path, 1, height, width)[0] > 127)
     except UnreadableError as error:
         raise UserError(f"the mask {path} cannot be read: {error}") from None
+
+
+@contextmanager
+def _file(image: str | Path | Image.Image) -> Iterator[Path]:
+    """Give the path of a picture, so that one from memory is read as those from files are."""
+    if not isinstance(image, Image.Image):
+        yield Path(image)
+        return
+    with TemporaryDirectory(prefix="unfog-") as folder:
+        path = Path(folder) / "picture.png"
+        image.save(path)
+        yield path

@@ -1,141 +1,40 @@
-"""A run folder is a model: train one, load it, sample from it."""
+"""A run folder is a model: train one, resume its training, load it."""
 
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
 
 from rich.console import Console
-from torch import Tensor
 
 from unfog.data.inspect import quick
-from unfog.diffusion.denoiser import Denoiser
-from unfog.diffusion.grids import Grid
-from unfog.diffusion.solvers import Solver
-from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_data, build_denoiser
-from unfog.recipes.conditions import Asked
-from unfog.recipes.kinds import kind_of
 from unfog.recipes.latents import LatentCodec, autoencoder
-from unfog.recipes.parse import changed, named
+from unfog.recipes.presets import recipe as preset
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.sources import Given
 from unfog.recipes.text_encoders import PretrainedConditioning, copy_encoder
+from unfog.runs.dataset import Dataset, Read, fitted, read
+from unfog.runs.model import Run as Run
 from unfog.runtime import distributed
-from unfog.runtime.device import Precision, arithmetic, choose_device, choose_precision, keep_memory, place
-from unfog.runtime.errors import EnvironmentFailure, UserError
+from unfog.runtime.device import Precision, choose_device, choose_precision, keep_memory, place
+from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError
 from unfog.runtime.files import disk, locked, read_bounded, whole, write_whole
 from unfog.runtime.tensors import load_into, read_tensors
 from unfog.training.checkpoint import steps
-from unfog.training.loop import Budget, write_recipe
+from unfog.training.hooks import Callback, Hooks
+from unfog.training.loop import ASKED, Budget, write_recipe
 from unfog.training.loop import train as run_loop
 from unfog.training.metrics import draw_losses
 from unfog.training.objectives.reconstruction import autoencoder_recipe
 from unfog.training.trainer import Trainer
 
-Part = TypeVar("Part")
 SMALL = 10_000_000
 """Parameters that a network may have even where the weights beside its recipe are fewer: they are compared by name."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained model in its folder.
-
-    Attributes:
-        path: The run folder.
-        recipe: What it was made with.
-        denoiser: The averaged weights, ready to sample.
-        precision: Arithmetic of the network.
-    """
-
-    path: Path
-    recipe: Recipe
-    denoiser: Denoiser
-    precision: Precision
-
-    def sampler(
-        self,
-        *,
-        solver: str | Solver | None = None,
-        steps: int | None = None,
-        grid: str | Grid | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
-        negative: Asked = None,
-    ) -> Sampler:
-        """Return the sampler of the recipe with some settings changed.
-
-        Args:
-            solver: A solver, or its name.
-            steps: Number of steps.
-            grid: A grid, or its name.
-            guidance: Scale of classifier-free guidance; 1 is off.
-            seed: Seed of the noise.
-            negative: What samples shall not show, one thing for all.
-
-        Raises: UserError: For an unknown name or a value out of range.
-        """
-        changes: dict[str, object] = {"steps": steps, "guidance": None if guidance is None else float(guidance)}
-        given = {name: value for name, value in changes.items() if value is not None}
-        recipe = replace(
-            self.recipe,
-            solver=_chosen("solver", self.recipe.solver, solver),
-            grid=_chosen("grid", self.recipe.grid, grid),
-            sampling=changed(self.recipe.sampling, "sampling", given.items()),
-        )
-        return Sampler.of(recipe, self.denoiser, seed, negative, self.precision)
-
-    def sample(
-        self,
-        count: int,
-        asked: Asked = None,
-        *,
-        solver: str | Solver | None = None,
-        steps: int | None = None,
-        grid: str | Grid | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
-        negative: Asked = None,
-    ) -> Tensor:
-        """Draw samples; number i is the same in whatever request it comes.
-
-        Args:
-            count: Number of samples.
-            asked: What they shall show, one thing for all or one for each: a class, a prompt, values, or a picture,
-                as the model was trained; None asks for all classes, or some held-out captions, in turn.
-            solver: A solver, for instance `DDIM(eta=0.5)`, or its name, `"ddim"`; default: the recipe's.
-            steps: Number of steps; the recipe's if None.
-            grid: A grid, or its name; default: the recipe's.
-            guidance: Scale of classifier-free guidance, 1 is off; the recipe's if None.
-            seed: Seed of the noise.
-            negative: What samples shall not show, one thing for all: guidance leads away from it.
-
-        Returns: uint8 pictures `(count, channels, height, width)`, or float32 points `(count, coordinates)`.
-        Raises: UserError: For an unknown name or a value out of range.
-        """
-        sampler = self.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed, negative=negative)
-        return sampler(count, asked)
-
-    def batches(self, sampler: Sampler, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
-        """Yield the batches of a sampler in the run's arithmetic, see `Sampler.batches`."""
-        return self.computed(sampler.batches(condition, count, skip))
-
-    def computed(self, parts: Iterator[Part]) -> Iterator[Part]:
-        """Yield what an iterator gives, with the run's arithmetic while it computes and not in between."""
-        while True:
-            with self.arithmetic():
-                found = next(parts, None)
-            if found is None:
-                return
-            yield found
-
-    def arithmetic(self) -> AbstractContextManager[object]:
-        """Return the context in which the network computes."""
-        return arithmetic(self.precision, next(self.denoiser.parameters()).device)
 
 
 def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Run:
@@ -168,13 +67,6 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     return Run(path, recipe, denoiser.eval().requires_grad_(False), choose_precision(wanted, place_at, recipe.shape))
 
 
-def _chosen(field: str, own: Part, wanted: str | Part | None) -> Part:
-    """Return a recipe's own part, or the one that is wanted, by its name or as a value."""
-    if isinstance(wanted, str):
-        return own if wanted == kind_of(field, own) else cast(Part, named(field, wanted))
-    return own if wanted is None else wanted
-
-
 def read_recipe(path: Path) -> Recipe:
     """Read the recipe of a run folder.
 
@@ -194,60 +86,153 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str,
     out: str | Path,
     *,
     budget: float | None = None,
+    dataset: Dataset | None = None,
+    callbacks: Sequence[Callback] = (),
+    log: Sequence[str] = (),
+    stop: Callable[[], bool] | None = None,
     init_from: str | Path | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> Run:
     """Train a recipe into a new run folder.
 
+    A `dataset` takes the place of the recipe's own data and is read into memory. It is uint8 (pixels from 0 to 255) or
+    floats of about zero mean and unit variance, `(rows, *shape)`; or a torch Dataset whose items are tensors, arrays or
+    images of Pillow, or pairs of one and a label (a class number, or a text). A tenth of the rows, chosen by their
+    contents, is held out. The run folder keeps a hash of the rows, not the rows.
+
     Args:
-        recipe: What to train.
+        recipe: What to train, or the name of a recipe.
         out: The run folder; must not hold another run.
         budget: Seconds to use instead of the recipe's number of images.
+        dataset: What to train on, instead of the recipe's own data.
+        callbacks: Functions that are called with a `Report` after each report. One that fails is disabled with a
+            warning, and training continues.
+        log: Names of trackers, "tensorboard" or "wandb".
+        stop: Asked after each step; where it returns True, the training is saved and ends. `resume` continues it.
         init_from: Run folder whose averaged weights are the start.
         device: Where to compute.
-        console: Shows the progress; standard error if None.
+        console: Shows the progress; default: standard error.
 
-    Returns: The finished run.
+    Returns: The run as it was saved last.
     Raises: UserError: If the recipe does not fit the data, or the folder is taken.
+        Stopped: After Ctrl-C, SIGTERM, or `stop` before there was a model to save.
         EnvironmentFailure: If disk or network fail.
     """
-    fit(recipe, out, budget=budget, init_from=init_from, device=device, console=console)
+    fitting = partial(fit, recipe, out, budget=budget, dataset=dataset, init_from=init_from)
+    return _stoppable(fitting, out, Hooks(tuple(log), tuple(callbacks), stop), device, console)
+
+
+def _stoppable(act: Callable[..., None], out: str | Path, hooks: Hooks, device: str, console: Console | None) -> Run:
+    """Train, and load the run, also where the caller's `stop` ended the training."""
+    try:
+        act(hooks=hooks, device=device, console=console)
+    except Stopped as stopped:
+        if stopped.code != 128 + ASKED or not (Path(out) / "model.safetensors").exists():
+            raise
+        (console or Console(stderr=True)).print(str(stopped), markup=False, highlight=False)
     return load(out, device)
 
 
 def fit(
-    recipe: Recipe,
+    recipe: Recipe | str,
     out: str | Path,
     *,
     budget: float | None = None,
+    dataset: Dataset | None = None,
     init_from: str | Path | None = None,
     device: str = "auto",
     console: Console | None = None,
     log: tuple[str, ...] = (),
+    hooks: Hooks | None = None,
 ) -> None:
     """Train what a recipe describes, a denoiser or an autoencoder, as `train` does, and load nothing.
 
-    What it tells is sent to the trackers named in `log`, too.
+    The trackers named in `log` are informed, or what `hooks` holds.
     """
-    out = Path(out)
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and steps(out / "checkpoints"):
-        refit(out, device=device, console=console, log=log)  # torchrun began again after a process was lost
-        return
-    check_vacant(out)
     if budget is not None and not budget > 0:
         raise UserError(f"the budget must be above 0 seconds, not {budget}")
     started = Budget(budget) if budget else None
-    recipe, data = build_data(recipe)
+    chosen, found = _chosen(recipe, dataset)
+    _fit(chosen, Path(out), found, started, init_from, device, console, hooks or Hooks(log))
+
+
+def _chosen(recipe: Recipe | str, dataset: Dataset | None) -> tuple[Recipe, Read | None]:
+    """Return the recipe and the dataset that a training is asked for."""
+    chosen = preset(recipe) if isinstance(recipe, str) else recipe
+    return chosen, None if dataset is None else read(dataset, chosen.conditioning.captioned)
+
+
+def _fit(
+    recipe: Recipe,
+    out: Path,
+    dataset: Read | None,
+    budget: Budget | None,
+    init_from: str | Path | None,
+    device: str,
+    console: Console | None,
+    hooks: Hooks,
+) -> None:
+    """Train into a new run folder."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and steps(out / "checkpoints"):
+        _refit(out, dataset, device, console, hooks)  # torchrun began again after a process was lost
+        return
+    trainer = _begun(recipe, out, dataset, budget, init_from, device, console, hooks)
+    _train(trainer, budget, console, hooks)
+
+
+def begin(
+    recipe: Recipe | str,
+    out: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    init_from: str | Path | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Trainer:
+    """Return the trainer of a new run folder, whose steps the caller takes.
+
+    One step is `trainer.descend(trainer.draws(trainer.step))`. `trainer.save()` writes a checkpoint and the model.
+
+    Args:
+        recipe: What to train, or the name of a recipe.
+        out: The run folder; must not hold another run.
+        dataset: What to train on, as for `train`.
+        init_from: Run folder whose averaged weights are the start.
+        device: Where to compute.
+        console: Shows the progress of an autoencoder, where one is trained first; default: standard error.
+
+    Raises: UserError: If the recipe does not fit the data, or the folder is taken.
+        EnvironmentFailure: If disk or network fail.
+    """
+    chosen, found = _chosen(recipe, dataset)
+    trainer = _begun(chosen, Path(out), found, None, init_from, device, console, Hooks())
+    write_recipe(trainer)
+    return trainer
+
+
+def _begun(
+    recipe: Recipe,
+    out: Path,
+    dataset: Read | None,
+    budget: Budget | None,
+    init_from: str | Path | None,
+    device: str,
+    console: Console | None,
+    hooks: Hooks,
+) -> Trainer:
+    """Return the trainer of a new run folder; an autoencoder, where one is missing, is trained first."""
+    check_vacant(out)
+    recipe, data = build_data(recipe) if dataset is None else build_data(fitted(recipe, dataset), dataset.data)
     for sentence in quick(data):
-        warnings.warn(sentence, stacklevel=2)
+        warnings.warn(sentence, stacklevel=5)
     recipe = taken_in(recipe, out)
     if isinstance(recipe.codec, LatentCodec) and not recipe.codec.path:
-        recipe = _with_autoencoder(recipe, recipe.codec, out, budget, device, console, log)
+        recipe = _with_autoencoder(recipe, recipe.codec, out, dataset, budget, device, console, hooks)
     trainer = Trainer(recipe, data, out, choose_device(device))
     if init_from is not None:
         where = Path(init_from) / "model.safetensors"
@@ -255,7 +240,7 @@ def fit(
         trainer.start_from(read_tensors(where), where)
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
-    _train(trainer, started, console, log)
+    return trainer
 
 
 def taken_in(recipe: Recipe, out: Path) -> Recipe:
@@ -287,10 +272,11 @@ def _with_autoencoder(
     recipe: Recipe,
     codec: LatentCodec,
     out: Path,
-    budget: float | None,
+    dataset: Read | None,
+    budget: Budget | None,
     device: str,
     console: Console | None,
-    log: tuple[str, ...],
+    hooks: Hooks,
 ) -> Recipe:
     """Return a recipe in latents whose autoencoder was trained in the run folder."""
     own = out / "autoencoder"
@@ -300,45 +286,76 @@ def _with_autoencoder(
             own.mkdir(parents=True, exist_ok=True)
         write_whole(out / "recipe.json", placed.beside(out, relative=True).to_json().encode())
     (console or Console(stderr=True)).print("first an autoencoder, then the model in its latents")
-    share = None if budget is None else budget * codec.share
-    fit(autoencoder_recipe(recipe, codec), own, budget=share, device=device, console=console, log=log)
+    share = None if budget is None else Budget(budget.seconds * codec.share)
+    _fit(autoencoder_recipe(recipe, codec), own, dataset, share, None, device, console, hooks)
     return placed
 
 
-def resume(path: str | Path, *, device: str = "auto", console: Console | None = None) -> Run:
-    """Go on with a training from its newest whole checkpoint, to the bit as if it had never stopped.
+def resume(
+    path: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    callbacks: Sequence[Callback] = (),
+    log: Sequence[str] = (),
+    stop: Callable[[], bool] | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Run:
+    """Resume a training from its newest whole checkpoint, to the bit as if it had never stopped.
 
     Args:
         path: The run folder.
+        dataset: The dataset that `train` was given, with the same rows in the same order; a hash of them is compared.
+        callbacks: As those of `train`.
+        log: Names of trackers.
+        stop: As that of `train`.
         device: Where to compute.
-        console: Shows the progress; standard error if None.
+        console: Shows the progress; default: standard error.
 
-    Returns: The finished run.
+    Returns: The run as it was saved last.
     Raises: UserError: If the folder is no run folder, holds no checkpoint, or its data changed.
+        Stopped: After Ctrl-C or SIGTERM.
     """
-    refit(path, device=device, console=console)
-    return load(path, device)
+    hooks = Hooks(tuple(log), tuple(callbacks), stop)
+    return _stoppable(partial(refit, path, dataset=dataset), path, hooks, device, console)
 
 
-def refit(path: str | Path, *, device: str = "auto", console: Console | None = None, log: tuple[str, ...] = ()) -> None:
-    """Go on with a training, as `resume` does, and load nothing; one that broke off at its autoencoder begins there."""
-    path = Path(path)
+def refit(
+    path: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+    log: tuple[str, ...] = (),
+    hooks: Hooks | None = None,
+) -> None:
+    """Resume a training, as `resume` does, and load nothing; one that broke off at its autoencoder begins there."""
+    found = None if dataset is None else read(dataset, read_recipe(Path(path)).conditioning.captioned)
+    _refit(Path(path), found, device, console, hooks or Hooks(log))
+
+
+def _refit(path: Path, dataset: Read | None, device: str, console: Console | None, hooks: Hooks) -> None:
+    """Resume a training."""
     own = path / "autoencoder"
     if steps(own / "checkpoints"):
-        refit(own, device=device, console=console, log=log)
-    trainer = reopen(path, device)
+        _refit(own, dataset, device, console, hooks)
+    trainer = reopen(path, device, dataset)
     if steps(path / "checkpoints") or not steps(own / "checkpoints"):
         trainer.restore()
-    _train(trainer, None, console, log)
+    _train(trainer, None, console, hooks)
 
 
-def reopen(path: Path, device: str = "auto") -> Trainer:
+def reopen(path: Path, device: str = "auto", dataset: Read | None = None) -> Trainer:
     """Return the trainer of a run folder as it began, before any checkpoint is restored.
 
     Raises: UserError: If the folder is no run folder, or its data changed.
     """
     recipe = read_recipe(path)
-    found, data = build_data(recipe)
+    if dataset is not None and not isinstance(recipe.data, Given):
+        raise UserError(f"{path} was not trained on a dataset that was given, and reads its own data: drop `dataset`")
+    if dataset is not None and dataset.given != recipe.data:
+        raise UserError(f"the dataset is not the one that {path} was trained on: give the same rows in the same order")
+    found, data = build_data(recipe, None if dataset is None else dataset.data)
     if (found.shape, found.classes) != (recipe.shape, recipe.classes):
         raise UserError(f"the data of {path} changed since it was trained: shape or classes differ from its recipe")
     return Trainer(recipe, data, path, choose_device(device))
@@ -347,17 +364,17 @@ def reopen(path: Path, device: str = "auto") -> Trainer:
 def check_vacant(out: Path) -> None:
     """Raise a UserError for a path that cannot become a run folder."""
     if steps(out / "checkpoints") or (out / "model.safetensors").exists():
-        raise UserError(f"{out} holds another run: choose another --out, or go on with `unfog train --resume {out}`")
+        raise UserError(f"{out} holds another run: choose another `out`, or go on with `unfog train --resume {out}`")
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: choose another --out")
+        raise UserError(f"{out} is a file: choose another `out`")
 
 
-def _train(trainer: Trainer, budget: Budget | None, console: Console | None, log: tuple[str, ...]) -> None:
+def _train(trainer: Trainer, budget: Budget | None, console: Console | None, hooks: Hooks) -> None:
     """Run the loop."""
     with nullcontext() if distributed.rank() else locked(trainer.folder):
         write_recipe(trainer)
         try:
-            run_loop(trainer, console or Console(stderr=True), budget, log)
+            run_loop(trainer, console or Console(stderr=True), budget, hooks)
         except EnvironmentFailure:
             raise  # with no picture: a full disk has no room, and who lost a process is about to be stopped
         except BaseException:

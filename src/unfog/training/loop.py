@@ -12,17 +12,22 @@ import torch
 from rich.console import Console
 
 from unfog.recipes.objective import Draw
+from unfog.recipes.sources import Given
 from unfog.runtime import distributed
 from unfog.runtime.device import peak_memory
 from unfog.runtime.errors import Stopped
 from unfog.runtime.files import write_whole
 from unfog.training.draws import ahead, in_turn, pinned
+from unfog.training.hooks import Hooks, Report
 from unfog.training.loggers import Trackers, loggers
 from unfog.training.metrics import Display, Metrics
 from unfog.training.trainer import Trainer
 
 LOOK = 1 / 3
 """Fraction of the remaining budget after which the speed is measured again."""
+ASKED = 1
+"""Takes the place of a signal number if the hooks ask to stop."""
+NO_HOOKS = Hooks()
 
 
 @dataclass(frozen=True)
@@ -155,16 +160,16 @@ def _clock() -> float:
     return distributed.agreed(time.monotonic())
 
 
-def train(trainer: Trainer, console: Console, budget: Budget | None = None, log: tuple[str, ...] = ()) -> None:
-    """Train to the end of the recipe, or until a signal.
+def train(trainer: Trainer, console: Console, budget: Budget | None = None, hooks: Hooks = NO_HOOKS) -> None:
+    """Train to the end of the recipe, or until a signal or the hooks stop it.
 
     Args:
         trainer: The trainer.
         console: Shows the progress.
         budget: Seconds to train for, instead of the recipe's number of images.
-        log: Names of additional trackers to log to.
+        hooks: Trackers, callbacks, and whether to stop.
 
-    Raises: Stopped: After Ctrl-C or SIGTERM, with the state saved.
+    Raises: Stopped: After Ctrl-C, SIGTERM or where the hooks ask for it, with the state saved.
         UserError: If the loss stays non-finite.
         EnvironmentFailure: If the disk fails.
     """
@@ -173,11 +178,11 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None, log:
     if budget:
         trainer.images = None
     trackers = Trackers(
-        () if distributed.rank() else loggers(log, trainer.folder, trainer.recipe.to_json(), trainer.step)
+        () if distributed.rank() else loggers(hooks.log, trainer.folder, trainer.recipe.to_json(), trainer.step)
     )
     metrics = Metrics(trainer.folder / "metrics.jsonl", trainer.settings.batch, trainer.step, trackers)
     try:
-        signalled = _steps(trainer, console, budget, metrics)
+        signalled = _steps(trainer, console, budget, metrics, hooks)
         if trainer.finished:
             return
         if trainer.images is None:
@@ -186,12 +191,19 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None, log:
                 signalled,
             )
         saved_now = "saved" if trainer.save() else "not saved, since a weight is not finite"
-        raise Stopped(f"stopped and {saved_now}: resume with `unfog train --resume {trainer.folder}`", signalled)
+        raise Stopped(f"stopped and {saved_now}: resume with {_resuming(trainer)}", signalled)
     finally:
         trackers.close()  # after saving, since it may wait for a network
 
 
-def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: Metrics) -> int:
+def _resuming(trainer: Trainer) -> str:
+    """Return the command or call that resumes a training."""
+    if isinstance(trainer.recipe.data, Given):
+        return f"unfog.resume({str(trainer.folder)!r}, dataset=...)"
+    return f"`unfog train --resume {trainer.folder}`"
+
+
+def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: Metrics, hooks: Hooks) -> int:
     """Take steps to the end of the recipe or until a signal; return the signal's number, or 0."""
     saved, seconds, signalled = time.monotonic(), 60 * trainer.settings.checkpoint_minutes, 0
     with Display(console) as display, _signals() as caught, torch.random.fork_rng():
@@ -207,11 +219,13 @@ def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: M
             if _due(trainer, trainer.settings.snapshots):
                 trainer.snapshot()
             if trainer.finished or _due(trainer, trainer.settings.reports):
-                display.say(_report(trainer, metrics))
+                display.say(_report(trainer, metrics, hooks))
                 saved = time.monotonic()
             elif trainer.images and late:
                 trainer.save()
                 saved = time.monotonic()
+            if hooks.stop is not None and hooks.stop():
+                caught.append(ASKED)
             if (signalled := distributed.most(max(caught, default=0))) or trainer.finished:
                 break
     return signalled
@@ -259,7 +273,7 @@ def _due(trainer: Trainer, times: int) -> bool:
     return trainer.seen * times // trainer.images > before * times // trainer.images
 
 
-def _report(trainer: Trainer, metrics: Metrics) -> str:
+def _report(trainer: Trainer, metrics: Metrics, hooks: Hooks) -> str:
     """Measure the held-out loss, write a sheet of samples and a checkpoint, and return a line to print."""
     held_out = trainer.held_out_loss()
     metrics.held_out(trainer.step, held_out, peak_memory(trainer.device) / 2**20)
@@ -267,6 +281,7 @@ def _report(trainer: Trainer, metrics: Metrics) -> str:
     trainer.save()  # after the report, so that the checkpoint has it
     if sheet is not None:
         metrics.trackers.picture(trainer.step, sheet)
+    hooks.tell(Report(trainer.step, trainer.seen, metrics.smooth, held_out, sheet))
     skipped = f"   {trainer.skipped} steps skipped" if trainer.skipped else ""
     seconds = time.monotonic() - metrics.started
     losses = f"loss {metrics.smooth:.4f}   held-out loss {held_out:.4f}"

@@ -1,0 +1,334 @@
+"""A trained model: samples of it, and edits of pictures by it."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypedDict, TypeVar, Unpack, cast
+
+import torch
+from torch import Tensor
+
+from unfog.diffusion.denoiser import Denoiser
+from unfog.diffusion.grids import Grid
+from unfog.diffusion.solvers import Solver
+from unfog.generation import edits
+from unfog.generation.sampler import Sampler
+from unfog.recipes.conditions import Asked
+from unfog.recipes.kinds import kind_of
+from unfog.recipes.parse import changed, named
+from unfog.recipes.recipe import Recipe
+from unfog.runs import asking
+from unfog.runs.asking import Label, Picture, Prompt, Values
+from unfog.runs.progress import Progress, watched
+from unfog.runtime.device import Precision, arithmetic
+from unfog.runtime.errors import UserError
+
+Part = TypeVar("Part")
+INVERTED = 50
+"""Steps of an inversion, which needs more than sampling does."""
+
+
+class EditOptions(TypedDict, total=False):
+    """What every edit takes.
+
+    Attributes:
+        label: Class that the result shows; a model of classes needs one.
+        prompt: Text that the result shows.
+        negative: What the result should not show, by guidance.
+        solver: A solver, or its name.
+        steps: Number of steps.
+        grid: A grid, or its name.
+        guidance: Scale of classifier-free guidance; 1 is off.
+        seed: Seed of the noise.
+        batch: Pictures computed at a time.
+    """
+
+    label: Label | None
+    prompt: Prompt | None
+    negative: Asked
+    solver: str | Solver | None
+    steps: int | None
+    grid: str | Grid | None
+    guidance: float | None
+    seed: int
+    batch: int | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model in its folder.
+
+    A picture to edit is a path, an image of Pillow, or uint8 `(channels, height, width)` as a tensor or array. Files
+    and images are cropped and resized to the model's size unless `own_size` is set; tensors and arrays never are.
+
+    Attributes:
+        path: The run folder.
+        recipe: What it was made with.
+        denoiser: The averaged weights, ready to sample.
+        precision: Arithmetic of the network.
+    """
+
+    path: Path
+    recipe: Recipe
+    denoiser: Denoiser
+    precision: Precision
+
+    def sampler(
+        self,
+        *,
+        solver: str | Solver | None = None,
+        steps: int | None = None,
+        grid: str | Grid | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        negative: Asked = None,
+        batch: int | None = None,
+    ) -> Sampler:
+        """Return the sampler of the recipe with some settings changed.
+
+        Args:
+            solver: A solver, or its name.
+            steps: Number of steps.
+            grid: A grid, or its name.
+            guidance: Scale of classifier-free guidance; 1 is off.
+            seed: Seed of the noise.
+            negative: What samples should not show, one thing for all.
+            batch: Samples computed at a time; another number than the recipe's changes them by rounding.
+
+        Raises: UserError: For an unknown name or a value out of range.
+        """
+        changes: dict[str, object] = {
+            "steps": steps,
+            "guidance": None if guidance is None else float(guidance),
+            "batch": batch,
+        }
+        given = {name: value for name, value in changes.items() if value is not None}
+        recipe = replace(
+            self.recipe,
+            solver=_chosen("solver", self.recipe.solver, solver),
+            grid=_chosen("grid", self.recipe.grid, grid),
+            sampling=changed(self.recipe.sampling, "sampling", given.items()),
+        )
+        return Sampler.of(recipe, self.denoiser, seed, negative, self.precision)
+
+    def sample(
+        self,
+        count: int,
+        asked: Asked = None,
+        *,
+        label: Label | None = None,
+        prompt: Prompt | None = None,
+        values: Values | None = None,
+        image: Picture | None = None,
+        negative: Asked = None,
+        solver: str | Solver | None = None,
+        steps: int | None = None,
+        grid: str | Grid | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        batch: int | None = None,
+        progress: Progress = False,
+    ) -> Tensor:
+        """Draw samples; number i is the same in whatever request it comes.
+
+        At most one of `asked`, `label`, `prompt`, `values` and `image` is given, and it is for all samples or has one
+        entry for each. Without any, all classes, or some held-out captions, are drawn in turn.
+
+        Args:
+            count: Number of samples.
+            asked: What they show, in the form that the model takes.
+            label: A class by its number or name, for models that are conditioned on labels.
+            prompt: A text, for models that are conditioned on text.
+            values: Numbers, for models that are conditioned on numbers.
+            image: A picture as for edits, for models that are conditioned on images; or a folder of them, in turn.
+            negative: What the samples should not show, one thing for all: guidance leads away from it.
+            solver: A solver, for instance `DDIM(eta=0.5)`, or its name, `"ddim"`; default: the recipe's.
+            steps: Number of steps; default: the recipe's.
+            grid: A grid, or its name; default: the recipe's.
+            guidance: Scale of classifier-free guidance, 1 is off; default: the recipe's.
+            seed: Seed of the noise.
+            batch: Samples computed at a time; default: the recipe's. Another number changes samples by rounding.
+            progress: True for a bar on standard error, or a function that is called with the number of samples done and
+                the number of all, after each batch.
+
+        Returns: uint8 pictures `(count, channels, height, width)`, or float32 points `(count, coordinates)`.
+        Raises: UserError: For an unknown name, a value out of range, or a condition that the model does not take.
+        """
+        wanted = asking.asked(self.recipe, label=label, prompt=prompt, values=values, image=image)
+        if asked is not None and wanted is not None:
+            raise UserError("a condition is given twice, by its place and by its name: give it once")
+        sampler = self.sampler(
+            solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed, negative=negative, batch=batch
+        )
+        wanted = asked if wanted is None else wanted
+        if count < 1 or progress is False:
+            return sampler(count, wanted)
+        return torch.cat(list(watched(sampler.batches(sampler.condition(count, wanted), count), count, progress)))
+
+    def restyle(
+        self,
+        picture: Picture,
+        *,
+        strength: float = 0.6,
+        count: int = 1,
+        own_size: bool = False,
+        **options: Unpack[EditOptions],
+    ) -> Tensor:
+        """Return versions of a picture, `(count, channels, height, width)`; see `unfog.restyle`.
+
+        Args:
+            picture: The picture.
+            strength: How much of the way to pure noise: 0 gives the picture itself, 1 a new one.
+            count: How many versions.
+            own_size: Whether a picture from a file keeps its size.
+            **options: See `EditOptions`.
+
+        Raises: UserError: If the picture cannot be read, or the model cannot edit it.
+        """
+        sampler, asked = self._editor(options)
+        return edits.restyle(sampler, asking.picture(picture, sampler, own_size), strength, count, asked)
+
+    def inpaint(
+        self,
+        picture: Picture,
+        mask: Picture,
+        *,
+        count: int = 1,
+        repeats: int = 4,
+        own_size: bool = False,
+        **options: Unpack[EditOptions],
+    ) -> Tensor:
+        """Return versions of a picture with the masked part drawn anew; see `unfog.inpaint`.
+
+        Args:
+            picture: The picture.
+            mask: Like the picture, white where it is drawn anew; or `(height, width)` of bool.
+            count: How many versions.
+            repeats: How often each step is walked (RePaint); 1 is quick.
+            own_size: Whether a picture from a file keeps its size.
+            **options: See `EditOptions`.
+
+        Returns: uint8, `(count, channels, height, width)`.
+        Raises: UserError: If picture or mask cannot be read or differ in size, or the model cannot edit it.
+        """
+        sampler, asked = self._editor(options)
+        where = asking.mask(mask, picture, sampler, own_size)
+        return edits.inpaint(sampler, asking.picture(picture, sampler, own_size), where, count, asked, repeats=repeats)
+
+    def outpaint(
+        self,
+        picture: Picture,
+        *,
+        left: int = 0,
+        right: int = 0,
+        top: int = 0,
+        bottom: int = 0,
+        count: int = 1,
+        own_size: bool = False,
+        **options: Unpack[EditOptions],
+    ) -> Tensor:
+        """Return versions of a picture that continue beyond its edges; see `unfog.outpaint`.
+
+        Args:
+            picture: The picture.
+            left: Pixels to add there.
+            right: Pixels to add there.
+            top: Pixels to add there.
+            bottom: Pixels to add there.
+            count: How many versions.
+            own_size: Whether a picture from a file keeps its size.
+            **options: See `EditOptions`.
+
+        Returns: uint8, `(count, channels, height + top + bottom, width + left + right)`.
+        Raises: UserError: If no margin is above 0, or the model cannot edit the picture.
+        """
+        sampler, asked = self._editor(options)
+        margins = left, right, top, bottom
+        return edits.outpaint(sampler, asking.picture(picture, sampler, own_size), margins, count, asked)
+
+    def invert(self, picture: Picture, **options: Unpack[EditOptions]) -> tuple[Tensor, Tensor]:
+        """Return the noise that a picture comes from, and the picture drawn from it; see `unfog.invert`.
+
+        Args:
+            picture: The picture.
+            **options: See `EditOptions`; without `steps` there are 50.
+
+        Returns: The noise over its deviation, `(1, *shape)`, and the picture, uint8 `(channels, height, width)`.
+        Raises: UserError: If the picture cannot be read, or the model cannot edit it.
+        """
+        sampler, asked = self._inverter(options)
+        return edits.invert(sampler, asking.picture(picture, sampler, False), asked)
+
+    def interpolate(self, first: Picture, second: Picture, *, count: int = 9, **options: Unpack[EditOptions]) -> Tensor:
+        """Return pictures on the way from one to another, both ends included; see `unfog.interpolate`.
+
+        Args:
+            first: A picture.
+            second: Another.
+            count: How many, 2 or more.
+            **options: See `EditOptions`; without `steps` there are 50.
+
+        Returns: uint8, `(count, channels, height, width)`.
+        Raises: UserError: If a picture cannot be read, or the model cannot edit it.
+        """
+        sampler, asked = self._inverter(options)
+        start, end = (asking.picture(one, sampler, False) for one in (first, second))
+        return edits.interpolate(sampler, start, end, count, asked)
+
+    def vary(self, picture: Picture, *, amount: float = 0.3, count: int = 1, **options: Unpack[EditOptions]) -> Tensor:
+        """Return variations of a picture, from noise near that which it comes from; see `unfog.vary`.
+
+        Args:
+            picture: The picture.
+            amount: Of the other noise, from 0 to 1.
+            count: How many.
+            **options: See `EditOptions`; without `steps` there are 50.
+
+        Returns: uint8, `(count, channels, height, width)`.
+        Raises: UserError: If the picture cannot be read, or the model cannot edit it.
+        """
+        sampler, asked = self._inverter(options)
+        return edits.vary(sampler, asking.picture(picture, sampler, False), amount, count, asked)
+
+    def _editor(self, options: EditOptions) -> tuple[Sampler, Asked]:
+        """Return the sampler of an edit, and what the result shows."""
+        sampler = self.sampler(
+            solver=options.get("solver"),
+            steps=options.get("steps"),
+            grid=options.get("grid"),
+            guidance=options.get("guidance"),
+            seed=options.get("seed", 0),
+            negative=options.get("negative"),
+            batch=options.get("batch"),
+        )
+        asked = asking.asked(self.recipe, label=options.get("label"), prompt=options.get("prompt"))
+        return sampler, asking.edited(self.recipe, sampler, asked)
+
+    def _inverter(self, options: EditOptions) -> tuple[Sampler, Asked]:
+        """Return the sampler of an edit that goes through the noise of a picture, which knows no guidance."""
+        return self._editor({**options, "steps": options.get("steps") or INVERTED, "guidance": 1.0})
+
+    def batches(self, sampler: Sampler, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
+        """Yield the batches of a sampler in the run's arithmetic, see `Sampler.batches`."""
+        return self.computed(sampler.batches(condition, count, skip))
+
+    def computed(self, parts: Iterator[Part]) -> Iterator[Part]:
+        """Yield what an iterator gives, with the run's arithmetic while it computes and not in between."""
+        while True:
+            with self.arithmetic():
+                found = next(parts, None)
+            if found is None:
+                return
+            yield found
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Return the context in which the network computes."""
+        return arithmetic(self.precision, next(self.denoiser.parameters()).device)
+
+
+def _chosen(field: str, own: Part, wanted: str | Part | None) -> Part:
+    """Return a recipe's own part, or the one that is wanted, by its name or as a value."""
+    if isinstance(wanted, str):
+        return own if wanted == kind_of(field, own) else cast(Part, named(field, wanted))
+    return own if wanted is None else wanted
