@@ -1,4 +1,4 @@
-"""DDPM's equations, each as one line that runs: call `python examples/equations.py`."""
+"""DDPM's equations, each as one line of code: run `python examples/equations.py`."""
 
 import torch
 
@@ -23,16 +23,16 @@ x0, eps = data.sample(256), torch.randn(256, 2)
 t = torch.tensor(0.5)
 x_t = schedule.add_noise(x0, eps, t)
 
-# The loss |eps - eps_theta(x_t, t)|², of each sample, at a random step of the 1000
+# The loss |eps - eps_theta(x_t, t)|² of each sample, at a random step of the 1000
 denoiser = Denoiser(MLP(2), schedule, Eps(), network_time="index")
 loss = denoising_loss(denoiser, x0, times=Uniform(), weighting=Unit(), u=torch.rand(256), noise=eps)
-print(f"loss of an untrained network, which answers 0: {loss.mean():.3f} (the variance of eps)")
+print(f"loss of an untrained network, which predicts 0: {loss.mean():.3f} (the variance of eps)")
 
 # q(x_s | x_t, x_0): mean and variance of one step back
 mean, variance = schedule.posterior(x_t, x0, 0.5, 0.499)
 print(f"posterior variance of step 500: {variance:.5f}")
 
-# Sampling, here with the exact denoiser of the data: DDPM in 1000 steps, DDIM in 50
+# Sampling, with the exact denoiser of the data: DDPM in 1000 steps, DDIM in 50
 exact, noise = MixtureDenoiser(data, schedule), torch.randn(2000, 2)
 for solver, steps in ((Ancestral("large"), 1000), (DDIM(), 50)):
     found = follow(exact, noise, UniformGrid()(schedule, steps), solver)

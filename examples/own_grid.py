@@ -1,4 +1,4 @@
-"""A grid of your own: call `python examples/own_grid.py`."""
+"""A grid of your own: run `python examples/own_grid.py`."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class SineGrid(Grid):
         return schedule.t_max * (1 + torch.cos(torch.linspace(0, torch.pi, steps + 1, dtype=torch.float64))) / 2
 
 
-unfog.register("grid", "sine", SineGrid)  # now `grid=sine` in a recipe, and in Run.sample
+unfog.register("grid", "sine", SineGrid)  # now grid=sine works in recipes and in Run.sample
 data = unfog.Mixture(torch.ones(2) / 2, torch.tensor([[-1.0], [1.0]]), torch.full((2, 1), 0.01))
 exact, noise = unfog.MixtureDenoiser(data, RectifiedFlow()), torch.randn(4000, 1)
 truth = unfog.follow(exact, noise, UniformGrid()(RectifiedFlow(), 500), DPMSolverPP2M())

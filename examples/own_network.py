@@ -1,4 +1,4 @@
-"""A network of your own in a recipe: call `python examples/own_network.py`."""
+"""A network of your own in a recipe: run `python examples/own_network.py`."""
 
 import tempfile
 from typing import ClassVar
@@ -11,14 +11,14 @@ from unfog.networks.conditioning import Cond
 
 
 class Fourier(nn.Module):
-    """Points through one wide layer of random sines, told the time beside them."""
+    """One wide layer of random sines of the point and the time, then an MLP."""
 
     channels_last: ClassVar[bool] = False
 
     def __init__(self, channels: int, *, width: int = 256) -> None:
-        """Build the network; the options are the keywords with annotations, `channels` comes from the data."""
+        """Build the network; annotated keyword parameters are its options, `channels` comes from the data."""
         super().__init__()
-        self.embedding_dim, self.multiple = width, 1  # the length of a condition's vector; sides need be multiples
+        self.embedding_dim, self.multiple = width, 1  # length of a condition's vector; sides are multiples of 1
         self.frequencies = nn.Linear(channels + 1, width)
         self.out = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, channels))
 

@@ -1,4 +1,4 @@
-"""A schedule of your own in a recipe: call `python examples/own_schedule.py`."""
+"""A schedule of your own in a recipe: run `python examples/own_schedule.py`."""
 
 import tempfile
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from unfog.diffusion.schedules import Schedule, as_time
 
 @dataclass(frozen=True)
 class Power(Schedule):
-    """alpha = 1 - t^power, sigma = t: the flow schedule, with more of the clock spent near the data."""
+    """alpha = 1 - t^power, sigma = t: the flow schedule, with more time spent near the data."""
 
     power: float = 2.0
 
@@ -25,7 +25,7 @@ class Power(Schedule):
         return as_time(t).clone()
 
     def time(self, log_snr: Tensor | float) -> Tensor:
-        """Invert by halving the clock sixty times; a closed form is better where there is one."""
+        """Invert by bisection in sixty steps; use a closed form if there is one."""
         low = torch.zeros_like(as_time(log_snr))
         high = torch.ones_like(low)
         for _ in range(60):
@@ -35,7 +35,7 @@ class Power(Schedule):
         return (low + high) / 2
 
 
-Power().check()  # the log-SNR falls all along the clock
+Power().check()  # raises unless the log-SNR falls over the whole clock
 unfog.register("schedule", "power", Power)
 recipe = unfog.recipe("points").set("schedule=power", "schedule.power=1.5", "training.images=8000")
 with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A solver of your own, and the proof of its order: call `python examples/own_solver.py`."""
+"""A solver of your own, and a measurement of its order: run `python examples/own_solver.py`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Midpoint(Solver):
     velocity = True
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
-        """Look half a step ahead."""
+        """Take half an Euler step, then a full step with the velocity there."""
         prediction = denoise(x, t)
         alpha_rate, sigma_rate = denoise.schedule.rates(t)
         middle, half = (t + s) / 2, float(s - t) / 2
@@ -28,6 +28,6 @@ class Midpoint(Solver):
         return Step(t, s, x + 2 * half * (alpha_rate * ahead.x0 + sigma_rate * ahead.eps), prediction)
 
 
-unfog.register("solver", "midpoint", Midpoint)  # now `solver=midpoint` in a recipe, and in Run.sample
+unfog.register("solver", "midpoint", Midpoint)  # now solver=midpoint works in recipes and in Run.sample
 for problem in problems()[:4]:
     print(f"{problem.name:24} order {problem.order(Midpoint(), given=True):.2f} where {Midpoint.order} is stated")

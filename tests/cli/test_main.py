@@ -89,8 +89,8 @@ def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) 
         (["digits", "--set", "schedule=cosin"], "unknown schedule 'cosin': did you mean 'cosine'"),
         (["digits", "--set", "solver=dimm"], "unknown solver 'dimm': did you mean 'ddim'"),
         (["digits", "--set", "grid=karas"], "unknown grid 'karas': did you mean 'karras'"),
-        (["digits", "--set", "network.width"], r"a setting is path=value, for instance .*'network\.width'"),
-        (["digits", "--set", "network=3"], "network takes one of autoencoder.*not 3"),
+        (["digits", "--set", "network.width"], r"a setting must be path=value, for instance .*'network\.width'"),
+        (["digits", "--set", "network=3"], "network must be one of autoencoder.*not 3"),
         (["digits", "--set", "network.width=wide"], r"network\.width must be int, not 'wide'"),
         (["digits", "--set", "network.width=8.5"], r"network\.width must be int, not 8\.5"),
         (["digits", "--set", "training.stratified=1"], r"training\.stratified must be bool, not 1"),
@@ -104,13 +104,13 @@ def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) 
         (["digits", "--set", "optimizer.lr=-1.0"], r"lr must be above 0, not -1\.0"),
         (
             ["digits", "--set", "conditioning.dropout=1.5"],
-            r"conditioning\.dropout is a share between 0 and 1, not 1\.5",
+            r"conditioning\.dropout must lie between 0 and 1, not 1\.5",
         ),
         (
             ["digits", "--set", "schedule=linear", "--set", "schedule.beta_end=2.0"],
             "every beta must lie .*correct beta",
         ),
-        (["digits", "--set", "network.dropout=2.0"], "network 'compact' cannot be made of .*dropout"),
+        (["digits", "--set", "network.dropout=2.0"], "network 'compact' cannot be built with .*dropout"),
         (["digits", "--set", "network.width=-8"], "width"),
         (["digits", "--set", "network.width=0"], "width"),
         (["digits", "--set", "network.width=7"], "width"),
@@ -127,8 +127,8 @@ def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) 
             "'index' needs a schedule of discrete steps: use 'thousand'",
         ),
         (["digits", "--set", "conditioning=none"], "guidance needs a model .*with conditions: .*sampling.guidance=1"),
-        (["digits", "--data", "somewhere"], "'digits' brings its own data: leave --data away"),
-        (["digits", "--size", "16"], "'digits' have one size: leave --size away"),
+        (["digits", "--data", "somewhere"], "'digits' has its own data: omit data"),
+        (["digits", "--size", "16"], "'digits' have a fixed size: omit size"),
         (["digits", "--budget", "soon"], "--budget takes a time like 90s, 10m or 2h, not 'soon'"),
         (["digits", "--budget", "0s"], "--budget takes a time like .*'0s'"),
         (["digits", "--budget", "10 parsecs"], "--budget takes a time like .*'10 parsecs'"),
@@ -136,7 +136,7 @@ def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) 
         (["digits", "--device", "gpu0"], "the device 'gpu0' is not available here.*use cpu"),
         (["digits", "--init-from", "nowhere"], "nowhere is no run folder"),
         (["mnist", "--data", "nowhere"], "data folder .*nowhere does not exist: check data.path"),
-        (["folder"], "needs a folder of pictures: give it with --data"),
+        (["folder"], "needs a folder of pictures: give its path as data"),
         (["folder", "--data", "nowhere"], "data folder .*nowhere does not exist: check data.path"),
     ],
 )
@@ -231,7 +231,7 @@ def test_an_output_that_is_a_file(refused: Call, digits_run: Path, tmp_path: Pat
 )
 def test_resume_goes_alone(refused: Call, digits_run: Path, more: list[str]) -> None:
     first = [more[0]] if not more[0].startswith("-") else []
-    sentence = "--resume goes on with a run as it is: give it alone"
+    sentence = "--resume continues a run unchanged: give it alone"
     refused(sentence, "train", *first, "--resume", digits_run, *more[len(first) :])
 
 
@@ -375,7 +375,7 @@ def no_recipe(run: Path) -> None:
     ("damage", "sentence"),
     [
         (no_recipe, r"is no run folder \(it has no recipe\.json\): give a folder that"),
-        (newer, r"recipe\.json: the recipe is of a newer version than 1: update unfog"),
+        (newer, r"recipe\.json: the recipe's version is newer than 1: update unfog"),
         (no_weights, r"model\.safetensors is missing"),
         (truncated_weights, r"model\.safetensors is damaged or truncated .*: restore it, or train again"),
         (other_shapes, r"model\.safetensors does not match the recipe.*network\.patch_out\.bias has the shape \(7,\)"),
@@ -399,7 +399,7 @@ def test_a_broken_run_folder(
         (["sample", "--steps", "0"], "steps must be above 0, not 0"),
         (["sample", "--guidance", "nan"], "guidance .*nan"),
         (["sample", "--guidance", "inf"], "guidance .*inf"),
-        (["sample", "--guidance", "-1"], r"guidance is a scale from 0 to 1000 where 1 is off, not -1\.0"),
+        (["sample", "--guidance", "-1"], r"guidance must lie between 0 and 1000, where 1 is off, not -1\.0"),
         (["sample", "--label", "10"], "the label 10 is out of range: this model knows 0 to 9"),
         (["sample", "--label", "-1"], "the label -1 is out of range"),
         (["sample", "--label", "three"], "unknown label 'three'"),
@@ -521,7 +521,7 @@ def test_many_samples_go_on_where_they_stopped(
 
     monkeypatch.setattr(requests, "save_picture", interrupted)
     stopped = call(*command, 150)
-    assert (stopped.code, "the same command goes on" in stopped.err) == (130, True)
+    assert (stopped.code, "run the same command again" in stopped.err) == (130, True)
     assert len(list(out.glob("*.png"))) == 101
     before = (out / "00000.png").stat().st_mtime_ns
     written.clear()
@@ -661,7 +661,7 @@ def test_evaluate_measures_the_likelihood(call: Call, tmp_path: Path, run: str, 
         (["grid=leading", "grid.offset=900"], "leaves the clock"),
         (["sampling.guidance_interval=[0.2, 1.5]"], r"interval from 0.2 to 1.5 does not lie on the clock"),
         (["sampling.guidance_interval=[0.6, 0.2]"], "does not lie on the clock"),
-        (["sampling.guidance_interval=[0.6]"], "guidance_interval is two times"),
+        (["sampling.guidance_interval=[0.6]"], "guidance_interval must be two times"),
         (["sampling.guidance_kind=cfg++"], "cfg\\+\\+ works only with first-order rules"),
         (["schedule=table", "schedule.alphas_cumprod=[0.5, 0.6]"], "alphas_cumprod must fall strictly"),
         (["schedule=zero-terminal-snr", "schedule.base=flow"], "needs a discrete schedule of 2 steps or more"),

@@ -278,8 +278,8 @@ def test_what_is_no_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFix
         ([str(root / "cats" / "0.png")], "0.png is not a folder: pass"),
         (["x" * 5000], "is not a folder: pass"),
         ([str(empty)], "empty contains no images"),
-        ([str(root), "--json", str(empty)], "empty is a folder: give --json the name of a file"),
-        ([str(root), "--sheet", str(empty)], "empty is a folder: give --sheet the name of a file"),
+        ([str(root), "--json", str(empty)], "empty is a folder: give --json the path of a file"),
+        ([str(root), "--sheet", str(empty)], "empty is a folder: give --sheet the path of a file"),
         ([str(root), "--sheet", str(root / "cats" / "sheet.png")], "would be one of the pictures"),
     ):
         assert main(["inspect", *arguments]) == 2

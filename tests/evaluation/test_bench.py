@@ -252,7 +252,7 @@ def test_the_verb_writes_plot_and_numbers_and_says_how_to_save(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "name a run folder to measure, or the --schedules to train on"),
+        ([], "nothing to measure: name a run folder, or the --schedules to train on"),
         (["RUN", "--data", "digits"], "--data goes with --schedules only"),
         (["RUN", "--budget", "2m"], "--budget goes with --schedules only"),
         (["RUN", "--schedules", "flow,cosine"], "a run does not go with --schedules"),

@@ -398,7 +398,7 @@ def test_the_run_folder_holds_its_autoencoder(
     assert size_of(moved / "samples" / "seed-0" / "00000.png") == (8, 8)
     (moved / "autoencoder" / "model.safetensors").unlink()
     assert main(["sample", str(moved), "--out", str(tmp_path / "x")]) == 2
-    assert "is no run folder of an autoencoder" in capsys.readouterr().err
+    assert "is not the run folder of an autoencoder" in capsys.readouterr().err
 
 
 def test_an_average_takes_its_autoencoder_along(tiny: MakeRecipe, coder: Path, tmp_path: Path) -> None:
@@ -481,10 +481,10 @@ def test_a_training_that_stops_at_its_autoencoder_goes_on_there(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (["codec.path=nowhere"], "nowhere is no run folder of an autoencoder"),
-        (["codec.path={digits}"], "it is the run of a network 'compact', not of an autoencoder"),
-        (["codec.factor=3"], "codec.factor is a power of two"),
-        (["codec.share=1"], "codec.share is a share of the budget"),
+        (["codec.path=nowhere"], "nowhere is not the run folder of an autoencoder"),
+        (["codec.path={digits}"], "its network is 'compact', not an autoencoder"),
+        (["codec.factor=3"], "codec.factor must be a power of two"),
+        (["codec.share=1"], "codec.share must lie between 0 and 1"),
         (["codec.path={coder}", "augment.crop=1"], "augment.crop does not work with latents"),
         (["codec.path={coder}", "conditioning=image"], "is for pictures in pixels"),
         (["codec.path={coder}", "network.patch=8"], "needs sides that are multiples of"),

@@ -153,17 +153,17 @@ def test_labels_by_name_and_number() -> None:
         (ClassConditioning(), 3, "the label 3 is out of range: this model knows 0 to 2"),
         (ClassConditioning(), -1, "out of range"),
         (ClassConditioning(), "dgo", "unknown label 'dgo': did you mean 'dog'?"),
-        (ClassConditioning(), 1.5, "asked by labels, whole numbers or text, not by 1.5"),
+        (ClassConditioning(), 1.5, "conditioned on labels, whole numbers or text, not on 1.5"),
         (ClassConditioning(), [0, 1, 2], "3 labels or prompts do not fit 2 samples"),
-        (TextConditioning(), 3, "asked by text, not by 3"),
+        (TextConditioning(), 3, "conditioned on text, not on 3"),
         (TextConditioning(), ["a"], "1 labels or prompts do not fit 2 samples"),
         (LabelsConditioning(), "cat,cow", "unknown label 'cow'"),
-        (LabelsConditioning(), torch.zeros(2, 4), "asked by (2, 3) numbers, not (2, 4)"),
-        (ValuesConditioning(), None, "asked by 1 numbers, not by None"),
-        (ValuesConditioning(), "red", "asked by 1 numbers, not by 'red'"),
-        (ValuesConditioning(count=2), [1.0], "asked by (2, 2) numbers, not (2, 1)"),
+        (LabelsConditioning(), torch.zeros(2, 4), "need a condition of shape (2, 3), not (2, 4)"),
+        (ValuesConditioning(), None, "conditioned on 1 numbers, not on None"),
+        (ValuesConditioning(), "red", "conditioned on 1 numbers, not on 'red'"),
+        (ValuesConditioning(count=2), [1.0], "need a condition of shape (2, 2), not (2, 1)"),
         (ValuesConditioning(), [float("nan")], "finite numbers"),
-        (ImageConditioning(), None, "give them with --image"),
+        (ImageConditioning(), None, "conditioned on images: give one"),
         (ImageConditioning(), torch.zeros(1, 1, 8, 8), "of shape (3, 8, 8), not (1, 8, 8)"),
         (NoConditioning(), 0, "trained without conditions"),
     ],
@@ -180,7 +180,7 @@ def test_what_the_data_do_not_tell() -> None:
         TextConditioning().read(KNOWN, rows, rows.x, u)
     with pytest.raises(UserError, match="give 0 values for a row, where conditioning.count is 1"):
         ValuesConditioning().read(KNOWN, rows, rows.x, u)
-    with pytest.raises(UserError, match="several labels: train with --set conditioning=labels"):
+    with pytest.raises(UserError, match="several labels: train with conditioning=labels"):
         ClassConditioning().read(KNOWN, rows._replace(labels=torch.ones(2, 3).bool()), rows.x, u)
     with pytest.raises(UserError, match="needs data with labels"):
         LabelsConditioning().build(KNOWN._replace(classes=()), 8)
@@ -188,7 +188,7 @@ def test_what_the_data_do_not_tell() -> None:
         ImageConditioning(factor=3).build(KNOWN, 8)
     with pytest.raises(UserError, match="multiple of 32"):
         TextConditioning(width=70)
-    with pytest.raises(UserError, match="a share between 0 and 1"):
+    with pytest.raises(UserError, match="must lie between 0 and 1"):
         TextConditioning(dropout=1.5)
 
 

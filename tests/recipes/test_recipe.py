@@ -118,17 +118,17 @@ def test_missing_fields_get_their_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "no JSON"),
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ("9" * 5000, "no JSON"),
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("9" * 5000, "not valid JSON"),
         ("null", "no version"),
         ("[]", "no version"),
         ("{}", "no version"),
         ('{"version": "1"}', "no version"),
         ('{"version": true}', "no version"),
-        ('{"version": 2}', "newer version than 1: update unfog"),
-        ('{"version": 99, "unheard-of": 1}', "newer version"),
+        ('{"version": 2}', "version is newer than 1: update unfog"),
+        ('{"version": 99, "unheard-of": 1}', "version is newer"),
     ],
     ids=["empty", "cut", "deep", "long number", "null", "list", "object", "text", "bool", "next", "later"],
 )
@@ -140,14 +140,14 @@ def test_what_is_no_recipe(text: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"network": "absent"}, "names no network"),
-        ({"data": "absent"}, "names no data"),
+        ({"network": "absent"}, "has no network"),
+        ({"data": "absent"}, "has no data"),
         ({"name": "absent"}, "name must be str"),
         ({"networc": {}}, "unknown recipe field 'networc': did you mean 'network'"),
-        ({"network": None}, "network is no object with a 'kind'"),
-        ({"network": "compact"}, "network is no object with a 'kind'"),
-        ({"network": {"width": 3}}, "network is no object with a 'kind'"),
-        ({"network": {"kind": 3}}, "network is no object with a 'kind'"),
+        ({"network": None}, "network must be an object with a 'kind'"),
+        ({"network": "compact"}, "network must be an object with a 'kind'"),
+        ({"network": {"width": 3}}, "network must be an object with a 'kind'"),
+        ({"network": {"kind": 3}}, "network must be an object with a 'kind'"),
         ({"network": {"kind": "compct"}}, "unknown network 'compct': did you mean 'compact'"),
         ({"network": {"kind": "compact", "widht": 3}}, "unknown option of network 'compact' 'widht': .*'width'"),
         ({"network": {"kind": "compact", "channels": 3}}, "unknown option"),
@@ -336,8 +336,8 @@ def test_set_every_kind(field: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("network.width", r"a setting is path=value, for instance network\.width=48, not 'network\.width'"),
-        ("", "a setting is path=value"),
+        ("network.width", r"a setting must be path=value, for instance network\.width=48, not 'network\.width'"),
+        ("", "a setting must be path=value"),
         ("=3", "unknown setting ''"),
         ("netwrk.width=3", r"unknown setting 'netwrk\.width': did you mean 'network\.width'"),
         ("network.widht=3", r"did you mean 'network\.width'"),
@@ -351,9 +351,9 @@ def test_set_every_kind(field: str) -> None:
         ("schedule.steps=3", r"unknown setting 'schedule\.steps'"),  # the flow schedule has no steps
         ("schedule=cosin", "unknown schedule 'cosin': did you mean 'cosine'"),
         ("network=", "unknown network ''"),
-        ("network=3", "network takes one of autoencoder, .*, not 3"),
-        ("network=null", "network takes one of autoencoder"),
-        ('network={"kind": "unet"}', "network takes one of autoencoder"),
+        ("network=3", "network must be one of autoencoder, .*, not 3"),
+        ("network=null", "network must be one of autoencoder"),
+        ('network={"kind": "unet"}', "network must be one of autoencoder"),
         ("solver=qqqqq", "unknown solver 'qqqqq': choose one of adams-bashforth, "),
     ],
 )
@@ -681,7 +681,9 @@ def test_what_cannot_be_registered() -> None:
         register("schedule", "cosine", Slow)
     with pytest.raises(UserError, match="unknown recipe field 'shedule': did you mean 'schedule'"):
         register("shedule", "slow", Slow)
-    with pytest.raises(UserError, match="a schedule is registered as a frozen dataclass whose fields are its options"):
+    with pytest.raises(
+        UserError, match="a schedule must be registered as a frozen dataclass whose fields are its options"
+    ):
         register("schedule", "short", lambda: Linear(10))
     register("schedule", "slow", Slow)
     with pytest.raises(UserError, match="registered already"):
@@ -700,13 +702,13 @@ def test_a_strangers_recipe_cannot_name_what_is_not_registered() -> None:
 
 @pytest.mark.parametrize("name", ["points", "digits", "tutorial"])
 def test_recipes_with_own_data_take_no_path(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name if name != 'tutorial' else 'digits'}.*brings its own data"):
+    with pytest.raises(UserError, match=f"{name if name != 'tutorial' else 'digits'}.*has its own data"):
         recipe(name, "somewhere")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OF_FOLDERS, "shapes")])
 def test_only_folders_are_resized(name: str) -> None:
-    with pytest.raises(UserError, match="have one size: leave --size away"):
+    with pytest.raises(UserError, match="have a fixed size: omit size"):
         recipe(name, None, 16)
 
 
@@ -776,7 +778,7 @@ def test_thirty_passes_over_many_pictures(tmp_path: Path) -> None:
 
 
 def test_the_folder_recipe_needs_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs a folder of pictures: give it with --data"):
+    with pytest.raises(UserError, match="needs a folder of pictures: give its path as data"):
         recipe("folder")
     with pytest.raises(UserError, match="does not exist"):
         recipe("folder", str(tmp_path / "absent"))

@@ -152,9 +152,9 @@ def test_a_model_is_told_one_number_or_more(count: int) -> None:
 
 def test_only_pictures_in_the_range_of_the_model_are_asked_for() -> None:
     image = ImageConditioning(task="colour")
-    with pytest.raises(UserError, match=r"pictures in \[-1, 1\]"):
+    with pytest.raises(UserError, match=r"images in \[-1, 1\]"):
         image.ask(KNOWN, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 2)
-    with pytest.raises(UserError, match="pictures of shape"):
+    with pytest.raises(UserError, match="images of shape"):
         image.ask(KNOWN, torch.zeros(0, 3, 8, 8), 2)
     pictures = torch.rand(2, 3, 8, 8) * 2 - 1
     planes = image.ask(KNOWN, pictures, 5)

@@ -202,7 +202,7 @@ def test_labels_that_do_not_fit_are_refused(flow: Run, label: int | list[int], s
 def test_an_unconditional_run_takes_neither_label_nor_guidance(unconditional_run: Path) -> None:
     run = load(unconditional_run, "cpu")
     assert run.sample(3).shape == (3, 1, 8, 8)
-    with pytest.raises(UserError, match="trained without conditions: ask it for nothing"):
+    with pytest.raises(UserError, match="trained without conditions: omit the condition"):
         run.sample(3, 0)
     with pytest.raises(UserError, match="guidance needs a model that was trained with conditions"):
         run.sample(3, guidance=2)
@@ -417,9 +417,9 @@ def _change(run: Path, **changes: object) -> None:
     ("damage", "sentence"),
     [
         (no_recipe, r"is no run folder \(it has no recipe\.json\)"),
-        (newer, r"recipe\.json: .*newer version.*update unfog"),
-        (damaged, r"recipe\.json: the recipe is no JSON"),
-        (not_text, r"recipe\.json: the recipe is no JSON"),
+        (newer, r"recipe\.json: .*version is newer.*update unfog"),
+        (damaged, r"recipe\.json: the recipe is not valid JSON"),
+        (not_text, r"recipe\.json: the recipe is not valid JSON"),
         (a_list, r"recipe\.json: the recipe has no version"),
         (no_shape, r"recipe\.json: the recipe names no shape"),
         (empty_shape, r"recipe\.json: .*shape"),
@@ -455,7 +455,7 @@ def test_a_folder_that_does_not_exist_is_no_run(tmp_path: Path) -> None:
 def test_labels_of_numpy_are_labels(digits_run: Path) -> None:
     run = load(digits_run, "cpu")
     assert torch.equal(run.sample(2, np.int64(3)), run.sample(2, [3, 3]))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="asked by labels, whole numbers"):
+    with pytest.raises(UserError, match="conditioned on labels, whole numbers"):
         run.sample(1, [3.9])  # type: ignore[list-item]
 
 

@@ -251,7 +251,7 @@ def test_without_snapshots_nothing_is_kept(digits_run: Path) -> None:
 
 
 def test_a_number_of_snapshots_below_none_is_refused() -> None:
-    with pytest.raises(UserError, match=r"training\.snapshots is a number of times, 0 or more, not -1"):
+    with pytest.raises(UserError, match=r"training\.snapshots must be 0 or more, not -1"):
         Training(snapshots=-1)
 
 

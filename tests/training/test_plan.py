@@ -266,7 +266,7 @@ def test_the_verb_plans_what_train_would_train(
         (["digitz"], "did you mean 'digits'"),
         (["digits", "--set", "network.widht=8"], "did you mean 'network.width'"),
         (["digits", "--budget", "soon"], "--budget takes a time like 90s, 10m or 2h, not 'soon'"),
-        (["digits", "--size", "16"], "leave --size away"),
+        (["digits", "--size", "16"], "omit size"),
         (["folder", "--data", "nowhere"], "nowhere does not exist"),
     ],
 )

@@ -786,7 +786,7 @@ def test_a_stop_saves_and_gives_the_signals_back(tiny: MakeRecipe, tmp_path: Pat
 def test_a_stop_before_the_budget_was_measured_says_that_nothing_was_saved(tiny: MakeRecipe, tmp_path: Path) -> None:
     trainer = trainer_of(tiny(), tmp_path)
     trainer.draws = Interrupting(**vars(trainer.draws))
-    with pytest.raises(Stopped, match="with nothing to save: start again without --resume"):
+    with pytest.raises(Stopped, match="with nothing to save: start the training from the beginning"):
         loop.train(trainer, QUIET, loop.Budget(3600))
     assert not (tmp_path / "checkpoints").exists()
 

@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: from the words that were typed to the values that are meant."""
+"""Parsing of arguments that several verbs share."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def chosen(recipe: str, data: str | None, size: int | None, settings: tuple[str, ...], precision: str) -> "Recipe":
-    """Return the recipe that a training is asked for."""
+    """Return the recipe named on the command line, with its settings applied."""
     from unfog.recipes.presets import recipe as find
 
     if not recipe:
@@ -26,18 +26,18 @@ def prompts(texts: tuple[str, ...]) -> str | tuple[str, ...] | None:
 
 
 def folder(path: Path) -> Path:
-    """Return a path that is a folder or can become one."""
+    """Return the path of a folder that exists or can be made."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: choose another --out")
     return path
 
 
 def file(path: Path, option: str) -> None:
-    """Refuse what is a folder, and make the folder that the file will lie in."""
+    """Refuse the path of a folder, and make the parent folder of a file."""
     from unfog.runtime.files import disk
 
     if path.is_dir():
-        raise UserError(f"{path} is a folder: give {option} the name of a file")
+        raise UserError(f"{path} is a folder: give {option} the path of a file")
     with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
 

@@ -1,4 +1,4 @@
-"""Verbs that draw."""
+"""The verbs sample and film."""
 
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ def sample(
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> None:
-    """Draw samples from a run folder: a sheet, and each picture as a PNG.
+    """Draw samples from a run: a sheet, and each picture as a PNG.
 
     For example:
 
@@ -37,24 +37,24 @@ def sample(
       unfog sample runs/digits -n 16 --label 3 --guidance 1.5 --seed 7 --out threes
       unfog sample runs/digits --solver ddim --steps 50
       unfog sample runs/shapes -n 16 --prompt "a small red circle above a large blue square"
-      unfog sample runs/mnist -n 50000 --out many      (stop it, say it again, and it goes on)
+      unfog sample runs/mnist -n 50000 --out many      (resumes where it was stopped)
 
     Args:
         run: Run folder.
         n: Number of samples.
-        label: Class to draw, by its name or its number; all classes in turn if left away. Several labels with commas.
-        prompt: Text to draw; given several times, in turn; some held-out captions in turn if left away.
-        negative: What the samples shall not show, a text or a class: guidance leads away from it.
-        values: Numbers to ask for, of models that are told some.
-        image: Picture, or folder of them in turn, for models that are told one (to colour, enlarge or fill).
-        solver: ddim, dpmpp-2m, unipc or any other (see the README); the recipe's if left away.
+        label: Class, by name or number; separate several labels with commas. Default: all classes in turn.
+        prompt: Text; several are used in turn. Default: some held-out captions in turn.
+        negative: Text or class that the samples should not show: guidance leads away from it.
+        values: Numbers, for models conditioned on numbers.
+        image: Picture, or folder of pictures used in turn, for models conditioned on images (colour, enlarge, fill).
+        solver: ddim, dpmpp-2m, unipc or another one of docs/settings.md. Default: the recipe's.
         steps: Steps of the solver.
-        grid: uniform, karras, trailing or any other; the recipe's if left away.
+        grid: uniform, karras, trailing or another one. Default: the recipe's.
         guidance: Scale of classifier-free guidance; 1 is off.
-        seed: Seed of the noise; sample i depends on the seed and on i alone.
-        out: Folder for the pictures; RUN/samples/seed-SEED if left away.
+        seed: Seed of the noise; sample i depends only on the seed and i.
+        out: Folder for the pictures. Default: RUN/samples/seed-SEED.
         device: cpu, cuda, cuda:1, mps, or auto.
-        precision: Arithmetic of the network; auto is what the recipe names.
+        precision: Arithmetic of the network; auto is the recipe's.
     """
     import signal
 
@@ -73,7 +73,7 @@ def sample(
     try:
         sample_into(folder, loaded, sampler, n, asked, replace=own, console=Console(stderr=True))
     except KeyboardInterrupt:
-        raise Stopped("stopped: the same command goes on where this one was", signal.SIGINT) from None
+        raise Stopped("stopped: run the same command again to resume", signal.SIGINT) from None
     print(f"{n} samples: {folder / 'sheet.png'}")
 
 
@@ -95,11 +95,11 @@ def film(
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Show the denoising: a strip, an animation, and the ways of some numbers.
+    """Show the denoising as a strip of pictures, an animation and trajectories.
 
-    Of each sample x_t stands above the predicted x0, and that above what the next step changes. Written are strip.png,
-    film.gif, ways.png (some pixels over time; all samples in the plane of two principal components), and film.mp4
-    where the extra 'video' is installed.
+    Each sample is shown as x_t, below it the predicted x0 and the change in the next step. Writes strip.png, film.gif,
+    ways.png (some pixels over time; all samples on two principal components), and film.mp4 if the extra 'video' is
+    installed.
 
     For example:
 
@@ -109,17 +109,17 @@ def film(
     Args:
         run: Run folder.
         n: Samples in the animation; the strip shows the first three.
-        label: Class to draw, by its name or its number; all classes in turn if left away. Several labels with commas.
-        prompt: Text to draw; given several times, in turn; some held-out captions in turn if left away.
-        negative: What the samples shall not show, a text or a class: guidance leads away from it.
-        values: Numbers to ask for, of models that are told some.
-        image: Picture, or folder of them in turn, for models that are told one (to colour, enlarge or fill).
-        solver: ddim, dpmpp-2m, unipc or any other (see the README); the recipe's if left away.
-        steps: Steps of the solver, one frame for each and one for the start; of more than 59 some are shown.
-        grid: uniform, karras, trailing or any other; the recipe's if left away.
+        label: Class, by name or number; separate several labels with commas. Default: all classes in turn.
+        prompt: Text; several are used in turn. Default: some held-out captions in turn.
+        negative: Text or class that the samples should not show: guidance leads away from it.
+        values: Numbers, for models conditioned on numbers.
+        image: Picture, or folder of pictures used in turn, for models conditioned on images (colour, enlarge, fill).
+        solver: ddim, dpmpp-2m, unipc or another one of docs/settings.md. Default: the recipe's.
+        steps: Steps of the solver; one frame for the start and for each step, for some of the steps if more than 59.
+        grid: uniform, karras, trailing or another one. Default: the recipe's.
         guidance: Scale of classifier-free guidance; 1 is off.
         seed: Seed of the noise.
-        out: Folder for it; RUN/film if left away.
+        out: Folder for the files. Default: RUN/film.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     from unfog.reports.film import film as shoot

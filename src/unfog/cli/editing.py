@@ -1,4 +1,4 @@
-"""Verbs that edit pictures by a trained model."""
+"""Verbs that edit pictures with a trained model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ def _model(
     seed: int,
     device: str,
 ) -> "tuple[Sampler, Asked]":
-    """Return the sampler of a run, and what is asked of it."""
+    """Return the sampler of a run, and the requested condition."""
     from unfog.runs import asking
     from unfog.runs.run import load
 
@@ -36,7 +36,7 @@ def _model(
 
 
 def _written(pictures: "Tensor", out: Path, first: "list[Tensor]") -> None:
-    """Write a picture each, and a sheet with what was given in front."""
+    """Write each picture, and a sheet that begins with the given ones."""
     import torch
 
     from unfog.data.pictures import save_picture, sheet, tile
@@ -53,7 +53,7 @@ def _written(pictures: "Tensor", out: Path, first: "list[Tensor]") -> None:
 
 
 def edit() -> None:
-    """Edit pictures: restyle, inpaint, outpaint, invert, interpolate, vary; `unfog edit --help` tells how.
+    """Edit pictures: restyle, inpaint, outpaint, invert, interpolate, vary; see `unfog edit --help`.
 
     For example:
 
@@ -79,7 +79,7 @@ def restyle(
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Draw versions of a picture: noised up to a moment, and sampled from there (image to image).
+    """Draw versions of a picture by noising it part of the way and sampling from there (image to image).
 
     For example:
 
@@ -88,16 +88,16 @@ def restyle(
     Args:
         run: Run folder.
         image: The picture.
-        strength: 0 gives the picture itself, 1 forgets it.
+        strength: 0 returns the picture itself, 1 ignores it.
         n: Number of versions.
-        label: Class that they shall show.
-        prompt: Text that they shall show.
-        negative: What they shall not show, by guidance.
-        steps: Steps of the solver, for strength 1.
+        label: Class that they should show.
+        prompt: Text that they should show.
+        negative: Text or class that they should not show: guidance leads away from it.
+        steps: Steps of the solver at strength 1; fewer are taken at lower strength.
         guidance: Scale of classifier-free guidance; 1 is off.
-        own_size: Keep the picture's size, instead of cropping and resizing it to the model's.
+        own_size: Keep the picture's size instead of cropping and resizing it to the model's.
         seed: Seed of the noise.
-        out: Folder for the pictures; RUN/edits/restyle if left away.
+        out: Folder for the pictures. Default: RUN/edits/restyle.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     from unfog.generation import edits
@@ -127,7 +127,7 @@ def inpaint(
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Make a part of a picture anew; all else stays as it is, pixel by pixel.
+    """Redraw the masked part of a picture; every other pixel is kept.
 
     For example:
 
@@ -136,17 +136,17 @@ def inpaint(
     Args:
         run: Run folder.
         image: The picture.
-        mask: Picture of the same size: white is made anew, black is kept.
+        mask: Picture of the same size: white is redrawn, black is kept.
         n: Number of versions.
-        label: Class that they shall show.
-        prompt: Text that they shall show.
-        negative: What they shall not show, by guidance.
+        label: Class that they should show.
+        prompt: Text that they should show.
+        negative: Text or class that they should not show: guidance leads away from it.
         steps: Steps of the solver.
         guidance: Scale of classifier-free guidance; 1 is off.
-        repeats: How often each step is walked (RePaint): more fit better, and take longer; 1 is quick.
-        own_size: Keep the picture's size, instead of cropping and resizing it to the model's.
+        repeats: How often each step is taken (RePaint): more fit better and take longer; 1 is fastest.
+        own_size: Keep the picture's size instead of cropping and resizing it to the model's.
         seed: Seed of the noise.
-        out: Folder for the pictures; RUN/edits/inpaint if left away.
+        out: Folder for the pictures. Default: RUN/edits/inpaint.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     from unfog.generation import edits
@@ -178,7 +178,7 @@ def outpaint(
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Let a picture go on beyond its edges.
+    """Extend a picture beyond its edges.
 
     For example:
 
@@ -187,18 +187,18 @@ def outpaint(
     Args:
         run: Run folder.
         image: The picture.
-        left: Pixels to add there.
-        right: Pixels to add there.
-        top: Pixels to add there.
-        bottom: Pixels to add there.
+        left: Pixels to add on the left.
+        right: Pixels to add on the right.
+        top: Pixels to add at the top.
+        bottom: Pixels to add at the bottom.
         n: Number of versions.
-        label: Class that they shall show.
-        prompt: Text that they shall show.
+        label: Class that they should show.
+        prompt: Text that they should show.
         steps: Steps of the solver.
         guidance: Scale of classifier-free guidance; 1 is off.
-        own_size: Keep the picture's size, instead of cropping and resizing it to the model's.
+        own_size: Keep the picture's size instead of cropping and resizing it to the model's.
         seed: Seed of the noise.
-        out: Folder for the pictures; RUN/edits/outpaint if left away.
+        out: Folder for the pictures. Default: RUN/edits/outpaint.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     from unfog.generation import edits
@@ -221,9 +221,9 @@ def invert(
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Find the noise that a picture comes from, draw it again from there, and say how near that comes.
+    """Find the noise that leads to a picture, draw the picture again from it, and report the difference.
 
-    Writes noise.npy, of deviation 1, and a sheet: the picture, and what comes of its noise.
+    Writes noise.npy, of standard deviation 1, and a sheet of the picture and its reconstruction.
 
     For example:
 
@@ -234,8 +234,8 @@ def invert(
         image: The picture.
         label: Class that it shows.
         prompt: Text that it shows.
-        steps: Steps there, and back again.
-        out: Folder for noise and pictures; RUN/edits/invert if left away.
+        steps: Steps to the noise, and as many back.
+        out: Folder for noise and pictures. Default: RUN/edits/invert.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     import io
@@ -255,7 +255,7 @@ def invert(
     buffer = io.BytesIO()
     np.save(buffer, noise.numpy())
     write_whole(folder / "noise.npy", buffer.getvalue())
-    print(f"drawn again it differs by {psnr(again[None], picture[None])[0]:.1f} dB; the noise: {folder / 'noise.npy'}")
+    print(f"PSNR of the reconstruction: {psnr(again[None], picture[None])[0]:.1f} dB; noise: {folder / 'noise.npy'}")
 
 
 def interpolate(
@@ -270,7 +270,7 @@ def interpolate(
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Draw the way from one picture to another: their noises, mixed along the arc between them.
+    """Interpolate between two pictures: invert both to noise and sample along the arc between the noises.
 
     For example:
 
@@ -279,11 +279,11 @@ def interpolate(
     Args:
         run: Run folder.
         images: The two pictures.
-        n: Pictures on the way, the ends included.
+        n: Number of pictures, the two ends included.
         label: Class that all show.
         prompt: Text that all show.
-        steps: Steps to the noise, and back again.
-        out: Folder for the pictures; RUN/edits/interpolate if left away.
+        steps: Steps to the noise, and as many back.
+        out: Folder for the pictures. Default: RUN/edits/interpolate.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     from unfog.generation import edits
@@ -308,7 +308,7 @@ def vary(
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Draw variations of a picture: its noise, with some other noise mixed in.
+    """Draw variations of a picture: invert it to noise, mix in other noise, and sample.
 
     For example:
 
@@ -317,13 +317,13 @@ def vary(
     Args:
         run: Run folder.
         image: The picture.
-        amount: Of the other noise, from 0 to 1.
+        amount: How much other noise to mix in, from 0 to 1.
         n: Number of variations.
         label: Class that they show.
         prompt: Text that they show.
-        steps: Steps to the noise, and back again.
+        steps: Steps to the noise, and as many back.
         seed: Seed of the other noise.
-        out: Folder for the pictures; RUN/edits/vary if left away.
+        out: Folder for the pictures. Default: RUN/edits/vary.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     from unfog.generation import edits

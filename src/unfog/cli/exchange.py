@@ -15,10 +15,10 @@ def import_(
     *,
     trust: Path | None = None,
 ) -> None:
-    """Make a run folder of a model of diffusers: sample it, edit with it, or train on from it.
+    """Import a diffusers model as a run folder, to sample from, edit with or fine-tune.
 
     Reads folders with a UNet2DModel or UNet2DConditionModel, an AutoencoderKL, a CLIP or T5 text encoder and most
-    schedulers, without diffusers itself; an AutoencoderKL alone becomes an autoencoder to train in the latents of.
+    schedulers, without needing diffusers; an AutoencoderKL alone becomes an autoencoder in whose latents to train.
 
     For example:
 
@@ -29,7 +29,7 @@ def import_(
     Args:
         source: Folder, or name on the hub.
         out: The new run folder.
-        trust: A pickle of weights that may be read; without it only safetensors are.
+        trust: Pickle of weights that you trust; without it only safetensors are read.
     """
     from unfog.interop.diffusers import import_model
 
@@ -52,11 +52,11 @@ def export(
     to: Literal["diffusers", "onnx"] = "diffusers",
     steps: int | None = None,
 ) -> None:
-    """Write a run as a folder that diffusers runs, with a model card, or as ONNX.
+    """Export a run as a diffusers folder with a model card, or as ONNX.
 
-    For diffusers the network must be unet or conditional-unet, on a table with the target eps, x0 or v and
-    network_time=index, or a flow. ONNX takes any network that is told a class or nothing; examples/onnx_sampler.py
-    draws from it with NumPy.
+    For diffusers the network must be unet or conditional-unet, either on a discrete schedule with the target eps, x0
+    or v and network_time=index, or on a flow. ONNX takes any network that is unconditional or conditioned on a class;
+    examples/onnx_sampler.py samples from it with NumPy.
 
     For example:
 
@@ -66,8 +66,8 @@ def export(
     Args:
         run: Run folder.
         out: The new folder.
-        to: The form.
-        steps: Steps of the sampler, for ONNX; the recipe's if left away.
+        to: The format.
+        steps: Steps of the sampler, for ONNX. Default: the recipe's.
     """
     from unfog.interop import export as folders
     from unfog.runs.run import load
@@ -77,10 +77,10 @@ def export(
         from unfog.interop.onnx import export as write
 
         write(loaded, out, steps)
-        print(f"exported: {out}   (draw from it with `python examples/onnx_sampler.py {out}`)")
+        print(f"exported: {out}   (sample it with `python examples/onnx_sampler.py {out}`)")
         return
     if steps is not None:
-        raise UserError("--steps goes with --to onnx: diffusers is told the steps when it draws")
+        raise UserError("--steps goes with --to onnx: diffusers takes the number of steps when it samples")
     for note in folders.export_model(loaded, out):
         print(f"note: {note}")
     print(f"exported: {out}   (DiffusionPipeline.from_pretrained({str(out)!r}))")

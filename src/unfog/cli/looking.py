@@ -1,4 +1,4 @@
-"""Verbs that look at what is there."""
+"""Verbs that inspect data, recipes and runs."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from unfog.runtime.errors import UserError
 
 
 def inspect(path: tyro.conf.Positional[Path], /, *, json: Path | None = None, sheet: Path | None = None) -> None:
-    """Look a folder of pictures over before training on it: what it holds, what is wrong, and how to train on it.
+    """Check a folder of pictures before training: what it holds, what is wrong, and how to train on it.
 
-    Reads every picture, one at a time. What is wrong is no failure: the exit code is 0.
+    Reads every picture. Problems with the pictures do not change the exit code, which is 0.
 
     For example:
 
@@ -20,8 +20,8 @@ def inspect(path: tyro.conf.Positional[Path], /, *, json: Path | None = None, sh
 
     Args:
         path: Folder of pictures, as for `unfog train folder --data`.
-        json: Also write everything to this file, each picture named.
-        sheet: Also draw pictures as training sees them into this PNG, the faulty ones first.
+        json: Also write all findings to this file, picture by picture.
+        sheet: Also write this PNG of the pictures as training sees them, faulty ones first.
     """
     from unfog.data.inspect import inspect as look_over
     from unfog.data.pictures import save_picture
@@ -36,7 +36,7 @@ def inspect(path: tyro.conf.Positional[Path], /, *, json: Path | None = None, sh
     print(report.text())
     if json is not None:
         write_whole(json, report.to_json().encode())
-        print(f"everything: {json}")
+        print(f"all findings: {json}")
     if sheet is not None and (drawn := report.sheet()) is not None:
         save_picture(drawn, sheet)
         print(f"pictures: {sheet}")
@@ -65,10 +65,10 @@ def explain(
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Show the equations of one step of the denoising with this run's own numbers, here and as a page.
+    """Show the equations of one denoising step with this run's own numbers, in the terminal and as a page.
 
-    A held-out row is noised to the step's time; shown are beta, alpha bar and SNR there, what the network saw and
-    answered, what that means for x0 and the noise, its weight in the loss, and the posterior of the step before it.
+    A held-out row is noised to the time of the step. Shows beta, alpha bar and SNR, the network's input and output, the
+    resulting x0 and eps, the weight in the loss, and the posterior of the previous step.
 
     For example:
 
@@ -77,10 +77,10 @@ def explain(
 
     Args:
         run: Run folder.
-        step: Number of the step: 1 is next to the data, the last one (1000, or those of the schedule) in pure noise.
+        step: Number of the step, from 1, next to the data, to the schedule's last one (1000), at pure noise.
         row: Number of the held-out row.
         seed: Seed of the noise.
-        out: Folder for the page; RUN/explain if left away.
+        out: Folder for the page. Default: RUN/explain.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     from unfog.reports.explain import explain as work_out
@@ -92,10 +92,10 @@ def explain(
 
 
 def report(run: tyro.conf.Positional[Path], /, *, seed: int = 0, out: Path | None = None, device: str = "auto") -> None:
-    """Gather all that is known of a run in one HTML file that needs nothing else, and the same as Markdown.
+    """Write a report on a run as one self-contained HTML file, and as Markdown.
 
-    Samples, a film and the training rows nearest to the samples are drawn; what evaluate and bench found
-    is taken in if it is there.
+    Draws samples, a film, and the training rows nearest to the samples; includes the results of evaluate and bench if
+    there are any.
 
     For example:
 
@@ -105,7 +105,7 @@ def report(run: tyro.conf.Positional[Path], /, *, seed: int = 0, out: Path | Non
     Args:
         run: Run folder.
         seed: Seed of the samples.
-        out: Folder for report.html, report.md and the pictures; RUN/report if left away.
+        out: Folder for report.html, report.md and the pictures. Default: RUN/report.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     from unfog.reports.report import report as gather

@@ -1,4 +1,4 @@
-"""The command line: its verbs, and how a mistake, a failure and a stop end."""
+"""The command line: its verbs and its exit codes."""
 
 import sys
 import warnings
@@ -45,11 +45,11 @@ EDITS: dict[str, Callable[..., None]] = {
     "interpolate": editing.interpolate,
     "vary": editing.vary,
 }
-"""What stands behind `unfog edit`."""
+"""The verbs of `unfog edit`."""
 DESCRIPTION = """Train, sample and measure diffusion models.
 
-Every verb also takes --import FILE: a Python file of your own that runs first, and can add parts by unfog.register. It
-may be given several times.
+Every verb also takes --import FILE: a Python file of your own that runs first and can add parts with unfog.register.
+It may be given several times.
 """
 
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: Arguments without the program's name; those of the process if None.
+        argv: Arguments without the program's name. Default: those of the process.
 
     Returns: 0 done; 1 the environment failed; 2 the user's mistake; 128 + signal if stopped.
     """

@@ -1,4 +1,4 @@
-"""Verbs that measure."""
+"""Verbs that measure quality and verify the solvers."""
 
 import json
 from collections.abc import Mapping
@@ -32,15 +32,15 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
 ) -> None:
-    """Measure samples next to held-out data and noise: fidelity, diversity, adherence, copies, loss by noise level.
+    """Measure samples against held-out data and noise: fidelity, diversity, adherence, copies, loss by noise level.
 
-    Writes RUN/evaluation.json, and in RUN/evaluation, of the last guidance, samples.png (samples above held-out rows)
-    and memorisation.png (samples above the training rows nearest to them), and levels.png. The classifier that reads
-    the samples is trained once, on the run's own training rows, and kept in the cache. With --likelihood the bits per
-    dimension of real rows are measured instead, and written to RUN/likelihood.json.
+    Writes RUN/evaluation.json and, in RUN/evaluation, samples.png (samples above held-out rows) and memorisation.png
+    (samples above their nearest training rows) for the last guidance, and levels.png. The classifier that scores the
+    samples is trained once on the run's own training rows and cached. With --likelihood it measures the bits per
+    dimension of real rows instead, and writes them to RUN/likelihood.json.
 
-    With --real, RUN is a folder of pictures, of whatever model, and no run is needed: the pictures are compared with
-    real ones of the same size, and the scores are written to RUN/evaluation.json.
+    With --real, RUN is a folder of pictures from any model: they are compared with real pictures of the same size, and
+    the scores are written to RUN/evaluation.json.
 
     For example:
 
@@ -51,13 +51,13 @@ def evaluate(
 
     Args:
         run: Run folder, or with --real a folder of pictures.
-        n: Number of samples; compared in blocks of as many as there are held-out rows. Of a folder, at most.
+        n: Number of samples, compared in blocks of the size of the held-out set; with --real, the most to compare.
         real: Folder of real pictures to compare a folder of pictures with.
         guidance: Scales of classifier-free guidance to measure, 1 is off; default: 1 and the recipe's.
         steps: Steps of the solver.
-        batch: Pictures that go through an extractor of features at a time; does not change the result.
-        inception: Weights of Inception-v3, to measure in its features too (needs torch-fidelity).
-        dinov2: Folder with DINOv2, to measure in its features too (needs transformers).
+        batch: Pictures per batch of a feature extractor; does not change the result.
+        inception: Weights of Inception-v3, to measure in its features, too (needs torch-fidelity).
+        dinov2: Folder with DINOv2, to measure in its features, too (needs transformers).
         likelihood: Rows of each split whose likelihood is measured, instead of samples.
         seed: Seed of the noise.
         device: cpu, cuda, cuda:1, mps, or auto.
@@ -102,7 +102,7 @@ def evaluate(
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
-    """Refuse options that were given where they have no meaning."""
+    """Refuse options that do not apply."""
     for name, value in options.items():
         if value:
             raise UserError(f"{name} {why}")
@@ -119,7 +119,7 @@ def _evaluate_samples(
     dinov2: Path | None,
     console: "Console",
 ) -> None:
-    """Measure samples of a run, and write all that there is to see."""
+    """Measure samples of a run, and write scores and pictures."""
     from unfog.evaluation.judge import Judge
     from unfog.evaluation.levels import measure_levels
     from unfog.evaluation.report import draw_sheets, evaluate_run, table, to_json
@@ -128,7 +128,7 @@ def _evaluate_samples(
 
     data = build_data(run.recipe)[1]
     scales = guidance or sorted({1.0, run.recipe.sampling.guidance})
-    for scale in scales:  # a mistake shows before the minutes are spent
+    for scale in scales:  # fail early, before minutes are spent
         run.sampler(guidance=scale, steps=steps)
     codec = build_codec(run.recipe).plain
     judge = Judge(data, codec, n, batch=batch, seed=seed, console=console, inception=inception, dinov2=dinov2)
@@ -163,11 +163,11 @@ def bench(
     seed: int = 0,
     device: str = "auto",
 ) -> None:
-    """Measure quality against network evaluations, and recommend how to sample a run; or compare schedules.
+    """Measure quality against network evaluations and recommend sampling settings for a run; or compare schedules.
 
-    Every combination is sampled from the same noises. A table, RUN/bench/bench.png and bench.json show the Fréchet
-    distances; earlier measurements are reused. With --schedules, one small model is trained on each schedule instead,
-    alike but for that, and all are ranked.
+    Every combination starts from the same noise. The Fréchet distances are printed as a table and written to
+    RUN/bench/bench.png and bench.json; earlier measurements are reused. With --schedules, one small model is trained
+    on each schedule instead, otherwise identical, and all are ranked.
 
     For example:
 
@@ -180,13 +180,13 @@ def bench(
         solvers: Solvers to measure; default: eight of them.
         grids: Grids to measure them on; default: the recipe's.
         guidance: Scales of classifier-free guidance; default: 1, which is off.
-        nfe: Network evaluations for each sample; default: 5 8 10 15 20 35.
+        nfe: Network evaluations per sample; default: 5 8 10 15 20 35.
         save: Store the recommended setting in the run folder, so that `unfog sample` uses it.
-        schedules: Schedules to train on, between commas.
+        schedules: Schedules to train on, separated by commas.
         data: Recipe to train on them; default: digits.
-        budget: Time for the first schedule, default: 2m; the others see as many images.
+        budget: Training time on the first schedule, default: 2m; the others see as many images.
         out: Folder for their runs; default: runs/schedules.
-        n: Samples of each.
+        n: Samples per combination.
         seed: Seed of the noise.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
@@ -210,7 +210,7 @@ def bench(
         return
     _refuse({"--data": data, "--budget": budget, "--out": out}, "goes with --schedules only: omit it")
     if run is None:
-        raise UserError("name a run folder to measure, or the --schedules to train on")
+        raise UserError("nothing to measure: name a run folder, or the --schedules to train on")
     loaded = load(run, device)
     measured = measure.bench(loaded, solvers, grids, guidance, nfe, count=n, seed=seed, console=console)
     print(measured.write(run / "bench"))
@@ -233,7 +233,7 @@ def compare(
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Compare models on the same noises: a sheet, and the differences of their scores with intervals.
+    """Compare models on the same noise: a sheet, and the differences of their scores with intervals.
 
     A folder that holds several run folders counts as one model, trained with several seeds.
 
@@ -245,9 +245,9 @@ def compare(
     Args:
         runs: Run folders, or folders of run folders; the others are compared with the first.
         n: Samples of each run.
-        guidance: Scale of classifier-free guidance; default: the first recipe's, as for the next two.
-        steps: Steps of the solver.
-        solver: ddim, dpmpp-2m, unipc or any other.
+        guidance: Scale of classifier-free guidance; default: the first run's.
+        steps: Steps of the solver; default: the first run's.
+        solver: ddim, dpmpp-2m, unipc or another one; default: the first run's.
         seed: Seed of the noise.
         out: Folder for sheet.png and comparison.json; default: `compare` next to the runs.
         device: cpu, cuda, cuda:1, mps, or auto.
@@ -264,10 +264,10 @@ def compare(
 
 
 def verify(*, json: Path | None = None, peers: bool = False) -> None:
-    """Prove on this machine that the solvers are right: orders of convergence and answers in closed form.
+    """Verify the solvers on this machine: orders of convergence, and exact solutions in closed form.
 
-    Takes one to three minutes, and exits with 1 if anything fails. `--peers` puts the schedulers of an installed
-    diffusers (and the samplers of k-diffusion) through the same measurement instead; it needs the extra 'bench'.
+    Takes one to three minutes and exits with 1 if a check fails. `--peers` measures the schedulers of an installed
+    diffusers (and the samplers of k-diffusion) the same way instead; it needs the extra 'bench'.
 
     For example:
 
@@ -287,7 +287,7 @@ def verify(*, json: Path | None = None, peers: bool = False) -> None:
     from unfog.runtime.files import write_whole
 
     console = Console()
-    if json is not None:  # what cannot be written shows before the minutes are spent
+    if json is not None:  # fail early, before minutes are spent
         arguments.file(json, "--json")
         write_whole(json, b"")
     proven: Report = report(console) if peers else proof(console)

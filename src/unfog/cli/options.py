@@ -1,4 +1,4 @@
-"""What several verbs take."""
+"""Options that several verbs share."""
 
 from typing import Annotated, Literal
 

@@ -16,9 +16,9 @@ def app(
     places: int = 10,
     device: str = "auto",
 ) -> None:
-    """Open the playground: a page on which runs draw, are compared, edit and are measured.
+    """Open the playground: a web page on which to sample, compare, edit with and measure runs.
 
-    Only the run folders that are named can be reached through the page. It needs the extra 'app'.
+    The page can reach only the run folders that are named. It needs the extra 'app'.
 
     For example:
 
@@ -26,10 +26,10 @@ def app(
       unfog app runs/mnist runs/shapes --port 8000
 
     Args:
-        runs: Run folders; those in ./runs if left away.
-        host: Address to listen on; 127.0.0.1 is this machine alone.
+        runs: Run folders. Default: those in ./runs.
+        host: Address to listen on; 127.0.0.1 admits this machine only.
         port: Port to listen on.
-        places: Requests that may wait while another is at work; more are sent away with a sentence.
+        places: Requests that may wait while another one runs; further ones are refused.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     import signal
@@ -39,7 +39,7 @@ def app(
     if not find_spec("gradio"):
         raise UserError("the playground needs the extra 'app': pip install 'unfog[app]'")
     if not (1 <= places <= 1000 and 0 < port < 65536):
-        raise UserError(f"--places takes 1 to 1000 and --port 1 to 65535, not {places} and {port}")
+        raise UserError(f"--places must be 1 to 1000 and --port 1 to 65535, not {places} and {port}")
     from unfog.app.page import Playground
     from unfog.app.studio import Studio
     from unfog.runs.run import read_recipe
@@ -54,5 +54,5 @@ def app(
     print(f"the playground: {page.launch(host, port)}   (Ctrl-C ends it)", flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, close)
-    studio.run(next(iter(studio.paths)))  # so that the first picture does not wait for it
+    studio.run(next(iter(studio.paths)))  # loads the first run before it is needed
     threading.Event().wait()

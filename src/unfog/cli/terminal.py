@@ -1,4 +1,4 @@
-"""What the command line says, in one line each, and how it ends."""
+"""One-line messages on the terminal, and exit codes."""
 
 import io
 import os
@@ -11,20 +11,20 @@ from typing import Any
 from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, out_of_memory
 
 LONGEST = 2000
-"""Signs of a message, at most: some quote a value from a file."""
+"""Characters in a message, at most: some quote a value from a file."""
 PARAMETER = re.compile(r"`(budget|image|label|mask|negative|out|prompt|resume|values)`")
-"""A parameter as the library's messages name it; flags of verbs have the same names."""
+"""A parameter as the library's messages name it; the flags of verbs have the same names."""
 
 
 def prepare() -> None:
-    """Let streams print file names that are no text."""
+    """Let the streams print file names that are not valid text."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def say(kind: str, message: object) -> None:
-    """Show a message as one line that is not endless, without signs from a stranger's file that steer a terminal."""
+    """Print a message as one line of limited length, without control characters, which may come from a file."""
     text = str(message)
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
@@ -33,14 +33,14 @@ def say(kind: str, message: object) -> None:
 
 
 def warn(message: Warning | str, *rest: Any, **more: Any) -> None:
-    """Show a warning as one line."""
+    """Print a warning as one line."""
     say("warning", message)
 
 
 def end(error: BaseException) -> int:
-    """Say the last words, and return the exit code.
+    """Print the error and return the exit code.
 
-    Raises: BaseException: The error itself, if it is a mistake in the code.
+    Raises: BaseException: The error itself, if it is a bug.
     """
     if isinstance(error, UserError):
         code, words = 2, PARAMETER.sub(r"--\1", str(error))
@@ -51,7 +51,7 @@ def end(error: BaseException) -> int:
     elif isinstance(error, KeyboardInterrupt):
         code, words = 130, "stopped"
     elif isinstance(error, OSError) or out_of_memory(error):
-        why = (str(error) or "no memory is left").splitlines()[0]
+        why = (str(error) or "out of memory").splitlines()[0]
         code, words = 1, f"this machine refuses ({why}): look at the file, or ask for less at once"
     else:
         raise error
@@ -61,8 +61,8 @@ def end(error: BaseException) -> int:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Join the processes that torchrun started, of which the first alone talks."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # importing torch takes a second, which --help has not
+    """Join the processes that torchrun started, of which only the first one prints."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # importing torch takes a second, too long for --help
         yield
         return
     from unfog.runtime.distributed import joined, rank
@@ -71,5 +71,5 @@ def together() -> Iterator[None]:
         if rank():
             null = quiet.enter_context(open(os.devnull, "w"))
             quiet.enter_context(redirect_stdout(null))
-            quiet.enter_context(redirect_stderr(null))  # but for its last words, which are said outside
+            quiet.enter_context(redirect_stderr(null))  # its error is printed outside of this context
         yield

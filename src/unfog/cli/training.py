@@ -1,4 +1,4 @@
-"""Verbs that train, or look at a training."""
+"""Verbs that train, plan a training or inspect one."""
 
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,7 @@ def train(
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> None:
-    """Train a recipe into a run folder, or go on with a run that was stopped.
+    """Train a recipe into a run folder, or resume a run that was stopped.
 
     For example:
 
@@ -39,21 +39,21 @@ def train(
         recipe: Name of a recipe; `unfog recipes` lists them.
         data: Path of the data, for recipes that read files.
         size: Side of the pictures, for the recipe 'folder'.
-        out: Run folder; runs/RECIPE if left away.
-        budget: Time to use instead of the recipe's number of images, for instance 90s, 10m or 2h.
-        set: Change a part of the recipe; may be given again and again.
-        resume: Go on with this run folder.
+        out: Run folder. Default: runs/RECIPE.
+        budget: Training time, for instance 90s, 10m or 2h, instead of the recipe's number of images.
+        set: Change a setting of the recipe, as path=value; may be repeated.
+        resume: Resume this run folder.
         init_from: Start from the weights of this run folder.
-        log: Also tell this tracker, besides metrics.jsonl and the progress bar; may be given again.
+        log: Also log to this tracker, in addition to metrics.jsonl and the progress bar; may be repeated.
         device: cpu, cuda, cuda:1, mps, or auto.
-        precision: Arithmetic of the network; auto chooses what is faster there.
+        precision: Arithmetic of the network; auto chooses what is faster on the device.
     """
     from unfog.reports.plots import draw_plane
     from unfog.runs import run
 
     if resume is not None:
         if recipe or data or size or out or budget or set or init_from or precision != "auto":
-            raise UserError("--resume goes on with a run as it is: give it alone, or start anew with --init-from")
+            raise UserError("--resume continues a run unchanged: give it alone, or start a new run with --init-from")
         folder = resume
         run.refit(folder, device=device, log=log)
     else:
@@ -68,8 +68,8 @@ def train(
     if finished.shape == (2,):
         draw_plane(run.load(folder, device), folder / "plane.png")
         print(f"field and trajectories: {folder / 'plane.png'}")
-    told = {"values": " --values ...", "image": " --image FILE"}.get(finished.kind("conditioning"), "")
-    print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64{told}`)")
+    condition = {"values": " --values ...", "image": " --image FILE"}.get(finished.kind("conditioning"), "")
+    print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64{condition}`)")
 
 
 def plan(
@@ -83,9 +83,9 @@ def plan(
     device: str = "auto",
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> None:
-    """Say what a training will take before it begins: time, memory, disk, and how much a budget holds.
+    """Estimate a training before it starts: time, memory, disk, and how many images fit a budget.
 
-    Takes about twenty steps and one report, in a temporary folder, and leaves nothing behind.
+    Runs about twenty steps and one report in a temporary folder, which is removed afterwards.
 
     For example:
 
@@ -97,10 +97,10 @@ def plan(
         recipe: Name of a recipe; `unfog recipes` lists them.
         data: Path of the data, for recipes that read files.
         size: Side of the pictures, for the recipe 'folder'.
-        budget: Time to use instead of the recipe's number of images, for instance 90s, 10m or 2h.
-        set: Change a part of the recipe; may be given again and again.
+        budget: Training time, for instance 90s, 10m or 2h, instead of the recipe's number of images.
+        set: Change a setting of the recipe, as path=value; may be repeated.
         device: cpu, cuda, cuda:1, mps, or auto.
-        precision: Arithmetic of the network; auto chooses what is faster there.
+        precision: Arithmetic of the network; auto chooses what is faster on the device.
     """
     from unfog.training.plan import plan as measure
 
@@ -115,7 +115,7 @@ def average(
     length: float,
     out: Path,
 ) -> None:
-    """Average the weights of a run over another length after its training, into a run folder of its own.
+    """Average the weights of a trained run over another length, into a new run folder.
 
     Needs snapshots, which `unfog train --set training.snapshots=32` keeps.
 
@@ -126,7 +126,7 @@ def average(
 
     Args:
         run: Run folder.
-        length: Width of the average, relative to the training: above 0 and below 0.289; most recipes' own has 0.10.
+        length: Width of the average relative to the training, above 0 and below 0.289; most recipes use 0.10.
         out: The new run folder.
     """
     from unfog.runs.average import average as make
@@ -146,10 +146,10 @@ def replay(
     out: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Draw any step of a training again: rows, conditions, times, noise, and the loss of each row.
+    """Reproduce any training step: its rows, conditions, times and noise, and the loss of each row.
 
-    Writes step-N.png, clean rows above noisy ones, and step-N.json. The losses are under the newest checkpoint from
-    before the step, else under the run's model.
+    Writes step-N.png, clean rows above noisy ones, and step-N.json. The losses are those of the newest checkpoint
+    before the step, or of the run's model if there is none.
 
     For example:
 
@@ -158,8 +158,8 @@ def replay(
 
     Args:
         run: Run folder.
-        step: Number of the optimizer step, from 1, as in metrics.jsonl, whose lines average the 20 steps up to theirs.
-        out: Folder for picture and numbers; RUN/replay if left away.
+        step: Number of the optimizer step, from 1, as in metrics.jsonl, whose lines average the last 20 steps.
+        out: Folder for picture and numbers. Default: RUN/replay.
         device: cpu, cuda, cuda:1, mps, or auto.
     """
     from unfog.reports.replay import replay as draw_again

@@ -1,4 +1,4 @@
-"""From a recipe, and the shape of its data, to the data, the codec and the models."""
+"""Building data, codec and models from a recipe."""
 
 import math
 from collections.abc import Callable
@@ -27,13 +27,13 @@ from unfog.runtime.files import MOST_JSON
 
 Model = TypeVar("Model")
 PROMPTS = 64
-"""Captions, at most, that a recipe keeps as examples."""
+"""Captions that a recipe keeps as examples, at most."""
 PARAMETERS, TENSORS = 1_000_000_000, 10_000
-"""Parameters of a model, and tensors that hold them, at most."""
+"""Most parameters of a model, and most tensors that hold them."""
 
 
 def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
-    """Read the data unless they are given, and return the recipe with their shape, classes and some captions filled in.
+    """Read the data unless they are given; return the recipe with shape, classes and captions filled in, and the data.
 
     Raises: UserError: If they are missing, damaged or too few, or their classes are too many for a recipe.
     """
@@ -45,14 +45,14 @@ def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
         filled = replace(filled, prompts=tuple(dict.fromkeys(prompts)))
     if len(filled.to_json()) > MOST_JSON:
         raise UserError(
-            f"the names of {len(filled.classes):,} classes, or the captions, are too long to be kept in a recipe of "
+            f"the names of {len(filled.classes):,} classes, or the captions, do not fit into a recipe of "
             f"{MOST_JSON:,} bytes: make them fewer or shorter"
         )
     return filled, data
 
 
 def stored_shape(recipe: Recipe) -> tuple[int, ...]:
-    """Return the shape of a stored row, which `build_data` wrote into the recipe."""
+    """Return the shape of a stored row, which `build_data` filled in."""
     assert recipe.shape is not None, "build_data comes first"
     return recipe.shape
 
@@ -60,23 +60,23 @@ def stored_shape(recipe: Recipe) -> tuple[int, ...]:
 def build_codec(recipe: Recipe) -> Codec:
     """Return the codec.
 
-    Raises: UserError: If it is one of latents, and their autoencoder is missing or does not fit the data.
+    Raises: UserError: If it needs an autoencoder that is missing or does not fit the data.
     """
     return recipe.codec.build(stored_shape(recipe))
 
 
 def known_of(recipe: Recipe) -> Known:
-    """Return what a model of the recipe knows of its data."""
+    """Return what a model of the recipe knows about its data."""
     stored = stored_shape(recipe)
     return Known(build_codec(recipe).shape(stored), recipe.classes, recipe.prompts, stored)
 
 
 def build_model(recipe: Recipe, most: int = PARAMETERS) -> nn.Module:
-    """Return what the recipe's objective trains, with freshly drawn weights.
+    """Return the model that the recipe's objective trains, with freshly drawn weights.
 
     Args:
-        recipe: The recipe; its shape is known.
-        most: Parameters that it may have.
+        recipe: The recipe, with its shape filled in.
+        most: Most parameters that it may have.
 
     Raises: UserError: If the parts do not fit together, or it would be too large.
     """
@@ -87,8 +87,8 @@ def build_denoiser(recipe: Recipe, most: int = PARAMETERS) -> Denoiser:
     """Return the denoiser with freshly drawn weights, a function of the recipe alone.
 
     Args:
-        recipe: The recipe; its shape is known.
-        most: Parameters that it may have.
+        recipe: The recipe, with its shape filled in.
+        most: Most parameters that it may have.
 
     Raises: UserError: If shape, schedule and target do not fit together, or it would be too large.
     """
@@ -109,13 +109,13 @@ def build_denoiser(recipe: Recipe, most: int = PARAMETERS) -> Denoiser:
 def build_autoencoder(recipe: Recipe, most: int = PARAMETERS, *, criticised: bool = False) -> Criticised:
     """Return the autoencoder with freshly drawn weights, and its critic if it has one.
 
-    Raises: UserError: If the network is none for pictures of this shape, or would be too large.
+    Raises: UserError: If the network does not fit pictures of this shape, or would be too large.
     """
     return drawn(recipe, most, partial(_autoencoder, recipe, criticised))
 
 
 def drawn(recipe: Recipe, most: int, build: Callable[[], Model]) -> Model:
-    """Return what `build` makes, its weights drawn from the recipe's seed, after a look at its size.
+    """Return the model of `build` with weights drawn from the recipe's seed, after checking its size.
 
     Raises: UserError: If it would have more than `most` parameters, or batches hold too many numbers.
     """
@@ -127,7 +127,7 @@ def drawn(recipe: Recipe, most: int, build: Callable[[], Model]) -> Model:
 
 
 def _network_and_embedder(recipe: Recipe, known: Known) -> tuple[Network, Embedder | None]:
-    """Return what has weights in a denoiser: the network, and the embedder of the condition."""
+    """Return the modules of a denoiser: the network, and the embedder of the condition."""
     channels, conditioning = known.shape[0], recipe.conditioning
     network = recipe.network.build(
         channels=channels + conditioning.planes(known),
@@ -142,7 +142,7 @@ def _network_and_embedder(recipe: Recipe, known: Known) -> tuple[Network, Embedd
 
 
 def _autoencoder(recipe: Recipe, criticised: bool) -> Criticised:
-    """Return what has weights where an autoencoder is trained."""
+    """Return the autoencoder, with a critic if wanted."""
     shape = stored_shape(recipe)
     dims = len(shape) - 1
     network: object = recipe.network.build(channels=shape[0], outputs=shape[0], dims=dims, context=None)
@@ -153,7 +153,7 @@ def _autoencoder(recipe: Recipe, criticised: bool) -> Criticised:
 
 
 def _check_batches(recipe: Recipe) -> None:
-    """Raise a UserError for batches that hold too many numbers."""
+    """Raise a UserError if a batch would hold too many numbers."""
     shape = stored_shape(recipe)
     for name, batch in (("training", recipe.training.batch), ("sampling", recipe.sampling.batch)):
         if batch * math.prod(shape) > VALUES:
@@ -162,7 +162,7 @@ def _check_batches(recipe: Recipe) -> None:
 
 
 def _check_parameters(recipe: Recipe, most: int, build: Callable[[], object]) -> None:
-    """Raise a UserError for more parameters than `most`: on torch's meta device they take no memory."""
+    """Raise a UserError for more than `most` parameters; they are counted on the meta device, without memory."""
     parameters = tensors = 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -178,7 +178,7 @@ def _check_parameters(recipe: Recipe, most: int, build: Callable[[], object]) ->
     try:
         with torch.device("meta"), _Undrawn():
             build()
-    except (UserError, RuntimeError):  # any other mistake shows when they are built in earnest
+    except (UserError, RuntimeError):  # any other error shows up in the actual build
         if parameters > most or tensors > TENSORS:
             raise
     finally:
@@ -186,7 +186,7 @@ def _check_parameters(recipe: Recipe, most: int, build: Callable[[], object]) ->
 
 
 def _check_sides(recipe: Recipe, multiple: int, shape: tuple[int, ...]) -> None:
-    """Raise a UserError where the network cannot halve the sides of what it sees."""
+    """Raise a UserError if the network cannot halve the sides of its input."""
     for side in shape[1:]:
         if side % multiple:
             low, high = side // multiple * multiple, -(-side // multiple) * multiple
@@ -198,10 +198,10 @@ def _check_sides(recipe: Recipe, multiple: int, shape: tuple[int, ...]) -> None:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves weights undrawn: drawing them on the meta device loads torch's compiler, most of a second."""
+    """Skips the initialisation of weights, which on the meta device loads torch's compiler, most of a second."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function, but for those of torch.nn.init."""
+        """Call a function, unless it belongs to torch.nn.init."""
         if getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))

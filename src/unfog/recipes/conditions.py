@@ -1,4 +1,4 @@
-"""What a model is told of each row, and what a request may ask of it: the kinds of a recipe's conditioning."""
+"""Conditioning: what a model is conditioned on in training, and what a request for samples may specify."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from unfog.networks.conditioning import ClassEmbedding, Embedder, NumbersEmbeddi
 from unfog.runtime.errors import UserError, unknown
 
 Asked = int | float | str | Sequence[Any] | Mapping[str, Any] | Tensor | None
-"""What a request asks for: one thing for all samples, or a sequence with one for each; None asks for nothing."""
+"""The condition of a request: one value for all samples, or a sequence with one per sample; None for no request."""
 
 
 class Known(NamedTuple):
-    """What a model knows of its data.
+    """What a model knows about its data.
 
     Attributes:
         shape: Shape of one row, as the network sees it.
         classes: Names of the classes.
-        prompts: Some captions, or names of classes, of held-out rows.
-        stored: Shape of one row as it is stored; the same if left away.
+        prompts: Some captions, or class names, of held-out rows.
+        stored: Shape of one row as stored. Default: `shape`.
     """
 
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class Known(NamedTuple):
 
 
 class Conditioning(Protocol):
-    """One kind of condition: from rows in training, from a request in sampling, and into the network."""
+    """One kind of condition: read from rows in training, from a request in sampling, and embedded for the network."""
 
     @property
     def context(self) -> int | None:
@@ -44,47 +44,47 @@ class Conditioning(Protocol):
 
     @property
     def captioned(self) -> bool:
-        """Whether rows are read by their captions."""
+        """Whether the condition is read from captions."""
         ...
 
     @property
     def dropout(self) -> float:
-        """Share of the conditions that are forgotten in training; guidance needs some."""
+        """Fraction of the conditions that are dropped in training; guidance needs some."""
         ...
 
     def planes(self, known: Known) -> int:
-        """Return how many channels stand beside the state."""
+        """Return the number of channels that are concatenated to the state."""
         ...
 
     def build(self, known: Known, dim: int) -> Embedder | None:
-        """Return the embedder for networks with time embeddings of `dim` entries; None if there is nothing to tell."""
+        """Return the embedder for networks with time embeddings of `dim` entries; None if there is no condition."""
         ...
 
     def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
         """Return the condition of rows as one tensor, `(batch, ...)`, or None.
 
         Args:
-            known: What the model knows of the data.
+            known: What the model knows about the data.
             batch: The rows as stored.
-            x0: The rows encoded.
-            u: Uniform numbers, `(batch, 4)`, for conditions that are drawn.
+            x0: The encoded rows.
+            u: Uniform numbers, `(batch, 4)`, for random conditions.
         """
         ...
 
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
-        """Return the condition of `count` samples as one tensor, or None for a model that is told nothing.
+        """Return the condition of `count` samples as one tensor, or None for an unconditional model.
 
-        Raises: UserError: If the model cannot take what is asked.
+        Raises: UserError: If the model cannot be conditioned on `asked`.
         """
         ...
 
 
 @dataclass(frozen=True)
 class WithNull:
-    """The model is told something, and learns to do without it.
+    """A condition that is dropped now and then in training, so that the model also works without it.
 
     Attributes:
-        dropout: Share of the conditions that are forgotten in training; guidance needs some.
+        dropout: Fraction of the conditions that are dropped in training; guidance needs some.
     """
 
     dropout: float = 0.1
@@ -92,18 +92,18 @@ class WithNull:
     captioned: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Check the share."""
+        """Check the dropout."""
         if not 0 <= self.dropout <= 1:
-            raise UserError(f"conditioning.dropout is a share between 0 and 1, not {self.dropout}")
+            raise UserError(f"conditioning.dropout must lie between 0 and 1, not {self.dropout}")
 
     def planes(self, known: Known) -> int:
-        """Return that no channels stand beside the state."""
+        """Return 0: no channels are concatenated to the state."""
         return 0
 
 
 @dataclass(frozen=True)
 class ClassConditioning(WithNull):
-    """The model is told the class, by its number or its name; without a request, all classes in turn."""
+    """Conditions on the class, requested by number or name; without a request, all classes in turn."""
 
     def build(self, known: Known, dim: int) -> Embedder | None:
         """Return the embedder, or None where the data have no classes."""
@@ -112,11 +112,11 @@ class ClassConditioning(WithNull):
     def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
         """Return the class numbers, `(batch,)`."""
         if batch.labels is not None and batch.labels.ndim > 1:
-            raise UserError("a row of these data has several labels: train with --set conditioning=labels")
+            raise UserError("a row of these data has several labels: train with conditioning=labels")
         return batch.labels
 
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
-        """Return a class number for each sample."""
+        """Return a class number per sample."""
         if not known.classes:
             _nothing(asked)
             return None
@@ -128,7 +128,7 @@ class ClassConditioning(WithNull):
 
 @dataclass(frozen=True)
 class LabelsConditioning(WithNull):
-    """The model is told which of several labels hold; asked by names with commas, or by a tensor of 0 and 1."""
+    """Conditions on a set of labels, requested by names separated by commas, or by a tensor of 0 and 1."""
 
     def build(self, known: Known, dim: int) -> Embedder | None:
         """Return the embedder."""
@@ -142,14 +142,14 @@ class LabelsConditioning(WithNull):
         return F.one_hot(batch.labels, len(known.classes)).bool() if batch.labels.ndim == 1 else batch.labels
 
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
-        """Return which labels hold; without a request, each alone in turn."""
+        """Return which labels hold; without a request, each label alone in turn."""
         if asked is None:
             return F.one_hot(torch.arange(count) % len(known.classes), len(known.classes)).bool()
         if isinstance(asked, Tensor):
             return _rows(asked, count, (len(known.classes),)).bool()
         rows = torch.zeros(count, len(known.classes), dtype=torch.bool)
         for row, one in enumerate(each(asked, count, (int, str))):
-            whole = not isinstance(one, str) or one in known.classes  # a name may have a comma itself
+            whole = not isinstance(one, str) or one in known.classes  # a name may itself contain a comma
             names = [one] if whole else [name.strip() for name in one.split(",") if name.strip()]
             rows[row, [_class_number(known, name) for name in names]] = True
         return rows
@@ -157,10 +157,10 @@ class LabelsConditioning(WithNull):
 
 @dataclass(frozen=True)
 class ValuesConditioning(WithNull):
-    """The model is told numbers of about unit size.
+    """Conditions on numbers of about unit variance.
 
     Attributes:
-        count: How many.
+        count: Numbers per row.
     """
 
     count: int = 1
@@ -183,28 +183,28 @@ class ValuesConditioning(WithNull):
         return batch.values
 
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
-        """Return the numbers; one row of them is for all samples."""
+        """Return the numbers; a single row of them is used for all samples."""
         try:
             rows = torch.as_tensor(asked, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise UserError(f"this model is asked by {self.count} numbers, not by {asked!r}") from None
-        if rows.ndim < 2:  # of one number, a sequence has one for each sample
+            raise UserError(f"this model is conditioned on {self.count} numbers, not on {asked!r}") from None
+        if rows.ndim < 2:  # with count 1, a sequence holds one number per sample
             rows = rows.reshape(-1, 1) if self.count == 1 else rows.reshape(1, -1)
         if not rows.isfinite().all():
-            raise UserError(f"this model is asked by finite numbers, not by {asked!r}")
+            raise UserError(f"this model is conditioned on finite numbers, not on {asked!r}")
         return _rows(rows.expand(count, -1) if len(rows) == 1 else rows, count, (self.count,))
 
 
 @dataclass(frozen=True)
 class TextConditioning(WithNull):
-    """The model is told a text, which an encoder of its own reads, trained together with it; the empty text is none.
+    """Conditions on a text, read by an encoder that is trained together with the model; the empty text is no condition.
 
     Where the data have no captions, the names of the classes are the text.
 
     Attributes:
         width: Entries of a token.
         layers: Transformer layers of the encoder.
-        length: Most words and signs of a text, the start counted.
+        length: Longest text, in words and punctuation marks, including the start token.
     """
 
     captioned: ClassVar[bool] = True
@@ -222,7 +222,7 @@ class TextConditioning(WithNull):
             )
 
     @property
-    def context(self) -> int:  # type: ignore[override]  # an option here, and nothing elsewhere
+    def context(self) -> int:  # type: ignore[override]  # an option here, a constant elsewhere
         """Entries of a token."""
         return self.width
 
@@ -231,11 +231,11 @@ class TextConditioning(WithNull):
         return TextEncoder(dim, width=self.width, layers=self.layers, length=self.length)
 
     def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
-        """Return the words of the captions as numbers, `(batch, length)`."""
+        """Return the word numbers of the captions, `(batch, length)`."""
         return tokenise(captions(batch, known.classes), self.length)
 
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
-        """Return the words of the prompts; without a request, of the known prompts in turn."""
+        """Return the word numbers of the prompts; without a request, of the known prompts in turn."""
         if asked is None:
             prompts = [known.prompts[place % len(known.prompts)] if known.prompts else "" for place in range(count)]
         else:
@@ -245,33 +245,33 @@ class TextConditioning(WithNull):
 
 @dataclass(frozen=True)
 class ImageConditioning(WithNull):
-    """The model is told a poorer version of the picture, in planes beside the state.
+    """Conditions on a degraded version of the picture, concatenated to the state as further channels.
 
     Attributes:
-        task: "colour" tells the grey picture, "enlarge" one that is `factor` times smaller, "fill" the picture
-            without a box in it, and where the box is.
-        factor: How many times smaller.
+        task: "colour" gives the grey picture, "enlarge" one that is `factor` times smaller, "fill" the picture with a
+            box cut out, and a mask of the box.
+        factor: How many times smaller the picture is.
     """
 
     task: Literal["colour", "enlarge", "fill"] = "enlarge"
     factor: int = 4
 
     def planes(self, known: Known) -> int:
-        """Return the number of planes, with the one that says whether they are told."""
+        """Return the number of planes, including the one that marks a dropped condition."""
         return {"colour": 1, "enlarge": known.shape[0], "fill": known.shape[0] + 1}[self.task] + 1
 
     def build(self, known: Known, dim: int) -> Embedder | None:
         """Return the embedder."""
         if len(known.shape) != 3 or known.shape != (known.stored or known.shape):
-            raise UserError("conditioning=image is for pictures in pixels: use another, or codec=pixels")
+            raise UserError("conditioning=image is for pictures in pixels: use another conditioning, or codec=pixels")
         if self.task == "colour" and known.shape[0] == 1:
-            raise UserError("conditioning.task=colour needs pictures in colour, and these are grey: use another task")
+            raise UserError("conditioning.task=colour needs pictures in colour, but these are grey: use another task")
         if self.task == "enlarge" and (self.factor < 1 or any(side % self.factor for side in known.shape[1:])):
             raise UserError(f"conditioning.factor {self.factor} does not divide the sides {known.shape[1:]}")
         return PlanesEmbedding((self.planes(known) - 1, *known.shape[1:]))
 
     def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
-        """Return the planes, `(batch, planes, height, width)`; the box has a quarter to three quarters of each side."""
+        """Return the planes, `(batch, planes, height, width)`; a box spans a quarter to three quarters of each side."""
         if self.task == "colour":
             return x0.mean(1, keepdim=True)
         if self.task == "enlarge":
@@ -288,13 +288,13 @@ class ImageConditioning(WithNull):
         return torch.cat([x0 * (1 - mask), mask], 1)
 
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
-        """Return the planes of pictures, `(count, channels, height, width)` in [-1, 1]; one is for all samples."""
+        """Return the planes of pictures `(count, channels, height, width)` in [-1, 1]; one is used for all samples."""
         if not isinstance(asked, Tensor):
-            raise UserError("this model is asked by pictures: give them with --image")
+            raise UserError("this model is conditioned on images: give one as `image`")
         if asked.ndim != 4 or tuple(asked.shape[1:]) != known.shape or not len(asked):
-            raise UserError(f"this model is asked by pictures of shape {known.shape}, not {tuple(asked.shape[1:])}")
+            raise UserError(f"this model is conditioned on images of shape {known.shape}, not {tuple(asked.shape[1:])}")
         if not asked.is_floating_point():
-            raise UserError("this model is asked by pictures in [-1, 1]: encode bytes, as v/127.5 - 1, before")
+            raise UserError("this model is conditioned on images in [-1, 1]: convert bytes v to v/127.5 - 1 first")
         x0 = asked.float()
         planes = self.read(known, Batch(x0), x0, torch.full((len(x0), 4), 0.5))
         return None if planes is None else planes[torch.arange(count) % len(x0)]
@@ -302,14 +302,14 @@ class ImageConditioning(WithNull):
 
 @dataclass(frozen=True)
 class NoConditioning:
-    """The model is told nothing, whatever the data know."""
+    """Unconditional, whatever classes or captions the data have."""
 
     dropout: ClassVar[float] = 0.0
     context: ClassVar[int | None] = None
     captioned: ClassVar[bool] = False
 
     def planes(self, known: Known) -> int:
-        """Return that no channels stand beside the state."""
+        """Return 0: no channels are concatenated to the state."""
         return 0
 
     def build(self, known: Known, dim: int) -> Embedder | None:
@@ -327,27 +327,27 @@ class NoConditioning:
 
 
 def captions(batch: Batch, classes: Sequence[str]) -> list[str]:
-    """Return a text for each row: its caption, else the name of its class.
+    """Return a text per row: its caption, else the name of its class.
 
     Raises: UserError: If the data have neither.
     """
     if batch.captions is not None:
         return batch.captions
     if batch.labels is None:
-        raise UserError("conditioning=text needs captions or classes, and the data have neither: use conditioning=none")
+        raise UserError("conditioning=text needs captions or classes, but the data have neither: use conditioning=none")
     if batch.labels.ndim == 1:
         return [classes[label] for label in batch.labels.tolist()]
     return [", ".join(classes[place] for place in row.nonzero()[:, 0].tolist()) for row in batch.labels]
 
 
 def _nothing(asked: Asked) -> None:
-    """Refuse a request to a model that is told nothing."""
+    """Refuse a condition for an unconditional model."""
     if asked is not None:
-        raise UserError("this model was trained without conditions: ask it for nothing")
+        raise UserError("this model was trained without conditions: omit the condition")
 
 
 def each(asked: Asked, count: int, kinds: tuple[type, ...]) -> list[Any]:
-    """Return what is asked of each sample."""
+    """Return the requested condition of each sample."""
     whole = asked.tolist() if isinstance(asked, Tensor) else asked
     given: list[Any] = list(whole) if isinstance(whole, Iterable) and not isinstance(whole, str) else [whole] * count
     wanted = " or ".join({int: "labels, whole numbers", str: "text"}[kind] for kind in kinds)
@@ -356,25 +356,25 @@ def each(asked: Asked, count: int, kinds: tuple[type, ...]) -> list[Any]:
         try:
             found.append(one if isinstance(one, str) else index(one))
         except TypeError:
-            raise UserError(f"this model is asked by {wanted}, not by {one!r}") from None
+            raise UserError(f"this model is conditioned on {wanted}, not on {one!r}") from None
         if not isinstance(found[-1], kinds):
-            raise UserError(f"this model is asked by {wanted}, not by {one!r}")
+            raise UserError(f"this model is conditioned on {wanted}, not on {one!r}")
     if len(found) != count:
-        raise UserError(f"{len(found)} labels or prompts do not fit {count} samples")
+        raise UserError(f"{len(found)} labels or prompts do not fit {count} samples: give one, or one per sample")
     return found
 
 
 def _rows(rows: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
-    """Return rows after a look at their number and shape."""
+    """Return rows after checking their number and shape."""
     if tuple(rows.shape) != (count, *shape):
         raise UserError(
-            f"{count} samples of this model are asked by {(count, *shape)} numbers, not {tuple(rows.shape)}"
+            f"{count} samples of this model need a condition of shape {(count, *shape)}, not {tuple(rows.shape)}"
         )
     return rows
 
 
 def _class_number(known: Known, one: int | str) -> int:
-    """Return the number of a class that is given by its name or its number."""
+    """Return the number of a class, given its name or its number."""
     if one in known.classes:
         return known.classes.index(str(one))
     try:

@@ -1,7 +1,7 @@
-"""The names of a recipe's parts: which class stands behind a name, and which name behind a value.
+"""The names of a recipe's parts: from a name to its class, and from a value to its name.
 
-A part is a frozen dataclass whose fields are its options. The built-in ones are listed by address, so that this table
-imports none of them and may name classes of any floor; parts of the user's own are registered as classes.
+A part is a frozen dataclass whose fields are its options. The built-in parts are listed by address, so that this table
+imports none of them and may name classes of any floor; a user's own parts are registered as classes.
 """
 
 import inspect
@@ -127,14 +127,14 @@ KINDS: dict[str, dict[str, str | type]] = {
     },
     "sampling": {"batches": "recipes.settings:Sampling"},
 }
-"""For each field of a recipe the names of its kinds, and their classes or the addresses of these."""
+"""The kinds of each field of a recipe: name -> class or address of a class."""
 
 DECIDED_BY_DATA = frozenset({"channels", "outputs", "dims", "context"})
-"""Parameters of a network that the data decide, and that are therefore no options."""
+"""Parameters of a network that follow from the data and therefore are not options."""
 
 
 class Option(NamedTuple):
-    """One option of a part: the annotation of its values, and its default, `inspect.Parameter.empty` for none."""
+    """One option of a part: its annotation, and its default, `inspect.Parameter.empty` if it has none."""
 
     annotation: Any
     default: object
@@ -142,7 +142,7 @@ class Option(NamedTuple):
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Turn whatever a constructor objects to into a UserError that begins with `what`."""
+    """Turn a constructor's errors into a UserError that begins with `what`."""
     try:
         yield
     except (UserError, EnvironmentFailure):
@@ -152,15 +152,15 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def register(field: str, kind: str, part: type | Callable[..., object]) -> None:
-    """Let recipes name a part of the user's own.
+    """Give a part of your own a name that recipes can use.
 
     Args:
         field: Field of the recipe, for instance `"schedule"`.
-        kind: New name.
+        kind: The new name.
         part: A frozen dataclass whose fields are the options; for `"network"` also an `nn.Module` class whose keyword
             parameters are the options, and for `"data"` also a function that returns the `Data`.
 
-    Raises: UserError: If there is no such field, the name is taken, or `part` is none of these.
+    Raises: UserError: If there is no such field, the name is taken, or `part` is of another type.
     """
     if field not in KINDS:
         raise unknown("recipe field", field, KINDS)
@@ -170,18 +170,18 @@ def register(field: str, kind: str, part: type | Callable[..., object]) -> None:
 
 
 def _as_class(field: str, part: type | Callable[..., object]) -> type:
-    """Return a part as a dataclass of its options."""
+    """Return the dataclass of a part's options."""
     if isinstance(part, type) and is_dataclass(part):
         return part
     if field == "network" and isinstance(part, type) and issubclass(part, nn.Module):
         return _spec(part.__name__, part, DECIDED_BY_DATA)
     if field == "data" and callable(part) and not isinstance(part, type):
         return _spec(getattr(part, "__name__", "data"), part, frozenset())
-    raise UserError(f"a {field} is registered as a frozen dataclass whose fields are its options, not as {part!r}")
+    raise UserError(f"a {field} must be registered as a frozen dataclass whose fields are its options, not as {part!r}")
 
 
 def _spec(name: str, build: Callable[..., object], given: frozenset[str]) -> type:
-    """Return a dataclass of a callable's options, whose `build` calls it with them and with what is given."""
+    """Return a dataclass of a callable's options, whose `build` calls it with them and with the `given` parameters."""
     hints = _hints(build)
     parameters = inspect.signature(build).parameters
     options: list[tuple[str, Any, Any]] = []
@@ -193,16 +193,16 @@ def _spec(name: str, build: Callable[..., object], given: frozenset[str]) -> typ
     def built(self: Any, **decided: object) -> object:
         taken = {name: value for name, value in decided.items() if name in parameters}
         own = {one.name: getattr(self, one.name) for one in fields(self)}
-        with refusing(f"{name} cannot be made of {own}"):
+        with refusing(f"{name} cannot be built with {own}"):
             return build(**taken, **own)
 
     return make_dataclass(name, options, frozen=True, namespace={"build": built})
 
 
 def class_of(field: str, kind: str) -> type[Any]:
-    """Return the class behind a name.
+    """Return the class of a name.
 
-    Raises: UserError: If there is none; the sentence has the nearest right name.
+    Raises: UserError: If the name is unknown; the message suggests the nearest known one.
     """
     try:
         home = KINDS[field][kind]
@@ -230,14 +230,14 @@ def kind_of(field: str, value: object) -> str:
         if home is own or home == address:
             return kind
     raise UserError(
-        f"the {field} {own.__name__} has no name, so that no run folder can name it: give it one with "
+        f"the {field} {own.__name__} has no name, which a run folder needs to refer to it: give it one with "
         f"unfog.register({field!r}, NAME, {own.__name__})"
     )
 
 
 def options_of(kind: type[object]) -> Mapping[str, Option]:
-    """Return the options of a class: the parameters that its construction takes."""
-    return _options(kind)  # type: ignore[arg-type]  # mypy takes classes for unhashable
+    """Return the options of a class: the parameters of its constructor."""
+    return _options(kind)  # type: ignore[arg-type]  # mypy considers classes unhashable
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Networks before the data were looked at: options as values, of which the network is built once shapes are known.
+"""Network specs: the options of a network, which is built once the shape of the data is known.
 
 The options and defaults are those of the classes in `unfog.networks`.
 """
@@ -28,9 +28,9 @@ class NetworkSpec(Protocol):
         """Return the network with freshly drawn weights.
 
         Args:
-            channels: Channels of what it sees.
-            outputs: Channels of what it gives.
-            dims: Space dimensions, 0 for points.
+            channels: Channels of the input.
+            outputs: Channels of the output.
+            dims: Spatial dimensions, 0 for points.
             context: Entries of a token of the condition, or None.
         """
         ...
@@ -38,20 +38,20 @@ class NetworkSpec(Protocol):
 
 @dataclass(frozen=True)
 class Spec:
-    """The options of a class of networks."""
+    """Base of the specs: the options of a class of networks."""
 
     network: ClassVar[type[nn.Module]]
     given: ClassVar[tuple[str, ...]] = ("channels", "outputs", "dims", "context")
-    """Which of the sizes the class takes."""
+    """The sizes that the class takes."""
 
     def build(self, **sizes: int | None) -> Network:
         """Return the network with freshly drawn weights, see `NetworkSpec`.
 
-        Raises: UserError: If the options do not fit together, or not the sizes.
+        Raises: UserError: If the options do not fit each other or the sizes.
         """
         options = {one.name: getattr(self, one.name) for one in fields(self)}
         taken = {name: size for name, size in sizes.items() if name in self.given}
-        with refusing(f"the network {kind_of('network', self)!r} cannot be made of {options}"):
+        with refusing(f"the network {kind_of('network', self)!r} cannot be built with {options}"):
             network: object = self.network(**taken, **options)
         return cast(Network, network)
 

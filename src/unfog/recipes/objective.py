@@ -1,4 +1,4 @@
-"""What is learnt, as an open part: the contract between the trainer and a kind of model, and what both pass around."""
+"""Objectives, what a model is trained to do: the contract between the trainer and a kind of model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class Draw(NamedTuple):
     Attributes:
         x0: Encoded rows, `(batch, *shape)`.
         condition: The condition of each row, `(batch, ...)`, or None.
-        drop: True where the condition is dropped, `(batch,)`.
+        drop: Whether the condition of each row is dropped, `(batch,)`.
         u: Uniform numbers in [0, 1) for the times, `(batch,)`.
         noise: Standard normal noise, shaped like `x0`.
     """
@@ -35,19 +35,19 @@ class Draw(NamedTuple):
 
 
 HeldOut = Callable[[Indices], Draw]
-"""Held-out rows, by number, as a batch whose times and noise never change."""
+"""(row numbers) -> those held-out rows as a batch whose times and noise never change."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What an objective may look at besides model and batch.
+    """What an objective can use in addition to model and batch.
 
     Attributes:
         recipe: The recipe of the training.
         codec: Its codec.
-        progress: Share of the training that is done, 0 to 1.
+        progress: Fraction of the training that is done, 0 to 1.
         precision: Arithmetic of the network.
-        averaged: The averaged model, where there is one.
+        averaged: The averaged model, if there is one.
         state: The objective's own state, by name.
     """
 
@@ -60,84 +60,84 @@ class Context:
 
 
 class Generator(Protocol):
-    """Whatever draws samples: diffusion, few-step models, GANs, VAEs and autoregressive models alike."""
+    """(count, condition, seed) -> samples: any model that draws, be it diffusion, few-step, GAN, VAE or other."""
 
     def __call__(self, count: int, asked: "Asked" = None, *, seed: int | None = None) -> Tensor:
-        """Return `count` samples as they are stored, `(count, *shape)`; sample i is sample i in every request.
+        """Return `count` samples in the stored form, `(count, *shape)`; sample i is the same in every request.
 
         Args:
             count: Number of samples.
-            asked: What they should show, as the model was conditioned.
-            seed: Seed of the noise; None is the generator's own.
+            asked: The condition.
+            seed: Seed of the noise. Default: the generator's own.
         """
         ...
 
 
 class Objective(Protocol):
-    """What a training descends on. A value: whatever changes during a training is in its `state`."""
+    """The losses that a training minimises. A value: everything that changes during a training is in its `state`."""
 
     draws: ClassVar[bool]
-    """Whether its models draw samples by themselves."""
+    """Whether its models can draw samples on their own."""
 
     def build(self, recipe: "Recipe", most: int) -> nn.Module:
-        """Return what has weights, freshly drawn, a function of the recipe alone.
+        """Return the model with freshly drawn weights, a function of the recipe alone.
 
         Raises: UserError: If the parts do not fit together, or it would have more than `most` parameters.
         """
         ...
 
     def trained(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters that are trained, a list for each optimizer; names are those of `losses`."""
+        """Return the parameters to train, one list per optimizer, under the names of `losses`."""
         ...
 
     def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
-        """Refuse what would only fail at the first report.
+        """Fail early, before training, on what would otherwise fail at the first report.
 
-        Raises: UserError: If the recipe cannot be sampled as it says.
+        Raises: UserError: If the recipe cannot be sampled with its settings.
         """
         ...
 
     def state(self, context: Context) -> dict[str, Tensor]:
-        """Return the state at the beginning of a training; it is saved with each checkpoint, by its names."""
+        """Return the state at the start of a training; checkpoints save it under its names."""
         ...
 
     def prepare(self, batch: Draw, context: Context) -> tuple[Draw, Tensor]:
-        """Return a batch as the objective wants it, and the weight of each row in the loss, `(batch,)`."""
+        """Return the batch as the objective needs it, and the weight of each row in the loss, `(batch,)`."""
         ...
 
     def losses(self, model: nn.Module, batch: Draw, context: Context) -> dict[str, Tensor]:
-        """Return the loss of each row, `(batch,)`, for each optimizer."""
+        """Return the loss of each row, `(batch,)`, one entry per optimizer."""
         ...
 
     def update(self, batch: Draw, losses: Tensor, context: Context) -> dict[str, Tensor]:
         """Return the state after a step.
 
         Args:
-            batch: The batch as `prepare` gave it.
-            losses: The first of the losses of this process's rows, on the CPU.
-            context: Of before the step.
+            batch: The batch that `prepare` returned.
+            losses: The first loss of each of this process's rows, on the CPU.
+            context: The context before the step.
         """
         ...
 
     def measured(self, model: nn.Module, batch: Draw, context: Context) -> Tensor:
-        """Return the loss of held-out rows, `(batch,)`, which does not change with the progress."""
+        """Return the loss of held-out rows, `(batch,)`, with no term that depends on the progress."""
         ...
 
     def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> Image.Image | None:
-        """Return a picture of what the model can do, or None."""
+        """Return a picture of the model's progress, or None."""
         ...
 
     def settle(self, model: nn.Module, data: Data, context: Context) -> None:
-        """Prepare a model that is about to be saved for its use."""
+        """Finish a model that is about to be saved, for instance with statistics that its use needs."""
         ...
 
     def generator(self, recipe: "Recipe", model: nn.Module) -> Generator | None:
-        """Return what draws samples, or None where the model does not."""
+        """Return the generator of samples, or None if the model draws none."""
         ...
 
 
 class OneLoss:
-    """What objectives share that train all weights on one loss and keep no state."""
+    """Base of objectives that train all weights on one loss and keep no state."""
 
     def trained(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """Return all parameters."""
@@ -148,12 +148,12 @@ class OneLoss:
         return {}
 
     def prepare(self, batch: Draw, context: Context) -> tuple[Draw, Tensor]:
-        """Return the batch as it is, and weights of 1."""
+        """Return the batch unchanged, and weights of 1."""
         return batch, batch.u.new_ones(len(batch.u))
 
     def update(self, batch: Draw, losses: Tensor, context: Context) -> dict[str, Tensor]:
-        """Return the state as it is."""
+        """Return the state unchanged."""
         return dict(context.state)
 
     def settle(self, model: nn.Module, data: Data, context: Context) -> None:
-        """Leave the model as it is."""
+        """Leave the model unchanged."""

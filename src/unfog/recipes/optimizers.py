@@ -1,4 +1,4 @@
-"""The optimizers as values: AdamW, and Muon, which takes more from each step."""
+"""Optimizers: AdamW, and Muon, which makes more progress per step."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,21 +13,21 @@ from unfog.runtime.device import Precision
 from unfog.runtime.errors import UserError
 
 _THIN = 32
-"""Matrices with a thinner side are the first and last layers, whose entries Muon leaves to AdamW."""
+"""Matrices with a shorter side are those of the first and last layers, which Muon leaves to AdamW."""
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW with a warm-up and a linear decay that are counted in images.
+    """AdamW with linear warm-up and linear decay, both counted in images.
 
     Attributes:
         lr: Peak learning rate.
-        beta1: Averaging of the gradient.
-        beta2: Averaging of its square.
-        weight_decay: Decay of the weights, multiplied by the learning rate.
+        beta1: Decay rate of the gradient's running mean.
+        beta2: Decay rate of the running mean of its square.
+        weight_decay: Weight decay, multiplied by the learning rate.
         warmup: Images over which the learning rate rises from 0.
-        decay: Share of the run, at its end, over which it falls to 0.
-        clip: Largest norm of the gradient.
+        decay: Fraction of the run, at its end, over which it falls to 0.
+        clip: Gradient norm to clip to.
 
     Source: Loshchilov & Hutter 2019, Decoupled Weight Decay Regularization.
     """
@@ -44,26 +44,26 @@ class AdamW:
         """Check the ranges."""
         positive(lr=self.lr, clip=self.clip)
         if not 0 <= self.decay <= 1:
-            raise UserError(f"optimizer.decay is a share of the run between 0 and 1, not {self.decay}")
+            raise UserError(f"optimizer.decay must lie between 0 and 1, not {self.decay}")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0 and self.warmup >= 0):
-            raise UserError("optimizer.beta1 and beta2 lie in [0, 1), weight_decay and warmup are not below 0")
+            raise UserError("optimizer.beta1 and beta2 must lie in [0, 1), weight_decay and warmup be 0 or more")
 
     def build(
         self, module: nn.Module, precision: Precision = "float32", parameters: Sequence[nn.Parameter] | None = None
     ) -> torch.optim.Optimizer:
-        """Return the optimizer of a module that is trained in an arithmetic.
+        """Return the optimizer of a module.
 
         Args:
             module: The module.
-            precision: Its arithmetic.
-            parameters: Those of its parameters that are trained; all if None.
+            precision: The arithmetic in which it is trained.
+            parameters: Its parameters to train; None is all.
         """
         betas = (self.beta1, self.beta2)
         trained = list(module.parameters()) if parameters is None else parameters
         return torch.optim.AdamW(trained, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
 
     def rate(self, seen: int, total: int | None) -> float:
-        """Return the learning rate after `seen` of `total` images; without a total, before any decay."""
+        """Return the learning rate after `seen` of `total` images; without a total there is no decay."""
         rise = min(1.0, seen / self.warmup) if self.warmup else 1.0
         fall = min(1.0, (total - seen) / (self.decay * total)) if total and self.decay else 1.0
         return self.lr * rise * max(0.0, fall)
@@ -73,11 +73,11 @@ class AdamW:
 class Muon(AdamW):
     """Muon for the matrices of the hidden layers, AdamW for everything else, at one learning rate.
 
-    A matrix steps along its averaged gradient with all singular values made 1, times 0.2·sqrt(its longer side), which
-    gives its entries the size of AdamW's steps. A kernel is the matrix (outputs, inputs·places).
+    A matrix steps along its averaged gradient with all singular values set to 1, times 0.2·sqrt(its longer side), which
+    gives its entries steps of AdamW's size. A convolution kernel is the matrix (outputs, inputs·positions).
 
     Attributes:
-        momentum: Averaging of the gradient of a matrix, with Nesterov's look ahead.
+        momentum: Nesterov momentum of a matrix's gradient.
 
     Source: Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks; Liu et al. 2025, Muon is
     Scalable for LLM Training, section 2.2 (the factor).
@@ -89,12 +89,12 @@ class Muon(AdamW):
         """Check the ranges."""
         super().__post_init__()
         if not 0 <= self.momentum < 1:
-            raise UserError(f"optimizer.momentum lies in [0, 1), not {self.momentum}")
+            raise UserError(f"optimizer.momentum must lie in [0, 1), not {self.momentum}")
 
     def build(
         self, module: nn.Module, precision: Precision = "float32", parameters: Sequence[nn.Parameter] | None = None
     ) -> torch.optim.Optimizer:
-        """Return the optimizer of a module that is trained in an arithmetic, see `AdamW.build`."""
+        """Return the optimizer of a module, see `AdamW.build`."""
         tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
         hidden: list[nn.Parameter] = []
         rest: list[nn.Parameter] = []
@@ -105,12 +105,12 @@ class Muon(AdamW):
 
 
 class _Muon(torch.optim.Optimizer):
-    """Two groups: the matrices, and the rest, which an AdamW inside steps with the same groups and state."""
+    """Two groups: the matrices, and the rest, which an inner AdamW steps with the same groups and state."""
 
     def __init__(
         self, hidden: list[nn.Parameter], rest: list[nn.Parameter], options: Muon, square: torch.dtype
     ) -> None:
-        """Take over the options; `square` is the arithmetic of `orthogonal`."""
+        """Keep the options; `square` is the arithmetic of `orthogonal`."""
         self.options, self.square = options, square
         betas = (options.beta1, options.beta2)
         self.rest = torch.optim.AdamW([{"params": rest}], lr=options.lr, betas=betas, fused=True)
@@ -143,22 +143,22 @@ class _Muon(torch.optim.Optimizer):
 
 
 def as_matrix(weight: Tensor) -> Tensor:
-    """View a weight of two axes or more as a matrix: the first axis by all others."""
+    """View a weight of two or more axes as a matrix: the first axis by all others."""
     return weight.reshape(len(weight), -1)
 
 
 def orthogonal(matrices: Tensor, square: torch.dtype = torch.float32) -> Tensor:
-    """Bring all singular values of matrices close to 1, between about 0.7 and 1.2, and leave their directions.
+    """Bring all singular values of matrices close to 1, between about 0.7 and 1.2, and keep the singular vectors.
 
-    Five steps X <- (a + b·XX' + c·(XX')²)·X from X / |X|: an odd polynomial that acts on each singular value. For long
-    matrices the factors are multiplied first, since they are no larger than the shorter side squared and commute with
-    XX'; in bfloat16 that would drift, the steps themselves do not.
+    Five steps X <- (a + b·XX' + c·(XX')²)·X from X / |X|: an odd polynomial of each singular value. For elongated
+    matrices the factors are multiplied first, since they are only as large as the shorter side squared and commute
+    with XX'; in bfloat16 that product would drift, unlike the steps themselves.
 
     Args:
         matrices: `(count, rows, columns)`.
         square: Arithmetic for matrices whose longer side is less than 1.5 times the shorter one.
 
-    Returns: As many matrices of the same shape.
+    Returns: The matrices, with the same shape.
     Source: Jordan et al. 2024 (the coefficients); Kovarik 1970 (the iteration).
     """
     a, b, c = 3.4445, -4.7750, 2.0315

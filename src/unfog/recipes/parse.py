@@ -1,4 +1,4 @@
-"""Parts of a recipe as plain values, JSON among them, and back: what `recipe.json` and `path=value` hold."""
+"""Reading and writing parts of a recipe as the plain values of `recipe.json` and of `path=value`."""
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ def options(value: object) -> dict[str, Any]:
 def to_plain(field: str, value: object) -> dict[str, Plain]:
     """Return the tagged form of a part, `{"kind": ..., option: value, ...}`.
 
-    A part inside a part is its name alone where all its options have their defaults.
+    A part inside a part is written as its name alone if all its options have their defaults.
 
     Raises: UserError: If the part has no name.
     """
@@ -28,7 +28,7 @@ def to_plain(field: str, value: object) -> dict[str, Plain]:
 
 
 def _plain(field: str, value: object) -> Plain:
-    """Return the value of an option as JSON holds it."""
+    """Return the value of an option as a JSON value."""
     if isinstance(value, list | tuple):
         return [_plain(field, one) for one in value]
     if isinstance(value, dict):
@@ -42,12 +42,12 @@ def _plain(field: str, value: object) -> Plain:
 
 
 def from_plain(field: str, plain: object) -> Any:
-    """Return the part of a tagged form; options that are not named have their defaults.
+    """Return the part of a tagged form; omitted options have their defaults.
 
     Raises: UserError: For an unknown kind or option, or a value of the wrong type, out of range or too large.
     """
     if not isinstance(plain, dict) or not isinstance(plain.get("kind"), str):
-        raise UserError(f"the recipe's {field} is no object with a 'kind'")
+        raise UserError(f"the recipe's {field} must be an object with a 'kind'")
     kind, given = plain["kind"], {name: value for name, value in plain.items() if name != "kind"}
     made = class_of(field, kind)
     known = options_of(made)
@@ -57,12 +57,12 @@ def from_plain(field: str, plain: object) -> Any:
             raise unknown(f"option of {field} {kind!r}", name, known)
         values[name] = _value(field, name, value, known[name].annotation)
     defaults = {name: one.default for name, one in known.items() if one.default is not inspect.Parameter.empty}
-    with refusing(f"the {field} {kind!r} cannot be made of {defaults | values}"):
+    with refusing(f"the {field} {kind!r} cannot be built with {defaults | values}"):
         return made(**values)
 
 
 def _value(field: str, name: str, value: object, annotation: Any) -> object:
-    """Return the value of an option, checked against its annotation; a part inside a part is of the same field."""
+    """Return the value of an option, checked against its annotation; a nested part belongs to the same field."""
     where = f"{field}.{name}"
     if _is_part(annotation):
         return from_plain(field, {"kind": value} if isinstance(value, str) else value)
@@ -74,7 +74,7 @@ def _value(field: str, name: str, value: object, annotation: Any) -> object:
     check_value(where, value, annotation)
     check_size(where, value)
     if isinstance(value, int) and not isinstance(value, bool) and annotation in (float, float | None):
-        return float(value)  # torch refuses whole numbers above 2**31
+        return float(value)  # torch rejects integers above 2**31
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -84,7 +84,7 @@ def _is_part(annotation: Any) -> bool:
 
 
 def changed(part: object, field: str, settings: Iterable[tuple[str, object]]) -> Any:
-    """Return a part with settings applied in turn, all checked together: `("", kind)` or `(option, value)`.
+    """Return a part with settings `("", kind)` or `(option, value)` applied in order and checked together.
 
     Raises: UserError: As `from_plain`.
     """
@@ -95,12 +95,12 @@ def changed(part: object, field: str, settings: Iterable[tuple[str, object]]) ->
         elif isinstance(value, str):
             plain = {"kind": value}
         else:
-            raise UserError(f"{field} takes one of {', '.join(sorted(KINDS[field]))}, not {value!r}")
+            raise UserError(f"{field} must be one of {', '.join(sorted(KINDS[field]))}, not {value!r}")
     return from_plain(field, plain)
 
 
 def parse_value(text: str) -> object:
-    """Return the JSON value of a text, or the text itself; NaN and infinity are texts."""
+    """Return the JSON value of a text, or the text itself if it is not JSON; NaN and infinity stay text."""
     try:
         parsed: object = parse_json(text, parse_constant=lambda name: name)
     except ValueError:
@@ -109,7 +109,7 @@ def parse_value(text: str) -> object:
 
 
 def named(field: str, kind: str, **options: object) -> Any:
-    """Return the part of a name with options, checked as those of a recipe that comes from a stranger.
+    """Return the part with this name and options, checked as those of an untrusted recipe.
 
     Raises: UserError: As `from_plain`.
     """

@@ -1,4 +1,4 @@
-"""The recipes: plain functions that return a `Recipe`."""
+"""The built-in recipes: plain functions that return a `Recipe`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def points(data: str | None = None, size: int | None = None) -> Recipe:
-    """Points in the plane (moons, spiral, checkerboard): ten seconds, and one can watch every trajectory."""
+    """Points in the plane (moons, spiral, checkerboard): ten seconds, with every trajectory in view."""
     _no_path("points", data, size)
     return Recipe(
         "points",
@@ -41,7 +41,7 @@ def points(data: str | None = None, size: int | None = None) -> Recipe:
 
 
 def digits(data: str | None = None, size: int | None = None) -> Recipe:
-    """1,797 real handwritten digits of 8×8 pixels, embedded: a minute on two cores, no download."""
+    """1,797 handwritten digits of 8×8 pixels, included: a minute on two cores, no download."""
     _no_path("digits", data, size)
     return Recipe(
         "digits",
@@ -54,12 +54,12 @@ def digits(data: str | None = None, size: int | None = None) -> Recipe:
 
 
 def mnist(data: str | None = None, size: int | None = None) -> Recipe:
-    """MNIST, 60,000 handwritten digits of 28×28 pixels: good after ten minutes on two cores."""
+    """MNIST, 60,000 handwritten digits of 28×28 pixels: good results after ten minutes on two cores."""
     return _idx("mnist", data, size)
 
 
 def fashion(data: str | None = None, size: int | None = None) -> Recipe:
-    """Fashion-MNIST, 60,000 grey pictures of clothes of 28×28 pixels."""
+    """Fashion-MNIST, 60,000 grey pictures of clothes, 28×28 pixels."""
     return _idx("fashion", data, size)
 
 
@@ -79,7 +79,7 @@ def _idx(name: str, data: str | None, size: int | None) -> Recipe:
 
 
 def cifar10(data: str | None = None, size: int | None = None) -> Recipe:
-    """CIFAR-10, 50,000 colour pictures of ten things, 32×32: meant for a GPU, shapes emerge on a CPU."""
+    """CIFAR-10, 50,000 colour pictures in ten classes, 32×32 pixels: for a GPU; on a CPU only rough shapes emerge."""
     _no_path("cifar10", None, size)
     return Recipe(
         "cifar10",
@@ -92,14 +92,13 @@ def cifar10(data: str | None = None, size: int | None = None) -> Recipe:
 
 
 def folder(data: str | None = None, size: int | None = None) -> Recipe:
-    """Your own pictures: looks at the folder and chooses channels, size, network and batch.
+    """Your own pictures: channels, size, network and batch are chosen to fit the folder.
 
-    The rule: grey if all pictures are grey; the largest side of 8, 16, 28, 32, 48, 64 that the median
-    picture reaches; above 64 pixels the latents of an autoencoder that is trained first, with sides 4 times smaller, 8
-    times from 128 on; the compact network on patches of 1, 2, 4 places for sides up to 16, 32, 64 and more,
-    48 channels wide for grey and 64 for colour; batches of 64, of 32 from 64 pixels on, and never more than
-    the training set holds; half left-right mirrored where nothing is known of them; 30 passes, and no fewer than
-    200,000 pictures.
+    The rules: grey if all pictures are grey; the largest side of 8, 16, 28, 32, 48, 64 that the median picture
+    reaches; above 64 pixels in the latents of an autoencoder that is trained first, with sides 4 times smaller, 8 times
+    from 128 on; the compact network on patches of 1, 2, 4 pixels for sides up to 16, 32, 64 and more, 48 channels wide
+    for grey and 64 for colour; batches of 64, of 32 from 64 pixels on, and at most the training set; half of the
+    pictures mirrored left to right if they have no classes, captions or values; 30 epochs, at least 200,000 pictures.
     """
     listing, channels, sides, side = _looked("folder", data, size)
     factor = 1 if side <= PIXELS else _factor(side)
@@ -120,7 +119,7 @@ def folder(data: str | None = None, size: int | None = None) -> Recipe:
 
 
 def autoencoder(data: str | None = None, size: int | None = None) -> Recipe:
-    """An autoencoder of your own pictures, in whose latents models are smaller and faster.
+    """An autoencoder for your own pictures, in whose latents models are smaller and faster.
 
     The latents have 4 channels and sides 4 times smaller, 8 times from 128 pixels on.
     """
@@ -141,13 +140,13 @@ def autoencoder(data: str | None = None, size: int | None = None) -> Recipe:
 def text_to_image(data: str | None = None, size: int | None = None) -> Recipe:
     """Your own captioned pictures (metadata.jsonl with "text"): text in, pictures out, in latents above 32 pixels.
 
-    An autoencoder is trained first, and then, in its latents, the compact network, which reads the captions by
-    cross-attention; `network=conditional-unet` is that of Stable Diffusion, and slower. What begins alike, up to a
-    colon or comma, is held out together.
+    Trains an autoencoder first and then, in its latents, the compact network, which reads the captions by
+    cross-attention; `network=conditional-unet` is Stable Diffusion's, and slower. Captions that are equal up to the
+    first colon or comma are held out together.
     """
     listing, channels, sides, side = _looked("text-to-image", data, size)
     if listing.captions is None and not listing.classes:
-        raise UserError(f"{listing.root} has no captions: add a metadata.jsonl with lines of 'file_name' and 'text'")
+        raise UserError(f"{listing.root} has no captions: add a metadata.jsonl whose lines have 'file_name' and 'text'")
     return Recipe(
         "text-to-image",
         data=Folder(path=str(_absolute(data)), size=sides, channels=channels, together=":,"),
@@ -161,20 +160,20 @@ def text_to_image(data: str | None = None, size: int | None = None) -> Recipe:
 
 
 PIXELS = 64
-"""The largest side that the recipe 'folder' leaves in pixels."""
+"""The largest side that the recipe 'folder' trains on in pixels, not in latents."""
 
 
 def _factor(side: int) -> int:
-    """Return how many times smaller latents are."""
+    """Return how many times smaller the sides of latents are."""
     return 8 if side >= 128 else 4
 
 
 def _looked(name: str, data: str | None, size: int | None) -> "tuple[Listing, int, int | tuple[int, int], int]":
-    """Return what a folder holds, the channels of its pictures, their size as an option, and the longer side."""
+    """Return a folder's listing, the channels of its pictures, their size as an option, and the longer side."""
     from unfog.data.folder import list_pictures, look
 
     if data is None:
-        raise UserError(f"the recipe {name!r} needs a folder of pictures: give it with --data")
+        raise UserError(f"the recipe {name!r} needs a folder of pictures: give its path as data")
     listing = list_pictures(data)
     channels, height, width = look(listing)
     sides = (height, width) if size is None else size
@@ -182,11 +181,11 @@ def _looked(name: str, data: str | None, size: int | None) -> "tuple[Listing, in
 
 
 def shapes(data: str | None = None, size: int | None = None) -> Recipe:
-    """Captioned shapes, drawn on demand: "a small red circle above a large blue square", no download, text in.
+    """Text to image on drawn shapes with captions ("a small red circle above a large blue square"), no download.
 
-    It predicts x0, whose background is flat: eps and velocities carry the noise, and a short training leaves it there.
-    Times lie nearer to the noise than usual, where it is decided which thing goes where. The average is short: one over
-    the last tenth of the training tints the background by five of 255.
+    Predicts x0, whose background is flat: eps and velocities contain noise, which a short training does not remove from
+    the background. Times lie nearer to the noise than usual, where the arrangement of the shapes is decided. The weight
+    average is short: over the last tenth of the training it would tint the background by five of 255.
     """
     _no_path("shapes", data, None)
     return Recipe(
@@ -203,7 +202,7 @@ def shapes(data: str | None = None, size: int | None = None) -> Recipe:
 
 
 def tutorial(data: str | None = None, size: int | None = None) -> Recipe:
-    """DDPM as the tutorials teach it, on digits: linear schedule, eps, discrete times, the two-level U-Net."""
+    """DDPM as in the tutorials, on digits: linear schedule, eps, discrete times, a two-level U-Net."""
     return replace(
         digits(data, size),
         name="tutorial",
@@ -234,7 +233,7 @@ RECIPES: dict[str, Callable[[str | None, int | None], Recipe]] = {
 
 
 def recipe(name: str, data: str | None = None, size: int | None = None) -> Recipe:
-    """Return the recipe of a name.
+    """Return the recipe with this name.
 
     Args:
         name: One of `RECIPES`.
@@ -249,13 +248,13 @@ def recipe(name: str, data: str | None = None, size: int | None = None) -> Recip
 
 
 def _absolute(path: str | None) -> str | None:
-    """Return a path that holds wherever the run folder is used from."""
+    """Return an absolute path, which stays valid wherever the run is used from."""
     return None if path is None else str(existing(path).resolve())
 
 
 def _no_path(name: str, data: str | None, size: int | None) -> None:
     """Raise a UserError for arguments that a recipe does not take."""
     if data is not None:
-        raise UserError(f"the recipe {name!r} brings its own data: leave --data away, or use the recipe 'folder'")
+        raise UserError(f"the recipe {name!r} has its own data: omit data, or use the recipe 'folder'")
     if size is not None:
-        raise UserError(f"the pictures of the recipe {name!r} have one size: leave --size away")
+        raise UserError(f"the pictures of the recipe {name!r} have a fixed size: omit size")

@@ -1,4 +1,4 @@
-"""A recipe: everything that a run needs, as values, and as JSON."""
+"""Recipes: everything that a run needs, as values and as JSON."""
 
 import json
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ Part = TypeVar("Part")
 VERSION = 1
 """Version of the recipe format."""
 VALUES = 1 << 28
-"""Numbers in a batch of rows, at most: 1 GiB of them."""
+"""Numbers in a batch, at most: 1 GiB in float32."""
 
 
 class CodecSpec(Protocol):
@@ -47,7 +47,7 @@ class CodecSpec(Protocol):
     def build(self, stored: tuple[int, ...]) -> Codec:
         """Return the codec.
 
-        Raises: UserError: If it needs an autoencoder that is missing or does not fit such rows.
+        Raises: UserError: If it needs an autoencoder that is missing or for rows of another shape.
         """
         ...
 
@@ -59,32 +59,32 @@ def _denoising() -> Objective:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything needed to repeat a training, and to use its result.
+    """Everything needed to repeat a training and to use its result.
 
     Attributes:
         name: The recipe's name.
         data: Where the rows come from.
         network: The options of the network.
-        augment: Random changes of the rows.
-        codec: From stored rows to what is diffused, and back.
-        objective: What is learnt.
+        augment: Random augmentation of the rows.
+        codec: Encodes stored rows into what is diffused, and decodes samples.
+        objective: What the model is trained to do.
         conditioning: What the model is conditioned on.
-        inputs: What the network sees of state and time.
+        inputs: The scaling of the network's inputs.
         schedule: alpha and sigma of the first equation.
         target: a and b of the second.
         variance: Whether the model learns the variance of a step.
-        times: How training times are distributed.
-        weighting: Their weights in the loss.
+        times: The distribution of training times.
+        weighting: The weight of each time in the loss.
         optimizer: The optimizer and its learning rate.
         ema: How weights are averaged.
         training: Length, batch and reports of the training.
         solver: The rule of a sampling step.
-        grid: Where the steps lie.
+        grid: The times of the sampling steps.
         sampling: Steps, guidance, clipping and batch of sampling.
-        seed: Seed of every draw.
-        shape: Shape of one row of the data; None until the data were looked at.
+        seed: Seed of every random draw.
+        shape: Shape of one row of the data; None until the data have been read.
         classes: Names of the classes that the model was trained on.
-        prompts: Some captions of held-out rows, for models that are conditioned on text.
+        prompts: Some captions of held-out rows, for models conditioned on text.
     """
 
     name: str
@@ -116,19 +116,19 @@ class Recipe:
         return kind_of(field, getattr(self, field))
 
     def set(self, *settings: str) -> "Recipe":
-        """Return the recipe with settings of the form `path=value` applied in turn.
+        """Return the recipe with settings of the form `path=value` applied in order.
 
         `schedule=cosine` chooses a kind with its defaults, `schedule.steps=500` sets an option, `seed=3` the
-        seed. Values are parsed as JSON, else taken as text. The settings of one part are checked together.
+        seed. Values are parsed as JSON, or else taken as text. The settings of one part are checked together.
 
-        Raises: UserError: For an unknown path (with the nearest right one) or a value of the wrong type.
+        Raises: UserError: For an unknown path (with the nearest known one) or a value of the wrong type.
         """
         own: dict[str, Any] = {}
         of_parts: dict[str, list[tuple[str, object]]] = {}
         for setting in settings:
             path, equals, text = setting.partition("=")
             if not equals:
-                raise UserError(f"a setting is path=value, for instance network.width=48, not {setting!r}")
+                raise UserError(f"a setting must be path=value, for instance network.width=48, not {setting!r}")
             path, value = path.strip(), parse_value(text)
             if path == "conditions":  # several at once, in short
                 of_parts["conditioning"] = [("", "several"), ("parts", value)]
@@ -143,24 +143,24 @@ class Recipe:
                 raise unknown("setting", path, self._paths(of_parts))
             if not option:
                 if not isinstance(value, str):
-                    raise UserError(f"{name} takes one of {', '.join(sorted(KINDS[name]))}, not {value!r}")
-                class_of(name, value)  # an unknown kind is named before its options are looked up
+                    raise UserError(f"{name} must be one of {', '.join(sorted(KINDS[name]))}, not {value!r}")
+                class_of(name, value)  # report an unknown kind before unknown options of it
             of_parts[name] = [*earlier, (option, value)]
         parts = {name: changed(getattr(self, name), name, given) for name, given in of_parts.items()}
         return replace(self, **own, **parts)
 
     def _options(self, name: str, earlier: Iterable[tuple[str, object]]) -> Iterable[str]:
-        """Return the options of a part once some settings of it were applied."""
+        """Return the options of a part after some of its settings have been applied."""
         kinds = [value for option, value in earlier if not option]
         return options_of(class_of(name, str(kinds[-1])) if kinds else type(getattr(self, name)))
 
     def _paths(self, of_parts: dict[str, list[tuple[str, object]]]) -> list[str]:
-        """Return every path that `set` takes."""
+        """Return every path that `set` accepts."""
         options = [f"{name}.{option}" for name in KINDS for option in self._options(name, of_parts.get(name, []))]
         return ["seed", "name", *KINDS, *options]
 
     def beside(self, folder: Path, relative: bool = False) -> "Recipe":
-        """Return the recipe with the paths of what lies in its run folder counted from there, or made absolute."""
+        """Return the recipe with paths into its run folder made absolute, or relative to the folder."""
         return replace(
             self,
             codec=_placed(self.codec, folder, relative),
@@ -180,25 +180,25 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """Read a recipe; it can name registered kinds and nothing else.
+        """Read a recipe, which can refer to registered kinds only.
 
-        Raises: UserError: If it is damaged, from a newer version, or names something unknown.
+        Raises: UserError: If it is damaged, from a newer version, or refers to something unknown.
         """
         try:
             plain = parse_json(text)
         except ValueError as error:
-            raise UserError(f"the recipe is no JSON ({error})") from None
+            raise UserError(f"the recipe is not valid JSON ({error})") from None
         if not isinstance(plain, dict) or not _is_version(plain.get("version")):
-            raise UserError("the recipe has no version: it is no recipe of unfog")
+            raise UserError("the recipe has no version: it is not a recipe of unfog")
         if plain.pop("version") > VERSION:
-            raise UserError(f"the recipe is of a newer version than {VERSION}: update unfog")
+            raise UserError(f"the recipe's version is newer than {VERSION}: update unfog")
         known = {one.name for one in fields(cls)}
         for name in plain:
             if name not in known:
                 raise unknown("recipe field", name, known)
         for name in ("data", "network"):
             if name not in plain:
-                raise UserError(f"the recipe names no {name}")
+                raise UserError(f"the recipe has no {name}")
         values: dict[str, Any] = {
             name: from_plain(name, value) if name in KINDS else value for name, value in plain.items()
         }
@@ -210,18 +210,18 @@ class Recipe:
         check_value("seed", values.get("seed", 0), int)
         check_value("name", values.get("name"), str)
         if shape is not None and not (1 <= len(shape) <= 4 and min(shape) >= 1 and max(shape) <= VALUES):
-            raise UserError(f"the recipe's shape {shape} is that of no data")
+            raise UserError(f"the recipe's shape {shape} is not a shape of data")
         values["shape"] = None if shape is None else tuple(shape)
         return cls(**values)
 
 
 def _is_version(value: object) -> bool:
-    """Return whether a value is the number of a version."""
+    """Return whether a value is a version number."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _placed(part: Part, folder: Path, relative: bool) -> Part:
-    """Return a part with its path, if it has one, counted from a run folder, or made absolute."""
+    """Return a part with its path, if it has one, made absolute, or relative to a run folder."""
     path = getattr(part, "path", None)
     if not path:
         return part

@@ -1,4 +1,4 @@
-"""What plain values a recipe may hold, and how large: recipes may come from strangers."""
+"""Types and bounds of the plain values in a recipe, which may come from an untrusted source."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from unfog.runtime.errors import UserError
 
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
-"""What JSON holds."""
+"""A JSON value."""
 
 MOST = {
     "data.count": 10_000_000,
@@ -21,14 +21,14 @@ MOST = {
     "sampling.batch": 65_536,
     "sampling.steps": 10_000,
 }
-"""The largest values of options that cost memory or time in proportion. (The cost of a network shows in the number of
-its parameters.)"""
+"""The largest values of options whose cost in memory or time is proportional to them. (The cost of a network is bounded
+by its number of parameters.)"""
 MOST_WHOLE, MOST_NUMBER, MOST_ENTRIES = 10**12, 1e30, 100_000
-"""The largest size of any other whole number and of any other number, and the longest list."""
+"""The largest magnitude of any other integer and of any other number, and the longest list."""
 
 
 def fits(value: object, annotation: Any) -> bool:
-    """Return whether a plain value is what an annotation allows; numbers must be finite, and no truth values."""
+    """Return whether a plain value matches an annotation; numbers must be finite, and booleans are not numbers."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is Any:
         return True
@@ -47,7 +47,7 @@ def fits(value: object, annotation: Any) -> bool:
 
 
 def check_value(where: str, value: object, annotation: Any) -> None:
-    """Raise a UserError for a value that its annotation does not allow."""
+    """Raise a UserError for a value that does not match its annotation."""
     if not fits(value, annotation):
         name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
         for long in ("typing.", "collections.abc."):
@@ -56,11 +56,11 @@ def check_value(where: str, value: object, annotation: Any) -> None:
 
 
 def check_size(where: str, value: object) -> None:
-    """Raise a UserError for a number or a list that is larger than an option may be."""
+    """Raise a UserError for a number or list above the bounds."""
     entries = value if isinstance(value, list | tuple) else [value]
     if len(entries) > MOST_ENTRIES:
-        raise UserError(f"{where} may have {MOST_ENTRIES:,} entries at most, not {len(entries):,}")
+        raise UserError(f"{where} may have at most {MOST_ENTRIES:,} entries, not {len(entries):,}")
     for entry in entries:
         most = MOST.get(where, MOST_WHOLE if isinstance(entry, int) else MOST_NUMBER)
         if isinstance(entry, int | float) and abs(entry) > most:
-            raise UserError(f"{where} may be {most:,.13g} at most, not {entry:.6g}: choose a smaller number")
+            raise UserError(f"{where} may be at most {most:,.13g}, not {entry:.6g}: choose a smaller number")

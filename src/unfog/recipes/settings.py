@@ -1,4 +1,4 @@
-"""The plain settings of a run: averaging, training and sampling, as values."""
+"""Settings of averaging, training and sampling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ NetworkTime = Literal["index", "whole", "thousand", "log_snr"]
 
 
 def positive(**values: float | None) -> None:
-    """Raise a UserError for a value that is given and not above 0."""
+    """Raise a UserError for a value that is neither None nor above 0."""
     for name, value in values.items():
         if value is not None and not value > 0:
             raise UserError(f"{name} must be above 0, not {value}")
@@ -27,12 +27,12 @@ class Average(Protocol):
 
 @dataclass(frozen=True)
 class PowerAverage:
-    """Weights averaged over training with the profile t^gamma: share = 1 - (1 - 1/step)^(gamma + 1).
+    """share = 1 - (1 - 1/step)^(gamma + 1): weights averaged over the training with the profile t^gamma.
 
-    The average always spans the same share of the steps so far, so it needs no warm-up and no length.
+    The average always spans the same fraction of the steps so far, so it needs neither warm-up nor length.
 
     Attributes:
-        gamma: Exponent; 6.94 is a relative width of 0.10, 16.97 one of 0.05.
+        gamma: Exponent; 6.94 is a relative width of 0.10, 16.97 of 0.05.
 
     Source: Karras et al. 2024, Analyzing and Improving the Training Dynamics of Diffusion Models, eq. 1.
     """
@@ -50,10 +50,10 @@ class PowerAverage:
 
 @dataclass(frozen=True)
 class ExponentialAverage:
-    """Weights averaged with a half-life in images, or a tenth of the images seen where that is shorter.
+    """Weights averaged exponentially, with a half-life in images of at most a tenth of the images seen.
 
     Attributes:
-        half_life: Images after which a weight counts half.
+        half_life: Images after which weights count half.
     """
 
     half_life: float = 100_000.0
@@ -69,19 +69,19 @@ class ExponentialAverage:
 
 @dataclass(frozen=True)
 class FixedVariance:
-    """The variance of a step backward is beta or beta-tilde, as the solver says; the model learns none."""
+    """The variance of a reverse step is beta or beta-tilde, as the solver chooses; the model learns none."""
 
     bound: ClassVar[float] = 0.0
 
 
 @dataclass(frozen=True)
 class LearnedVariance:
-    """The model gives a second half of channels, which interpolates between log beta-tilde and log beta.
+    """The model outputs a second half of channels that interpolates between log beta-tilde and log beta.
 
-    It is sampled with solver=ancestral and solver.variance=learned.
+    Sample it with solver=ancestral and solver.variance=learned.
 
     Attributes:
-        bound: How much the variational bound, in bits per dimension, counts beside the loss.
+        bound: Weight of the variational bound, in bits per dimension, in the loss.
 
     Source: Nichol & Dhariwal 2021, Improved DDPM, section 3.1.
     """
@@ -95,21 +95,21 @@ class LearnedVariance:
 
 @dataclass(frozen=True)
 class Training:
-    """How long and in which portions a run trains.
+    """Length, batches, reports and precision of a training.
 
     Attributes:
-        images: Images to see, repeats counted.
-        batch: Images in an optimizer step.
-        accumulate: Portions in which the batch goes through the network, to save memory.
-        stratified: Whether the times of a batch are spread evenly.
-        reports: How often in the run the held-out loss, a sample sheet and a checkpoint are written.
-        checkpoint_minutes: Longest time without a checkpoint.
-        precision: Of the network's arithmetic; "auto" follows `training.machine.choose_precision`.
-        sharded: Whether each of several processes keeps only its share of the weights, for models that do not fit one.
-        snapshots: How often in the run two averages are kept of which `unfog average` makes all others; 0 is never.
-        gradient_checkpointing: Whether what the blocks compute within is computed again on the way back instead of
-            kept: less than half the memory for activations, another pass forward, the same bits.
-        compile: Whether torch compiles the network: minutes before the first step, and on CPUs nothing gained.
+        images: Images to train on, repeats included.
+        batch: Images per optimizer step.
+        accumulate: Micro-batches per optimizer step, to save memory.
+        stratified: Whether the times of a batch are stratified.
+        reports: Number of reports in the run: held-out loss, sample sheet and checkpoint.
+        checkpoint_minutes: Longest time between checkpoints.
+        precision: Arithmetic of the network; "auto" chooses what is faster on the device.
+        sharded: Whether each of several processes keeps only its share of the weights, for models too large for one.
+        snapshots: Number of times in the run that the averages which `unfog average` needs are saved; 0 is never.
+        gradient_checkpointing: Whether to recompute activations in the backward pass: less than half the activation
+            memory, one more forward pass, the same bits.
+        compile: Whether torch compiles the network: takes minutes before the first step, and gains nothing on CPUs.
     """
 
     images: int = 100_000
@@ -138,7 +138,7 @@ class Training:
         if self.batch % self.accumulate:
             raise UserError(f"training.accumulate {self.accumulate} must divide training.batch {self.batch}")
         if self.snapshots < 0:
-            raise UserError(f"training.snapshots is a number of times, 0 or more, not {self.snapshots}")
+            raise UserError(f"training.snapshots must be 0 or more, not {self.snapshots}")
 
     @property
     def steps(self) -> int:
@@ -148,16 +148,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How samples are drawn unless the request says otherwise.
+    """Defaults of sampling.
 
     Attributes:
         steps: Steps of the solver.
         guidance: Scale of classifier-free guidance; 1 is off.
-        guidance_kind: "classifier-free", or "cfg++" with a scale of its own kind, see `CFGPlusPlus`.
+        guidance_kind: "classifier-free", or "cfg++", whose scale has another range, see `CFGPlusPlus`.
         guidance_interval: The two times between which guidance is on; None is always.
-        guidance_rescale: Share by which the guided x0 gets back its standard deviation, against over-exposure.
-        clip: Whether x0 is held to the range of the data.
-        keep_eps: Whether eps stays as it was where x0 is held; else it follows x0, so that both still make x_t.
+        guidance_rescale: How far, from 0 to 1, x0 is rescaled to the deviation of the conditional x0.
+        clip: Whether x0 is clipped to the range of the data.
+        keep_eps: Whether eps is kept when x0 is clipped; else it is recomputed, so that the pair still makes x_t.
         batch: Samples that go through the network together; always as many, the last batch padded.
     """
 
@@ -174,16 +174,16 @@ class Sampling:
         """Check the numbers."""
         positive(**{"sampling.steps": self.steps, "sampling.batch": self.batch})
         if not 0 <= self.guidance <= 1000:
-            raise UserError(f"guidance is a scale from 0 to 1000 where 1 is off, not {self.guidance}")
+            raise UserError(f"guidance must lie between 0 and 1000, where 1 is off, not {self.guidance}")
         if self.guidance_interval is not None and len(self.guidance_interval) != 2:
-            raise UserError(f"sampling.guidance_interval is two times, not {list(self.guidance_interval)}")
+            raise UserError(f"sampling.guidance_interval must be two times, not {list(self.guidance_interval)}")
         if self.guidance_kind == "cfg++" and (self.guidance_interval is not None or self.guidance_rescale):
             raise UserError("cfg++ takes neither an interval nor a rescaling: use guidance_kind classifier-free")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the network sees of state and time.
+    """The scaling of the network's inputs, state and time.
 
     Attributes:
         input_scale: "none" or "unit", see `Denoiser`.
@@ -196,5 +196,5 @@ class Inputs:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check the deviation."""
+        """Check sigma_data."""
         positive(**{"inputs.sigma_data": self.sigma_data})

@@ -1,4 +1,4 @@
-"""Data before they are read: where they lie and how to read them, as values."""
+"""Data sources: where data are and how to read them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from unfog.runtime.errors import UserError
 
 
 class DataSpec(Protocol):
-    """A data set that is read when it is needed."""
+    """A data set that is read on demand."""
 
     def build(self) -> Data:
         """Read the data.
@@ -109,10 +109,10 @@ class CaptionedShapes:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Data that are not here: those of an imported model."""
+    """The data of an imported model, which are not available."""
 
     def build(self) -> Data:
-        """Refuse, with the reason."""
+        """Raise a UserError with the reason."""
         return elsewhere.elsewhere()
 
 

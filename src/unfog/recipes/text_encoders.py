@@ -1,4 +1,4 @@
-"""Text through a pretrained encoder, CLIP or T5, which stays as it is: what latent diffusion models are told."""
+"""Conditioning on text through a frozen pretrained encoder, CLIP or T5, as latent diffusion models use it."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,13 +16,13 @@ from unfog.runtime.errors import UserError
 from unfog.runtime.files import parse_json, read_bounded
 
 ENCODERS = {"clip_text_model": "CLIPTextModel", "clip": "CLIPTextModel", "t5": "T5EncoderModel"}
-"""Classes of transformers by the `model_type` of a config."""
+"""Classes of the library transformers, by the `model_type` of a config."""
 MASKED = {"t5"}
-"""Of these the network sees the words alone, and not what fills up the length."""
+"""Encoders whose padding tokens are masked for the network."""
 REMEMBERED = 2048
-"""Prompts whose tokens are kept."""
+"""Prompts whose tokens are cached."""
 LONGEST = 512
-"""Tokens of a prompt, at most, where the encoder names no limit of its own."""
+"""Tokens of a prompt, at most, where the tokenizer has no limit of its own."""
 
 
 class Encoder:
@@ -32,8 +32,8 @@ class Encoder:
         """Load both.
 
         Args:
-            where: A folder, or a name on the hub: either with the folders text_encoder and tokenizer, or both in one.
-            length: Tokens of a prompt; the tokenizer's own if None.
+            where: A folder or a name on the hub, with subfolders text_encoder and tokenizer, or with both in one.
+            length: Tokens of a prompt; None is the tokenizer's limit.
 
         Raises: UserError: If there is none, it is of an unknown kind, or transformers is not installed.
         """
@@ -56,7 +56,7 @@ class Encoder:
         self._tokens = lru_cache(maxsize=REMEMBERED)(self._compute)
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        """Return the tokens of prompts, `(batch, length, width)`; rows of zeros where there is no word."""
+        """Return the tokens of prompts, `(batch, length, width)`; zeros in place of padding."""
         return torch.stack([self._tokens(prompt) for prompt in prompts])
 
     @torch.no_grad()
@@ -75,12 +75,12 @@ class Encoder:
 
 @lru_cache(maxsize=2)
 def encoder(where: str, length: int | None) -> Encoder:
-    """Return the encoder of a folder; asked for again it is the same one."""
+    """Return the encoder of a folder, loaded once."""
     return Encoder(where, length)
 
 
 def _transformers() -> Any:
-    """Return the library.
+    """Return the library transformers.
 
     Raises: UserError: If it is not installed.
     """
@@ -93,7 +93,7 @@ def _transformers() -> Any:
 
 
 def _part(where: str, part: str) -> dict[str, str]:
-    """Return where a part lies, as `from_pretrained` takes it."""
+    """Return the location of a part as arguments of `from_pretrained`."""
     folder = Path(where)
     if folder.is_dir():
         return {"pretrained_model_name_or_path": str(folder / part if (folder / part).is_dir() else folder)}
@@ -102,7 +102,7 @@ def _part(where: str, part: str) -> dict[str, str]:
 
 @lru_cache(maxsize=8)
 def _kind(where: str) -> tuple[str, int]:
-    """Return the model type of an encoder, and the entries of a token, as its config says."""
+    """Return the model type of an encoder and the entries of a token, from its config."""
     found: Any = None
     if not where:
         raise UserError("conditioning=pretrained needs an encoder: set conditioning.path to its folder or hub name")
@@ -113,14 +113,14 @@ def _kind(where: str) -> tuple[str, int]:
         try:
             found = parse_json(read_bounded(file))
         except ValueError as error:
-            raise UserError(f"{file} is no JSON ({error})") from None
+            raise UserError(f"{file} is not valid JSON ({error})") from None
     else:
         try:
             found = _transformers().AutoConfig.from_pretrained(where).to_dict()
         except (OSError, ValueError) as error:
             raise UserError(f"there is no text encoder {where!r}: {_first_line(error)}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{where} holds no text encoder: its config.json is no JSON object")
+        raise UserError(f"{where} holds no text encoder: its config.json is not a JSON object")
     kind = found.get("model_type")
     text = found.get("text_config")
     inner: dict[str, Any] = text if isinstance(text, dict) else found
@@ -132,15 +132,15 @@ def _kind(where: str) -> tuple[str, int]:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return what an error says, without its advice."""
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 class TokensEmbedding(nn.Module):
-    """Tokens that are known already; 'nothing is told' is the tokens of the empty prompt."""
+    """Passes tokens on as a condition; a dropped condition is the tokens of the empty prompt."""
 
     def __init__(self, where: str, length: int | None) -> None:
-        """Stand behind the encoder of a folder."""
+        """Use the encoder of a folder."""
         super().__init__()
         self.where, self.length = where, length
 
@@ -152,12 +152,12 @@ class TokensEmbedding(nn.Module):
         return Cond(tokens=tokens, mask=self._mask(tokens))
 
     def null(self, batch: int) -> Cond:
-        """Return the condition 'no text' for a batch."""
+        """Return the dropped condition, the empty prompt, for a batch."""
         tokens = self._empty().expand(batch, -1, -1)
         return Cond(tokens=tokens, mask=self._mask(tokens))
 
     def _mask(self, tokens: Tensor) -> Tensor | None:
-        """Return which tokens there are."""
+        """Return the mask of the tokens that are not padding, or None."""
         return (tokens != 0).any(-1) if encoder(self.where, self.length).masked else None
 
     def _empty(self) -> Tensor:
@@ -167,11 +167,11 @@ class TokensEmbedding(nn.Module):
 
 @dataclass(frozen=True)
 class PretrainedConditioning(WithNull):
-    """The model is told a text by way of a pretrained encoder, CLIP or T5, whose folder is copied into the run.
+    """Conditions on text through a pretrained encoder, CLIP or T5, which is copied into the run folder.
 
     Attributes:
-        path: Its folder, or its name on the hub.
-        length: Tokens of a prompt; the tokenizer's own if None.
+        path: The encoder's folder, or its name on the hub.
+        length: Tokens of a prompt; None is the tokenizer's limit.
 
     Source: Radford et al. 2021, CLIP; Raffel et al. 2020, T5; Rombach et al. 2022, section 3.3.
     """
@@ -181,12 +181,12 @@ class PretrainedConditioning(WithNull):
     length: int | None = None
 
     @property
-    def context(self) -> int:  # type: ignore[override]  # known from the encoder, and nothing elsewhere
+    def context(self) -> int:  # type: ignore[override]  # read from the encoder here, a constant elsewhere
         """Entries of a token."""
         return _kind(self.path)[1]
 
     def build(self, known: Known, dim: int) -> Embedder | None:
-        """Return what passes the tokens on."""
+        """Return the embedder, which passes the tokens on."""
         return TokensEmbedding(self.path, self.length)
 
     def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
@@ -201,7 +201,7 @@ class PretrainedConditioning(WithNull):
 
 
 def copy_encoder(where: str, folder: Path) -> None:
-    """Write an encoder and its tokenizer into a folder, as diffusers lays them out.
+    """Write an encoder and its tokenizer into a folder, in the layout of diffusers.
 
     Raises: UserError: If it cannot be loaded.
     """

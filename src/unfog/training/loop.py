@@ -1,4 +1,4 @@
-"""The training loop: steps, reports, checkpoints, a budget, and an orderly stop."""
+"""The training loop: steps, reports, checkpoints, budgets, and stopping on a signal."""
 
 import signal
 import threading
@@ -24,34 +24,34 @@ from unfog.training.metrics import Display, Metrics
 from unfog.training.trainer import Trainer
 
 LOOK = 1 / 3
-"""Share of the rest of a budget after which the speed is measured again."""
+"""Fraction of the remaining budget after which the speed is measured again."""
 ASKED = 1
-"""Stands for a signal where the hooks ask to stop."""
+"""Takes the place of a signal number if the hooks ask to stop."""
 NO_HOOKS = Hooks()
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a training goes, and so how much of it fits into some seconds.
+    """The speed of a training.
 
     Attributes:
-        step: Seconds of an optimizer step.
-        report: Seconds of a report.
+        step: Seconds per optimizer step.
+        report: Seconds per report.
     """
 
     step: float
     report: float
 
     def fit(self, seconds: float, spent: float, reports: int) -> tuple[int, int]:
-        """Return how many more steps fit into a budget of which some is spent, and how many of `reports` reports.
+        """Return how many more steps fit into a budget of which `spent` is used, and how many of `reports` reports.
 
-        The reports get at most a tenth of the budget, the steps the rest.
+        Reports get at most a tenth of the budget, steps the rest.
         """
         reports = min(reports, max(1, int(0.1 * seconds / self.report)))
         return max(1, int((0.97 * seconds - spent - reports * self.report) / self.step)), reports
 
     def seconds(self, steps: int, reports: int) -> float:
-        """Return the seconds of some steps and reports."""
+        """Return the seconds that `steps` and `reports` take."""
         return steps * self.step + reports * self.report
 
 
@@ -60,28 +60,28 @@ class Stopwatch:
     """Times the first steps of a training, and then a report.
 
     Attributes:
-        warm: The step at which the timing began, and when that was.
+        warm: The step and the time at which timing started.
     """
 
     warm: tuple[int, float] | None = None
 
     def measure(self, trainer: Trainer, least: float = 0.0) -> Pace | None:
-        """Take the time after a step; when enough steps were timed, write a report, time it and return the pace.
+        """Time a step; once enough steps are timed, write and time a report and return the pace.
 
-        To be called after every step until it returns a pace. The sheet of the report stays in the run folder.
+        Call it after every step until it returns a pace. The sheet of the report stays in the run folder.
 
         Args:
-            trainer: Took a step just now.
-            least: Seconds of steps that are timed at least.
+            trainer: The trainer, just after a step.
+            least: Seconds of steps to time, at least.
         """
         step = self.lap(trainer.step, least)
         return None if step is None else Pace(step, write_timed_report(trainer))
 
     def lap(self, step: int, least: float = 0.0) -> float | None:
-        """Take the time after step number `step`; return the mean seconds of a step, None while too few were timed.
+        """Time step number `step`; return the mean seconds per step, or None while too few are timed.
 
-        The first three steps are not timed, since kernels are chosen in them; then 20 steps are, or as many as `least`
-        seconds hold.
+        The first three steps are not timed, since kernels are chosen during them; then 20 steps are, or as many as fit
+        `least` seconds.
         """
         now = _clock()
         if self.warm is None:
@@ -94,7 +94,7 @@ class Stopwatch:
 
 
 def write_timed_report(trainer: Trainer) -> float:
-    """Measure the held-out loss and write a sheet of samples, as a report does; return the seconds that it took."""
+    """Measure the held-out loss and write a sheet of samples, as a report does; return the seconds it took."""
     began = _clock()
     trainer.held_out_loss()
     trainer.preview()
@@ -103,14 +103,14 @@ def write_timed_report(trainer: Trainer) -> float:
 
 @dataclass
 class Budget:
-    """Measures how many images fit into some seconds.
+    """Measures how many images fit into a budget of seconds.
 
     Attributes:
         seconds: The budget, from the start of the training to its last report.
-        started: When the training started.
+        started: The time at which the training started.
         stopwatch: Times the first steps and a report.
-        first: The step and the moment of the first plan, and the pace that it was made from.
-        settled: Whether the second plan was made, too.
+        first: Step, time and pace of the first plan.
+        settled: Whether the second plan has been made.
     """
 
     seconds: float
@@ -120,11 +120,11 @@ class Budget:
     settled: bool = False
 
     def measure(self, trainer: Trainer) -> tuple[int, int] | None:
-        """Take the time after a step; return how many images and reports fit when a plan is due, otherwise None.
+        """Time a step; return how many images and reports fit if a plan is due, otherwise None.
 
-        A plan is due twice: when 3 % of the budget were timed (a report is written then, to time it), and after a third
-        of the rest, since a machine that has become warm is slower, and the speed of a busy one changes. After that the
-        learning rate may already fall.
+        A plan is due twice: when 3 % of the budget have been timed (a report is then written, to time it), and after a
+        third of the rest, since machines slow down as they warm up, and the speed of a busy one changes. After that the
+        learning rate may already be falling.
         """
         if self.settled:
             return None
@@ -133,7 +133,7 @@ class Budget:
         return self._second_plan(trainer, *self.first)
 
     def _first_plan(self, trainer: Trainer) -> tuple[int, int] | None:
-        """Plan by the first steps and a report, once they are timed."""
+        """Plan from the first steps and a report, once they are timed."""
         pace = self.stopwatch.measure(trainer, 0.03 * self.seconds)
         if pace is None:
             return None
@@ -143,30 +143,30 @@ class Budget:
         return trainer.seen + trainer.settings.batch * steps, reports
 
     def _second_plan(self, trainer: Trainer, step: int, since: float, pace: Pace) -> tuple[int, int] | None:
-        """Plan by all steps since the first plan, once a third of the rest of the budget or of the images is used."""
+        """Plan from all steps since the first plan, once a third of the remaining budget or images is used."""
         now = _clock()
-        used = (now - since) / (self.started + self.seconds - since)  # an autoencoder may have had its part before
-        assert trainer.images is not None  # the first plan fixed it
+        used = (now - since) / (self.started + self.seconds - since)  # an autoencoder may have used part of the budget
+        assert trainer.images is not None  # the first plan set it
         if used < LOOK and trainer.seen < LOOK * trainer.images:
             return None
         self.settled = True
-        latest = Pace((now - since) / (trainer.step - step), pace.report)  # a step with its share of reports
+        latest = Pace((now - since) / (trainer.step - step), pace.report)  # seconds per step, reports included
         steps, _ = latest.fit(self.seconds, now - self.started, 1)
         return trainer.seen + trainer.settings.batch * steps, trainer.settings.reports
 
 
 def _clock() -> float:
-    """Return the first process's seconds, so that all processes agree on what is due."""
+    """Return the first process's clock in seconds, so that all processes agree on what is due."""
     return distributed.agreed(time.monotonic())
 
 
 def train(trainer: Trainer, console: Console, budget: Budget | None = None, hooks: Hooks = NO_HOOKS) -> None:
-    """Train to the end of the recipe, with reports, or until a signal.
+    """Train to the end of the recipe, or until a signal or the hooks stop it.
 
     Args:
-        trainer: Takes the steps.
+        trainer: The trainer.
         console: Shows the progress.
-        budget: Seconds to use, instead of the recipe's number of images.
+        budget: Seconds to train for, instead of the recipe's number of images.
         hooks: Trackers, callbacks, and whether to stop.
 
     Raises: Stopped: After Ctrl-C, SIGTERM or where the hooks ask for it, with the state saved.
@@ -187,7 +187,8 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None, hook
             return
         if trainer.images is None:
             raise Stopped(
-                "stopped before the budget was measured, with nothing to save: start again without --resume", signalled
+                "stopped before the budget was measured, with nothing to save: start the training from the beginning",
+                signalled,
             )
         saved_now = "saved" if trainer.save() else "not saved, since a weight is not finite"
         raise Stopped(f"stopped and {saved_now}: resume with {_resuming(trainer)}", signalled)
@@ -196,14 +197,14 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None, hook
 
 
 def _resuming(trainer: Trainer) -> str:
-    """Return what resumes a training."""
+    """Return the command or call that resumes a training."""
     if isinstance(trainer.recipe.data, Given):
         return f"unfog.resume({str(trainer.folder)!r}, dataset=...)"
     return f"`unfog train --resume {trainer.folder}`"
 
 
 def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: Metrics, hooks: Hooks) -> int:
-    """Take steps to the end of the recipe or until a signal, and return the signal's number."""
+    """Take steps to the end of the recipe or until a signal; return the signal's number, or 0."""
     saved, seconds, signalled = time.monotonic(), 60 * trainer.settings.checkpoint_minutes, 0
     with Display(console) as display, _signals() as caught, torch.random.fork_rng():
         display.say(headline(trainer))
@@ -231,7 +232,7 @@ def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: M
 
 
 def batches(trainer: Trainer) -> Iterator[Draw]:
-    """Return the batches of a training from where it stands, without end."""
+    """Return the endless batches of a training, from its current step on."""
     if trainer.device.type == "cuda":
         return ahead(lambda step: pinned(trainer.draws(step)), trainer.step)
     order = ahead if trainer.prepared.train.slow or trainer.device.type != "cpu" else in_turn
@@ -239,7 +240,7 @@ def batches(trainer: Trainer) -> Iterator[Draw]:
 
 
 def headline(trainer: Trainer) -> str:
-    """Say what is about to be trained, on what, and how."""
+    """Return one line on what is about to be trained, on what data and how."""
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     shape = "×".join(str(side) for side in trainer.recipe.shape or ())
     rows = f"{len(trainer.data.train):,} rows of {shape}, {len(trainer.data.heldout):,} held out"
@@ -249,7 +250,7 @@ def headline(trainer: Trainer) -> str:
 
 
 def _fix(trainer: Trainer, images: int, reports: int) -> None:
-    """Write what a budget holds into the recipe."""
+    """Write the images and reports that fit a budget into the recipe."""
     trainer.settings = replace(trainer.settings, images=images, reports=reports)
     trainer.recipe = replace(trainer.recipe, training=trainer.settings)
     trainer.images = images
@@ -265,7 +266,7 @@ def write_recipe(trainer: Trainer) -> None:
 
 
 def _due(trainer: Trainer, times: int) -> bool:
-    """Return whether one of so many evenly spaced moments falls on this step."""
+    """Return whether one of `times` evenly spaced points of the training falls on this step."""
     if trainer.images is None:
         return False
     before = trainer.seen - trainer.settings.batch
@@ -273,7 +274,7 @@ def _due(trainer: Trainer, times: int) -> bool:
 
 
 def _report(trainer: Trainer, metrics: Metrics, hooks: Hooks) -> str:
-    """Measure the held-out loss, write a sheet of samples and a checkpoint, and return a line on it."""
+    """Measure the held-out loss, write a sheet of samples and a checkpoint, and return a line to print."""
     held_out = trainer.held_out_loss()
     metrics.held_out(trainer.step, held_out, peak_memory(trainer.device) / 2**20)
     sheet = trainer.preview()
@@ -289,7 +290,7 @@ def _report(trainer: Trainer, metrics: Metrics, hooks: Hooks) -> str:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of being interrupted; a second one interrupts at once."""
+    """Collect SIGINT and SIGTERM instead of being interrupted; a second signal interrupts at once."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught

@@ -1,4 +1,4 @@
-"""A training in its run folder: the parts that a recipe names, and the state that a checkpoint holds."""
+"""The trainer: optimizer steps, and the state that a checkpoint holds."""
 
 import math
 import warnings
@@ -42,22 +42,22 @@ from unfog.training.latents import prepared
 PATIENCE = 10
 """Non-finite losses in a row after which a run stops."""
 HELD_OUT = 512
-"""Held-out rows, at most, on which the loss is measured, always with the same times and noise."""
+"""Held-out rows on which the loss is measured, at most."""
 THREADS = 512
-"""Threads, at most, that a checkpoint can ask for."""
+"""Threads that a checkpoint can set, at most."""
 
 
 class Trainer:
-    """Takes optimizer steps, one after the other, and saves and restores everything they change."""
+    """Takes optimizer steps, and saves and restores everything that they change."""
 
     def __init__(self, recipe: Recipe, data: Data, folder: Path, device: torch.device) -> None:
         """Build the parts.
 
         Args:
-            recipe: Names the parts; its shape and classes are those of `data`.
-            data: What to train on, and what is held out.
+            recipe: The recipe; its shape and classes are those of `data`.
+            data: Training and held-out rows.
             folder: The run folder.
-            device: Where the network computes.
+            device: The device of the network.
 
         Raises: UserError: If the parts do not fit together.
         """
@@ -108,12 +108,12 @@ class Trainer:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The model, where it is a denoiser.
+        """The model, if it is a denoiser.
 
-        Raises: UserError: If it is not.
+        Raises: UserError: If it is not a denoiser.
         """
         if not isinstance(self.model, Denoiser):
-            raise UserError(f"{self.folder} is the training of an autoencoder, and not of a denoiser")
+            raise UserError(f"{self.folder} is the training of an autoencoder, not of a denoiser")
         return self.model
 
     @property
@@ -128,7 +128,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all images were seen."""
+        """Whether all images have been seen."""
         return self.images is not None and self.seen >= self.images
 
     def _optimizers(self, precision: Precision) -> dict[str, torch.optim.Optimizer]:
@@ -142,7 +142,7 @@ class Trainer:
         return len(self.trained) == 1 and len(next(iter(self.trained.values()))) == len(list(self.model.parameters()))
 
     def _context(self) -> Context:
-        """Return what the objective may look at."""
+        """Return the context of the objective."""
         progress = self.seen / self.images if self.images else 0.0
         averaged = getattr(self, "averaged", None)
         return Context(self.recipe, self.codec, progress, self.precision, averaged and averaged.model, self.state)
@@ -153,7 +153,7 @@ class Trainer:
             return self.objective.losses(self.model, self._moved(draw), self._context())
 
     def _moved(self, draw: Draw) -> Draw:
-        """Return a batch on the model's device, but for its times, of which coefficients are made here."""
+        """Return a batch on the model's device, except for its times, whose coefficients are computed on the CPU."""
         x0, noise = (part.to(self.device, non_blocking=True) for part in (draw.x0, draw.noise))
         if self.channels_last:
             x0 = x0.to(memory_format=torch.channels_last)
@@ -161,23 +161,23 @@ class Trainer:
         return Draw(x0, condition, draw.drop.to(self.device), draw.u, noise)
 
     def prepare(self, draw: Draw) -> tuple[Draw, Tensor]:
-        """Return a batch as the objective wants it, and the weight of each row."""
+        """Return the batch as the objective needs it, and the weight of each row."""
         return self.objective.prepare(draw, self._context())
 
     def portions(self, draw: Draw) -> Iterator[dict[str, Tensor]]:
-        """Yield the losses of each row, portion by portion, with the dropout of the step that comes next."""
+        """Yield the losses of each row, one micro-batch at a time, with the dropout of the next step."""
         place = self.step * distributed.size() + distributed.rank()
-        torch.manual_seed((self.recipe.seed * 1_000_003 + place) % 2**63)  # what dropout draws from
+        torch.manual_seed((self.recipe.seed * 1_000_003 + place) % 2**63)  # seeds dropout
         for portion in _portions(draw, len(draw.x0) // self.settings.accumulate):
             yield self.losses(portion)
 
     def descend(self, draw: Draw) -> float:
-        """Take one optimizer step; where a loss is not finite, the weights stay as they are.
+        """Take one optimizer step; if a loss is not finite, skip it and keep the weights.
 
         Args:
             draw: The batch.
 
-        Returns: The mean of the first loss, or NaN for a step that was skipped.
+        Returns: The mean of the first loss, or NaN if the step was skipped.
         Raises: UserError: After ten skipped steps in a row; the last finite checkpoint is intact.
         """
         rate = self.optimization.rate(self.seen, self.images)
@@ -200,13 +200,13 @@ class Trainer:
         self.skipped, self.bad_in_row = self.skipped + 1, self.bad_in_row + 1
         if self.bad_in_row >= PATIENCE:
             raise UserError(
-                f"the loss was not finite {PATIENCE} times in a row, at step {self.step}: lower optimizer.lr or use "
-                f"--precision float32; the last finite checkpoint is intact in {self.folder / 'checkpoints'}"
+                f"the loss was not finite {PATIENCE} times in a row, at step {self.step}: lower optimizer.lr or "
+                f"set training.precision=float32; the last finite checkpoint is in {self.folder / 'checkpoints'}"
             )
         return math.nan
 
     def _backward(self, draw: Draw, weight: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Compute the gradients of a batch, each loss for its own parameters.
+        """Compute the gradients of a batch, each loss with respect to its own parameters.
 
         Returns: The mean of each loss, and the first loss of each row, `(batch,)`, on the CPU.
         """
@@ -223,7 +223,7 @@ class Trainer:
         return means, torch.cat(rows).cpu()
 
     def _take_step(self, draw: Draw, losses: Tensor) -> None:
-        """Move the weights, the averages and the objective's state."""
+        """Update the weights, the averages and the objective's state."""
         context = self._context()
         for optimizer in self.optimizers.values():
             optimizer.step()
@@ -233,7 +233,7 @@ class Trainer:
         self.state = self.objective.update(draw, losses, context)
 
     def held_out_loss(self) -> float:
-        """Return the averaged weights' loss on held-out rows, with times and noise that never change."""
+        """Return the loss of the averaged weights on held-out rows, whose times and noise never change."""
         source, batch = self.prepared.heldout, self.settings.batch
         rows = np.linspace(0, len(source) - 1, min(len(source), HELD_OUT)).astype(np.int64)
         with torch.inference_mode(), arithmetic(self.precision, self.device):
@@ -248,7 +248,7 @@ class Trainer:
         return float(summed) / len(rows)
 
     def held_out(self, rows: Indices, first: int = 0) -> Draw:
-        """Return held-out rows as a batch whose times and noise never change, the first of them number `first`."""
+        """Return held-out rows, numbered from `first`, as a batch whose times and noise never change."""
         seed, count = self.recipe.seed, len(rows)
         batch = self.prepared.heldout.take(rows % len(self.prepared.heldout))
         x0 = self.prepared.encode(batch.x)
@@ -259,15 +259,15 @@ class Trainer:
         return Draw(x0, condition, torch.zeros(count, dtype=torch.bool), u, noise)
 
     def preview(self) -> Path | None:
-        """Write a picture of what the averaged weights can do, and return where it is.
+        """Write a picture of the progress, made with the averaged weights.
 
-        Returns: Its path; None where the objective has none, or cannot draw it: no picture is worth a training.
+        Returns: Its path; None if the objective has no picture, or fails to draw it, which must not end a training.
         """
         try:
             with arithmetic(self.precision, self.device):
                 picture = self.objective.preview(self.averaged.model, self.held_out, self._context())
         except Exception as error:
-            warnings.warn(f"no picture of the progress ({error}); the training continues", stacklevel=2)
+            warnings.warn(f"the preview failed ({error}); the training continues", stacklevel=2)
             return None
         if picture is None:
             return None
@@ -279,19 +279,19 @@ class Trainer:
         return path
 
     def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        """Return the names of the parameters in the order in which an optimizer holds them."""
+        """Return the names of an optimizer's parameters, in its order."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
     def _part(self, name: str) -> str:
-        """Return under what name a checkpoint keeps an optimizer: the only one has none of its own."""
+        """Return an optimizer's name in a checkpoint: "optimizer" if it is the only one."""
         return "optimizer" if len(self.optimizers) == 1 else f"optimizer-{name}"
 
     def save(self) -> bool:
-        """Write a checkpoint, and the averaged weights as the run's model; a non-finite model is not written.
+        """Write a checkpoint, and the averaged weights as the run's model, unless the model is not finite.
 
-        Returns: Whether the model is finite and was written.
-        Raises: EnvironmentFailure: If the disk fails; what was written before is intact.
+        Returns: Whether the model was finite and written.
+        Raises: EnvironmentFailure: If the disk fails; earlier files are intact.
         """
         with arithmetic(self.precision, self.device):
             self.objective.settle(self.averaged.model, self.data, self._context())
@@ -309,7 +309,7 @@ class Trainer:
         return True
 
     def snapshot(self) -> None:
-        """Write the averages that all others are made of, as they stand; where one is not finite, nothing is written.
+        """Write the current averages, from which others can be made later, unless one of them is not finite.
 
         Raises: EnvironmentFailure: If the disk fails.
         """
@@ -322,10 +322,10 @@ class Trainer:
         write_tensors(where, _flat(parts))
 
     def restore(self, most: int | None = None) -> None:
-        """Go back to the newest whole checkpoint, and to its thread count, on which sums depend.
+        """Restore the newest complete checkpoint, and its thread count, on which the bits of sums depend.
 
         Args:
-            most: Steps that the checkpoint may have done; any number if None.
+            most: Latest step of the checkpoint; None is no limit.
 
         Raises: UserError: If there is none, or it does not fit the recipe.
         """
@@ -342,7 +342,7 @@ class Trainer:
         load_into(self.model, parts["weights"], where)
         for name, averaged in self.averages.items():
             load_into(averaged.model, parts[name], where)
-        # in the run's arithmetic, which may not be this machine's choice
+        # the run's arithmetic, which may differ from this machine's choice
         self.optimizers = self._optimizers(state["precision"])
         for name, optimizer in self.optimizers.items():
             checkpoint.restore_optimizer(optimizer, self._names(optimizer), parts[self._part(name)])
@@ -359,11 +359,11 @@ class Trainer:
         torch.set_num_threads(state["threads"])
 
     def start_from(self, tensors: dict[str, Tensor], where: Path) -> None:
-        """Begin with another run's weights; what embeds the condition starts afresh where it is of another shape.
+        """Start from another run's weights; the condition's embedder is initialised anew if its shape differs.
 
         Args:
             tensors: The other run's averaged weights.
-            where: Their file, for the error's sentence.
+            where: Their file, for error messages.
 
         Raises: UserError: If the networks differ.
         """
@@ -378,19 +378,19 @@ class Trainer:
 
 
 def _portions(draw: Draw, size: int) -> Iterator[Draw]:
-    """Cut a batch into portions of `size` rows."""
+    """Split a batch into micro-batches of `size` rows."""
     for first in range(0, len(draw.x0), size):
         rows = slice(first, first + size)
         yield Draw(*(None if part is None else part[rows] for part in draw))  # type: ignore[arg-type]  # no condition
 
 
 def _flat(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of several parts under one name each, `part/name`."""
+    """Return the tensors of several parts in one dict, under names `part/name`."""
     return {f"{kind}/{name}": tensor for kind, part in parts.items() for name, tensor in part.items()}
 
 
 def _whole(module: torch.nn.Module) -> dict[str, Tensor]:
-    """Return the state of a module, gathered where each process holds a share of it."""
+    """Return the state of a module, gathered if it is sharded over processes."""
     return {name: distributed.full(tensor) for name, tensor in module.state_dict().items()}
 
 

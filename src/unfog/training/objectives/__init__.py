@@ -1,1 +1,1 @@
-"""What is learnt: one module for each objective."""
+"""Objectives, what a model is trained to do: one module each."""

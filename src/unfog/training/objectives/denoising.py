@@ -1,4 +1,4 @@
-"""The denoising objective: the network learns to tell data from noise, a diffusion model."""
+"""The denoising objective: a diffusion model, trained to separate data from noise."""
 
 import warnings
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from unfog.recipes.recipe import Recipe
 from unfog.runtime import distributed
 
 BLANK = 1e-3
-"""Deviation of samples, as stored, up to which they show nothing."""
+"""Standard deviation of stored samples up to which they count as blank."""
 HISTORY = "times/losses"
 """Name of the statistics of importance-sampled times."""
 
 
 @dataclass(frozen=True)
 class Denoising(OneLoss):
-    """A denoiser trained on w(t)·|target - output|², at the recipe's times, with its weighting."""
+    """w(t)·|target - output|², a denoiser trained at the recipe's times, with its weighting."""
 
     draws: ClassVar[bool] = True
 
@@ -35,17 +35,17 @@ class Denoising(OneLoss):
         return build_denoiser(recipe, most)
 
     def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
-        """Ask the sampler for its denoiser once, which refuses what cannot be sampled."""
+        """Build the sampler's denoiser once, which raises a UserError if the recipe cannot be sampled."""
         sampler = Sampler.of(context.recipe, _denoiser(model))
         sampler.denoise(held_out(np.zeros(1, dtype=np.int64)).condition)
 
     def state(self, context: Context) -> dict[str, Tensor]:
-        """Return the statistics of importance-sampled times, if the recipe has such."""
+        """Return empty statistics of importance-sampled times, if the recipe uses them."""
         times = context.recipe.times
         return {HISTORY: times.history()} if isinstance(times, Importance) else {}
 
     def prepare(self, batch: Draw, context: Context) -> tuple[Draw, Tensor]:
-        """Return a batch whose times lie where the loss is large if the recipe asks for that, and weights for it."""
+        """Return the batch and its weights, with importance-sampled times if the recipe uses them."""
         times = context.recipe.times
         if not isinstance(times, Importance):
             return super().prepare(batch, context)
@@ -57,7 +57,7 @@ class Denoising(OneLoss):
         return {"loss": self.measured(model, batch, context)}
 
     def update(self, batch: Draw, losses: Tensor, context: Context) -> dict[str, Tensor]:
-        """Take the losses of all processes into the statistics."""
+        """Update the statistics with the losses of all processes."""
         times = context.recipe.times
         if not isinstance(times, Importance):
             return super().update(batch, losses, context)
@@ -92,8 +92,8 @@ class Denoising(OneLoss):
         samples = sampler(count, condition=condition)
         if not samples.float().std() > BLANK:
             warnings.warn(
-                "all samples of a report were one colour: if the sheets in the run folder stay so, lower optimizer.lr, "
-                "or look at what is trained with `unfog inspect` and `unfog replay`",
+                "all samples of a report were one colour: if later sheets in the run folder are, too, lower "
+                "optimizer.lr, or check the training data with `unfog inspect` and `unfog replay`",
                 stacklevel=2,
             )
         return sheet(samples, columns)
@@ -104,6 +104,6 @@ class Denoising(OneLoss):
 
 
 def _denoiser(model: nn.Module) -> Denoiser:
-    """Return a model that is a denoiser as one."""
+    """Cast a model to a denoiser."""
     assert isinstance(model, Denoiser)
     return model

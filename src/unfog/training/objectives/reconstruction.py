@@ -1,4 +1,4 @@
-"""The reconstruction objective: an autoencoder learns to return what it was shown, by way of a small latent."""
+"""The reconstruction objective: an autoencoder, trained to restore its input from a small latent."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,23 +23,23 @@ from unfog.recipes.settings import Training
 from unfog.runtime.errors import UserError
 
 MEASURED = 512
-"""Training rows, at most, of which the shift and the scale of latents are measured."""
+"""Training rows on which the shift and the scale of latents are measured, at most."""
 SHOWN = 32
 """Pictures on the sheet of an autoencoder."""
 
 
 @dataclass(frozen=True)
 class Reconstruction(OneLoss):
-    """An autoencoder trained to restore pictures, with a critic if it is asked for.
+    """mean |x - x'| + kl·KL/numbers + perceptual·F + adversarial·A: an autoencoder, optionally with a critic.
 
-    For each picture it is mean |x - x'| + kl·KL/numbers + perceptual·F + adversarial·A, with x' the picture of a draw
-    from the posterior, KL in nats, F the distance in the features of a critic that learns at the same time to tell
-    real pictures from restored ones, and A the critic's verdict, from the middle of the training on.
+    x' is decoded from a draw from the posterior and KL in nats. F is the distance in the features of a critic that is
+    trained at the same time to tell real pictures from restored ones, and A the critic's score, which counts from the
+    middle of the training on.
 
     Attributes:
         kl: Weight of the divergence from N(0, 1).
-        perceptual: Weight of the distance in the critic's features; 0 is none.
-        adversarial: Weight of the critic's verdict; 0 is none.
+        perceptual: Weight of the distance in the critic's features; 0 is off.
+        adversarial: Weight of the critic's score; 0 is off.
 
     Source: Rombach et al. 2022, appendix G; Larsen et al. 2016, Autoencoding beyond Pixels, eq. 7 (features).
     """
@@ -64,10 +64,10 @@ class Reconstruction(OneLoss):
         return build_autoencoder(recipe, most, criticised=self.criticised)
 
     def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
-        """Refuse nothing: whatever can be trained can be shown."""
+        """Check nothing: an autoencoder that can be trained can be previewed."""
 
     def losses(self, model: nn.Module, batch: Draw, context: Context) -> dict[str, Tensor]:
-        """Return the loss of each row, and in it what the critic learns from: both have one optimizer."""
+        """Return the loss of each row, including the critic's own, since both share one optimizer."""
         model = _criticised(model)
         restored, loss = self._restored(model, batch)
         if model.critic is None:
@@ -82,11 +82,11 @@ class Reconstruction(OneLoss):
         return {"loss": seen - adversarial * verdict.flatten(1).mean(1)}
 
     def measured(self, model: nn.Module, batch: Draw, context: Context) -> Tensor:
-        """Return the loss without the critic's part."""
+        """Return the loss without the critic's terms."""
         return self._restored(_criticised(model), batch)[1]
 
     def _restored(self, model: Criticised, batch: Draw) -> tuple[Tensor, Tensor]:
-        """Return the picture of a draw from the posterior, and mean |x - x'| + kl·KL/numbers."""
+        """Return x', decoded from a draw from the posterior, and mean |x - x'| + kl·KL/numbers."""
         posterior = model.autoencoder.posterior(batch.x0)
         few = batch.noise.flatten(1)
         while few.shape[1] < posterior.mean[0].numel():  # latents may be larger than pictures
@@ -97,7 +97,7 @@ class Reconstruction(OneLoss):
         return restored, apart + self.kl * posterior.divergence() / batch.x0[0].numel()
 
     def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> Image.Image:
-        """Return held-out pictures above what is restored of them."""
+        """Return held-out pictures above their reconstructions."""
         autoencoder, codec = _criticised(model).autoencoder, context.codec
         x0 = held_out(np.arange(SHOWN)).x0.to(next(model.parameters()).device)
         with torch.inference_mode():
@@ -112,11 +112,11 @@ class Reconstruction(OneLoss):
         _criticised(model).autoencoder.measure(codec.encode(data.train.take(part).x).to(device) for part in parts)
 
     def generator(self, recipe: Recipe, model: nn.Module) -> None:
-        """Return nothing: an autoencoder draws no samples by itself."""
+        """Return None: an autoencoder draws no samples on its own."""
 
 
 def _criticised(model: nn.Module) -> Criticised:
-    """Return a model that is an autoencoder with its critic as one."""
+    """Cast a model to an autoencoder with its critic."""
     assert isinstance(model, Criticised)
     return model
 
