@@ -9,7 +9,10 @@ from unfog.data.source import Data
 
 
 class DataSpec(Protocol):
-    """A data set that is read when it is needed."""
+    """A data set that is read when it is needed.
+
+    Where its rows are neither points, images nor arrays, a class attribute `modality` says what they are.
+    """
 
     def build(self) -> Data:
         """Read the data.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unfog.data.folder import pictures_at
+from unfog.data.modality import images
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec, known_of
@@ -47,7 +48,7 @@ def edited(run: Run, sampler: Sampler, asked: Asked) -> Asked:
 def picture(path: Path, sampler: Sampler, own_size: bool) -> Tensor:
     """Return a picture to edit, uint8 `(channels, height, width)`: of the model's size, or of its own."""
     shape = sampler.stored
-    if len(shape) != 3:
+    if sampler.modality != images:
         raise UserError("edits are for pictures, and this model is of another kind of data")
     if own_size:
         try:
