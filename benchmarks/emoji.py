@@ -24,7 +24,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfog.data.pictures import save_picture, sheet
+from unfog.data.modality import sheet
+from unfog.data.pictures import save_picture
 from unfog.data.source import Data
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.reconstruction import reconstruction

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from unfog.app.studio import fog, schedules
-from unfog.data.pictures import enlargement, row_of, save_picture, sheet, tile
+from unfog.data.modality import sheet
+from unfog.data.pictures import enlargement, row_of, save_picture, tile
 from unfog.diffusion.tables import Linear
 from unfog.generation.edits import inpaint
 from unfog.generation.sampler import shown

@@ -33,7 +33,8 @@ from peers import PEERS, drawn
 from rich.console import Console
 from safetensors.torch import load_file
 
-from unfog.data.pictures import save_picture, sheet
+from unfog.data.modality import sheet
+from unfog.data.pictures import save_picture
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.report import draw
 from unfog.recipes.build import build_codec, build_data

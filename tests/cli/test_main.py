@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import unfog
 from unfog.cli.main import VERBS, main
-from unfog.data import classic
+from unfog.data import classic, modality
 from unfog.runs import requests
 from unfog.runs.run import load
 
@@ -519,7 +519,8 @@ def test_many_samples_go_on_where_they_stopped(
         if path.name == "00100.png" and len(written) == 101:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(requests, "save_picture", interrupted)
+    for module in (modality, requests):
+        monkeypatch.setattr(module, "save_picture", interrupted)
     stopped = call(*command, 150)
     assert (stopped.code, "run the same command again" in stopped.err) == (130, True)
     assert len(list(out.glob("*.png"))) == 101

@@ -1217,13 +1217,11 @@ def test_scatter_draws_points_where_they_are() -> None:
     assert abs(down.mean() - (100 - 250 / 3)) <= 1  # up is up
 
 
-def test_rows_and_sheets() -> None:
+def test_rows_of_pictures() -> None:
     left, right = flat("RGB", (255, 0, 0), 4), flat("RGB", (0, 0, 255), 4)
     assert pictures.row_of([left, right]).size == (8, 4)
     below = pictures.row_of([left, right], down=True)
     assert (below.size, below.getpixel((0, 0)), below.getpixel((0, 7))) == ((4, 8), (255, 0, 0), (0, 0, 255))
-    assert pictures.sheet(noise_pictures(4, 8, 8), 2).size == (6 * 19, 6 * 19)
-    assert pictures.sheet(torch.zeros(4, 2), 2).size == (480, 480)
 
 
 def test_save_picture_leaves_nothing_else(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from tests.conftest import MakeRecipe
 from unfog.cli.main import main
 from unfog.data.classic import digits
-from unfog.data.pictures import paired
+from unfog.data.modality import paired
 from unfog.data.source import Data, InMemory
 from unfog.diffusion.schedules import EDM, RectifiedFlow
 from unfog.generation.sampler import shown

@@ -289,15 +289,20 @@ def test_a_report_shows_the_nearest_training_rows(
     digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that gives training rows back is seen to: each pair is one picture twice."""
-    from unfog.reports import report as module
+    from unfog.data.modality import Images
     from unfog.runs.run import Run
 
     run = load(digits_run, "cpu")
     train = build_data(run.recipe)[1].train
     monkeypatch.setattr(Run, "sample", lambda self, count, asked, seed: train.take(np.arange(40, 40 + count)).x)
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-    drawn = module.paired
-    monkeypatch.setattr(module, "paired", lambda a, b: pairs.append((a, b)) or drawn(a, b))
+    drawn = Images.paired
+
+    def noting(self: Images, a: torch.Tensor, b: torch.Tensor) -> Image.Image:
+        pairs.append((a, b))
+        return drawn(self, a, b)
+
+    monkeypatch.setattr(Images, "paired", noting)
     report(run, tmp_path)
     assert torch.equal(*pairs[0])
     assert len(pairs[0][0]) == 16

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import unfog
+from unfog.data.modality import images
 from unfog.generation.sampler import Moment
 from unfog.recipes.kinds import KINDS, class_of
 from unfog.reports.film import STILLS, Film, Still, film
@@ -302,7 +303,7 @@ def test_a_film_shows_what_each_step_changes() -> None:
     """Grey where nothing happens, white where most is added; nothing follows the last moment."""
     x = torch.full((2, 1, 1, 1, 2), 128, dtype=torch.uint8)
     x[1, 0, 0, 0] = torch.tensor([191, 96])
-    shot = Film(tuple(Still(1.0 - place, one, one, one, one) for place, one in enumerate(x)))
+    shot = Film(tuple(Still(1.0 - place, one, one, one, one) for place, one in enumerate(x)), images)
     change = shot.rows(0)[2].flatten().tolist()
     assert change == [255, 63]
     assert shot.rows(1)[2].flatten().tolist() == [128, 128]

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unfog.data.pictures import UnreadableError, describe_picture, read_picture, scatter, tile
+from unfog.data.modality import Modality, modality_of_rows
+from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.diffusion.schedules import Schedule
 from unfog.generation import edits
 from unfog.generation.sampler import Sampler, shown
@@ -196,7 +197,9 @@ class Studio:
                 if not moment.kept(STILLS):
                     continue
                 with run.arithmetic():
-                    x, x0 = (laid_out(sampler.codec.decode(state).cpu()) for state in (moment.x, moment.x0))
+                    x, x0 = (
+                        laid_out(sampler.codec.decode(state).cpu(), sampler.modality) for state in (moment.x, moment.x0)
+                    )
             passed, nfe = time.monotonic() - begun, evaluations // sampler.settings.batch
             left = passed / (moment.number + 1) * (moment.last - moment.number)
             words = f"step {moment.number} of {moment.last}, {nfe} network evaluations, {left:.1f} s left"
@@ -212,14 +215,15 @@ class Studio:
 
     def compare(self, one: Wish, other: Wish) -> tuple[Image.Image, Image.Image, Image.Image, str]:
         """Return the samples of two wishes from the same noise, their difference, and its size in words."""
-        first, second = self.pictures(one), self.pictures(other)
-        if first.ndim == 2:
-            apart = (first - second).norm(dim=1).mean()
-            return laid_out(first), laid_out(second), laid_out(first - second), f"mean distance {apart:.3f}"
+        first, second, modality = self.pictures(one), self.pictures(other), self.run(one.run).recipe.modality
+        if first.dtype != torch.uint8:
+            gap = first - second
+            words = f"mean distance {gap.flatten(1).norm(dim=1).mean():.3f}"
+            return laid_out(first, modality), laid_out(second, modality), laid_out(gap, modality), words
         gap = (first.float() - second.float()).abs()
         drawn = (gap * (255 / gap.max().clamp(min=1))).round().to(torch.uint8)
         words = f"mean difference {gap.mean():.2f} of 255, the largest {gap.max():.0f}; white is the largest"
-        return laid_out(first), laid_out(second), laid_out(drawn), words
+        return laid_out(first, modality), laid_out(second, modality), laid_out(drawn, modality), words
 
     def sweep(self, wish: Wish, name: str, values: str) -> list[tuple[Image.Image, str]]:
         """Return the samples of a wish for each value of one of its fields, with captions.
@@ -241,17 +245,21 @@ class Studio:
         except ValueError:
             raise UserError(f"{values!r} are no values of {name}: give numbers separated by commas") from None
         wishes = [Wish(**{**vars(wish), name: value}) for value in parts]
-        return [(laid_out(self.pictures(one)), f"{name} {word}") for one, word in zip(wishes, words, strict=True)]
+        modality = self.run(wish.run).recipe.modality
+        return [
+            (laid_out(self.pictures(one), modality), f"{name} {word}") for one, word in zip(wishes, words, strict=True)
+        ]
 
     def row(self, name: str, number: int) -> Image.Image:
         """Return a held-out picture of a run's data.
 
         Raises: UserError: If the data are not available, or there is no such row.
         """
-        data = build_data(self.run(name).recipe)[1].heldout
+        recipe = self.run(name).recipe
+        data = build_data(recipe)[1].heldout
         if not 0 <= number < len(data):
             raise UserError(f"there are the held-out rows 0 to {len(data) - 1:,}, not {number}")
-        return laid_out(data.take(np.array([number])).x)
+        return laid_out(data.take(np.array([number])).x, recipe.modality)
 
     def edit(self, wish: Wish, image: str | None, rule: Callable[[Sampler, Tensor, Asked], Tensor]) -> Image.Image:
         """Return the versions that a rule of `unfog.generation.edits` makes of a picture file.
@@ -310,11 +318,9 @@ def _read(image: str | None, sampler: Sampler) -> Tensor:
     return asking.picture(Path(image), sampler, False)
 
 
-def laid_out(samples: Tensor) -> Image.Image:
+def laid_out(samples: Tensor, modality: Modality | None = None) -> Image.Image:
     """Lay samples out in a square, each pixel as it is; a single one fills the picture."""
-    if samples.ndim == 2:
-        return scatter(samples)
-    return tile(samples, max(1, round(len(samples) ** 0.5)), gap=0 if len(samples) == 1 else 1)
+    return (modality or modality_of_rows(samples)).sheet(samples, max(1, round(len(samples) ** 0.5)), 0)
 
 
 def schedules() -> dict[str, Schedule]:

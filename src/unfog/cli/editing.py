@@ -39,16 +39,17 @@ def _written(pictures: "Tensor", out: Path, first: "list[Tensor]") -> None:
     """Write each picture, and a sheet that begins with the given ones."""
     import torch
 
-    from unfog.data.pictures import save_picture, sheet, tile
+    from unfog.data.modality import images
+    from unfog.data.pictures import save_picture
     from unfog.runtime.files import disk
 
     folder = arguments.folder(out)
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for place, picture in enumerate(pictures):
-        save_picture(tile(picture[None], 1, gap=0), folder / f"{place:05}.png")
+        images.write(picture[None], folder / f"{place:05}{images.suffix}")
     shown = torch.cat([*(one[None] for one in first if one.shape == pictures.shape[1:]), pictures])
-    save_picture(sheet(shown, min(8, len(shown))), folder / "sheet.png")
+    save_picture(images.sheet(shown, min(8, len(shown))), folder / "sheet.png")
     print(f"{len(pictures)} pictures: {folder / 'sheet.png'}")
 
 

@@ -139,7 +139,7 @@ def _evaluate_samples(
     folder = run.path / "evaluation"
     with disk(folder):
         folder.mkdir(exist_ok=True)
-    draw_sheets(evaluations[-1], judge, folder)
+    draw_sheets(evaluations[-1], judge, folder, run.recipe.modality)
     levels.draw(folder / "levels.png")
     write_whole(run.path / "evaluation.json", to_json(evaluations, judge, levels).encode())
     print(table(evaluations, judge))

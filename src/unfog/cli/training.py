@@ -48,6 +48,7 @@ def train(
         device: cpu, cuda, cuda:1, mps, or auto.
         precision: Arithmetic of the network; auto chooses what is faster on the device.
     """
+    from unfog.data.modality import has_plane
     from unfog.reports.plots import draw_plane
     from unfog.runs import run
 
@@ -65,7 +66,7 @@ def train(
     if not finished.objective.draws:
         print(f"trained: {folder}   (measure it with `unfog evaluate {folder}`)")
         return
-    if finished.shape == (2,):
+    if has_plane(finished.modality, finished.shape):
         draw_plane(run.load(folder, device), folder / "plane.png")
         print(f"field and trajectories: {folder / 'plane.png'}")
     condition = {"values": " --values ...", "image": " --image FILE"}.get(finished.kind("conditioning"), "")

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from unfog.data.classic import existing
-from unfog.data.pictures import SUFFIXES, Pixels, UnreadableError, describe_picture, read_picture
+from unfog.data.modality import images
+from unfog.data.pictures import Pixels, UnreadableError, describe_picture, read_picture
 from unfog.data.source import Batch, Data, Indices, InMemory, Source, split, split_rows
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import parse_json
@@ -83,7 +84,7 @@ def list_pictures(path: str, where: str = "") -> Listing:
         raise UserError(f"data.where selects lines of metadata.jsonl, but {root} has none: omit data.where")
     files = pictures_below(root)
     if not files:
-        raise UserError(f"{root} contains no images ({', '.join(sorted(SUFFIXES))}): check data.path")
+        raise UserError(f"{root} contains no images ({', '.join(sorted(images.suffixes))}): check data.path")
     tops = [file.split("/")[0] if "/" in file else "" for file in files]
     classes = tuple(sorted(set(tops)))
     if "" in classes or len(classes) < 2:
@@ -94,8 +95,9 @@ def list_pictures(path: str, where: str = "") -> Listing:
 
 def pictures_below(root: Path) -> list[str]:
     """Return the names of all images below a folder, sorted, without hidden files and folders."""
-    images = (file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    return sorted(file.as_posix() for file in images if not any(part.startswith(".") for part in file.parts))
+    files = (file for file in root.rglob("*") if file.suffix.lower() in images.suffixes and file.is_file())
+    names = (file.relative_to(root) for file in files)
+    return sorted(file.as_posix() for file in names if not any(part.startswith(".") for part in file.parts))
 
 
 def metadata_lines(root: Path, where: str = "") -> Iterator[tuple[int, dict[str, object] | str]]:

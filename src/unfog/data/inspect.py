@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.progress import track
 
 from unfog.data.folder import Listing, list_pictures, look, metadata_lines, pictures_below
-from unfog.data.pictures import SUFFIXES, UnreadableError, describe_picture, orientation, read_picture, sheet
+from unfog.data.modality import images
+from unfog.data.pictures import UnreadableError, describe_picture, orientation, read_picture
 from unfog.data.source import Data, InMemory
 from unfog.runtime.errors import UserError
 
@@ -187,7 +188,7 @@ class Report:
                 drawn.append(torch.from_numpy(read_picture(self.root / name, *self.shape)))
             except UnreadableError:  # the wrong number of channels, or deleted meanwhile
                 continue
-        return sheet(torch.stack(drawn), max(1, round(len(drawn) ** 0.5))) if drawn else None
+        return images.sheet(torch.stack(drawn), max(1, round(len(drawn) ** 0.5))) if drawn else None
 
 
 def inspect(path: str | Path, console: Console | None = None) -> Report:
@@ -209,7 +210,7 @@ def inspect(path: str | Path, console: Console | None = None) -> Report:
     files = tuple(sorted({*below, *(entries or {})}))
     if not files:
         raise UserError(
-            f"{root} contains no images ({', '.join(sorted(SUFFIXES))}): pass the folder that contains them"
+            f"{root} contains no images ({', '.join(sorted(images.suffixes))}): pass the folder that contains them"
         )
     pictures = {}
     with warnings.catch_warnings():
@@ -257,7 +258,7 @@ def quick(data: Data) -> list[str]:
     classes = np.zeros(len(train.classes), dtype=np.int64)
     for start in range(0, len(rows), LOOKED):
         batch = train.take(rows[start : start + LOOKED])
-        if batch.x.ndim == 4:
+        if images.fits(tuple(batch.x.shape[1:])):
             counts["a single colour"] += int((batch.x == batch.x[..., :1, :1]).flatten(1).all(1).sum())
             seen.update(hash(row.numpy().tobytes()) for row in batch.x)
         if batch.labels is not None and len(classes):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -210,22 +209,6 @@ def scatter(points: Tensor, side: int = 480, limit: float = 3.0) -> Image.Image:
 def row_of(pictures: Sequence[Image.Image], down: bool = False) -> Image.Image:
     """Concatenate images of one size horizontally, or vertically if `down`."""
     return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=0 if down else 1))
-
-
-def sheet(samples: Tensor, columns: int) -> Image.Image:
-    """Show samples: images as an enlarged grid, points as a scatter plot."""
-    if samples.ndim == 2:
-        return scatter(samples)
-    return tile(samples, columns, enlargement(min(samples.shape[-2:]), 48))
-
-
-def paired(above: Tensor, below: Tensor, columns: int = 16) -> Image.Image:
-    """Show pairs of samples, `below` under `above`: images in rows, points in two panels."""
-    if above.ndim == 2:
-        return row_of([scatter(above), scatter(below)])
-    columns, enlarge = min(columns, len(above)), enlargement(min(above.shape[2:]), 48)
-    parts = zip(torch.split(above, columns), torch.split(below, columns), strict=True)
-    return row_of([tile(part, columns, enlarge) for pair in parts for part in pair], down=True)
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unfog.data.modality import images
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import stream
 
@@ -223,8 +224,8 @@ class Augment:
         """
         if not (self.flip or self.crop):
             return x
-        if x.ndim != 4:
-            raise UserError("augment.flip and augment.crop only apply to images: switch them off for points")
+        if not images.fits(tuple(x.shape[1:])):
+            raise UserError("augment.flip and augment.crop only apply to images: switch them off for other data")
         height, width = x.shape[2:]
         for axis in (-2, -1) if self.crop else ():  # pad all at once: a single row would take as long
             places = torch.arange(-self.crop, x.shape[axis] + self.crop, device=x.device)

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from torch import Tensor
 
-from unfog.data.pictures import row_of, save_picture, sheet
+from unfog.data.modality import Modality
+from unfog.data.pictures import row_of, save_picture
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
 from unfog.evaluation.intervals import Interval, Scored, bootstrap, plain
 from unfog.evaluation.judge import Judge, spread
@@ -85,6 +86,7 @@ class Comparison:
         fidelity: Name of the score that ranks.
         settings: How all of them were sampled.
         shown: Samples of the first run of each model, of the same noises and labels.
+        modality: What a sample is.
     """
 
     models: list[Model]
@@ -92,6 +94,7 @@ class Comparison:
     fidelity: str
     settings: str
     shown: list[Tensor] = field(repr=False)
+    modality: Modality
 
     def write(self, folder: Path) -> str:
         """Write comparison.json, and sheet.png with a row for each model; return the table, and where they are.
@@ -103,7 +106,8 @@ class Comparison:
         figures = {part.name: plain(getattr(self, part.name)) for part in fields(self) if part.name != "shown"}
         text = json.dumps({**figures, "shown": [], "unfog": __version__}, indent=1)
         write_whole(folder / "comparison.json", text.encode())
-        rows = [_titled(model.name, samples) for model, samples in zip(self.models, self.shown, strict=True)]
+        sheets = [self.modality.sheet(samples, len(samples)) for samples in self.shown]
+        rows = [_titled(model.name, sheet) for model, sheet in zip(self.models, sheets, strict=True)]
         save_picture(row_of(rows, down=True), folder / "sheet.png")
         return f"{self.table()}\nside by side: {folder / 'sheet.png'}\nnumbers:      {folder / 'comparison.json'}"
 
@@ -267,7 +271,8 @@ def compare(
         f"{count} samples, {sampler.solver}, {sampler.grid}, {sampler.settings.steps} steps, guidance "
         f"{sampler.settings.guidance:g}, noises of seed {seed}"
     )
-    return Comparison(measured, names[base], fidelity, settings, [mine[0].shown for mine in sampled])
+    shown = [mine[0].shown for mine in sampled]
+    return Comparison(measured, names[base], fidelity, settings, shown, sampler.modality)
 
 
 @dataclass(frozen=True)
@@ -285,7 +290,7 @@ def _sampled(run: Run, sampler: Sampler, judge: Judge, count: int, advance: Call
     """Sample a run and score the samples."""
     condition, asked = heldout_conditions(run, judge, count, sampler.seed)
     samples, nfe = draw(run, sampler, count, condition, advance)
-    shown = samples if samples.ndim == 2 else samples[torch.from_numpy(spread(min(count, COLUMNS), count))]
+    shown = samples if sampler.modality.together else samples[torch.from_numpy(spread(min(count, COLUMNS), count))]
     return Sampled(judge.score(samples, asked), judge.features(samples), judge.hits(samples, asked), nfe, shown)
 
 
@@ -332,9 +337,8 @@ def _block_mean(rows: Rows, blocks: int, reference: Moments) -> float:
     return float(np.mean([frechet_of_moments(moments(part), reference) for part in np.array_split(rows, blocks)]))
 
 
-def _titled(name: str, samples: Tensor) -> Image.Image:
-    """Return samples in a row, below the name of their model."""
-    picture = sheet(samples, len(samples))
+def _titled(name: str, picture: Image.Image) -> Image.Image:
+    """Return the sheet of a model's samples below its name."""
     title = Image.new("RGB", (picture.width, 16), "white")
     ImageDraw.Draw(title).text((4, 2), name, fill="black")
     return row_of([title, picture], down=True)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from unfog.data.codecs import Codec
 from unfog.data.download import cache_folder
+from unfog.data.modality import images
 from unfog.data.source import Batch, shuffled
 from unfog.evaluation.distances import Rows
 from unfog.runtime.errors import EnvironmentFailure, UserError
@@ -198,7 +199,7 @@ def _network(shape: tuple[int, ...], outputs: int, features: int) -> nn.Sequenti
     """Return a network in two parts, to features and to logits; its first weights are always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layers, wide = _convolutions(*shape) if len(shape) == 3 else _perceptron(math.prod(shape))
+        layers, wide = _convolutions(*shape) if images.fits(shape) else _perceptron(math.prod(shape))
         layers += [nn.Flatten(), nn.Dropout(DROPOUT), nn.Linear(wide, features), nn.BatchNorm1d(features), nn.ReLU()]
         return nn.Sequential(nn.Sequential(*layers), nn.Linear(features, outputs))
 
@@ -301,7 +302,7 @@ class Pretrained:
 
     def __call__(self, x: Tensor, batch: int = 256) -> Rows:
         """Return the features of pictures, `(n, d)`, `batch` pictures at a time."""
-        if x.ndim != 4 or x.dtype != torch.uint8 or x.shape[1] not in (1, 3):
+        if not images.fits(tuple(x.shape[1:]), x.dtype) or x.shape[1] not in (1, 3):
             raise UserError(f"{self.name} reads grey or RGB pictures: omit it for these data")
         return _in_batches(x, batch, lambda part: self.network(part.expand(-1, 3, -1, -1)).flatten(1))
 

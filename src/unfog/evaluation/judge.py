@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfog.data.codecs import Codec
+from unfog.data.modality import images
 from unfog.data.shapes import Scene
 from unfog.data.source import Batch, Data, Indices, Source
 from unfog.evaluation import features as extractors
@@ -243,7 +244,7 @@ class Judge:
 
     def _pixels(self, samples: Tensor) -> tuple[Rows, Rows, Rows]:
         """Return samples, held-out rows and training rows as copies are looked for in pixels."""
-        if len(self.train.x.shape) == 4 and 5 * self.train.x.numel() <= VERSIONS:
+        if images.fits(tuple(self.train.x.shape[1:])) and 5 * self.train.x.numel() <= VERSIONS:
             return flat(samples, self.codec), flat(self.heldout.x, self.codec), self._versions
         extractor = self.spaces["pixels"].extractor
         return extractor(samples), extractor(self.heldout.x), extractor(self.train.x)

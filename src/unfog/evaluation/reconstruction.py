@@ -10,7 +10,8 @@ from rich.console import Console
 from torch import Tensor
 
 from unfog.data.codecs import Latents
-from unfog.data.pictures import paired, save_picture
+from unfog.data.modality import paired
+from unfog.data.pictures import save_picture
 from unfog.evaluation.distances import Rows
 from unfog.evaluation.intervals import Interval, Scored, bootstrap, plain
 from unfog.evaluation.judge import LEAST, Judge, spread

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from unfog.data.pictures import paired, save_picture
+from unfog.data.modality import Modality
+from unfog.data.pictures import save_picture
 from unfog.evaluation.intervals import Scored, plain
 from unfog.evaluation.judge import Asked, Judge, known, pick, spread
 from unfog.evaluation.levels import Levels
@@ -239,7 +240,7 @@ def about_judge(judge: Judge) -> dict[str, object]:
     return {"protocol": str(judge.sets), "extractors": extractors, "classifier_accuracy": judge.accuracy}
 
 
-def draw_sheets(evaluation: Evaluation, judge: Judge, folder: Path) -> None:
+def draw_sheets(evaluation: Evaluation, judge: Judge, folder: Path, modality: Modality) -> None:
     """Draw samples above the held-out rows that show the same, and the closest pairs of sample and training row.
 
     Raises: EnvironmentFailure: If the disk fails.
@@ -247,7 +248,7 @@ def draw_sheets(evaluation: Evaluation, judge: Judge, folder: Path) -> None:
     samples = evaluation.samples
     places = torch.from_numpy(spread(min(SHOWN, len(samples)), len(samples)))
     real = torch.from_numpy(spread(len(samples), len(judge.heldout.x)))[places]
-    save_picture(paired(samples[places], judge.heldout.x[real]), folder / "samples.png")
+    save_picture(modality.paired(samples[places], judge.heldout.x[real]), folder / "samples.png")
     pairs = [pair for copies in evaluation.copies.values() for pair in copies.pairs[:COLUMNS]]
     chosen, rows = (torch.tensor(part) for part in zip(*pairs, strict=True))
-    save_picture(paired(samples[chosen], judge.train.x[rows]), folder / "memorisation.png")
+    save_picture(modality.paired(samples[chosen], judge.train.x[rows]), folder / "memorisation.png")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unfog.data.codecs import Pixels
 from unfog.data.folder import Listing, list_pictures, pictures_below
+from unfog.data.modality import images
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.data.source import Data, InMemory, Subset
 from unfog.evaluation.intervals import Scored, plain
@@ -140,7 +141,7 @@ def _read(pictures: Pictures, name: str, most: int | None = None) -> InMemory:
     if isinstance(pictures, str | Path):
         return _read_folder(Path(pictures), most)
     x = torch.as_tensor(pictures)
-    if x.dtype != torch.uint8 or x.ndim != 4:
+    if not images.fits(tuple(x.shape[1:]), x.dtype):
         raise UserError(
             f"{name} must be uint8 (count, channels, height, width) or a folder, not {x.dtype} {tuple(x.shape)}"
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfog.data.codecs import Codec, Latents
+from unfog.data.modality import images
 from unfog.diffusion.denoiser import Denoise
 from unfog.diffusion.editing import Inpainting, begin, check_strength, climbing, late, rising, spherical, varied
 from unfog.diffusion.sampling import follow, trajectory
@@ -52,7 +53,7 @@ class Canvas:
     def __post_init__(self) -> None:
         """Check that the model is one of such pictures."""
         stored, shape = self.sampler.stored, tuple(self.picture.shape[1:])
-        if len(stored) != 3 or self.picture.dtype != torch.uint8:
+        if self.sampler.modality != images or not images.fits(shape, self.picture.dtype):
             raise UserError("edits are for pictures, and this model is of another kind of data")
         if shape[0] != stored[0]:
             raise UserError(f"the model is of pictures of {stored[0]} channels, and this one has {shape[0]}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unfog.data.codecs import Codec
+from unfog.data.modality import Modality
 from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Rescheduled, edm_clock
 from unfog.diffusion.grids import Grid
 from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, Interval
@@ -118,6 +119,11 @@ class Sampler:
     def stored(self) -> tuple[int, ...]:
         """Shape of one sample as it is stored."""
         return self.known.stored or self.known.shape
+
+    @property
+    def modality(self) -> Modality:
+        """What a sample is."""
+        return self.known.modality
 
     @property
     def classes(self) -> int:

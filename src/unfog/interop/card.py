@@ -47,8 +47,8 @@ def text(run: Run, parts: Mapping[str, list[str]]) -> str:
 def _data(run: Run) -> list[str]:
     """Return a description of the training data."""
     recipe = run.recipe
-    shape, classes = "×".join(map(str, recipe.shape or ())), len(recipe.classes)
-    line = f"Kind `{recipe.kind('data')}`, rows of {shape}{f', {classes} classes' if classes else ''}."
+    classes = len(recipe.classes)
+    line = f"Kind `{recipe.kind('data')}`, {recipe.rows}{f', {classes} classes' if classes else ''}."
     try:
         train = build_data(recipe)[1].train
     except UserError as error:

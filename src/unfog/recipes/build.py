@@ -68,7 +68,7 @@ def build_codec(recipe: Recipe) -> Codec:
 def known_of(recipe: Recipe) -> Known:
     """Return what a model of the recipe knows about its data."""
     stored = stored_shape(recipe)
-    return Known(build_codec(recipe).shape(stored), recipe.classes, recipe.prompts, stored)
+    return Known(build_codec(recipe).shape(stored), recipe.classes, recipe.prompts, stored, recipe.modality)
 
 
 def build_model(recipe: Recipe, most: int = PARAMETERS) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unfog.data.modality import Modality, images, modality_of
 from unfog.data.source import Batch
 from unfog.data.text import tokenise
 from unfog.networks.conditioning import ClassEmbedding, Embedder, NumbersEmbedding, PlanesEmbedding, TextEncoder
@@ -26,12 +27,19 @@ class Known(NamedTuple):
         classes: Names of the classes.
         prompts: Some captions, or class names, of held-out rows.
         stored: Shape of one row as stored. Default: `shape`.
+        own: The modality that the data set names for its rows, if it does.
     """
 
     shape: tuple[int, ...]
     classes: tuple[str, ...]
     prompts: tuple[str, ...]
     stored: tuple[int, ...] | None = None
+    own: Modality | None = None
+
+    @property
+    def modality(self) -> Modality:
+        """What a row is."""
+        return self.own or modality_of(self.stored or self.shape)
 
 
 class Conditioning(Protocol):
@@ -262,7 +270,7 @@ class ImageConditioning(WithNull):
 
     def build(self, known: Known, dim: int) -> Embedder | None:
         """Return the embedder."""
-        if len(known.shape) != 3 or known.shape != (known.stored or known.shape):
+        if known.modality != images or known.shape != (known.stored or known.shape):
             raise UserError("conditioning=image is for pictures in pixels: use another conditioning, or codec=pixels")
         if self.task == "colour" and known.shape[0] == 1:
             raise UserError("conditioning.task=colour needs pictures in colour, but these are grey: use another task")
@@ -291,7 +299,7 @@ class ImageConditioning(WithNull):
         """Return the planes of pictures `(count, channels, height, width)` in [-1, 1]; one is used for all samples."""
         if not isinstance(asked, Tensor):
             raise UserError("this model is conditioned on images: give one as `image`")
-        if asked.ndim != 4 or tuple(asked.shape[1:]) != known.shape or not len(asked):
+        if tuple(asked.shape[1:]) != known.shape or not len(asked):
             raise UserError(f"this model is conditioned on images of shape {known.shape}, not {tuple(asked.shape[1:])}")
         if not asked.is_floating_point():
             raise UserError("this model is conditioned on images in [-1, 1]: convert bytes v to v/127.5 - 1 first")

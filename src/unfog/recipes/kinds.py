@@ -11,11 +11,14 @@ from dataclasses import field as dataclass_field
 from dataclasses import fields, is_dataclass, make_dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from torch import nn
 
 from unfog.runtime.errors import EnvironmentFailure, UserError, unknown
+
+if TYPE_CHECKING:
+    from unfog.data.modality import Modality
 
 KINDS: dict[str, dict[str, str | type]] = {
     "data": {
@@ -151,7 +154,7 @@ def refusing(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {error}") from error
 
 
-def register(field: str, kind: str, part: type | Callable[..., object]) -> None:
+def register(field: str, kind: str, part: type | Callable[..., object], *, modality: "Modality | None" = None) -> None:
     """Give a part of your own a name that recipes can use.
 
     Args:
@@ -159,29 +162,37 @@ def register(field: str, kind: str, part: type | Callable[..., object]) -> None:
         kind: The new name.
         part: A frozen dataclass whose fields are the options; for `"network"` also an `nn.Module` class whose keyword
             parameters are the options, and for `"data"` also a function that returns the `Data`.
+        modality: What the rows of such a function are, if not points, images or arrays; a dataclass has a class
+            attribute of that name instead.
 
-    Raises: UserError: If there is no such field, the name is taken, or `part` is of another type.
+    Raises: UserError: If there is no such field, the name is taken, `part` is of another type, or a modality is given
+        for something other than a function.
     """
     if field not in KINDS:
         raise unknown("recipe field", field, KINDS)
     if kind in KINDS[field]:
         raise UserError(f"the {field} {kind!r} is registered already: choose another name")
-    KINDS[field][kind] = _as_class(field, part)
+    if modality is not None and (field != "data" or isinstance(part, type)):
+        raise UserError("modality goes with a function that returns data; a dataclass has an attribute of that name")
+    KINDS[field][kind] = _as_class(field, part, modality)
 
 
-def _as_class(field: str, part: type | Callable[..., object]) -> type:
+def _as_class(field: str, part: type | Callable[..., object], modality: "Modality | None") -> type:
     """Return the dataclass of a part's options."""
     if isinstance(part, type) and is_dataclass(part):
         return part
     if field == "network" and isinstance(part, type) and issubclass(part, nn.Module):
         return _spec(part.__name__, part, DECIDED_BY_DATA)
     if field == "data" and callable(part) and not isinstance(part, type):
-        return _spec(getattr(part, "__name__", "data"), part, frozenset())
+        return _spec(getattr(part, "__name__", "data"), part, frozenset(), modality=modality)
     raise UserError(f"a {field} must be registered as a frozen dataclass whose fields are its options, not as {part!r}")
 
 
-def _spec(name: str, build: Callable[..., object], given: frozenset[str]) -> type:
-    """Return a dataclass of a callable's options, whose `build` calls it with them and with the `given` parameters."""
+def _spec(name: str, build: Callable[..., object], given: frozenset[str], **members: object) -> type:
+    """Return a dataclass of a callable's options, whose `build` calls it with them and with the `given` parameters.
+
+    `members` are further attributes of the class.
+    """
     hints = _hints(build)
     parameters = inspect.signature(build).parameters
     options: list[tuple[str, Any, Any]] = []
@@ -196,7 +207,7 @@ def _spec(name: str, build: Callable[..., object], given: frozenset[str]) -> typ
         with refusing(f"{name} cannot be built with {own}"):
             return build(**taken, **own)
 
-    return make_dataclass(name, options, frozen=True, namespace={"build": built})
+    return make_dataclass(name, options, frozen=True, namespace={"build": built, **members})
 
 
 def class_of(field: str, kind: str) -> type[Any]:

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
-from unfog.data.codecs import Codec, Pixels
+import torch
+
+from unfog.data.codecs import Codec, Identity, Pixels
+from unfog.data.modality import MODALITIES, Modality, modality_of
 from unfog.data.source import Augment
 from unfog.diffusion.grids import Grid, UniformGrid
 from unfog.diffusion.schedules import RectifiedFlow, Schedule
@@ -111,6 +114,33 @@ class Recipe:
     classes: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
 
+    @property
+    def modality(self) -> Modality:
+        """What a row is: what the data's specification says, else what its shape and codec suggest.
+
+        Raises: UserError: If rows of such a shape are of no modality.
+        """
+        if self._own is not None:
+            return self._own
+        assert self.shape is not None, "the data were looked at"
+        return modality_of(self.shape, torch.float32 if isinstance(self.codec, Identity) else None)
+
+    @property
+    def rows(self) -> str:
+        """What the rows are, in words: "images of 1×28×28"."""
+        return self.modality.describe(self.shape or ())
+
+    @property
+    def _own(self) -> Modality | None:
+        """The modality that the data's specification names."""
+        own: object = getattr(self.data, "modality", None)
+        return own if isinstance(own, Modality) else None
+
+    @property
+    def _known(self) -> bool:
+        """Whether rows of the recipe's shape are of some modality."""
+        return self._own is not None or any(one.fits(self.shape or ()) for one in MODALITIES)
+
     def kind(self, field: str) -> str:
         """Return the name of the part in a field, for instance `"cosine"` for `"schedule"`."""
         return kind_of(field, getattr(self, field))
@@ -209,10 +239,11 @@ class Recipe:
             values[name] = tuple(values.get(name, []))
         check_value("seed", values.get("seed", 0), int)
         check_value("name", values.get("name"), str)
-        if shape is not None and not (1 <= len(shape) <= 4 and min(shape) >= 1 and max(shape) <= VALUES):
-            raise UserError(f"the recipe's shape {shape} is not a shape of data")
         values["shape"] = None if shape is None else tuple(shape)
-        return cls(**values)
+        recipe = cls(**values)
+        if shape is not None and not (shape and min(shape) >= 1 and max(shape) <= VALUES and recipe._known):
+            raise UserError(f"the recipe's shape {shape} is not a shape of data")
+        return recipe
 
 
 def _is_version(value: object) -> bool:

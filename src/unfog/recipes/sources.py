@@ -10,7 +10,10 @@ from unfog.runtime.errors import UserError
 
 
 class DataSpec(Protocol):
-    """A data set that is read on demand."""
+    """A data set that is read on demand.
+
+    Where its rows are neither points, images nor arrays, a class attribute `modality` says what they are.
+    """
 
     def build(self) -> Data:
         """Read the data.

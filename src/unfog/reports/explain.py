@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unfog.data.pictures import enlargement, save_picture, tile
+from unfog.data.modality import Modality
+from unfog.data.pictures import save_picture
 from unfog.data.source import Batch
 from unfog.diffusion.schedules import Schedule
 from unfog.diffusion.targets import Prediction, Target
@@ -52,6 +53,7 @@ class Explanation:
         parts: Head and lines of each part.
         pictures: The pictures from left to right, as stored, `(count, *shape)`; None for points.
         names: What each of them shows.
+        modality: What a row is.
     """
 
     title: str
@@ -59,6 +61,7 @@ class Explanation:
     parts: dict[str, list[Line]]
     pictures: Tensor | None
     names: tuple[str, ...]
+    modality: Modality
 
     def text(self) -> str:
         """Return it for the terminal."""
@@ -79,7 +82,7 @@ class Explanation:
         """Lay the pictures out in a row; None if there are none."""
         if self.pictures is None:
             return None
-        return tile(self.pictures, len(self.pictures), enlargement(min(self.pictures.shape[2:]), 112))
+        return self.modality.sheet(self.pictures, len(self.pictures), 112)
 
     def write(self, folder: Path, name: str) -> Path:
         """Write NAME.html, NAME.md and NAME.png; return where the page is.
@@ -229,11 +232,11 @@ def explain(run: Run, step: int, row: int = 0, seed: int = 0) -> Explanation:
         "One step back: the posterior q(x_s | x_t, x0)": _posterior(worked, seed),
     }
     title = f"Step {step} of {worked.total}: {run.path.resolve().name}"
-    axes = zip(_axes(len(worked.place)), worked.place, strict=True)
+    axes = zip(_axes(run.recipe.modality, len(worked.place)), worked.place, strict=True)
     where = ", ".join(f"{axis} {index}" for axis, index in axes)
     intro = f"{worked.row.origin}; the numbers shown are those of {where}."
     names = ("x0", "x_t", "the x0 predicted from it", "x_t after one DDIM step")
-    return Explanation(title, intro, parts, _pictures(worked), names)
+    return Explanation(title, intro, parts, _pictures(worked), names, run.recipe.modality)
 
 
 def _work_out(run: Run, step: int, row: int, seed: int) -> Worked:
@@ -389,7 +392,7 @@ def _posterior(worked: Worked, seed: int) -> list[Line]:
 def _pictures(worked: Worked) -> Tensor | None:
     """Return clean data, noisy state, predicted data and the state after a DDIM step, as stored; None for points."""
     recipe, schedule = worked.run.recipe, worked.schedule
-    if len(recipe.shape or ()) < 2:
+    if recipe.modality.together:
         return None
     codec = build_codec(recipe)
     noisy, following = shown(worked.x_t, schedule, worked.t), shown(worked.ddim, schedule, worked.s)
@@ -434,9 +437,9 @@ def _sampled_row(run: Run, sampler: Sampler, row: int) -> Row:
     return Row(x0, condition[row:], "what the sample was asked for", origin)
 
 
-def _axes(count: int) -> tuple[str, ...]:
+def _axes(modality: Modality, count: int) -> tuple[str, ...]:
     """Return the names of so many axes of a row."""
-    return {1: ("coordinate",), 3: ("channel", "row", "column")}.get(count, tuple(f"axis {i}" for i in range(count)))
+    return modality.axes if len(modality.axes) == count else tuple(f"axis {place}" for place in range(count))
 
 
 def _sum(a: float, x: float, b: float, y: float) -> str:

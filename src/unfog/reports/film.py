@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unfog.data.pictures import enlargement, row_of, save_film, save_picture, save_video, scatter, tile
+from unfog.data.modality import Modality
+from unfog.data.pictures import row_of, save_film, save_picture, save_video
 from unfog.generation.sampler import Sampler
 from unfog.recipes.conditions import Asked
 from unfog.runs.requests import in_turn
@@ -52,14 +53,17 @@ class Film:
 
     Attributes:
         stills: The samples at each moment, from noise to data.
+        modality: What a sample is.
     """
 
     stills: tuple[Still, ...]
+    modality: Modality
 
     def rows(self, index: int) -> tuple[Tensor, ...]:
         """Return what is shown of one moment: x_t, the predicted x0, and what changes until the next moment.
 
-        The change is centred on grey and scaled so that the largest change is black or white; points have none.
+        The change is centred on grey and scaled so that the largest change is black or white; it is shown of bytes, not
+        of points and other numbers.
 
         Args:
             index: Number of the moment, from 0.
@@ -67,7 +71,7 @@ class Film:
         Returns: As many as are shown, each as stored, `(count, *stored)`.
         """
         here, following = self.stills[index], self.stills[min(index + 1, len(self.stills) - 1)]
-        if here.x.ndim == 2:
+        if here.x.dtype != torch.uint8:
             return here.x, here.x0
         change = following.x.float() - here.x.float()
         grey = 127.5 + 127.5 * change / change.abs().max().clamp(min=1)
@@ -76,20 +80,21 @@ class Film:
     def strip(self) -> Image.Image:
         """Draw eight moments from left to right, of each sample x_t above x0 above the change."""
         picked = [self.rows(round(index * (len(self.stills) - 1) / (MOMENTS - 1))) for index in range(MOMENTS)]
-        if picked[0][0].ndim == 2:
-            return row_of([row_of([scatter(row, 160) for row in rows], down=True) for rows in picked])
+        if self.modality.together:
+            columns = [[self.modality.sheet(row, 1, 160) for row in rows] for rows in picked]
+            return row_of([row_of(column, down=True) for column in columns])
         shown = []
         for sample in range(min(len(picked[0][0]), SAMPLES)):
             for kind in range(len(picked[0])):
                 shown += [rows[kind][sample] for rows in picked]
-        return tile(torch.stack(shown), MOMENTS, enlargement(min(shown[0].shape[1:]), 64))
+        return self.modality.sheet(torch.stack(shown), MOMENTS, 64)
 
     def frame(self, index: int) -> Image.Image:
         """Draw one moment: all samples side by side, x_t above x0 above the change."""
         rows = self.rows(index)
-        if rows[0].ndim == 2:
-            return row_of([scatter(row) for row in rows])
-        return tile(torch.cat(rows), len(rows[0]), enlargement(min(rows[0].shape[2:]), 64))
+        if self.modality.together:
+            return row_of([self.modality.sheet(row, 1) for row in rows])
+        return self.modality.sheet(torch.cat(rows), len(rows[0]), 64)
 
     def frames(self) -> list[Image.Image]:
         """Draw all moments."""
@@ -156,7 +161,7 @@ def film(run: Run, sampler: Sampler, count: int, asked: Asked = None) -> Film:
 
     Raises: UserError: If the samples do not fit one batch, or the model cannot take what is asked.
     """
-    return Film(tuple(run.computed(stills(sampler, count, in_turn(asked, count)))))
+    return Film(tuple(run.computed(stills(sampler, count, in_turn(asked, count)))), sampler.modality)
 
 
 def stills(sampler: Sampler, count: int, asked: Asked) -> Iterator[Still]:

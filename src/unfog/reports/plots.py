@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from unfog.data.modality import has_plane
 from unfog.diffusion.denoiser import Conditioned, Denoiser
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
@@ -27,7 +28,7 @@ def draw_plane(run: Run, path: Path, count: int = 400, moments: int = 5) -> None
 
     Raises: UserError: If the run's data are no points of the plane.
     """
-    if run.recipe.shape != (2,):
+    if not has_plane(run.recipe.modality, run.recipe.shape):
         raise UserError(f"only points of the plane have a field to draw; the data of {run.path} are no such points")
     sampler = run.sampler()
     condition = sampler.condition(sampler.settings.batch)

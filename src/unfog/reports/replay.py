@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unfog.data.pictures import paired, save_picture
+from unfog.data.pictures import save_picture
 from unfog.data.source import Batch
 from unfog.diffusion.times import Importance
 from unfog.evaluation.report import aligned
@@ -189,7 +189,7 @@ def _picture(trainer: Trainer, draw: Draw) -> Image.Image:
     """Draw clean rows above noisy ones."""
     schedule, codec, t = trainer.denoiser.schedule, build_codec(trainer.recipe), _times(trainer, draw)
     noisy = shown(schedule.add_noise(draw.x0, draw.noise, t), schedule, t)
-    return paired(codec.decode(draw.x0), codec.decode(noisy))
+    return trainer.recipe.modality.paired(codec.decode(draw.x0), codec.decode(noisy))
 
 
 def _shows(batch: Batch, classes: Sequence[str]) -> list[str]:

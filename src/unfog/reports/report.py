@@ -11,8 +11,9 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from unfog.data.pictures import paired, save_picture, sheet
+from unfog.data.pictures import save_picture
 from unfog.data.source import Source
+from unfog.generation.sampler import Sampler
 from unfog.interop.card import facts, text
 from unfog.recipes.build import build_codec, build_data
 from unfog.reports.film import Film, film
@@ -102,9 +103,9 @@ def _image(name: str, caption: str) -> list[str]:
     return [f"![{caption}]({name})", ""]
 
 
-def _frames(stored: tuple[int, ...]) -> int:
+def _frames(sampler: Sampler) -> int:
     """Return how many samples stand side by side in a film."""
-    return FRAMED if len(stored) == 1 else max(1, min(FRAMED, WIDEST // max(64, stored[-1])))
+    return FRAMED if sampler.modality.together else max(1, min(FRAMED, WIDEST // max(64, sampler.stored[-1])))
 
 
 def _drawn(run: Run, folder: Path, seed: int) -> dict[str, list[str]]:
@@ -114,10 +115,10 @@ def _drawn(run: Run, folder: Path, seed: int) -> dict[str, list[str]]:
         asked = _asked(run)
         count = min(SHOWN, sampler.settings.batch)  # one batch: large models draw one at a time
         samples = run.sample(count, asked, seed=seed)
-        shot = film(run, sampler, min(_frames(sampler.stored), sampler.settings.batch), asked)
+        shot = film(run, sampler, min(_frames(sampler), sampler.settings.batch), asked)
     except UserError as error:
         return {"Samples": [f"No samples could be drawn: {error}."]}
-    save_picture(sheet(samples, min(8, count)), folder / "samples.png")
+    save_picture(sampler.modality.sheet(samples, min(8, count)), folder / "samples.png")
     settings = f"{sampler.settings.steps} steps, guidance {sampler.settings.guidance:g}, seed {seed}"
     return {
         "Samples": [*_image("samples.png", f"{count} samples"), f"{count} samples: {settings}."],
@@ -162,7 +163,8 @@ def _neighbours(run: Run, samples: Tensor, folder: Path) -> list[str]:
     nearest = NearestNeighbors(n_neighbors=1).fit(flat)
     distances, places = nearest.kneighbors(samples.float().flatten(1).numpy())
     closest = torch.from_numpy(np.argsort(distances[:, 0])[:PAIRS].copy())
-    save_picture(paired(samples[closest], rows[torch.from_numpy(places[:, 0])[closest]]), folder / "neighbours.png")
+    pairs = run.recipe.modality.paired(samples[closest], rows[torch.from_numpy(places[:, 0])[closest]])
+    save_picture(pairs, folder / "neighbours.png")
     what = "all training rows" if len(rows) == len(train) else f"{len(rows):,} of {len(train):,} training rows"
     return [
         *_image("neighbours.png", "samples above their nearest training rows"),

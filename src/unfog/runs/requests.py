@@ -6,13 +6,13 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from unfog.data.pictures import UnreadableError, read_picture, save_picture, sheet, tile
+from unfog.data.modality import Modality, images
+from unfog.data.pictures import UnreadableError, save_picture
 from unfog.generation.sampler import Sampler
 from unfog.recipes.conditions import Asked
 from unfog.runs.run import Run
@@ -81,15 +81,22 @@ class Request:
         return -(-self.count // self.size)
 
     @property
-    def points(self) -> bool:
-        """Whether a sample is a point, not a picture."""
-        return len(self.sampler.shape) == 1
+    def modality(self) -> Modality:
+        """What a sample is."""
+        return self.sampler.modality
+
+    @property
+    def files(self) -> str:
+        """What its files hold, in messages."""
+        return "pictures" if self.modality == images else self.modality.name
 
 
 def sample_into(
     folder: Path, run: Run, sampler: Sampler, count: int, asked: Asked, *, replace: bool, console: Console
 ) -> None:
-    """Write samples 0 to `count` - 1 as a PNG each, `sampling.json` and a sheet; resume where an earlier call stopped.
+    """Write samples 0 to `count` - 1, `sampling.json` and a sheet; resume where an earlier call stopped.
+
+    What is written of a sample is up to its modality: a PNG for an image, one line of points.csv for a point.
 
     Args:
         folder: Where to; made if it is not there.
@@ -112,10 +119,10 @@ def sample_into(
     present = _claim(folder, request, replace)
     first = _first_batch(request, present)
     distributed.agreed(first)
-    if request.points:
-        _write_points(folder, request, condition)
+    if request.modality.together:
+        _write_together(folder, request, condition)
         return
-    _write_pictures(folder, request, condition, first, console)
+    _write_each(folder, request, condition, first, console)
     _write_sheet(folder, request)
 
 
@@ -128,40 +135,44 @@ def _claim(folder: Path, request: Request, replace: bool) -> set[int]:
     identity, earlier = request.identity(), _earlier(folder / "sampling.json")
     same = all(earlier.get(name) == value for name, value in identity.items())
     written = earlier.get("n")
-    present = _pictures(folder, max(request.count, written if isinstance(written, int) else 0))
+    present = _written(folder, request.modality.suffix, max(request.count, written if isinstance(written, int) else 0))
     if not earlier and (present or (folder / "sheet.png").exists()):
-        raise UserError(f"{folder} holds pictures that no request of unfog wrote: choose another folder")
+        raise UserError(f"{folder} holds {request.files} that no request of unfog wrote: choose another folder")
     if earlier and not replace and not same:
-        raise UserError(f"{folder} holds the pictures of another request (its sampling.json): choose another folder")
+        raise UserError(
+            f"{folder} holds the {request.files} of another request (its sampling.json): choose another folder"
+        )
     if not replace and any(place >= request.count for place in present):
         raise UserError(f"{folder} holds {written} samples of this request: ask for as many, or choose another folder")
     kept = {place for place in present if same and place < request.count}
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for place in present - kept:
-            (folder / _name(place)).unlink()
+            (folder / _name(place, request.modality.suffix)).unlink()
         write_whole(folder / "sampling.json", json.dumps({"n": request.count, **identity}, indent=1).encode())
     return kept
 
 
 def _first_batch(request: Request, present: set[int]) -> int:
-    """Return the first batch that is to be drawn, the number of batches if none is; points are drawn all at once."""
-    if request.points:
+    """Return the first batch that is to be drawn, the number of batches if none is.
+
+    Samples that share a file are drawn all at once.
+    """
+    if request.modality.together:
         return 0
     missing = next((place for place in range(request.count) if place not in present), None)
     return request.batches if missing is None else missing // request.size
 
 
-def _write_points(folder: Path, request: Request, condition: Tensor | None) -> None:
-    """Draw all points; write points.csv, and a picture of them."""
+def _write_together(folder: Path, request: Request, condition: Tensor | None) -> None:
+    """Draw all samples; write the file that holds them, and a picture of them."""
     drawn = torch.cat(list(request.run.batches(request.sampler, condition, request.count)))
-    lines = "".join(f"{','.join(map(str, row))}\n" for row in drawn.tolist())
-    write_whole(folder / "points.csv", lines.encode())
-    save_picture(sheet(drawn, 1), folder / "sheet.png")
+    request.modality.write(drawn, folder / f"{request.modality.name}{request.modality.suffix}")
+    save_picture(request.modality.sheet(drawn, 1), folder / "sheet.png")
 
 
-def _write_pictures(folder: Path, request: Request, condition: Tensor | None, first: int, console: Console) -> None:
-    """Draw the batches from number `first` on, and write each picture when its batch is done."""
+def _write_each(folder: Path, request: Request, condition: Tensor | None, first: int, console: Console) -> None:
+    """Draw the batches from number `first` on, and write each sample when its batch is done."""
     if first == request.batches:
         return
     if first:
@@ -174,45 +185,46 @@ def _write_pictures(folder: Path, request: Request, condition: Tensor | None, fi
         disable=request.batches == 1,
         transient=True,
     )
-    for number, pictures in enumerate(batches, first):
-        for place, picture in enumerate(pictures, number * request.size):
-            save_picture(tile(picture[None], 1, gap=0), folder / _name(place))
+    modality = request.modality
+    for number, samples in enumerate(batches, first):
+        for place, sample in enumerate(samples, number * request.size):
+            modality.write(sample[None], folder / _name(place, modality.suffix))
 
 
 def _write_sheet(folder: Path, request: Request) -> None:
-    """Write a sheet of the first pictures; where nothing was asked of a model of few classes, a column is one class.
+    """Write a sheet of the first samples; where nothing was asked of a model of few classes, a column is one class.
 
-    Raises: UserError: If a picture is damaged.
+    Raises: UserError: If a file is damaged.
     """
-    stored, classes = request.sampler.stored, request.sampler.classes
-    channels = 3 if stored[0] == 3 else 1
+    modality, stored, classes = request.modality, request.sampler.stored, request.sampler.classes
     try:
-        places = range(min(request.count, SHEET))
-        pictures = [read_picture(folder / _name(place), channels, *stored[1:]) for place in places]
+        files = [folder / _name(place, modality.suffix) for place in range(min(request.count, SHEET))]
+        samples = torch.cat([modality.read(file, stored) for file in files])
     except UnreadableError as error:
-        raise UserError(f"a picture in {folder} is damaged ({error}): delete it and repeat the command") from None
-    columns = max(1, round(len(pictures) ** 0.5))
+        what = "picture" if modality == images else "file"
+        raise UserError(f"a {what} in {folder} is damaged ({error}): delete it and repeat the command") from None
+    columns = max(1, round(len(samples) ** 0.5))
     if request.asked is None and 1 < classes <= 16:
         columns = classes * max(1, round(columns / classes))
-    save_picture(sheet(torch.from_numpy(np.stack(pictures)), columns), folder / "sheet.png")
+    save_picture(modality.sheet(samples, columns), folder / "sheet.png")
 
 
-def _pictures(folder: Path, most: int) -> set[int]:
-    """Return the numbers, below `most`, of the samples whose pictures are in a folder."""
-    places = (_place(path) for path in folder.glob("*.png"))
+def _written(folder: Path, suffix: str, most: int) -> set[int]:
+    """Return the numbers, below `most`, of the samples whose files are in a folder."""
+    places = (_place(path) for path in folder.glob(f"*{suffix}"))
     return {place for place in places if place is not None and place < most}
 
 
-def _name(place: int) -> str:
-    """Return the name of the picture of sample number `place`."""
-    return f"{place:05}.png"
+def _name(place: int, suffix: str) -> str:
+    """Return the name of the file of sample number `place`."""
+    return f"{place:05}{suffix}"
 
 
 def _place(path: Path) -> int | None:
-    """Return the number of the sample whose picture this is, None if it is another file."""
+    """Return the number of the sample whose file this is, None if it is another file."""
     digits = path.stem
     place = int(digits) if digits.isascii() and digits.isdigit() else None
-    return place if place is not None and path.name == _name(place) and path.is_file() else None
+    return place if place is not None and path.name == _name(place, path.suffix) and path.is_file() else None
 
 
 def written_pictures(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unfog.runtime.errors import UserError
@@ -83,6 +83,11 @@ def choose_precision(wanted: Precision, device: torch.device, shape: tuple[int, 
 def channels_last(model: nn.Module, device: torch.device) -> bool:
     """Return whether to use the channels-last memory format: always on CUDA, elsewhere if the network prefers it."""
     return device.type == "cuda" or any(getattr(part, "channels_last", False) for part in model.children())
+
+
+def in_channels_last(x: Tensor) -> Tensor:
+    """Return a batch in channels-last format where it has a height and a width."""
+    return x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def place(model: nn.Module, device: torch.device) -> None:

@@ -242,8 +242,7 @@ def batches(trainer: Trainer) -> Iterator[Draw]:
 def headline(trainer: Trainer) -> str:
     """Return one line on what is about to be trained, on what data and how."""
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    shape = "×".join(str(side) for side in trainer.recipe.shape or ())
-    rows = f"{len(trainer.data.train):,} rows of {shape}, {len(trainer.data.heldout):,} held out"
+    rows = f"{len(trainer.data.train):,} {trainer.recipe.rows}, {len(trainer.data.heldout):,} held out"
     conditional = getattr(trainer.model, "embedder", None)
     condition = f"conditioned on {trainer.recipe.kind('conditioning')}" if conditional else "unconditional"
     return f"{rows}; {condition}; {parameters:,} parameters; {trainer.device}, {trainer.precision}"

@@ -27,6 +27,7 @@ from unfog.runtime.device import (
     channels_last,
     choose_precision,
     compute_again,
+    in_channels_last,
     keep_memory,
     place,
 )
@@ -74,7 +75,7 @@ class Trainer:
         self.precision = choose_precision(self.settings.precision, device, recipe.shape)
         self.objective.check(self.model, self.held_out, self._context())
         self.state = self.objective.state(self._context())
-        self.channels_last = channels_last(self.model, device) and len(recipe.shape) == 3
+        self.channels_last = channels_last(self.model, device)
         place(self.model, device)
         self.averaged = Averaged(self.model, recipe.ema)
         kept = GAMMAS if self.settings.snapshots else ()
@@ -156,7 +157,7 @@ class Trainer:
         """Return a batch on the model's device, except for its times, whose coefficients are computed on the CPU."""
         x0, noise = (part.to(self.device, non_blocking=True) for part in (draw.x0, draw.noise))
         if self.channels_last:
-            x0 = x0.to(memory_format=torch.channels_last)
+            x0 = in_channels_last(x0)
         condition = None if draw.condition is None else draw.condition.to(self.device)
         return Draw(x0, condition, draw.drop.to(self.device), draw.u, noise)
 

@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from unfog.data.pictures import sheet
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.times import Importance
@@ -20,6 +19,8 @@ from unfog.runtime import distributed
 
 BLANK = 1e-3
 """Standard deviation of stored samples up to which they count as blank."""
+CROWD = 1024
+"""Samples on a sheet where all share a panel."""
 HISTORY = "times/losses"
 """Name of the statistics of importance-sampled times."""
 
@@ -85,9 +86,8 @@ class Denoising(OneLoss):
     def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> Image.Image:
         """Return a sheet of samples."""
         sampler = Sampler.of(context.recipe, _denoiser(model), precision=context.precision)
-        points = len(sampler.shape) == 1
         columns = sampler.classes if 1 < sampler.classes <= 16 else 8
-        count = 1024 if points else columns * max(1, sampler.settings.batch // columns)
+        count = CROWD if sampler.modality.together else columns * max(1, sampler.settings.batch // columns)
         condition = None if sampler.classes else held_out(np.arange(count)).condition
         samples = sampler(count, condition=condition)
         if not samples.float().std() > BLANK:
@@ -96,7 +96,7 @@ class Denoising(OneLoss):
                 "optimizer.lr, or check the training data with `unfog inspect` and `unfog replay`",
                 stacklevel=2,
             )
-        return sheet(samples, columns)
+        return sampler.modality.sheet(samples, columns)
 
     def generator(self, recipe: Recipe, model: nn.Module) -> Generator:
         """Return the recipe's sampler."""

@@ -9,7 +9,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfog.data.pictures import paired
 from unfog.data.source import Data
 from unfog.networks.critic import Criticised, with_frozen_weights
 from unfog.recipes.build import build_autoencoder
@@ -102,7 +101,7 @@ class Reconstruction(OneLoss):
         x0 = held_out(np.arange(SHOWN)).x0.to(next(model.parameters()).device)
         with torch.inference_mode():
             restored = autoencoder.restore(autoencoder.posterior(x0).mean)
-        return paired(codec.decode(x0).cpu(), codec.decode(restored).cpu())
+        return context.recipe.modality.paired(codec.decode(x0).cpu(), codec.decode(restored).cpu())
 
     def settle(self, model: nn.Module, data: Data, context: Context) -> None:
         """Measure the shift and the scale of the latents."""
