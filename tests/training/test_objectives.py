@@ -122,7 +122,7 @@ def test_a_whole_training_is_sampled_by_its_generator(tmp_path: Path) -> None:
 
 
 def test_a_preview_that_fails_costs_no_training(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"no picture of the progress \(no such colour\); the training continues"):
+    with pytest.warns(UserWarning, match=r"the preview failed \(no such colour\); the training continues"):
         fit(chosen("objective.shown=false"), tmp_path / "run", console=QUIET)
     assert len(list((tmp_path / "run" / "checkpoints").glob("0*"))) >= 1
     with pytest.raises(UserError, match="the objective 'pair', which draws no samples"):
