@@ -165,8 +165,8 @@ def register(field: str, kind: str, part: type | Callable[..., object], *, modal
         modality: What the rows of such a function are, if not points, images or arrays; a dataclass has a class
             attribute of that name instead.
 
-    Raises: UserError: If there is no such field, the name is taken, `part` is of another type, or a modality is given
-        for something other than a function.
+    Raises: UserError: If there is no such field, the name is taken, `part` is of another type, or has no use for a
+        modality.
     """
     if field not in KINDS:
         raise unknown("recipe field", field, KINDS)
