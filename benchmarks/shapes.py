@@ -13,7 +13,8 @@ from typing import get_args
 import torch
 import tyro
 
-from unfog.data.pictures import save_picture, sheet
+from unfog.data.modality import sheet
+from unfog.data.pictures import save_picture
 from unfog.data.shapes import Part, Shapes
 from unfog.evaluation.shapes_reader import matches
 from unfog.runs.run import load
