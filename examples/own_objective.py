@@ -43,9 +43,6 @@ class Adversarial(OneLoss):
         """Return the critic's loss."""
         return self.losses(model, batch, context)["critic"]
 
-    def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
-        """Refuse nothing."""
-
     def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
         """Draw no picture."""
 

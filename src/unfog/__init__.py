@@ -1,4 +1,4 @@
-"""unfog: a diffusion toolkit in PyTorch that one can read in an afternoon and then use for real work."""
+"""unfog: a diffusion toolkit in PyTorch, from the equations to trained, measured and exchanged models."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

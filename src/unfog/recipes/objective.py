@@ -143,6 +143,9 @@ class OneLoss:
         """Return all parameters."""
         return {"loss": list(model.parameters())}
 
+    def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
+        """Refuse nothing."""
+
     def state(self, context: Context) -> dict[str, Tensor]:
         """Return no state."""
         return {}

@@ -62,9 +62,6 @@ class Reconstruction(OneLoss):
         """Return autoencoder and critic."""
         return build_autoencoder(recipe, most, criticised=self.criticised)
 
-    def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
-        """Check nothing: an autoencoder that can be trained can be previewed."""
-
     def losses(self, model: nn.Module, batch: Draw, context: Context) -> dict[str, Tensor]:
         """Return the loss of each row, including the critic's own, since both share one optimizer."""
         model = _criticised(model)
