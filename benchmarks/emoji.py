@@ -65,7 +65,7 @@ def compare(chosen: Recipe, out: Path, seconds: float, count: int) -> dict[str, 
     data = build_data(run.recipe)[1]
     sampler = run.sampler(guidance=1.0, steps=20)
     begun = time.time()
-    pictures, spent = draw(run, sampler, count, sampler.condition(count))
+    pictures, spent = draw(sampler, count, sampler.condition(count))
     each = (time.time() - begun) / count
     found = Judge(data, build_codec(run.recipe).plain, count, console=Console(stderr=True)).fidelity(pictures)
     save_picture(sheet(pictures[:64], 8), out / "sheet.png")

@@ -74,13 +74,13 @@ def draw_schedules(run: Run, path: Path) -> None:
 
 def draw_strip(run: Run, path: Path) -> None:
     """Draw the denoising of three samples."""
-    save_picture(film(run, run.sampler(), 3).strip(), path)
+    save_picture(film(run.sampler(), 3).strip(), path)
 
 
 def draw_film(run: Run, path: Path) -> None:
     """Draw the denoising of eight samples, moving."""
     with TemporaryDirectory() as folder:
-        shutil.copyfile(film(run, run.sampler(), 8).write(Path(folder))["film"], path)
+        shutil.copyfile(film(run.sampler(), 8).write(Path(folder))["film"], path)
 
 
 def draw_explained(run: Run, path: Path) -> None:

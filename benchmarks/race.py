@@ -167,7 +167,7 @@ class Race:
         begun = time.time()
         if entry.contestant == OURS:
             model = load(where / file)
-            pictures, spent = draw(model, model.sampler(steps=evaluations), n, None)
+            pictures, spent = draw(model.sampler(steps=evaluations), n, None)
         else:
             peer = PEERS[entry.contestant]()
             peer.network.load_state_dict(load_file(where / file))

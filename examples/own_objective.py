@@ -48,11 +48,10 @@ class Adversarial(OneLoss):
 
     def generator(self, recipe: unfog.Recipe, model: Any) -> Generator:
         """Return G; sample i has noise of its own."""
-        return lambda count, asked=None, *, seed=0: model["generator"](normal(seed or 0, "z", 0, 0, count, (2,)))
+        return lambda count, *_, seed=0, **__: model["generator"](normal(seed or 0, "z", 0, 0, count, (2,)))
 
 
 unfog.register("objective", "adversarial", Adversarial)
 with tempfile.TemporaryDirectory() as folder:
     settings = ("objective=adversarial", "training.images=4096", "training.reports=1")
-    unfog.fit(unfog.recipe("points").set(*settings), f"{folder}/gan")
-    print(unfog.load_generator(f"{folder}/gan")(5))
+    print(unfog.train(unfog.recipe("points").set(*settings), f"{folder}/gan").sample(5))

@@ -151,7 +151,6 @@ if TYPE_CHECKING:
     from unfog.runs.run import begin as begin
     from unfog.runs.run import fit as fit
     from unfog.runs.run import load as load
-    from unfog.runs.run import load_generator as load_generator
     from unfog.runs.run import resume as resume
     from unfog.runs.run import train as train
     from unfog.runtime.errors import EnvironmentFailure as EnvironmentFailure
@@ -303,7 +302,6 @@ _HOMES = {
     "invert": "generation.edits",
     "fit": "runs.run",
     "load": "runs.run",
-    "load_generator": "runs.run",
     "log_likelihood": "diffusion.likelihood",
     "outpaint": "generation.edits",
     "plan": "training.plan",

@@ -290,11 +290,11 @@ def test_a_report_shows_the_nearest_training_rows(
 ) -> None:
     """A model that gives training rows back is seen to: each pair is one picture twice."""
     from unfog.data.modality import Images
-    from unfog.runs.run import Run
+    from unfog.generation.sampler import Sampler
 
     run = load(digits_run, "cpu")
     train = build_data(run.recipe)[1].train
-    monkeypatch.setattr(Run, "sample", lambda self, count, asked, seed: train.take(np.arange(40, 40 + count)).x)
+    monkeypatch.setattr(Sampler, "__call__", lambda self, count, asked: train.take(np.arange(40, 40 + count)).x)
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     drawn = Images.paired
 

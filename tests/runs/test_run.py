@@ -274,7 +274,7 @@ def test_points_come_as_coordinates(points_run: Path) -> None:
 @pytest.mark.parametrize("kind", ["flow", "table"])
 def test_a_film_ends_at_the_sample(kind: str, solver: str, request: pytest.FixtureRequest) -> None:
     run: Run = request.getfixturevalue(kind)
-    stills = film(run, run.sampler(solver=solver, steps=6, seed=4), 3, 7).stills
+    stills = film(run.sampler(solver=solver, steps=6, seed=4), 3, 7).stills
     assert len(stills) == 7
     assert all(still.x.shape == still.x0.shape == still.state.shape == (3, 1, 8, 8) for still in stills)
     times = [still.t for still in stills]
@@ -288,12 +288,12 @@ def test_a_film_ends_at_the_sample(kind: str, solver: str, request: pytest.Fixtu
 @pytest.mark.parametrize("count", [0, 65])
 def test_a_film_of_too_many_or_no_samples_is_refused(flow: Run, count: int) -> None:
     with pytest.raises(UserError, match="a film shows 1 to 64 samples"):
-        film(flow, flow.sampler(), count)
+        film(flow.sampler(), count)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 12])
 def test_a_film_has_a_frame_for_each_time_and_a_strip_of_eight(flow: Run, steps: int) -> None:
-    shot = film(flow, flow.sampler(steps=steps), 2)
+    shot = film(flow.sampler(steps=steps), 2)
     assert len(shot.frames()) == steps + 1
     assert {frame.size for frame in shot.frames()} == {((2 * 9 + 1) * 8, (3 * 9 + 1) * 8)}
     assert shot.strip().size == (8 * (9 * 8) + 8, 6 * (9 * 8) + 8)  # eight pictures of 8 pixels and their gaps
@@ -311,10 +311,10 @@ def test_a_film_shows_what_each_step_changes() -> None:
 
 def test_a_long_film_keeps_some_moments(flow: Run) -> None:
     """First and last among them, evenly spread, and the last is still the sample."""
-    shot = film(flow, flow.sampler(steps=150), 1)
+    shot = film(flow.sampler(steps=150), 1)
     assert len(shot.stills) == STILLS
     assert torch.equal(shot.stills[-1].x, flow.sample(1, steps=150))
-    assert shot.stills[0].t == film(flow, flow.sampler(steps=1), 1).stills[0].t
+    assert shot.stills[0].t == film(flow.sampler(steps=1), 1).stills[0].t
 
 
 @pytest.mark.parametrize("last", [1, 2, 58, 59, 60, 61, 118, 1000])
@@ -328,7 +328,7 @@ def test_kept_moments(last: int) -> None:
 
 def test_a_film_of_points(points_run: Path) -> None:
     run = load(points_run, "cpu")
-    shot = film(run, run.sampler(), 100)
+    shot = film(run.sampler(), 100)
     assert len(shot.frames()) == 5
     assert shot.strip().size == (8 * 160, 2 * 160)
 

@@ -15,7 +15,7 @@ from unfog.recipes.kinds import KINDS, register
 from unfog.recipes.objective import Context, Draw, Generator, OneLoss
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
-from unfog.runs.run import fit, load, load_generator, refit
+from unfog.runs.run import fit, load, refit
 from unfog.runtime.errors import UserError
 from unfog.training.trainer import Trainer
 
@@ -58,11 +58,7 @@ class Pair(OneLoss):
             raise RuntimeError("no such colour")
 
     def generator(self, recipe: Recipe, model: nn.Module) -> Generator | None:
-        return (
-            None
-            if not self.shown
-            else lambda count, asked=None, *, seed=None: torch.full((count,), float(model.a.detach()))
-        )  # type: ignore[arg-type,return-value]
+        return None if not self.shown else lambda count, *_, **__: torch.full((count,), float(model.a.detach()))  # type: ignore[arg-type,return-value]
 
 
 @pytest.fixture(autouse=True)
@@ -113,12 +109,19 @@ def test_optimizers_and_state_are_saved_and_resumed_to_the_bit(tmp_path: Path) -
 
 def test_a_whole_training_is_sampled_by_its_generator(tmp_path: Path) -> None:
     fit(chosen(), tmp_path / "run", console=QUIET)
-    samples = load_generator(tmp_path / "run")(3)
+    run = load(tmp_path / "run")
+    samples = run.sample(3)
     assert samples.shape == (3,)
     assert float(samples[0]) < 3
     refit(tmp_path / "run", console=QUIET)  # a finished run is left as it is
-    with pytest.raises(UserError, match=r"the objective 'pair', not a denoiser: .*load_generator"):
-        load(tmp_path / "run")
+    assert torch.equal(run.generator()(3), samples)
+    assert not run.denoises
+    with pytest.raises(UserError, match=r"the objective 'pair', not a denoiser: only its samples"):
+        _ = run.denoiser
+    with pytest.raises(UserError, match=r"the objective 'pair', which is not sampled step by step"):
+        run.sampler()
+    with pytest.raises(UserError, match=r"the objective 'pair', which takes no steps and no negative: omit"):
+        run.sample(3, steps=5, negative="x")
 
 
 def test_a_preview_that_fails_costs_no_training(tmp_path: Path) -> None:
@@ -126,4 +129,4 @@ def test_a_preview_that_fails_costs_no_training(tmp_path: Path) -> None:
         fit(chosen("objective.shown=false"), tmp_path / "run", console=QUIET)
     assert len(list((tmp_path / "run" / "checkpoints").glob("0*"))) >= 1
     with pytest.raises(UserError, match="the objective 'pair', which draws no samples"):
-        load_generator(tmp_path / "run")
+        load(tmp_path / "run").generator()

@@ -19,7 +19,8 @@ from unfog.data.modality import Modality, modality_of_rows
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.diffusion.schedules import Schedule
 from unfog.generation import edits
-from unfog.generation.sampler import Sampler, shown
+from unfog.generation.sampler import Moment, Sampler, shown
+from unfog.generation.whole import Whole
 from unfog.interop.card import facts, text
 from unfog.recipes.build import build_data
 from unfog.recipes.conditions import Asked
@@ -166,29 +167,38 @@ class Studio:
             return asking.asked(run.recipe, prompt=words or None, image=image)
         return asking.asked(run.recipe, label=words or None, image=image)
 
-    def sampler(self, wish: Wish) -> Sampler:
-        """Return the sampler that a wish describes."""
-        given = {name: getattr(wish, name) for name in ("solver", "steps", "guidance", "seed", "negative")}
-        return self.run(wish.run).sampler(**given)
+    def generator(self, wish: Wish) -> Sampler | Whole:
+        """Return the generator that a wish describes."""
+        return self.run(wish.run).generator(
+            solver=wish.solver, steps=wish.steps, guidance=wish.guidance, seed=wish.seed, negative=wish.negative
+        )
 
     def generate(self, wish: Wish) -> Iterator[Shot]:
         """Yield the samples as they are denoised; the last shot is the samples themselves.
 
         Raises: UserError: If the model cannot take what is asked.
         """
-        run, sampler, asked = self.run(wish.run), self.sampler(wish), self.asked(wish)
-        if wish.count > sampler.settings.batch:
-            raise UserError(f"this model draws {sampler.settings.batch} at a time: set the count to that, or less")
-        evaluations, begun = 0, time.monotonic()
-        moments = run.computed(sampler.moments(wish.count, asked))
+        generator, begun = self.generator(wish), time.monotonic()
+        if isinstance(generator, Sampler):
+            yield from self._denoised(generator, wish, begun)
+            return
+        drawn = laid_out(self.pictures(wish), generator.modality)
+        yield Shot(drawn, drawn, f"drawn in one go, {time.monotonic() - begun:.1f} s")
 
-        def listen(module: object, arguments: tuple[Any, ...], output: object) -> None:
+    def _denoised(self, sampler: Sampler, wish: Wish, begun: float) -> Iterator[Shot]:
+        """Yield the samples of a sampler as they are denoised."""
+        if wish.count > sampler.size:
+            raise UserError(f"this model draws {sampler.size} at a time: set the count to that, or less")
+        evaluations = 0
+        moments = sampler.moments(wish.count, self.asked(wish))
+
+        def listen(module: object, arguments: tuple[Tensor, ...], output: object) -> None:
             nonlocal evaluations
             evaluations += len(arguments[0])
 
         while True:
             with self._at_work:  # one that was stopped may still be in its last step
-                listener = run.denoiser.network.register_forward_hook(listen)  # type: ignore[attr-defined]
+                listener = sampler.denoiser.network.register_forward_hook(listen)  # type: ignore[attr-defined]
                 try:
                     if (moment := next(moments, None)) is None:
                         return
@@ -196,22 +206,17 @@ class Studio:
                     listener.remove()
                 if not moment.kept(STILLS):
                     continue
-                with run.arithmetic():
+                with sampler.arithmetic():
                     x, x0 = (
                         laid_out(sampler.codec.decode(state).cpu(), sampler.modality) for state in (moment.x, moment.x0)
                     )
-            passed, nfe = time.monotonic() - begun, evaluations // sampler.settings.batch
-            left = passed / (moment.number + 1) * (moment.last - moment.number)
-            words = f"step {moment.number} of {moment.last}, {nfe} network evaluations, {left:.1f} s left"
-            if moment.number == moment.last:
-                words = f"{moment.last} steps, {nfe} network evaluations, {passed:.1f} s"
-            yield Shot(x, x0, words)
+            yield Shot(x, x0, _progress(moment, time.monotonic() - begun, evaluations // sampler.size))
 
     def pictures(self, wish: Wish) -> Tensor:
         """Return the samples of a wish, as stored, `(count, *shape)`."""
-        run, sampler, asked = self.run(wish.run), self.sampler(wish), self.asked(wish)
-        with self._at_work, run.arithmetic():
-            return sampler(wish.count, asked)
+        generator, asked = self.generator(wish), self.asked(wish)
+        with self._at_work:
+            return generator(wish.count, asked)
 
     def compare(self, one: Wish, other: Wish) -> tuple[Image.Image, Image.Image, Image.Image, str]:
         """Return the samples of two wishes from the same noise, their difference, and its size in words."""
@@ -266,9 +271,11 @@ class Studio:
 
         Raises: UserError: If there is no picture, or the model cannot edit it.
         """
-        run, sampler = self.run(wish.run), self.sampler(wish)
+        run, sampler = self.run(wish.run), self.generator(wish)
+        if not isinstance(sampler, Sampler):
+            raise UserError(f"{wish.run} is not sampled step by step, and only models that are can edit pictures")
         asked = asking.edited(run.recipe, sampler, self.asked(wish))
-        with self._at_work, run.arithmetic():
+        with self._at_work, sampler.arithmetic():
             return laid_out(rule(sampler, _read(image, sampler), asked))
 
     def restyle(self, wish: Wish, image: str | None, strength: float) -> Image.Image:
@@ -309,6 +316,14 @@ class Studio:
                 with Image.open(run.path / file) as picture:
                     drawn.append((picture.convert("RGB"), caption))
         return text(run, facts(run)), drawn
+
+
+def _progress(moment: Moment, passed: float, nfe: int) -> str:
+    """Return the progress of samples while they are denoised, in words."""
+    if moment.number == moment.last:
+        return f"{moment.last} steps, {nfe} network evaluations, {passed:.1f} s"
+    left = passed / (moment.number + 1) * (moment.last - moment.number)
+    return f"step {moment.number} of {moment.last}, {nfe} network evaluations, {left:.1f} s left"
 
 
 def _read(image: str | None, sampler: Sampler) -> Tensor:

@@ -67,11 +67,11 @@ def sample(
     folder = arguments.folder(out or run / "samples" / f"seed-{seed}")
     own = out is None and folder.resolve().is_relative_to(run.resolve())  # a link in a run may lead anywhere
     loaded = load(run, device, precision)
-    sampler = loaded.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed, negative=negative)
+    generator = loaded.generator(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed, negative=negative)
     texts = arguments.prompts(prompt)
     asked = asking.asked(loaded.recipe, label=label, prompt=texts, values=values or None, image=image)
     try:
-        sample_into(folder, loaded, sampler, n, asked, replace=own, console=Console(stderr=True))
+        sample_into(folder, loaded, generator, n, asked, replace=own, console=Console(stderr=True))
     except KeyboardInterrupt:
         raise Stopped("stopped: run the same command again to resume", signal.SIGINT) from None
     print(f"{n} samples: {folder / 'sheet.png'}")
@@ -131,5 +131,5 @@ def film(
     sampler = loaded.sampler(solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed, negative=negative)
     texts = arguments.prompts(prompt)
     asked = asking.asked(loaded.recipe, label=label, prompt=texts, values=values or None, image=image)
-    found = shoot(loaded, sampler, n, asked).write(folder)
+    found = shoot(sampler, n, asked).write(folder)
     print("\n".join(f"{what + ':':6} {path}" for what, path in found.items()))

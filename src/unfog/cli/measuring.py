@@ -127,20 +127,21 @@ def _evaluate_samples(
     from unfog.runtime.files import disk, write_whole
 
     data = build_data(run.recipe)[1]
-    scales = guidance or sorted({1.0, run.recipe.sampling.guidance})
+    scales = guidance or (sorted({1.0, run.recipe.sampling.guidance}) if run.denoises else (1.0,))
     for scale in scales:  # fail early, before minutes are spent
-        run.sampler(guidance=scale, steps=steps)
+        run.generator(guidance=scale, steps=steps)
     codec = build_codec(run.recipe).plain
     judge = Judge(data, codec, n, batch=batch, seed=seed, console=console, inception=inception, dinov2=dinov2)
     evaluations = []
     for scale in scales:
         evaluations.append(evaluate_run(run, judge, n, guidance=scale, steps=steps, seed=seed, console=console))
-    levels = measure_levels(run, judge, seed)
+    levels = measure_levels(run, judge, seed) if run.denoises else None
     folder = run.path / "evaluation"
     with disk(folder):
         folder.mkdir(exist_ok=True)
     draw_sheets(evaluations[-1], judge, folder, run.recipe.modality)
-    levels.draw(folder / "levels.png")
+    if levels is not None:
+        levels.draw(folder / "levels.png")
     write_whole(run.path / "evaluation.json", to_json(evaluations, judge, levels).encode())
     print(table(evaluations, judge))
     print(f"written: {run.path / 'evaluation.json'}, and pictures: {folder}")

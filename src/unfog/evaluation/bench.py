@@ -288,8 +288,9 @@ def _measure(
         for key, (setting, planned) in sorted(todo.items(), key=lambda item: item[1][1].nfe):
             progress.update(task, description=f"{setting.solver}, {planned.nfe} evaluations")
             advance = partial(progress.advance, task, planned.nfe)
-            samples, nfe = draw(run, planned.sampler, count, condition, advance)
+            samples, nfe = draw(planned.sampler, count, condition, advance)
             scores = judge.fidelity(samples), judge.adherence(samples, asked)
+            assert nfe is not None  # it is a sampler's
             yield key, Measured(setting, planned.sampler.settings.steps, nfe, *scores)
 
 
@@ -325,7 +326,7 @@ def _longest(run: Run, setting: Setting, nfe: Sequence[int], seed: int, conditio
     @cache
     def planned(steps: int) -> Planned:
         sampler = run.sampler(**asdict(setting), steps=steps, seed=seed)
-        return Planned(sampler, _dry_run(run, sampler, condition))
+        return Planned(sampler, _dry_run(sampler, condition))
 
     longest = {}
     for wanted in nfe:
@@ -349,12 +350,14 @@ class _Idle(nn.Module):
         return x.new_zeros(len(x), self.outputs * x.shape[1], *x.shape[2:])
 
 
-def _dry_run(run: Run, sampler: Sampler, condition: Tensor | None) -> int:
+def _dry_run(sampler: Sampler, condition: Tensor | None) -> int:
     """Count the evaluations for each sample by drawing one from an idle network."""
-    idle = copy(run.denoiser)
-    idle._modules = {**run.denoiser._modules, "network": _Idle(run.denoiser)}  # a copy shares its parts otherwise
+    idle = copy(sampler.denoiser)
+    idle._modules = {**idle._modules, "network": _Idle(sampler.denoiser)}  # a copy shares its parts otherwise
     single = replace(sampler, denoiser=idle, settings=replace(sampler.settings, batch=1))
-    return draw(replace(run, denoiser=idle), single, 1, None if condition is None else condition[:1])[1]
+    nfe = draw(single, 1, None if condition is None else condition[:1])[1]
+    assert nfe is not None  # it is a sampler's
+    return nfe
 
 
 def save(run: Run, chosen: Measured) -> None:

@@ -19,6 +19,7 @@ from unfog.evaluation.intervals import Interval, Scored, bootstrap, plain
 from unfog.evaluation.judge import Judge, spread
 from unfog.evaluation.report import aligned, bar, batches_of, draw, heldout_conditions
 from unfog.generation.sampler import Sampler
+from unfog.generation.whole import Whole
 from unfog.recipes.build import build_codec, build_data
 from unfog.runs.run import Run, load
 from unfog.runtime.errors import UserError
@@ -52,14 +53,14 @@ class Model:
     Attributes:
         name: The folder as it was given.
         runs: Its run folders: more than one for several seeds.
-        nfe: Network evaluations for each sample.
+        nfe: Network evaluations for each sample; None for a model that is not sampled step by step.
         scores: For each metric the score of each run.
         differences: For each metric the distance from the reference model; empty for that one itself.
     """
 
     name: str
     runs: list[str]
-    nfe: int
+    nfe: int | None
     scores: dict[str, list[Scored]]
     differences: dict[str, Difference]
 
@@ -245,18 +246,19 @@ def compare(
     """
     first = models[0][0]
 
-    def sampler_of(run: Run, index: int) -> Sampler:
-        return run.sampler(solver=solver, steps=steps, guidance=guidance, seed=seed + index)
+    def generator_of(run: Run, index: int) -> Sampler | Whole:
+        return run.generator(solver=solver, steps=steps, guidance=guidance, seed=seed + index)
 
-    sampler = sampler_of(first, 0)
+    generator = generator_of(first, 0)
     judge = Judge(build_data(first.recipe)[1], build_codec(first.recipe).plain, count, console=console)
     sampled: list[list[Sampled]] = []
     with bar(console) as progress:
-        task = progress.add_task("", total=sum(map(len, models)) * batches_of(sampler, count))
+        total = sum(batches_of(generator_of(run, 0), count) for model in models for run in model)
+        task = progress.add_task("", total=total)
         for name, model in zip(names, models, strict=True):
             progress.update(task, description=name)
             runs = [
-                _sampled(run, sampler_of(run, index), judge, count, lambda: progress.advance(task))
+                _sampled(run, generator_of(run, index), judge, count, lambda: progress.advance(task))
                 for index, run in enumerate(model)
             ]
             sampled.append(runs)
@@ -267,12 +269,14 @@ def compare(
         scores = {metric: [one.scores[metric] for one in mine] for metric in mine[0].scores}
         differences = {} if place == base else _differences(mine, sampled[base], fidelity, judge)
         measured.append(Model(name, [str(run.path) for run in model], mine[0].nfe, scores, differences))
-    settings = (
-        f"{count} samples, {sampler.solver}, {sampler.grid}, {sampler.settings.steps} steps, guidance "
-        f"{sampler.settings.guidance:g}, noises of seed {seed}"
-    )
+    settings = f"{count} samples, noises of seed {seed}"
+    if isinstance(generator, Sampler):
+        settings = (
+            f"{count} samples, {generator.solver}, {generator.grid}, {generator.settings.steps} steps, guidance "
+            f"{generator.settings.guidance:g}, noises of seed {seed}"
+        )
     shown = [mine[0].shown for mine in sampled]
-    return Comparison(measured, names[base], fidelity, settings, shown, sampler.modality)
+    return Comparison(measured, names[base], fidelity, settings, shown, generator.modality)
 
 
 @dataclass(frozen=True)
@@ -282,15 +286,15 @@ class Sampled:
     scores: dict[str, Scored]
     features: Rows
     hits: Rows | None
-    nfe: int
+    nfe: int | None
     shown: Tensor
 
 
-def _sampled(run: Run, sampler: Sampler, judge: Judge, count: int, advance: Callable[[], object]) -> Sampled:
+def _sampled(run: Run, generator: Sampler | Whole, judge: Judge, count: int, advance: Callable[[], object]) -> Sampled:
     """Sample a run and score the samples."""
-    condition, asked = heldout_conditions(run, judge, count, sampler.seed)
-    samples, nfe = draw(run, sampler, count, condition, advance)
-    shown = samples if sampler.modality.together else samples[torch.from_numpy(spread(min(count, COLUMNS), count))]
+    condition, asked = heldout_conditions(run, judge, count, generator.seed)
+    samples, nfe = draw(generator, count, condition, advance)
+    shown = samples if generator.modality.together else samples[torch.from_numpy(spread(min(count, COLUMNS), count))]
     return Sampled(judge.score(samples, asked), judge.features(samples), judge.hits(samples, asked), nfe, shown)
 
 

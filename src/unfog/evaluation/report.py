@@ -17,6 +17,8 @@ from unfog.evaluation.judge import Asked, Judge, known, pick, spread
 from unfog.evaluation.levels import Levels
 from unfog.evaluation.neighbours import Memorised
 from unfog.generation.sampler import Sampler
+from unfog.generation.whole import Whole
+from unfog.recipes.build import known_of
 from unfog.runs.run import Run
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
@@ -36,7 +38,7 @@ class Evaluation:
         scores: By their names.
         copies: Whether the samples lie nearer to training rows than held-out rows do, by names of features.
         guidance: Scale of classifier-free guidance.
-        steps: Steps of the solver.
+        steps: Steps of the solver; None for a model that is not sampled step by step, as with what follows.
         nfe_per_sample: Evaluations of the network for each sample.
         seed: Seed of the samples' noise.
         samples: The samples as stored.
@@ -45,8 +47,8 @@ class Evaluation:
     scores: dict[str, Scored]
     copies: dict[str, Memorised]
     guidance: float
-    steps: int
-    nfe_per_sample: int
+    steps: int | None
+    nfe_per_sample: int | None
     seed: int
     samples: Tensor = field(repr=False)
 
@@ -63,9 +65,9 @@ def heldout_conditions(run: Run, judge: Judge, count: int, seed: int = 0) -> tup
     Returns: The condition as the model takes it, `(count, ...)`, and the labels or captions for `Judge.score`; both
         None for unconditional models.
     """
-    sampler, rows = run.sampler(), pick(judge.heldout, spread(count, len(judge.heldout.x)))
+    rows = pick(judge.heldout, spread(count, len(judge.heldout.x)))
     drawn = torch.from_numpy(uniform(seed, "condition to judge", 0, 0, count, 4))
-    condition = sampler.conditioning.read(sampler.known, rows, judge.codec.encode(rows.x), drawn)
+    condition = run.recipe.conditioning.read(known_of(run.recipe), rows, judge.codec.encode(rows.x), drawn)
     return condition, None if condition is None else known(rows)
 
 
@@ -76,45 +78,48 @@ def bar(console: Console | None) -> Progress:
 
 
 def draw(
-    run: Run,
-    sampler: Sampler,
+    generator: Sampler | Whole,
     count: int,
     condition: Tensor | None,
     advance: Callable[[], object] = lambda: None,
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, int | None]:
     """Draw samples and count what they cost.
 
     Args:
-        run: The run.
-        sampler: One of the run's.
+        generator: Draws them.
         count: Number of samples.
         condition: What each is conditioned on, `(count, ...)`, or None.
         advance: Called after every batch.
 
     Returns: The samples as stored, and the network's evaluations for each, counted by a hook on the network: rows that
-        went through it, over the rows of the batches, which are padded.
+        went through it, over the rows of the batches, which are padded; None for a generator that is no sampler.
     """
+    samples = []
+    if not isinstance(generator, Sampler):
+        for batch in generator.batches(condition, count):
+            samples.append(batch)
+            advance()
+        return torch.cat(samples), None
     rows = 0
 
     def listen(module: object, arguments: tuple[Tensor, ...], output: object) -> None:
         nonlocal rows
         rows += len(arguments[0])
 
-    listener = run.denoiser.network.register_forward_hook(listen)  # type: ignore[attr-defined]
-    samples = []
+    listener = generator.denoiser.network.register_forward_hook(listen)  # type: ignore[attr-defined]
     try:
-        for batch in run.batches(sampler, condition, count):
+        for batch in generator.batches(condition, count):
             samples.append(batch)
             advance()
     finally:
         listener.remove()
-    batches = -(-batches_of(sampler, count) // distributed.size())  # this process's
-    return torch.cat(samples), rows // (batches * sampler.settings.batch)
+    batches = -(-batches_of(generator, count) // distributed.size())  # this process's
+    return torch.cat(samples), rows // (batches * generator.size)
 
 
-def batches_of(sampler: Sampler, count: int) -> int:
+def batches_of(generator: Sampler | Whole, count: int) -> int:
     """Return in how many batches so many samples are drawn."""
-    return -(-count // sampler.settings.batch)
+    return -(-count // generator.size)
 
 
 def evaluate_run(
@@ -142,25 +147,28 @@ def evaluate_run(
     """
     if count < judge.m:
         raise UserError(f"this judge compares sets of {judge.m} rows: draw {judge.m} samples or more")
-    sampler = run.sampler(guidance=guidance, steps=steps, seed=seed)
+    generator = run.generator(guidance=guidance, steps=steps, seed=seed)
     condition, asked = heldout_conditions(run, judge, count, seed)
     with bar(console) as progress:
-        task = progress.add_task(f"sampling, guidance {guidance:g}", total=batches_of(sampler, count))
-        samples, nfe = draw(run, sampler, count, condition, lambda: progress.advance(task))
+        task = progress.add_task(f"sampling, guidance {guidance:g}", total=batches_of(generator, count))
+        samples, nfe = draw(generator, count, condition, lambda: progress.advance(task))
     scores, copies = judge.score(samples, asked), judge.copies(samples)
-    return Evaluation(scores, copies, guidance, sampler.settings.steps, nfe, seed, samples)
+    taken = generator.settings.steps if isinstance(generator, Sampler) else None
+    return Evaluation(scores, copies, guidance, taken, nfe, seed, samples)
 
 
 def table(evaluations: Sequence[Evaluation], judge: Judge) -> str:
     """Return evaluations as a table, a line for each score with its floor and ceiling, and the notes to read it."""
-    columns = {f"guidance {one.guidance:g}": one.scores for one in evaluations}
     first = evaluations[0]
+    columns = {f"guidance {one.guidance:g}" if first.steps else "samples": one.scores for one in evaluations}
     costs = ", ".join(str(one.nfe_per_sample) for one in evaluations)
-    asked = ", asked for what held-out rows show" if "adherence" in first.scores else ""
-    drawn = f"{len(first.samples)} samples of seed {first.seed} in {first.steps} steps ({costs} evaluations){asked}."
+    effort = f" in {first.steps} steps ({costs} evaluations)" if first.steps else ""
+    asked = ", conditioned on what held-out rows show" if "adherence" in first.scores else ""
+    drawn = f"{len(first.samples)} samples of seed {first.seed}{effort}{asked}."
     lines = [score_table(columns), "", drawn, *notes(judge)]
     for one in evaluations:
-        lines += verdicts(one.copies, f", guidance {one.guidance:g}", ": look at memorisation.png")
+        of = f", guidance {one.guidance:g}" if one.steps else ""
+        lines += verdicts(one.copies, of, ": look at memorisation.png")
     return "\n".join(lines)
 
 
@@ -224,7 +232,7 @@ def verdicts(copies: Mapping[str, Memorised], of: str = "", advice: str = "") ->
     return lines
 
 
-def to_json(evaluations: Sequence[Evaluation], judge: Judge, levels: Levels) -> str:
+def to_json(evaluations: Sequence[Evaluation], judge: Judge, levels: Levels | None) -> str:
     """Return everything but the samples as JSON."""
     rows = []
     for one in evaluations:

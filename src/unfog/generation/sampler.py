@@ -127,8 +127,20 @@ class Sampler:
 
     @property
     def classes(self) -> int:
-        """Number of classes that the model is told one of; 0 if it is told something else, or nothing."""
+        """Number of classes that the model is conditioned on; 0 if it is not conditioned on one class."""
         return len(self.known.classes) if isinstance(self.denoiser.embedder, ClassEmbedding) else 0
+
+    @property
+    def size(self) -> int:
+        """Samples in a batch."""
+        return self.settings.batch
+
+    @property
+    def described(self) -> dict[str, object]:
+        """What samples depend on in addition to model and condition, as plain values by name."""
+        named: dict[str, object] = {name: repr(getattr(self, name)) for name in ("solver", "grid", "settings")}
+        named["seed"] = self.seed
+        return named if self.negative is None else {**named, "negative": self.negative}
 
     def condition(self, count: int, asked: Asked = None) -> Tensor | None:
         """Return what the model is told of each sample, `(count, ...)`; None for unconditional models.
@@ -141,6 +153,13 @@ class Sampler:
         Raises: UserError: If the model cannot take what is asked.
         """
         return self.conditioning.ask(self.known, asked, count)
+
+    def check(self, condition: Tensor | None) -> None:
+        """Refuse settings that do not fit the model.
+
+        Raises: UserError: If they do not.
+        """
+        self.denoise(None if condition is None else condition[:1])
 
     def denoise(self, condition: Tensor | None) -> tuple[Denoise, Tensor]:
         """Return the wrapped denoiser for the condition of one batch, and the times at which to call it.

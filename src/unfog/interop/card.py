@@ -36,9 +36,10 @@ def facts(run: Run) -> dict[str, list[str]]:
 
 def text(run: Run, parts: Mapping[str, list[str]]) -> str:
     """Join sections into one text titled with the run's name; empty sections are omitted."""
-    parameters = sum(parameter.numel() for parameter in run.denoiser.parameters())
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
     lines = [f"# {run.path.resolve().name}", ""]
-    lines.append(f"A diffusion model with {parameters:,} parameters, trained with unfog {__version__}.")
+    what = "A diffusion model" if run.denoises else f"A model of the objective `{run.recipe.kind('objective')}`"
+    lines.append(f"{what} with {parameters:,} parameters, trained with unfog {__version__}.")
     for head, part in parts.items():
         lines += ["", f"## {head}", "", *part] if part else []
     return "\n".join([*lines, ""])

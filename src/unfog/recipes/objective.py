@@ -62,13 +62,16 @@ class Context:
 class Generator(Protocol):
     """(count, condition, seed) -> samples: any model that draws, be it diffusion, few-step, GAN, VAE or other."""
 
-    def __call__(self, count: int, asked: "Asked" = None, *, seed: int | None = None) -> Tensor:
+    def __call__(
+        self, count: int, asked: "Asked" = None, *, seed: int | None = None, condition: Tensor | None = None
+    ) -> Tensor:
         """Return `count` samples in the stored form, `(count, *shape)`; sample i is the same in every request.
 
         Args:
             count: Number of samples.
-            asked: The condition.
+            asked: The condition of a request, which the recipe's conditioning reads.
             seed: Seed of the noise. Default: the generator's own.
+            condition: The condition as the conditioning read it, `(count, ...)`, instead of `asked`. Runs give this.
         """
         ...
 

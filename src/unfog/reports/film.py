@@ -16,7 +16,7 @@ from unfog.data.pictures import row_of, save_film, save_picture, save_video
 from unfog.generation.sampler import Sampler
 from unfog.recipes.conditions import Asked
 from unfog.runs.requests import in_turn
-from unfog.runs.run import Run
+from unfog.runtime.device import within
 from unfog.runtime.files import disk, whole
 
 MOMENTS, SAMPLES = 8, 3
@@ -150,18 +150,17 @@ class Film:
         return files
 
 
-def film(run: Run, sampler: Sampler, count: int, asked: Asked = None) -> Film:
-    """Return the denoising of some samples of a run.
+def film(sampler: Sampler, count: int, asked: Asked = None) -> Film:
+    """Return the denoising of some samples.
 
     Args:
-        run: The run.
-        sampler: One of the run's.
+        sampler: Draws them.
         count: Number of samples.
         asked: What they are to show.
 
     Raises: UserError: If the samples do not fit one batch, or the model cannot take what is asked.
     """
-    return Film(tuple(run.computed(stills(sampler, count, in_turn(asked, count)))), sampler.modality)
+    return Film(tuple(within(sampler.arithmetic, stills(sampler, count, in_turn(asked, count)))), sampler.modality)
 
 
 def stills(sampler: Sampler, count: int, asked: Asked) -> Iterator[Still]:

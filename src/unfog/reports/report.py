@@ -110,19 +110,23 @@ def _frames(sampler: Sampler) -> int:
 
 def _drawn(run: Run, folder: Path, seed: int) -> dict[str, list[str]]:
     """Draw samples, their film and their neighbours, and return the sections on them."""
-    sampler = run.sampler(seed=seed)
+    generator = run.generator(seed=seed)
     try:
         asked = _asked(run)
-        count = min(SHOWN, sampler.settings.batch)  # one batch: large models draw one at a time
-        samples = run.sample(count, asked, seed=seed)
-        shot = film(run, sampler, min(_frames(sampler), sampler.settings.batch), asked)
+        count = min(SHOWN, generator.size)  # one batch: large models draw one at a time
+        samples = generator(count, asked)
+        shot = None
+        if isinstance(generator, Sampler):
+            shot = film(generator, min(_frames(generator), generator.size), asked)
     except UserError as error:
         return {"Samples": [f"No samples could be drawn: {error}."]}
-    save_picture(sampler.modality.sheet(samples, min(8, count)), folder / "samples.png")
-    settings = f"{sampler.settings.steps} steps, guidance {sampler.settings.guidance:g}, seed {seed}"
+    save_picture(generator.modality.sheet(samples, min(8, count)), folder / "samples.png")
+    settings = f"seed {seed}"
+    if isinstance(generator, Sampler):
+        settings = f"{generator.settings.steps} steps, guidance {generator.settings.guidance:g}, {settings}"
     return {
         "Samples": [*_image("samples.png", f"{count} samples"), f"{count} samples: {settings}."],
-        "Film": _film(shot, folder),
+        "Film": [] if shot is None else _film(shot, folder),
         "Nearest neighbours": _neighbours(run, samples, folder),
     }
 

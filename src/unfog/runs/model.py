@@ -1,19 +1,20 @@
 """A trained model: samples of it, and edits of pictures by it."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.grids import Grid
 from unfog.diffusion.solvers import Solver
 from unfog.generation import edits
 from unfog.generation.sampler import Sampler
+from unfog.generation.whole import Whole
+from unfog.recipes.build import known_of
 from unfog.recipes.conditions import Asked
 from unfog.recipes.kinds import kind_of
 from unfog.recipes.parse import changed, named
@@ -29,30 +30,38 @@ INVERTED = 50
 """Steps of an inversion, which needs more than sampling does."""
 
 
-class EditOptions(TypedDict, total=False):
-    """What every edit takes.
+class SamplingOptions(TypedDict, total=False):
+    """How samples are drawn. What is not given is the recipe's.
 
     Attributes:
-        label: Class that the result shows; a model of classes needs one.
-        prompt: Text that the result shows.
-        negative: What the result should not show, by guidance.
-        solver: A solver, or its name.
+        solver: A solver, for instance `DDIM(eta=0.5)`, or its name, `"ddim"`.
         steps: Number of steps.
         grid: A grid, or its name.
         guidance: Scale of classifier-free guidance; 1 is off.
-        seed: Seed of the noise.
-        batch: Pictures computed at a time.
+        seed: Seed of the noise; default: 0.
+        negative: What samples should not show, one thing for all: guidance leads away from it.
+        batch: Samples computed at a time; another number than the recipe's changes them by rounding.
     """
 
-    label: Label | None
-    prompt: Prompt | None
-    negative: Asked
     solver: str | Solver | None
     steps: int | None
     grid: str | Grid | None
     guidance: float | None
     seed: int
+    negative: Asked
     batch: int | None
+
+
+class EditOptions(SamplingOptions, total=False):
+    """How a picture is edited, in addition to how samples are drawn.
+
+    Attributes:
+        label: Class that the result shows; a model of classes needs one.
+        prompt: Text that the result shows.
+    """
+
+    label: Label | None
+    prompt: Prompt | None
 
 
 @dataclass(frozen=True)
@@ -65,52 +74,83 @@ class Run:
     Attributes:
         path: The run folder.
         recipe: What it was made with.
-        denoiser: The averaged weights, ready to sample.
+        model: The averaged weights, ready to sample.
         precision: Arithmetic of the network.
     """
 
     path: Path
     recipe: Recipe
-    denoiser: Denoiser
+    model: nn.Module
     precision: Precision
 
-    def sampler(
-        self,
-        *,
-        solver: str | Solver | None = None,
-        steps: int | None = None,
-        grid: str | Grid | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
-        negative: Asked = None,
-        batch: int | None = None,
-    ) -> Sampler:
-        """Return the sampler of the recipe with some settings changed.
+    @property
+    def denoises(self) -> bool:
+        """Whether the model is a denoiser."""
+        return isinstance(self.model, Denoiser)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The model, if it is a denoiser.
+
+        Raises: UserError: If it is another kind of model.
+        """
+        if not isinstance(self.model, Denoiser):
+            raise UserError(f"{self._kind}, not a denoiser: only its samples can be drawn, evaluated and reported on")
+        return self.model
+
+    @property
+    def _kind(self) -> str:
+        """What the folder holds, as the beginning of a sentence."""
+        return f"{self.path} holds a model of the objective {self.recipe.kind('objective')!r}"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters()).device
+
+    def generator(self, **options: Unpack[SamplingOptions]) -> Sampler | Whole:
+        """Return what draws samples, whatever the objective.
 
         Args:
-            solver: A solver, or its name.
-            steps: Number of steps.
-            grid: A grid, or its name.
-            guidance: Scale of classifier-free guidance; 1 is off.
-            seed: Seed of the noise.
-            negative: What samples should not show, one thing for all.
-            batch: Samples computed at a time; another number than the recipe's changes them by rounding.
+            **options: See `SamplingOptions`. A model that is not sampled step by step takes no other than `seed`.
 
-        Raises: UserError: For an unknown name or a value out of range.
+        Raises: UserError: For an unknown name, a value out of range, or an option that the model does not take.
         """
-        changes: dict[str, object] = {
-            "steps": steps,
-            "guidance": None if guidance is None else float(guidance),
-            "batch": batch,
-        }
+        changes: dict[str, object] = {"steps": options.get("steps"), "batch": options.get("batch")}
+        guidance = options.get("guidance")
+        changes["guidance"] = None if guidance is None else float(guidance)
         given = {name: value for name, value in changes.items() if value is not None}
         recipe = replace(
             self.recipe,
-            solver=_chosen("solver", self.recipe.solver, solver),
-            grid=_chosen("grid", self.recipe.grid, grid),
+            solver=_chosen("solver", self.recipe.solver, options.get("solver")),
+            grid=_chosen("grid", self.recipe.grid, options.get("grid")),
             sampling=changed(self.recipe.sampling, "sampling", given.items()),
         )
-        return Sampler.of(recipe, self.denoiser, seed, negative, self.precision)
+        seed, negative = options.get("seed", 0), options.get("negative")
+        found = self.recipe.objective.generator(recipe, self.model)
+        if isinstance(found, Sampler):
+            return replace(found, seed=seed, negative=negative, precision=self.precision)
+        if found is None:
+            raise UserError(f"{self._kind}, which draws no samples")
+        wanted = {name: value for name, value in options.items() if name != "seed" and value is not None}
+        if wanted.get("guidance") == 1:
+            del wanted["guidance"]  # it is off
+        if wanted:
+            raise UserError(f"{self._kind}, which takes no {' and no '.join(wanted)}: omit what it does not take")
+        return Whole(found, recipe.conditioning, known_of(recipe), self.device, self.precision, seed)
+
+    def sampler(self, **options: Unpack[SamplingOptions]) -> Sampler:
+        """Return the sampler of the recipe with some settings changed.
+
+        Args:
+            **options: See `SamplingOptions`.
+
+        Raises: UserError: For an unknown name, a value out of range, or a model that is not sampled step by step.
+        """
+        found = self.generator(**options)
+        if not isinstance(found, Sampler):
+            raise UserError(f"{self._kind}, which is not sampled step by step: only its samples can be drawn")
+        return found
 
     def sample(
         self,
@@ -121,14 +161,8 @@ class Run:
         prompt: Prompt | None = None,
         values: Values | None = None,
         image: Picture | None = None,
-        negative: Asked = None,
-        solver: str | Solver | None = None,
-        steps: int | None = None,
-        grid: str | Grid | None = None,
-        guidance: float | None = None,
-        seed: int = 0,
-        batch: int | None = None,
         progress: Progress = False,
+        **options: Unpack[SamplingOptions],
     ) -> Tensor:
         """Draw samples; number i is the same in whatever request it comes.
 
@@ -142,15 +176,9 @@ class Run:
             prompt: A text, for models that are conditioned on text.
             values: Numbers, for models that are conditioned on numbers.
             image: A picture as for edits, for models that are conditioned on images; or a folder of them, in turn.
-            negative: What the samples should not show, one thing for all: guidance leads away from it.
-            solver: A solver, for instance `DDIM(eta=0.5)`, or its name, `"ddim"`; default: the recipe's.
-            steps: Number of steps; default: the recipe's.
-            grid: A grid, or its name; default: the recipe's.
-            guidance: Scale of classifier-free guidance, 1 is off; default: the recipe's.
-            seed: Seed of the noise.
-            batch: Samples computed at a time; default: the recipe's. Another number changes samples by rounding.
             progress: True for a bar on standard error, or a function that is called with the number of samples done and
                 the number of all, after each batch.
+            **options: See `SamplingOptions`, for instance `solver="ddim", steps=50, guidance=1.5, seed=7`.
 
         Returns: uint8 pictures `(count, channels, height, width)`, or float32 points `(count, coordinates)`.
         Raises: UserError: For an unknown name, a value out of range, or a condition that the model does not take.
@@ -158,13 +186,12 @@ class Run:
         wanted = asking.asked(self.recipe, label=label, prompt=prompt, values=values, image=image)
         if asked is not None and wanted is not None:
             raise UserError("a condition is given twice, by its place and by its name: give it once")
-        sampler = self.sampler(
-            solver=solver, steps=steps, grid=grid, guidance=guidance, seed=seed, negative=negative, batch=batch
-        )
+        generator = self.generator(**options)
         wanted = asked if wanted is None else wanted
         if count < 1 or progress is False:
-            return sampler(count, wanted)
-        return torch.cat(list(watched(sampler.batches(sampler.condition(count, wanted), count), count, progress)))
+            return generator(count, wanted)
+        batches = generator.batches(generator.condition(count, wanted), count)
+        return torch.cat(list(watched(batches, count, progress)))
 
     def restyle(
         self,
@@ -293,38 +320,18 @@ class Run:
 
     def _editor(self, options: EditOptions) -> tuple[Sampler, Asked]:
         """Return the sampler of an edit, and what the result shows."""
-        sampler = self.sampler(
-            solver=options.get("solver"),
-            steps=options.get("steps"),
-            grid=options.get("grid"),
-            guidance=options.get("guidance"),
-            seed=options.get("seed", 0),
-            negative=options.get("negative"),
-            batch=options.get("batch"),
-        )
         asked = asking.asked(self.recipe, label=options.get("label"), prompt=options.get("prompt"))
+        drawing = {name: value for name, value in options.items() if name not in ("label", "prompt")}
+        sampler = self.sampler(**cast(SamplingOptions, drawing))
         return sampler, asking.edited(self.recipe, sampler, asked)
 
     def _inverter(self, options: EditOptions) -> tuple[Sampler, Asked]:
         """Return the sampler of an edit that goes through the noise of a picture, which knows no guidance."""
         return self._editor({**options, "steps": options.get("steps") or INVERTED, "guidance": 1.0})
 
-    def batches(self, sampler: Sampler, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
-        """Yield the batches of a sampler in the run's arithmetic, see `Sampler.batches`."""
-        return self.computed(sampler.batches(condition, count, skip))
-
-    def computed(self, parts: Iterator[Part]) -> Iterator[Part]:
-        """Yield what an iterator gives, with the run's arithmetic while it computes and not in between."""
-        while True:
-            with self.arithmetic():
-                found = next(parts, None)
-            if found is None:
-                return
-            yield found
-
     def arithmetic(self) -> AbstractContextManager[object]:
         """Return the context in which the network computes."""
-        return arithmetic(self.precision, next(self.denoiser.parameters()).device)
+        return arithmetic(self.precision, self.device)
 
 
 def _chosen(field: str, own: Part, wanted: str | Part | None) -> Part:

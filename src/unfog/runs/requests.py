@@ -14,6 +14,7 @@ from torch import Tensor
 from unfog.data.modality import Modality, images
 from unfog.data.pictures import UnreadableError, save_picture
 from unfog.generation.sampler import Sampler
+from unfog.generation.whole import Whole
 from unfog.recipes.conditions import Asked
 from unfog.runs.run import Run
 from unfog.runtime import distributed
@@ -30,13 +31,13 @@ class Request:
 
     Attributes:
         run: The run.
-        sampler: Draws the samples.
+        generator: Draws the samples.
         count: Number of samples.
-        asked: What they are to show.
+        asked: The condition.
     """
 
     run: Run
-    sampler: Sampler
+    generator: Sampler | Whole
     count: int
     asked: Asked
 
@@ -48,8 +49,8 @@ class Request:
         if not 1 <= self.count <= MOST:
             least = "1 or more" if self.count < 1 else f"{MOST:,} or less"
             raise UserError(f"the number of samples must be {least}, not {self.count}")
-        condition = self.sampler.condition(self.count, in_turn(self.asked, self.count))
-        self.sampler.denoise(None if condition is None else condition[:1])  # refuses what it cannot take
+        condition = self.generator.condition(self.count, in_turn(self.asked, self.count))
+        self.generator.check(condition)
         return condition
 
     def identity(self) -> dict[str, object]:
@@ -59,21 +60,15 @@ class Request:
         asked: object = self.asked
         if isinstance(asked, Tensor):
             asked = hashlib.sha256(asked.numpy().tobytes()).hexdigest()[:16]
-        identity: dict[str, object] = {"model": model[:16], "asked": asked}
-        for name in ("solver", "grid", "settings"):
-            identity[name] = repr(getattr(self.sampler, name))
-        identity["seed"] = self.sampler.seed
-        if self.sampler.negative is not None:
-            identity["negative"] = self.sampler.negative
-        identity["precision"] = self.run.precision
-        identity["device"] = next(self.run.denoiser.parameters()).device.type
+        identity: dict[str, object] = {"model": model[:16], "asked": asked, **self.generator.described}
+        identity |= {"precision": self.run.precision, "device": self.run.device.type}
         plain: dict[str, object] = json.loads(json.dumps(identity))
         return plain
 
     @property
     def size(self) -> int:
         """Samples in a batch."""
-        return self.sampler.settings.batch
+        return self.generator.size
 
     @property
     def batches(self) -> int:
@@ -83,7 +78,7 @@ class Request:
     @property
     def modality(self) -> Modality:
         """What a sample is."""
-        return self.sampler.modality
+        return self.generator.modality
 
     @property
     def files(self) -> str:
@@ -92,7 +87,7 @@ class Request:
 
 
 def sample_into(
-    folder: Path, run: Run, sampler: Sampler, count: int, asked: Asked, *, replace: bool, console: Console
+    folder: Path, run: Run, generator: Sampler | Whole, count: int, asked: Asked, *, replace: bool, console: Console
 ) -> None:
     """Write samples 0 to `count` - 1, `sampling.json` and a sheet; resume where an earlier call stopped.
 
@@ -101,20 +96,20 @@ def sample_into(
     Args:
         folder: Where to; made if it is not there.
         run: The run.
-        sampler: Draws the samples.
+        generator: Draws the samples, one of the run's.
         count: Number of samples.
-        asked: What they are to show.
+        asked: The condition.
         replace: Whether the pictures of another request may be removed.
         console: Shows the progress of requests of more than one batch.
 
     Raises: UserError: If the folder holds another request, or the model cannot take what is asked.
         Stopped: After Ctrl-C.
     """
-    request = Request(run, sampler, count, asked)
+    request = Request(run, generator, count, asked)
     condition = request.condition()
     if distributed.rank():
         first = int(distributed.agreed(0))
-        deque(run.batches(sampler, condition, count, first), maxlen=0)  # its share of each batch goes to the first
+        deque(generator.batches(condition, count, first), maxlen=0)  # its share of each batch goes to the first
         return
     present = _claim(folder, request, replace)
     first = _first_batch(request, present)
@@ -166,7 +161,7 @@ def _first_batch(request: Request, present: set[int]) -> int:
 
 def _write_together(folder: Path, request: Request, condition: Tensor | None) -> None:
     """Draw all samples; write the file that holds them, and a picture of them."""
-    drawn = torch.cat(list(request.run.batches(request.sampler, condition, request.count)))
+    drawn = torch.cat(list(request.generator.batches(condition, request.count)))
     request.modality.write(drawn, folder / f"{request.modality.name}{request.modality.suffix}")
     save_picture(request.modality.sheet(drawn, 1), folder / "sheet.png")
 
@@ -178,7 +173,7 @@ def _write_each(folder: Path, request: Request, condition: Tensor | None, first:
     if first:
         console.print(f"resuming after {first * request.size} of {request.count} samples")
     batches = track(
-        request.run.batches(request.sampler, condition, request.count, first),
+        request.generator.batches(condition, request.count, first),
         "sampling",
         total=request.batches - first,
         console=console,
@@ -196,7 +191,7 @@ def _write_sheet(folder: Path, request: Request) -> None:
 
     Raises: UserError: If a file is damaged.
     """
-    modality, stored, classes = request.modality, request.sampler.stored, request.sampler.classes
+    modality, stored, classes = request.modality, request.generator.stored, request.generator.classes
     try:
         files = [folder / _name(place, modality.suffix) for place in range(min(request.count, SHEET))]
         samples = torch.cat([modality.read(file, stored) for file in files])

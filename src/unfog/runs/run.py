@@ -14,10 +14,8 @@ from rich.console import Console
 from torch import nn
 
 from unfog.data.inspect import quick
-from unfog.diffusion.denoiser import Denoiser
 from unfog.recipes.build import build_data, build_model
 from unfog.recipes.latents import LatentCodec, autoencoder
-from unfog.recipes.objective import Generator
 from unfog.recipes.presets import recipe as preset
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.sources import Given
@@ -62,35 +60,9 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
             f"codec=latents --set codec.path={path}, or measure it with `unfog evaluate {path}`"
         )
     place_at = choose_device(device)
-    denoiser = _model(path, recipe, place_at)
-    if not isinstance(denoiser, Denoiser):
-        raise UserError(
-            f"{path} holds a model of the objective {recipe.kind('objective')!r}, not a denoiser: draw its samples "
-            "with unfog.load_generator(path)(count)"
-        )
     assert recipe.shape is not None
     wanted = recipe.training.precision if precision == "auto" else precision
-    return Run(path, recipe, denoiser, choose_precision(wanted, place_at, recipe.shape))
-
-
-def load_generator(path: str | Path, device: str = "auto") -> Generator:
-    """Load what draws the samples of a run folder, whatever its objective.
-
-    Args:
-        path: The folder that a training wrote.
-        device: Where the model computes.
-
-    Returns: Maps a count to as many samples, `(count, *shape)`.
-    Raises: UserError: As `load`, and if the objective's models draw no samples.
-    """
-    path = Path(path)
-    recipe = read_recipe(path)
-    generator = None
-    if recipe.objective.draws:
-        generator = recipe.objective.generator(recipe, _model(path, recipe, choose_device(device)))
-    if generator is None:
-        raise UserError(f"{path} holds a model of the objective {recipe.kind('objective')!r}, which draws no samples")
-    return generator
+    return Run(path, recipe, _model(path, recipe, place_at), choose_precision(wanted, place_at, recipe.shape))
 
 
 def _model(path: Path, recipe: Recipe, device: torch.device) -> nn.Module:
