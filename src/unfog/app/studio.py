@@ -49,15 +49,15 @@ SWEPT: dict[str, Callable[[str], Any]] = {"solver": str, "steps": int, "guidance
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked for on the page.
+    """A request on the page.
 
     Attributes:
         run: Name of the run.
         words: A class, several with commas, a prompt, or values with commas; nothing if empty.
-        negative: What samples are not to show, if anything.
-        solver: Name of a solver; the recipe's if None.
-        steps: Number of steps; the recipe's if None.
-        guidance: Scale of guidance; the recipe's if None.
+        negative: What samples should not show, if anything.
+        solver: Name of a solver; None for the recipe's.
+        steps: Number of steps; None for the recipe's.
+        guidance: Scale of guidance; None for the recipe's.
         seed: Seed of the noise.
         count: Number of samples.
         image: File of a picture, for models that are conditioned on one.
@@ -101,7 +101,7 @@ class Studio:
     """The runs of the page; each is loaded when it is first used."""
 
     def __init__(self, paths: Sequence[Path], device: str = "auto") -> None:
-        """Take in run folders.
+        """Remember run folders.
 
         Args:
             paths: The folders; no others can be reached.
@@ -151,7 +151,7 @@ class Studio:
         return shlex.join([*words, "--seed", str(wish.seed)])
 
     def asked(self, wish: Wish) -> Asked:
-        """Return what samples are to show, in the form that the model takes."""
+        """Return the condition, in the form that the model takes."""
         run, words = self.run(wish.run), wish.words.strip()
         kind = run.recipe.kind("conditioning")
         image = Path(wish.image) if wish.image and kind == "image" else None
@@ -176,7 +176,7 @@ class Studio:
     def generate(self, wish: Wish) -> Iterator[Shot]:
         """Yield the samples as they are denoised; the last shot is the samples themselves.
 
-        Raises: UserError: If the model cannot take what is asked.
+        Raises: UserError: If the model cannot be conditioned on the request.
         """
         generator, begun = self.generator(wish), time.monotonic()
         if isinstance(generator, Sampler):

@@ -43,8 +43,8 @@ class Bench:
 
     Attributes:
         name: The run folder.
-        nfe: The evaluations that were asked for.
-        cells: For each setting and evaluations asked for, the longest sampling that costs no more.
+        nfe: The requested numbers of evaluations.
+        cells: For each setting and requested number, the longest sampling that takes no more evaluations.
         left_out: Settings that could not run, and why.
     """
 
@@ -254,7 +254,7 @@ class Planned(NamedTuple):
 
 
 Cell = tuple[Setting, int]
-"""A setting, and the evaluations asked for."""
+"""A setting, and the requested number of evaluations."""
 
 
 def _keys(

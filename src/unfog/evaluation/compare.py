@@ -235,7 +235,7 @@ def compare(
         models: The runs of each model, from `load_alike`.
         names: What each is called.
         count: Samples from each run.
-        solver: Name of a solver; the first recipe's if None, as with all that follow.
+        solver: Name of a solver. Default, as for the next two: the first recipe's.
         steps: Steps of the solver.
         guidance: Scale of classifier-free guidance.
         seed: Seed of the noises.

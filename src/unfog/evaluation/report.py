@@ -54,7 +54,7 @@ class Evaluation:
 
 
 def heldout_conditions(run: Run, judge: Judge, count: int, seed: int = 0) -> tuple[Tensor | None, Asked]:
-    """Return what `count` samples are asked to show: what the held-out rows show, each equally often.
+    """Return the conditions of `count` samples: those of the held-out rows, each equally often.
 
     Args:
         run: The run.
@@ -132,14 +132,14 @@ def evaluate_run(
     seed: int = 0,
     console: Console | None = None,
 ) -> Evaluation:
-    """Score `count` samples of a run that are asked to show what the held-out rows show.
+    """Score `count` samples of a run, conditioned on what the held-out rows show.
 
     Args:
         run: The run.
         judge: Fitted on the run's data.
         count: Number of samples, as many as the judge expects or more.
         guidance: Scale of classifier-free guidance; 1 is off.
-        steps: Steps of the solver; the recipe's if None.
+        steps: Steps of the solver. Default: the recipe's.
         seed: Seed of the noise.
         console: Shows the progress.
 

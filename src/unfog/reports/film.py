@@ -156,9 +156,9 @@ def film(sampler: Sampler, count: int, asked: Asked = None) -> Film:
     Args:
         sampler: Draws them.
         count: Number of samples.
-        asked: What they are to show.
+        asked: The condition.
 
-    Raises: UserError: If the samples do not fit one batch, or the model cannot take what is asked.
+    Raises: UserError: If the samples do not fit one batch, or the model cannot be conditioned on `asked`.
     """
     return Film(tuple(within(sampler.arithmetic, stills(sampler, count, in_turn(asked, count)))), sampler.modality)
 

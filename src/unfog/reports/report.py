@@ -132,7 +132,7 @@ def _drawn(run: Run, folder: Path, seed: int) -> dict[str, list[str]]:
 
 
 def _asked(run: Run) -> Any:
-    """Return what samples are asked for: the default, or what a held-out row shows where there is no default.
+    """Return the condition of the samples: the default, or a held-out row's where there is none.
 
     Raises: UserError: If that takes data that are not available.
     """

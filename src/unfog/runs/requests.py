@@ -1,4 +1,4 @@
-"""Requests for samples: written picture by picture into a folder, and resumed where an earlier call stopped."""
+"""Requests for samples: each sample is written to its own file, and an interrupted request resumes."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ SHEET, MOST = 400, 10_000_000
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a run: everything that the samples' bits depend on, and how many of them.
+    """A request for samples of a run: everything on which their bits depend, and their number.
 
     Attributes:
         run: The run.
@@ -44,7 +44,7 @@ class Request:
     def condition(self) -> Tensor | None:
         """Return the condition of each sample.
 
-        Raises: UserError: If the number of samples is out of range, or the model cannot take what is asked.
+        Raises: UserError: If the number of samples is out of range, or the model cannot be conditioned on `asked`.
         """
         if not 1 <= self.count <= MOST:
             least = "1 or more" if self.count < 1 else f"{MOST:,} or less"
@@ -54,7 +54,7 @@ class Request:
         return condition
 
     def identity(self) -> dict[str, object]:
-        """Return what tells this request from others of whatever count, as plain values."""
+        """Return what distinguishes this request from others, apart from the count, as plain values."""
         with (self.run.path / "model.safetensors").open("rb") as file:
             model = hashlib.file_digest(file, "sha256").hexdigest()
         asked: object = self.asked
@@ -91,25 +91,25 @@ def sample_into(
 ) -> None:
     """Write samples 0 to `count` - 1, `sampling.json` and a sheet; resume where an earlier call stopped.
 
-    What is written of a sample is up to its modality: a PNG for an image, one line of points.csv for a point.
+    The modality decides on the file: a PNG for an image, one line of points.csv for a point.
 
     Args:
-        folder: Where to; made if it is not there.
+        folder: The folder, which is created if it is missing.
         run: The run.
         generator: Draws the samples, one of the run's.
         count: Number of samples.
         asked: The condition.
-        replace: Whether the pictures of another request may be removed.
+        replace: Whether files of another request may be removed.
         console: Shows the progress of requests of more than one batch.
 
-    Raises: UserError: If the folder holds another request, or the model cannot take what is asked.
+    Raises: UserError: If the folder holds another request, or the model cannot be conditioned on `asked`.
         Stopped: After Ctrl-C.
     """
     request = Request(run, generator, count, asked)
     condition = request.condition()
     if distributed.rank():
         first = int(distributed.agreed(0))
-        deque(generator.batches(condition, count, first), maxlen=0)  # its share of each batch goes to the first
+        deque(generator.batches(condition, count, first), maxlen=0)  # rank 0 gathers the shares of all
         return
     present = _claim(folder, request, replace)
     first = _first_batch(request, present)
@@ -122,7 +122,7 @@ def sample_into(
 
 
 def _claim(folder: Path, request: Request, replace: bool) -> set[int]:
-    """Make a folder this request's: check what it holds, remove what does not belong, and write `sampling.json`.
+    """Claim a folder for this request: check what it holds, remove what does not belong, and write `sampling.json`.
 
     Returns: The numbers of the samples whose pictures are already there.
     Raises: UserError: If the folder holds pictures that must not be removed.
@@ -149,9 +149,9 @@ def _claim(folder: Path, request: Request, replace: bool) -> set[int]:
 
 
 def _first_batch(request: Request, present: set[int]) -> int:
-    """Return the first batch that is to be drawn, the number of batches if none is.
+    """Return the number of the first batch to draw, or the number of batches if all are there.
 
-    Samples that share a file are drawn all at once.
+    Samples that share a file are all drawn again.
     """
     if request.modality.together:
         return 0
@@ -160,7 +160,7 @@ def _first_batch(request: Request, present: set[int]) -> int:
 
 
 def _write_together(folder: Path, request: Request, condition: Tensor | None) -> None:
-    """Draw all samples; write the file that holds them, and a picture of them."""
+    """Draw all samples, and write them to one file, with a picture."""
     drawn = torch.cat(list(request.generator.batches(condition, request.count)))
     request.modality.write(drawn, folder / f"{request.modality.name}{request.modality.suffix}")
     save_picture(request.modality.sheet(drawn, 1), folder / "sheet.png")
@@ -187,7 +187,7 @@ def _write_each(folder: Path, request: Request, condition: Tensor | None, first:
 
 
 def _write_sheet(folder: Path, request: Request) -> None:
-    """Write a sheet of the first samples; where nothing was asked of a model of few classes, a column is one class.
+    """Write a sheet of the first samples; without a condition, a model of few classes has one class per column.
 
     Raises: UserError: If a file is damaged.
     """

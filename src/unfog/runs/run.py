@@ -36,7 +36,7 @@ from unfog.training.objectives.reconstruction import autoencoder_recipe
 from unfog.training.trainer import Trainer
 
 SMALL = 10_000_000
-"""Parameters that a network may have even where the weights beside its recipe are fewer: they are compared by name."""
+"""Parameters that a network may have even if the run's file holds fewer: the weights are then compared by name."""
 
 
 def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Run:
@@ -169,7 +169,7 @@ def fit(
 
 
 def _chosen(recipe: Recipe | str, dataset: Dataset | None) -> tuple[Recipe, Read | None]:
-    """Return the recipe and the dataset that a training is asked for."""
+    """Return the recipe and the dataset of a training."""
     chosen = preset(recipe) if isinstance(recipe, str) else recipe
     return chosen, None if dataset is None else read(dataset, chosen.conditioning.captioned)
 
@@ -336,7 +336,7 @@ def refit(
     log: tuple[str, ...] = (),
     hooks: Hooks | None = None,
 ) -> None:
-    """Resume a training, as `resume` does, and load nothing; one that broke off at its autoencoder begins there."""
+    """Resume a training, as `resume` does, and load nothing; an interrupted autoencoder is finished first."""
     found = None if dataset is None else read(dataset, read_recipe(Path(path)).conditioning.captioned)
     _refit(Path(path), found, device, console, hooks or Hooks(log))
 
@@ -371,7 +371,8 @@ def reopen(path: Path, device: str = "auto", dataset: Read | None = None) -> Tra
 def check_vacant(out: Path) -> None:
     """Raise a UserError for a path that cannot become a run folder."""
     if steps(out / "checkpoints") or (out / "model.safetensors").exists():
-        raise UserError(f"{out} holds another run: choose another `out`, or go on with `unfog train --resume {out}`")
+        resuming = f"`unfog train --resume {out}`"
+        raise UserError(f"{out} holds another run: choose another `out`, or resume it with {resuming}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another `out`")
 
