@@ -202,7 +202,7 @@ def test_a_size_that_cannot_be(refused: Call, tmp_path: Path, size: str) -> None
 
 def test_a_folder_that_holds_another_run(refused: Call, digits_run: Path) -> None:
     before = (digits_run / "recipe.json").read_bytes(), (digits_run / "model.safetensors").read_bytes()
-    sentence = f"{digits_run} holds another run: choose another --out, or go on with `unfog train --resume"
+    sentence = f"{digits_run} holds another run: choose another --out, or resume it with `unfog train --resume"
     refused(sentence, "train", "digits", *SMALL, "--set", "seed=9", "--out", digits_run)
     assert before == ((digits_run / "recipe.json").read_bytes(), (digits_run / "model.safetensors").read_bytes())
 
