@@ -1,6 +1,7 @@
 """What the playground does, without a browser: the pictures of the command line, and a sentence for every mistake."""
 
 import shlex
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from PIL import Image
 
 from unfog.app.studio import MOST, Studio, Wish, draw_curves, fog, laid_out, schedules
 from unfog.cli.main import main
+from unfog.data.modality import images
 from unfog.generation import edits
 from unfog.recipes.build import build_data
+from unfog.recipes.recipe import Recipe
 from unfog.runs.run import load
 from unfog.runtime.errors import UserError
 
@@ -57,6 +60,18 @@ def test_shots_differ_and_tell_how_far_it_is(studio: Studio) -> None:
     evaluations = int(shots[-1].words.split()[2])
     guided = load(studio.paths["digits"], "cpu").recipe.sampling.guidance != 1
     assert evaluations >= 5 * (1 + guided)
+
+
+def test_more_samples_than_a_batch_are_watched_together(digits_run: Path, tmp_path: Path) -> None:
+    """They are those of `sample`, and each costs as many evaluations as a single one."""
+    folder = shutil.copytree(digits_run, tmp_path / "small")
+    own = Recipe.from_json((folder / "recipe.json").read_text()).set("sampling.batch=2")
+    (folder / "recipe.json").write_text(own.to_json())
+    studio = Studio([folder], "cpu")
+    one, several = (list(studio.generate(Wish("small", steps=5, count=count)))[-1] for count in (1, 5))
+    drawn = studio.pictures(Wish("small", steps=5, count=5))
+    assert several.x.tobytes() == laid_out(drawn, images).tobytes()
+    assert several.words.split(",")[:2] == one.words.split(",")[:2]
 
 
 def test_a_film_that_is_left_leaves_no_trace(studio: Studio) -> None:

@@ -19,8 +19,9 @@ from unfog.recipes.build import build_data
 from unfog.recipes.recipe import Recipe
 from unfog.reports.explain import Explanation, explain
 from unfog.reports.html import page, table
+from unfog.reports.plots import draw_plane
 from unfog.reports.report import report
-from unfog.runs.run import load
+from unfog.runs.run import Run, load
 from unfog.runtime.errors import UserError
 
 MakeRecipe = Callable[..., Recipe]
@@ -283,6 +284,36 @@ def test_a_report_has_every_part_and_needs_nothing(run: str, request: pytest.Fix
         assert (tmp_path / picture).is_file(), picture
     recipe = json.loads(re.findall(r"```json\n(.*?)\n```", markdown, re.DOTALL)[0])
     assert recipe == json.loads((request.getfixturevalue(run) / "recipe.json").read_text())
+
+
+def small_batches(run: Path, to: Path, batch: int) -> Run:
+    """Return a copy of a run that draws so many samples at a time."""
+    folder = shutil.copytree(run, to)
+    own = Recipe.from_json((folder / "recipe.json").read_text()).set(f"sampling.batch={batch}")
+    (folder / "recipe.json").write_text(own.to_json())
+    return load(folder, "cpu")
+
+
+def test_a_report_shows_more_samples_than_a_batch(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But no more large pictures than a batch."""
+    run = small_batches(digits_run, tmp_path / "run", 4)
+    assert "\n64 samples: 4 steps" in report(run, tmp_path / "whole").markdown
+    with Image.open(tmp_path / "whole" / "film.gif") as frame:
+        assert frame.width == 8 * (8 * 9) + 8  # eight pictures of 64 pixels and their gaps
+    monkeypatch.setattr("unfog.reports.report.DRAWN", 64 * 3)
+    assert "\n4 samples: 4 steps" in report(run, tmp_path / "large").markdown
+
+
+def test_a_plane_shows_more_points_than_a_batch(points_run: Path, tmp_path: Path) -> None:
+    pictures = []
+    for batch in (1024, 16):
+        run = small_batches(points_run, tmp_path / str(batch), batch)
+        draw_plane(run, tmp_path / f"{batch}.png", 40)
+        with Image.open(tmp_path / f"{batch}.png") as picture:
+            pictures.append(np.asarray(picture.convert("L")).astype(int))
+    assert (np.abs(pictures[0] - pictures[1]) > 64).mean() < 1e-3  # the same points, but for rounding
 
 
 def test_a_report_shows_the_nearest_training_rows(

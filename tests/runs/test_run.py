@@ -291,6 +291,20 @@ def test_a_film_of_too_many_or_no_samples_is_refused(flow: Run, count: int) -> N
         film(flow.sampler(), count)
 
 
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "ancestral"])
+@pytest.mark.parametrize("count", [1, 4, 7, 8])
+def test_a_film_of_several_batches_ends_at_their_samples(flow: Run, solver: str, count: int) -> None:
+    """Also each earlier moment is that of a film of one batch."""
+    sampler = flow.sampler(solver=solver, steps=3, seed=4, batch=4)
+    stills = film(sampler, count).stills
+    assert torch.equal(stills[-1].x, sampler(count))
+    for still, alone in zip(stills, film(sampler, min(count, 4)).stills, strict=True):
+        assert torch.equal(still.state[:4], alone.state)
+        assert torch.equal(still.guess[:4], alone.guess)
+    with pytest.raises(UserError, match="a film shows 1 to 64 samples, not 65"):
+        film(sampler, 65)
+
+
 @pytest.mark.parametrize("steps", [1, 3, 12])
 def test_a_film_has_a_frame_for_each_time_and_a_strip_of_eight(flow: Run, steps: int) -> None:
     shot = film(flow.sampler(steps=steps), 2)

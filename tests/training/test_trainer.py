@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -731,6 +732,18 @@ def test_bfloat16_trains_close_to_float32(tiny: MakeRecipe, tmp_path: Path) -> N
 
 def last_step(run: Path) -> int:
     return int(checkpoint.steps(run / "checkpoints")[-1].name)  # a kill may leave a part of another beside them
+
+
+def test_a_preview_shows_as_many_samples_whatever_the_batch(tiny: MakeRecipe, tmp_path: Path) -> None:
+    sizes = []
+    for batch in (8, 64):
+        folder = tmp_path / str(batch)
+        folder.mkdir()
+        shown = trainer_of(tiny(f"sampling.batch={batch}"), folder).preview()
+        assert shown is not None
+        with Image.open(shown) as sheet:
+            sizes.append(sheet.size)
+    assert sizes[0] == sizes[1]
 
 
 def test_a_run_folder_holds_what_it_promises(digits_run: Path) -> None:

@@ -187,9 +187,7 @@ class Studio:
 
     def _denoised(self, sampler: Sampler, wish: Wish, begun: float) -> Iterator[Shot]:
         """Yield the samples of a sampler as they are denoised."""
-        if wish.count > sampler.size:
-            raise UserError(f"this model draws {sampler.size} at a time: set the count to that, or less")
-        evaluations = 0
+        evaluations, rows = 0, sampler.size * -(-wish.count // sampler.size)
         moments = sampler.moments(wish.count, self.asked(wish))
 
         def listen(module: object, arguments: tuple[Tensor, ...], output: object) -> None:
@@ -210,7 +208,7 @@ class Studio:
                     x, x0 = (
                         laid_out(sampler.codec.decode(state).cpu(), sampler.modality) for state in (moment.x, moment.x0)
                     )
-            yield Shot(x, x0, _progress(moment, time.monotonic() - begun, evaluations // sampler.size))
+            yield Shot(x, x0, _progress(moment, time.monotonic() - begun, evaluations // rows))
 
     def pictures(self, wish: Wish) -> Tensor:
         """Return the samples of a wish, as stored, `(count, *shape)`."""

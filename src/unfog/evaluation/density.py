@@ -91,7 +91,7 @@ def _variance(run: Run) -> Literal["large", "learned"]:
 
 def _bits(run: Run, source: Source, count: int, steps: int, seed: int) -> Bits:
     """Measure some rows of one split, in batches of the run's fixed size."""
-    batch = run.sampler().settings.batch
+    batch = run.sampler().size
     rows = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int64)
     flows: list[Tensor] = []
     bounds: list[Tensor] = []

@@ -146,7 +146,7 @@ def _conditions(run: Run, rows: Batch, seed: int) -> tuple[Tensor | None, list[b
 
 def _losses(run: Run, x0: Tensor, eps: Tensor, condition: Tensor | None, times: Tensor) -> list[float]:
     """Return the model's mean loss at each time."""
-    denoiser, size = run.denoiser, run.sampler().settings.batch
+    denoiser, size = run.denoiser, run.sampler().size
     device = next(denoiser.parameters()).device
     losses = []
     with torch.inference_mode(), run.arithmetic():

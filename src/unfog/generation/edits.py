@@ -98,7 +98,7 @@ class Canvas:
 
     def noise(self, purpose: str, step: int, first: int, shape: tuple[int, ...]) -> Tensor:
         """Return the noise of a batch of samples."""
-        count = self.sampler.settings.batch
+        count = self.sampler.size
         return normal(self.sampler.seed, purpose, step, first, count, shape).to(self.device)
 
     def batches(
@@ -114,7 +114,7 @@ class Canvas:
         """
         if count < 1:
             raise UserError(f"the number of pictures must be 1 or more, not {count}")
-        condition, size = self.sampler.condition(count, asked), self.sampler.settings.batch
+        condition, size = self.sampler.condition(count, asked), self.sampler.size
         for first in range(0, count, size):
             denoise, times = replace(self.sampler, solver=solver).denoise(self.sampler.padded(condition, first))
             yield self._end(start(denoise, times, first), solver, first)[: count - first]
@@ -286,7 +286,7 @@ def from_noise(sampler: Sampler, picture: Tensor, z: Tensor, asked: Asked = None
     """
     canvas = Canvas(sampler, picture[None])
     parts = []
-    for part in torch.split(z, sampler.settings.batch):
+    for part in torch.split(z, sampler.size):
         denoise, times, solver = _deterministic(canvas, asked, len(part))
         with torch.inference_mode():
             x = follow(denoise, denoise.schedule.sigma(times[0]).to(part) * part.to(canvas.device), times, solver)

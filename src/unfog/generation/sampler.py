@@ -17,6 +17,7 @@ from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, Interval
 from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import Schedule, expand
 from unfog.diffusion.solvers import Ancestral, Solver, Step
+from unfog.diffusion.targets import Prediction
 from unfog.networks.conditioning import ClassEmbedding, Cond
 from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.conditions import Asked, Conditioning, Known
@@ -26,6 +27,9 @@ from unfog.runtime import distributed
 from unfog.runtime.device import Precision, arithmetic, within
 from unfog.runtime.errors import UserError, out_of_memory
 from unfog.runtime.randomness import normal
+
+FILMED = 64
+"""Samples of a film, at most, unless a batch has more."""
 
 
 class Moment(NamedTuple):
@@ -208,7 +212,7 @@ class Sampler:
 
     def start(self, first: int, schedule: Schedule, t: Tensor) -> Tensor:
         """Return sigma(t)·z for samples `first` to `first + batch - 1`: what every solver begins with."""
-        start = normal(self.seed, "start", 0, first, self.settings.batch, self.shape)
+        start = normal(self.seed, "start", 0, first, self.size, self.shape)
         return (schedule.sigma(t) * start).to(self.device)
 
     def steps(self, first: int, condition: Tensor | None) -> Iterator[Step]:
@@ -227,7 +231,7 @@ class Sampler:
         """Yield the steps, computed in whatever arithmetic is set."""
 
         def noise(step: int, like: Tensor) -> Tensor:
-            return normal(self.seed, "step", step, first, self.settings.batch, self.shape).to(like.device)
+            return normal(self.seed, "step", step, first, self.size, self.shape).to(like.device)
 
         denoise, times = self.denoise(condition)
         x = self.start(first, denoise.schedule, times[0])
@@ -244,7 +248,7 @@ class Sampler:
 
     def _batches(self, condition: Tensor | None, count: int, skip: int) -> Iterator[Tensor]:
         """Yield the batches, computed in whatever arithmetic is set."""
-        size = portion = self.settings.batch
+        size = portion = self.size
         for start in range(skip * size, count, size * distributed.size()):
             first = start + size * distributed.rank()
             drawn, portion = self._fitting(first, self.padded(condition, first), portion)
@@ -259,10 +263,10 @@ class Sampler:
         """
         while True:
             part = replace(self, settings=replace(self.settings, batch=portion))
-            places = range(0, self.settings.batch, portion)
+            places = range(0, self.size, portion)
             try:
                 drawn = [part._last(first + place, part.padded(condition, place)) for place in places]
-                return torch.cat(drawn)[: self.settings.batch], portion
+                return torch.cat(drawn)[: self.size], portion
             except (RuntimeError, MemoryError) as error:
                 if portion == 1 or distributed.size() > 1 or not out_of_memory(error):  # others would wait for one
                     raise
@@ -283,7 +287,7 @@ class Sampler:
         """Return the condition of one batch, the last one repeated to fill it."""
         if condition is None:
             return None
-        return condition[torch.arange(first, first + self.settings.batch).clamp(max=len(condition) - 1)]
+        return condition[torch.arange(first, first + self.size).clamp(max=len(condition) - 1)]
 
     def __call__(
         self, count: int, asked: Asked = None, *, seed: int | None = None, condition: Tensor | None = None
@@ -312,19 +316,32 @@ class Sampler:
             count: Number of samples.
             asked: What they shall show, see `condition`.
 
-        Raises: UserError: If `count` is not between 1 and the size of a batch.
+        Raises: UserError: If `count` is not between 1 and 64, or the size of a batch if that is larger.
         """
-        if not 1 <= count <= self.settings.batch:
-            raise UserError(f"a film shows 1 to {self.settings.batch} samples, not {count}")
-        condition = self.padded(self.condition(count, asked), 0)
-        denoise, times = self.denoise(condition)
-        x = self.start(0, denoise.schedule, times[0])
-        last = len(times) - 1
-        for number, step in enumerate(self.steps(0, condition)):
-            state = shown(x, denoise.schedule, step.t)[:count]
-            yield Moment(float(step.t), state, step.prediction.x0[:count], number, last)
+        most = max(FILMED, self.size)
+        if not 1 <= count <= most:
+            raise UserError(f"a film shows 1 to {most} samples, not {count}")
+        condition = self.condition(count, asked)
+        denoise, times = self.denoise(self.padded(condition, 0))
+        starts = [self.start(first, denoise.schedule, times[0]) for first in range(0, count, self.size)]
+        x, last = torch.cat(starts)[:count], len(times) - 1
+        for number, step in enumerate(self.together(count, condition)):
+            yield Moment(float(step.t), shown(x, denoise.schedule, step.t), step.prediction.x0, number, last)
             x = step.x
-        yield Moment(float(times[-1]), x[:count], x[:count], last, last)
+        yield Moment(float(times[-1]), x, x, last, last)
+
+    def together(self, count: int, condition: Tensor | None) -> Iterator[Step]:
+        """Yield the steps of samples 0 to `count` - 1, the batches of which advance together.
+
+        Args:
+            count: Number of samples.
+            condition: What each sample is told, `(count, ...)`, or None.
+        """
+        firsts = range(0, count, self.size)
+        for steps in zip(*(self.steps(first, self.padded(condition, first)) for first in firsts), strict=True):
+            x0, eps = (torch.cat([getattr(step.prediction, name) for step in steps])[:count] for name in ("x0", "eps"))
+            x = torch.cat([step.x for step in steps])[:count]
+            yield Step(steps[0].t, steps[0].s, x, Prediction(x0, eps))
 
 
 def _at(cond: Cond, device: torch.device) -> Cond:

@@ -31,12 +31,12 @@ def draw_plane(run: Run, path: Path, count: int = 400, moments: int = 5) -> None
     if not has_plane(run.recipe.modality, run.recipe.shape):
         raise UserError(f"only points of the plane have a field to draw; the data of {run.path} are no such points")
     sampler = run.sampler()
-    condition = sampler.condition(sampler.settings.batch)
-    steps = list(sampler.steps(0, condition))
+    condition = sampler.condition(count)
+    steps = list(sampler.together(count, condition))
     colours: str | list[str] = "C0"
     if sampler.classes and condition is not None:
-        colours = [f"C{label}" for label in condition[:count].tolist()]
-    states = torch.stack([step.x[:count] for step in steps]).cpu().numpy()
+        colours = [f"C{label}" for label in condition.tolist()]
+    states = torch.stack([step.x for step in steps]).cpu().numpy()
     figure = Figure(figsize=(3.2 * (moments + 1), 3.4), layout="constrained")
     panels = figure.subplots(1, moments + 1)
     for panel, index in zip(panels, np.linspace(0, len(steps) - 1, moments).round().astype(int), strict=False):

@@ -25,6 +25,8 @@ from unfog.training.metrics import losses
 
 SHOWN, FRAMED = 64, 8
 """Most samples on the sheet, and in the film."""
+DRAWN = 1 << 20
+"""Numbers in the samples that are drawn, at most, unless one batch has more: large pictures take long."""
 PAIRS = 16
 """Samples that are shown with their neighbours."""
 ROWS, NUMBERS = 10_000, 1 << 26
@@ -113,11 +115,11 @@ def _drawn(run: Run, folder: Path, seed: int) -> dict[str, list[str]]:
     generator = run.generator(seed=seed)
     try:
         asked = _asked(run)
-        count = min(SHOWN, generator.size)  # one batch: large models draw one at a time
+        count = min(SHOWN, max(generator.size, DRAWN // math.prod(generator.stored)))
         samples = generator(count, asked)
         shot = None
         if isinstance(generator, Sampler):
-            shot = film(generator, min(_frames(generator), generator.size), asked)
+            shot = film(generator, min(_frames(generator), count), asked)
     except UserError as error:
         return {"Samples": [f"No samples could be drawn: {error}."]}
     save_picture(generator.modality.sheet(samples, min(8, count)), folder / "samples.png")
