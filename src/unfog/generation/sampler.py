@@ -137,7 +137,7 @@ class Sampler:
     @property
     def size(self) -> int:
         """Samples in a batch."""
-        return self.settings.batch
+        return self.settings.portion
 
     @property
     def described(self) -> dict[str, object]:

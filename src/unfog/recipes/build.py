@@ -155,7 +155,7 @@ def _autoencoder(recipe: Recipe, criticised: bool) -> Criticised:
 def _check_batches(recipe: Recipe) -> None:
     """Raise a UserError if a batch would hold too many numbers."""
     shape = stored_shape(recipe)
-    for name, batch in (("training", recipe.training.batch), ("sampling", recipe.sampling.batch)):
+    for name, batch in (("training", recipe.training.batch), ("sampling", recipe.sampling.portion)):
         if batch * math.prod(shape) > VALUES:
             sides = "×".join(map(str, shape))
             raise UserError(f"{name}.batch={batch} rows of {sides} are more than {VALUES:,} numbers: lower it")

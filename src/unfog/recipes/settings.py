@@ -8,6 +8,8 @@ from unfog.runtime.device import Precision
 from unfog.runtime.errors import UserError
 
 NetworkTime = Literal["index", "whole", "thousand", "log_snr"]
+PORTION = 64
+"""Samples that go through the network together, unless another number was set or measured."""
 
 
 def positive(**values: float | None) -> None:
@@ -158,7 +160,8 @@ class Sampling:
         guidance_rescale: How far, from 0 to 1, x0 is rescaled to the deviation of the conditional x0.
         clip: Whether x0 is clipped to the range of the data.
         keep_eps: Whether eps is kept when x0 is clipped; else it is recomputed, so that the pair still makes x_t.
-        batch: Samples that go through the network together; always as many, the last batch padded.
+        batch: Samples that go through the network together; always as many, the last batch padded. None, in a recipe
+            that was not trained, is measured when its training begins, see `unfog.generation.portion`.
     """
 
     steps: int = 20
@@ -168,7 +171,7 @@ class Sampling:
     guidance_rescale: float = 0.0
     clip: bool = True
     keep_eps: bool = False
-    batch: int = 64
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -179,6 +182,11 @@ class Sampling:
             raise UserError(f"sampling.guidance_interval must be two times, not {list(self.guidance_interval)}")
         if self.guidance_kind == "cfg++" and (self.guidance_interval is not None or self.guidance_rescale):
             raise UserError("cfg++ takes neither an interval nor a rescaling: use guidance_kind classifier-free")
+
+    @property
+    def portion(self) -> int:
+        """Samples that go through the network together."""
+        return PORTION if self.batch is None else self.batch
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,7 @@ def _begun(
         where = Path(init_from) / "model.safetensors"
         read_recipe(Path(init_from))
         trainer.start_from(read_tensors(where), where)
+    trainer.choose_portion()
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
     return trainer
@@ -349,6 +350,8 @@ def _refit(path: Path, dataset: Read | None, device: str, console: Console | Non
     trainer = reopen(path, device, dataset)
     if steps(path / "checkpoints") or not steps(own / "checkpoints"):
         trainer.restore()
+    else:
+        trainer.choose_portion()  # its training begins now, after that of its autoencoder
     _train(trainer, None, console, hooks)
 
 

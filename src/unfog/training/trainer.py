@@ -4,6 +4,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from torch import Tensor
 from unfog.data.pictures import save_picture
 from unfog.data.source import Data, Indices
 from unfog.diffusion.denoiser import Denoiser
+from unfog.generation.portion import measured
+from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec, build_model, known_of
 from unfog.recipes.objective import Context, Draw
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.schema import MOST_WHOLE, fits
-from unfog.recipes.settings import PowerAverage
+from unfog.recipes.settings import PORTION, PowerAverage
 from unfog.runtime import distributed
 from unfog.runtime.device import (
     COMPILED,
@@ -136,6 +139,17 @@ class Trainer:
         """Return the optimizer of each loss."""
         build = partial(self.optimization.build, self.model, precision)
         return {name: build(parameters) for name, parameters in self.trained.items()}
+
+    def choose_portion(self) -> None:
+        """Write into the recipe how many samples are drawn at a time: measured, unless it says so already."""
+        sampling = self.recipe.sampling
+        if sampling.batch is not None:
+            return
+        found, best = self.objective.generator(self.recipe, self.averaged.model), PORTION
+        if isinstance(found, Sampler):
+            condition = self.held_out(np.zeros(1, dtype=np.int64)).condition
+            best = measured(replace(found, precision=self.precision), condition)
+        self.recipe = replace(self.recipe, sampling=replace(sampling, batch=best))
 
     @property
     def _trains_all(self) -> bool:
