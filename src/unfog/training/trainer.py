@@ -114,7 +114,8 @@ class Trainer:
         Raises: UserError: If it is not a denoiser.
         """
         if not isinstance(self.model, Denoiser):
-            raise UserError(f"{self.folder} is the training of an autoencoder, not of a denoiser")
+            kind = self.recipe.kind("objective")
+            raise UserError(f"{self.folder} is the training of the objective {kind!r}, whose model is no denoiser")
         return self.model
 
     @property
