@@ -283,8 +283,9 @@ def test_the_command_line_measures_it(coder: Path, capsys: pytest.CaptureFixture
     ("arguments", "sentence"),
     [
         (["sample"], "holds an autoencoder, which draws nothing by itself"),
-        (["evaluate", "--guidance", "2"], "--guidance is for models that draw samples"),
-        (["replay", "--step", "1"], "is the training of an autoencoder"),
+        (["evaluate", "--guidance", "2"], "is for models that draw samples, and"),
+        (["evaluate", "--guidance", "2"], "holds one of the objective 'reconstruction'"),
+        (["replay", "--step", "1"], "is the training of the objective 'reconstruction', whose model is no denoiser"),
     ],
 )
 def test_what_an_autoencoder_cannot_do(
@@ -408,7 +409,7 @@ def test_an_average_takes_its_autoencoder_along(tiny: MakeRecipe, coder: Path, t
     shutil.rmtree(tmp_path / "run")
     assert json.loads((tmp_path / "average" / "recipe.json").read_text())["codec"]["path"] == "autoencoder"
     assert load(tmp_path / "average", "cpu").sample(2).shape == (2, 1, 8, 8)
-    with pytest.raises(UserError, match="holds an autoencoder, whose latents are measured"):
+    with pytest.raises(UserError, match="objective 'reconstruction', which is finished for its own average"):
         average(coder, 0.1, tmp_path / "other")
 
 

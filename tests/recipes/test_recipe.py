@@ -2,11 +2,12 @@
 
 import inspect
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 
 from unfog.data import classic
 from unfog.data.source import Data, InMemory
+from unfog.diffusion.denoiser import InputScale, NetworkTime
 from unfog.diffusion.schedules import RectifiedFlow
 from unfog.diffusion.solvers import DDIM
 from unfog.diffusion.tables import Cosine, Linear, Table
@@ -29,6 +31,7 @@ from unfog.recipes.presets import RECIPES, recipe
 from unfog.recipes.recipe import VERSION, Recipe
 from unfog.recipes.sources import Digits, Folder
 from unfog.runtime.errors import UserError
+from unfog.training.trainer import Trainer
 
 OF_FOLDERS = ("folder", "autoencoder", "text-to-image")
 NAMES = sorted(RECIPES)
@@ -385,6 +388,7 @@ def test_set_names_what_is_unknown(setting: str, sentence: str) -> None:
         "training.precision=float16",
         "training.precision=1",
         "inputs.network_time=thousands",
+        "inputs.input_scale=units",
         "seed=true",
         "seed=1.5",
         "seed=null",
@@ -592,6 +596,17 @@ def test_an_index_needs_a_table(schedule: str) -> None:
     with pytest.raises(UserError, match="network_time 'index' needs a schedule of discrete steps: use 'thousand'"):
         build_denoiser(chosen)
     build_denoiser(looked_at(recipe("digits").set("schedule=linear", "target=v", "inputs.network_time=index")))
+
+
+@pytest.mark.parametrize("scale", get_args(InputScale))
+@pytest.mark.parametrize("time", get_args(NetworkTime))
+def test_whatever_a_denoiser_takes_a_recipe_can_ask_for(time: str, scale: str, tmp_path: Path) -> None:
+    small = ("schedule=linear", "target=eps", "times=discrete", "network.width=8", "training.batch=8")
+    chosen = recipe("digits").set(*small, f"inputs.network_time={time}", f"inputs.input_scale={scale}")
+    chosen = Recipe.from_json(chosen.to_json())
+    trainer = Trainer(*build_data(chosen), tmp_path, torch.device("cpu"))
+    assert (trainer.denoiser.network_time, trainer.denoiser.input_scale) == (time, scale)
+    assert math.isfinite(trainer.descend(trainer.draws(0)))
 
 
 @pytest.mark.parametrize(

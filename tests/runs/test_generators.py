@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from unfog.app.studio import Studio, Wish
 from unfog.cli.main import main
+from unfog.evaluation.contest import schedules
 from unfog.recipes.kinds import KINDS, register
 from unfog.recipes.objective import Context, Draw, Generator, OneLoss
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
+from unfog.runs.average import average
 from unfog.runs.run import fit, load
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import normal
@@ -139,6 +141,7 @@ def test_the_playground_draws_and_refuses_edits(path: Path) -> None:
         ("evaluate RUN --likelihood 8", "not a denoiser"),
         ("sample RUN --steps 5", "takes no steps"),
         ("export RUN OUT", "not a denoiser"),
+        ("replay RUN --step 1", "no denoiser"),
     ],
 )
 def test_verbs_that_need_a_denoiser_say_so(
@@ -149,3 +152,50 @@ def test_verbs_that_need_a_denoiser_say_so(
     printed = " ".join(capsys.readouterr().err.split())
     assert "objective 'templates'" in printed
     assert why in printed
+
+
+def test_averages_of_other_lengths_are_made_of_any_model_that_draws(path: Path, tmp_path: Path) -> None:
+    small = ("objective=templates", "training.images=512", "training.batch=32", "training.reports=1")
+    fit(recipe("digits").set(*small, "training.snapshots=16"), tmp_path / "run", console=Console(quiet=True))
+    average(tmp_path / "run", 0.1, tmp_path / "average")
+    made = load(tmp_path / "average")
+    assert not made.denoises
+    torch.testing.assert_close(made.model.state_dict(), load(tmp_path / "run").model.state_dict(), rtol=0, atol=1e-3)
+    assert made.sample(3).shape == (3, 1, 8, 8)
+
+
+def test_schedules_are_compared_on_denoisers_only(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="compared on denoisers, and the objective 'templates' trains none"):
+        schedules(recipe("digits").set("objective=templates"), ["flow", "linear"], tmp_path / "out", 1.0)
+    assert not (tmp_path / "out").exists()
+
+
+@dataclass(frozen=True)
+class Mute(Templates):
+    """The same loss of a model that draws nothing."""
+
+    draws: ClassVar[bool] = False
+
+
+def test_a_model_that_neither_draws_nor_is_an_autoencoder_is_named_by_its_objective(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(KINDS, "objective", dict(KINDS["objective"]))
+    register("objective", "mute", Mute)
+    run = tmp_path / "run"
+    words = ["objective=mute", "training.images=64", "training.batch=32", "training.reports=1"]
+    assert main(["train", "digits", "--out", str(run), *(f"--set={word}" for word in words)]) == 0
+    assert "unfog evaluate" not in capsys.readouterr().out
+    for verb, sentence in (
+        (["evaluate", str(run)], "with the network 'compact': only autoencoders and models that draw samples can be"),
+        (["evaluate", str(run), "--guidance", "2"], "is for models that draw samples, and"),
+        (
+            ["average", str(run), "--length=0.1", f"--out={tmp_path / 'out'}"],
+            "others can be made of models that draw samples",
+        ),
+    ):
+        assert main(verb) == 2
+        printed = " ".join(capsys.readouterr().err.split())
+        assert "objective 'mute'" in printed
+        assert "holds an autoencoder" not in printed
+        assert sentence in printed

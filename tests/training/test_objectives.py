@@ -1,6 +1,7 @@
 """Objectives of one's own: several losses with an optimizer each, frozen weights, own state, and previews that fail."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.runs.run import fit, load, refit
 from unfog.runtime.errors import UserError
+from unfog.training import checkpoint
 from unfog.training.trainer import Trainer
 
 QUIET = Console(quiet=True)
@@ -28,6 +30,7 @@ class Pair(OneLoss):
 
     draws: ClassVar[bool] = True
     shown: bool = True
+    counter: str = "pair/steps"
 
     def build(self, recipe: Recipe, most: int) -> nn.Module:
         model = nn.Module()
@@ -41,14 +44,14 @@ class Pair(OneLoss):
     def check(self, model: nn.Module, held_out: Any, context: Context) -> None: ...
 
     def state(self, context: Context) -> dict[str, Tensor]:
-        return {"pair/steps": torch.zeros(1)}
+        return {self.counter: torch.zeros(1)}
 
     def losses(self, model: Any, batch: Draw, context: Context) -> dict[str, Tensor]:
         both, rows = model.a * model.b + 0 * model.frozen, batch.u.new_ones(len(batch.u), dtype=torch.float32)
         return {"a": rows * ((model.a - 1) ** 2 + both), "b": rows * ((model.b - 2) ** 2 + both)}
 
     def update(self, batch: Draw, losses: Tensor, context: Context) -> dict[str, Tensor]:
-        return {"pair/steps": context.state["pair/steps"] + 1}
+        return {self.counter: context.state[self.counter] + 1}
 
     def measured(self, model: Any, batch: Draw, context: Context) -> Tensor:
         return self.losses(model, batch, context)["a"]
@@ -73,8 +76,8 @@ def chosen(*settings: str) -> Recipe:
     return recipe("points").set("objective=pair", "optimizer.weight_decay=0", "optimizer.clip=1000", *small, *settings)
 
 
-def trainer_of(folder: Path) -> Trainer:
-    return Trainer(*build_data(chosen()), folder, torch.device("cpu"))
+def trainer_of(folder: Path, *settings: str) -> Trainer:
+    return Trainer(*build_data(chosen(*settings)), folder, torch.device("cpu"))
 
 
 def test_each_loss_moves_only_its_own_parameters(tmp_path: Path) -> None:
@@ -90,21 +93,58 @@ def test_each_loss_moves_only_its_own_parameters(tmp_path: Path) -> None:
     assert float(model.b.detach()) > -1
 
 
-def test_optimizers_and_state_are_saved_and_resumed_to_the_bit(tmp_path: Path) -> None:
-    whole, first = trainer_of(tmp_path / "whole"), trainer_of(tmp_path / "first")
+@pytest.mark.parametrize(
+    "counter", ["pair/steps", "weights/a", "average/a", "optimizer-a/a:step", "state/steps", "state", "steps"]
+)
+def test_optimizers_and_state_are_saved_and_resumed_to_the_bit(tmp_path: Path, counter: str) -> None:
+    """Also if the state has the name of another part of the checkpoint."""
+    named = f"objective.counter={counter}"
+    whole, first = trainer_of(tmp_path / "whole", named), trainer_of(tmp_path / "first", named)
     for step in range(6):
         whole.descend(whole.draws(step))
         if step < 3:
             first.descend(first.draws(step))
     first.save()
-    again = trainer_of(tmp_path / "first")
+    again = trainer_of(tmp_path / "first", named)
     again.restore()
-    assert float(again.state["pair/steps"]) == 3
+    assert float(again.state[counter]) == 3
     for step in range(3, 6):
         again.descend(again.draws(step))
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor), name
-    assert float(again.state["pair/steps"]) == 6
+    assert float(again.state[counter]) == 6
+
+
+def saved_with(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
+    """Save a trainer of two steps, and change the tensors of its checkpoint."""
+    trainer, where = trainer_of(folder), folder / "checkpoints"
+    for step in range(2):
+        trainer.descend(trainer.draws(step))
+    trainer.save()
+    tensors, state = checkpoint.latest(where)
+    change(tensors)
+    shutil.rmtree(where)
+    checkpoint.save(where, state["step"], tensors, state)
+    return where
+
+
+def test_a_checkpoint_from_before_the_state_was_a_part_is_restored(tmp_path: Path) -> None:
+    saved_with(tmp_path, lambda tensors: tensors.update({"pair/steps": tensors.pop("state/pair/steps")}))
+    again = trainer_of(tmp_path)
+    again.restore()
+    assert float(again.state["pair/steps"]) == 2
+
+
+def test_a_checkpoint_whose_state_does_not_fit_is_refused(tmp_path: Path) -> None:
+    where = saved_with(tmp_path / "missing", lambda tensors: tensors.pop("state/pair/steps"))
+    with pytest.raises(UserError, match=rf"{where} does not fit the recipe: it lacks the objective's pair/steps"):
+        trainer_of(tmp_path / "missing").restore()
+    saved_with(tmp_path / "unknown", lambda tensors: tensors.update({"state/other": torch.zeros(1)}))
+    with pytest.raises(UserError, match=r"does not fit the recipe: it holds other$"):
+        trainer_of(tmp_path / "unknown").restore()
+    saved_with(tmp_path / "wrong", lambda tensors: tensors.update({"state/pair/steps": torch.zeros(2)}))
+    with pytest.raises(UserError, match=r"does not fit the recipe: pair/steps has another shape"):
+        trainer_of(tmp_path / "wrong").restore()
 
 
 def test_a_whole_training_is_sampled_by_its_generator(tmp_path: Path) -> None:

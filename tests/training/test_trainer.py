@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -1059,6 +1060,23 @@ def test_importance_follows_the_losses_and_is_restored_to_the_bit(tiny: MakeReci
         assert again.descend(again.draws(step)) == trainer.descend(trainer.draws(step))
     assert torch.equal(again.state[HISTORY], trainer.state[HISTORY])
     assert trainer.state[HISTORY][1].sum() == 8 * 64
+    assert_same(again.denoiser.state_dict(), trainer.denoiser.state_dict())
+
+
+def test_importance_of_earlier_checkpoints_is_restored_to_the_bit(tiny: MakeRecipe, tmp_path: Path) -> None:
+    """They hold the statistics without the prefix of the objective's state."""
+    trainer, where = trainer_of(tiny(*IMPORTANT), tmp_path), tmp_path / "checkpoints"
+    for step in range(3):
+        trainer.descend(trainer.draws(step))
+    trainer.save()
+    tensors, state = checkpoint.latest(where)
+    tensors["times/losses"] = tensors.pop("state/times/losses")
+    shutil.rmtree(where)
+    checkpoint.save(where, 3, tensors, state)
+    again = trainer_of(tiny(*IMPORTANT), tmp_path)
+    again.restore()
+    assert torch.equal(again.state[HISTORY], trainer.state[HISTORY])
+    assert again.descend(again.draws(3)) == trainer.descend(trainer.draws(3))
     assert_same(again.denoiser.state_dict(), trainer.denoiser.state_dict())
 
 

@@ -79,10 +79,14 @@ def evaluate(
         print(evaluated.table())
         print(f"written: {run / 'evaluation.json'}")
         return
-    if not read_recipe(run).objective.draws:
+    recipe = read_recipe(run)
+    if not recipe.objective.draws:
         from unfog.evaluation.reconstruction import reconstruction
 
-        _refuse(options, f"is for models that draw samples, and {run} holds an autoencoder")
+        _refuse(
+            options,
+            f"is for models that draw samples, and {run} holds one of the objective {recipe.kind('objective')!r}",
+        )
         kept = reconstruction(run, n, seed, device)
         kept.write(run)
         print(kept.table())

@@ -64,7 +64,8 @@ def train(
         run.fit(chosen, folder, budget=seconds, init_from=init_from, device=device, log=log)
     finished = run.read_recipe(folder)
     if not finished.objective.draws:
-        print(f"trained: {folder}   (measure it with `unfog evaluate {folder}`)")
+        measured = finished.kind("network") == "autoencoder"
+        print(f"trained: {folder}" + (f"   (measure it with `unfog evaluate {folder}`)" if measured else ""))
         return
     if has_plane(finished.modality, finished.shape):
         draw_plane(run.load(folder, device), folder / "plane.png")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from unfog.diffusion.denoiser import Denoiser
 from unfog.evaluation.compare import Comparison, compare, load_alike
-from unfog.recipes.build import build_data, build_denoiser
+from unfog.recipes.build import build_data, build_model
 from unfog.recipes.recipe import Recipe
 from unfog.runs.run import read_recipe, resume, train
 from unfog.runtime.errors import UserError
@@ -48,8 +49,10 @@ def schedules(
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise UserError("name two different schedules or more, for instance linear, quadratic, cosine and flow")
     contestants = [build_data(recipe.set(f"schedule={name}", "target=v", "times=uniform"))[0] for name in names]
-    for contestant in contestants:
-        build_denoiser(contestant)  # so that what does not fit is refused before the minutes are spent
+    for contestant in contestants:  # so that what does not fit is refused before the minutes are spent
+        if not isinstance(build_model(contestant), Denoiser):
+            kind = contestant.kind("objective")
+            raise UserError(f"schedules are compared on denoisers, and the objective {kind!r} trains none: change it")
     first, *others = zip(names, contestants, strict=True)
     _train_or_resume(first[1], out / first[0], budget, device, console)
     for name, contestant in others:

@@ -17,6 +17,7 @@ from unfog.evaluation.intervals import Interval, Scored, bootstrap, plain
 from unfog.evaluation.judge import LEAST, Judge, spread
 from unfog.recipes.build import build_data
 from unfog.recipes.latents import autoencoder
+from unfog.recipes.networks import AutoencoderSpec
 from unfog.runs.run import read_recipe
 from unfog.runtime.device import arithmetic, choose_device, choose_precision
 from unfog.runtime.errors import UserError
@@ -92,7 +93,13 @@ def reconstruction(path: Path, count: int, seed: int = 0, device: str = "auto") 
 
     Raises: UserError: If it holds no autoencoder, or its data hold out too few pictures.
     """
-    recipe, data = build_data(read_recipe(path))
+    recipe = read_recipe(path)
+    if not isinstance(recipe.network, AutoencoderSpec):
+        raise UserError(
+            f"{path} holds a model of the objective {recipe.kind('objective')!r} with the network "
+            f"{recipe.kind('network')!r}: only autoencoders and models that draw samples can be evaluated"
+        )
+    recipe, data = build_data(recipe)
     assert recipe.shape is not None
     place, shape = choose_device(device), recipe.shape
     codec = Latents(autoencoder(path, shape[0]), shape)

@@ -3,7 +3,6 @@
 import math
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -21,6 +20,8 @@ CHEAPER, SLOWER = 4.0, 1.05
 """How many times cheaper one sample must be than with the usual portion, and how much slower a large request may be."""
 LARGE = 1000
 """Samples in a large request."""
+LONG = 8.0
+"""Seconds of one evaluation from which on it is not made: the cost of so large a network grows with the rows."""
 ENOUGH, ROUNDS = 0.1, 5
 """Seconds after which a portion is not timed again, and how often it is timed at most."""
 
@@ -64,7 +65,9 @@ def measured(sampler: Sampler, condition: Tensor | None) -> int:
         sampler: The sampler.
         condition: What one sample is told, `(1, ...)`, or None.
     """
-    deque(_seconds(sampler, condition, 1), maxlen=0)  # the first evaluation also chooses kernels
+    single = min(_seconds(sampler, condition, 1))
+    if PORTION * single > LONG:
+        return first_good(lambda size: size * single)
     return first_good(lambda size: min(_seconds(sampler, condition, size)))
 
 

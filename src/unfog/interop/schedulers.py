@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from unfog.data.codecs import Pixels
+from unfog.diffusion.denoiser import NetworkTime
 from unfog.diffusion.grids import Grid, KarrasGrid, LeadingGrid, LinspaceGrid, TrailingGrid, UniformGrid
 from unfog.diffusion.schedules import RectifiedFlow, Schedule
 from unfog.diffusion.solvers import (
@@ -28,7 +29,6 @@ from unfog.diffusion.targets import Target
 from unfog.interop.files import meant
 from unfog.recipes.parse import named
 from unfog.recipes.recipe import Recipe
-from unfog.recipes.settings import NetworkTime
 from unfog.runtime.errors import UserError
 
 Given = Mapping[str, Any]

@@ -101,7 +101,7 @@ class Objective(Protocol):
         ...
 
     def state(self, context: Context) -> dict[str, Tensor]:
-        """Return the state at the start of a training; checkpoints save it under its names."""
+        """Return the state at the start of a training; checkpoints save all of it."""
         ...
 
     def prepare(self, batch: Draw, context: Context) -> tuple[Draw, Tensor]:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+from unfog.diffusion.denoiser import InputScale, NetworkTime
 from unfog.runtime.device import Precision
 from unfog.runtime.errors import UserError
 
-NetworkTime = Literal["index", "whole", "thousand", "log_snr"]
 PORTION = 64
 """Samples that go through the network together, unless another number was set or measured."""
 
@@ -195,11 +195,11 @@ class Inputs:
 
     Attributes:
         input_scale: "none" or "unit", see `Denoiser`.
-        network_time: "thousand", "index", "whole" or "log_snr", see `Denoiser`.
+        network_time: "thousand", "index", "whole", "log_snr" or "clock", see `Denoiser`.
         sigma_data: Standard deviation of the clean data, for "unit".
     """
 
-    input_scale: Literal["none", "unit"] = "none"
+    input_scale: InputScale = "none"
     network_time: NetworkTime = "thousand"
     sigma_data: float = 0.5
 

@@ -125,12 +125,14 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
         device: Where to compute.
 
     Returns: The step.
-    Raises: UserError: If the folder is no run folder, its data changed, or there is no such step.
+    Raises: UserError: If the folder is no run folder, its data changed, its model is no denoiser, or there is no such
+        step.
     """
     path = Path(path)
     if step < 1:
         raise UserError(f"steps count from 1, as in metrics.jsonl: there is no step {step}")
     trainer = reopen(path, device)
+    schedule = trainer.denoiser.schedule
     weights, exact = _restore(trainer, path, step)
     note = ""
     if isinstance(trainer.recipe.times, Importance) and not exact:
@@ -140,12 +142,14 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
         )
     trainer.step = step - 1
     draw, weight = trainer.prepare(trainer.draws(trainer.step))
+    first = next(iter(trainer.trained))  # the loss that the training reports
     with torch.random.fork_rng():
-        losses = torch.cat([losses["loss"].detach().cpu() for losses in trainer.portions(draw)])
+        losses = torch.cat([losses[first].detach().cpu() for losses in trainer.portions(draw)])
     draw = Draw(*(None if part is None else part.cpu() for part in draw))  # type: ignore[arg-type]  # no condition
     loss = float((losses * weight.to(losses)).mean())
-    rows = tuple(_rows(trainer, draw, losses))
-    return Replay(step, trainer.recipe.seed, weights, note, loss, rows, draw, _picture(trainer, draw))
+    t = trainer.recipe.times(draw.u, schedule)
+    rows = tuple(_rows(trainer, draw, losses, t))
+    return Replay(step, trainer.recipe.seed, weights, note, loss, rows, draw, _picture(trainer, draw, t))
 
 
 def _restore(trainer: Trainer, path: Path, step: int) -> tuple[str, bool]:
@@ -160,11 +164,10 @@ def _restore(trainer: Trainer, path: Path, step: int) -> tuple[str, bool]:
         return "the averaged weights of the run, since no checkpoint is from before it", False
 
 
-def _rows(trainer: Trainer, draw: Draw, losses: Tensor) -> Iterator[Row]:
+def _rows(trainer: Trainer, draw: Draw, losses: Tensor, t: Tensor) -> Iterator[Row]:
     """Yield the rows of the trainer's next batch, with their losses."""
     numbers = trainer.draws.rows(trainer.step)
     batch = trainer.data.train.take(numbers)
-    t = _times(trainer, draw)
     log_snr = trainer.denoiser.schedule.log_snr(t)
     shows = _shows(batch, trainer.recipe.classes)
     for place in range(len(t)):
@@ -180,14 +183,9 @@ def _rows(trainer: Trainer, draw: Draw, losses: Tensor) -> Iterator[Row]:
         )
 
 
-def _times(trainer: Trainer, draw: Draw) -> Tensor:
-    """Return the times of a batch."""
-    return trainer.recipe.times(draw.u, trainer.denoiser.schedule)
-
-
-def _picture(trainer: Trainer, draw: Draw) -> Image.Image:
+def _picture(trainer: Trainer, draw: Draw, t: Tensor) -> Image.Image:
     """Draw clean rows above noisy ones."""
-    schedule, codec, t = trainer.denoiser.schedule, build_codec(trainer.recipe), _times(trainer, draw)
+    schedule, codec = trainer.denoiser.schedule, build_codec(trainer.recipe)
     noisy = shown(schedule.add_noise(draw.x0, draw.noise, t), schedule, t)
     return trainer.recipe.modality.paired(codec.decode(draw.x0), codec.decode(noisy))
 

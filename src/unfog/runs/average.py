@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from unfog.recipes.build import build_denoiser
+from unfog.recipes.build import build_model
 from unfog.recipes.settings import PowerAverage
 from unfog.runs.run import check_vacant, read_recipe, taken_in
 from unfog.runtime.errors import UserError
@@ -28,14 +28,17 @@ def average(path: str | Path, length: float, out: str | Path) -> Reconstruction:
     where, out = Path(path) / "averages", Path(out)
     recipe = read_recipe(Path(path))
     if not recipe.objective.draws:
-        raise UserError(f"{path} holds an autoencoder, whose latents are measured for its own average: it has no other")
+        raise UserError(
+            f"{path} holds a model of the objective {recipe.kind('objective')!r}, which is finished for its own "
+            "average: others can be made of models that draw samples"
+        )
     check_vacant(out)
     averaged = reconstruct(where, length)
-    denoiser = build_denoiser(recipe)
-    load_into(denoiser, averaged.tensors, where)
+    model = build_model(recipe)
+    load_into(model, averaged.tensors, where)
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
     recipe = replace(taken_in(recipe, out), ema=PowerAverage(averaged.gamma))
     write_whole(out / "recipe.json", recipe.beside(out, relative=True).to_json().encode())
-    write_tensors(out / "model.safetensors", denoiser.state_dict())
+    write_tensors(out / "model.safetensors", model.state_dict())
     return averaged

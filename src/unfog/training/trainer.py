@@ -117,7 +117,8 @@ class Trainer:
         Raises: UserError: If it is not a denoiser.
         """
         if not isinstance(self.model, Denoiser):
-            raise UserError(f"{self.folder} is the training of an autoencoder, not of a denoiser")
+            kind = self.recipe.kind("objective")
+            raise UserError(f"{self.folder} is the training of the objective {kind!r}, whose model is no denoiser")
         return self.model
 
     @property
@@ -318,8 +319,9 @@ class Trainer:
             parts[self._part(name)] = checkpoint.optimizer_tensors(optimizer, self._names(optimizer))
         if distributed.rank():
             return True
+        parts["state"] = self.state
         state = {"skipped": self.skipped, "threads": torch.get_num_threads(), "precision": self.precision}
-        checkpoint.save(self.folder / "checkpoints", self.step, _flat(parts) | self.state, state)
+        checkpoint.save(self.folder / "checkpoints", self.step, _flat(parts), state)
         write_tensors(self.folder / "model.safetensors", averages["average"])
         return True
 
@@ -361,17 +363,27 @@ class Trainer:
         self.optimizers = self._optimizers(state["precision"])
         for name, optimizer in self.optimizers.items():
             checkpoint.restore_optimizer(optimizer, self._names(optimizer), parts[self._part(name)])
-        known = {"weights", *self.averages, *map(self._part, self.optimizers)}
-        strange = [name for name in tensors if name.partition("/")[0] not in known and name not in self.state]
-        if strange:
-            raise UserError(f"the newest checkpoint in {where} does not fit the recipe: it holds {strange[0]}")
-        for name, tensor in self.state.items():
-            saved = tensors.get(name, tensor)
-            if saved.shape != tensor.shape:
-                raise UserError(f"the newest checkpoint in {where} does not fit the recipe: {name} has another shape")
-            self.state[name] = saved.to(tensor)
+        known = {"weights", "state", *self.averages, *map(self._part, self.optimizers)}
+        unplaced = {name: tensor for name, tensor in tensors.items() if name.partition("/")[0] not in known}
+        # in checkpoints of earlier versions the state's tensors stand next to the parts
+        self._restore_state(parts["state"] | unplaced, where)
         self.step, self.skipped, self.precision = state["step"], state["skipped"], state["precision"]
         torch.set_num_threads(state["threads"])
+
+    def _restore_state(self, saved: Mapping[str, Tensor], where: Path) -> None:
+        """Restore the objective's state.
+
+        Raises: UserError: If a tensor is missing, unknown or of another shape.
+        """
+        misfit = f"the newest checkpoint in {where} does not fit the recipe"
+        for name in sorted(saved.keys() - self.state.keys()):
+            raise UserError(f"{misfit}: it holds {name}")
+        for name, tensor in self.state.items():
+            if name not in saved:
+                raise UserError(f"{misfit}: it lacks the objective's {name}; remove it to resume from the one before")
+            if saved[name].shape != tensor.shape:
+                raise UserError(f"{misfit}: {name} has another shape")
+        self.state = {name: saved[name].to(tensor) for name, tensor in self.state.items()}
 
     def start_from(self, tensors: dict[str, Tensor], where: Path) -> None:
         """Start from another run's weights; the condition's embedder is initialised anew if its shape differs.

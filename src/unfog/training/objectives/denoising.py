@@ -19,8 +19,8 @@ from unfog.runtime import distributed
 
 BLANK = 1e-3
 """Standard deviation of stored samples up to which they count as blank."""
-SHEET = 64
-"""Samples on a sheet, at most."""
+SHEET, PORTIONS = 64, 8
+"""Samples on a sheet, at most, and portions of them: large models draw one at a time."""
 CROWD = 1024
 """Samples on a sheet where all share a panel."""
 HISTORY = "times/losses"
@@ -89,7 +89,7 @@ class Denoising(OneLoss):
         """Return a sheet of samples."""
         sampler = Sampler.of(context.recipe, _denoiser(model), precision=context.precision)
         columns = sampler.classes if 1 < sampler.classes <= 16 else 8
-        count = CROWD if sampler.modality.together else columns * (SHEET // columns)
+        count = CROWD if sampler.modality.together else columns * max(1, min(SHEET, PORTIONS * sampler.size) // columns)
         condition = None if sampler.classes else held_out(np.arange(count)).condition
         samples = sampler(count, condition=condition)
         if not samples.float().std() > BLANK:
