@@ -5,6 +5,7 @@ from typing import Literal
 
 import tyro
 
+from unfog.cli.options import RunFolder
 from unfog.runtime.errors import UserError
 
 
@@ -45,7 +46,7 @@ def import_(
 
 
 def export(
-    run: tyro.conf.Positional[Path],
+    run: RunFolder,
     out: tyro.conf.Positional[Path],
     /,
     *,
@@ -64,7 +65,6 @@ def export(
       unfog export runs/digits my_model --to onnx --steps 20
 
     Args:
-        run: Run folder.
         out: The new folder.
         to: The format.
         steps: Steps of the sampler, for ONNX. Default: the recipe's.

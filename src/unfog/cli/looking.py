@@ -5,6 +5,7 @@ from pathlib import Path
 import tyro
 
 from unfog.cli import arguments
+from unfog.cli.options import Device, RunFolder, Seed
 from unfog.runtime.errors import UserError
 
 
@@ -56,14 +57,14 @@ def recipes() -> None:
 
 
 def explain(
-    run: tyro.conf.Positional[Path],
+    run: RunFolder,
     /,
     *,
     step: int,
     row: int = 0,
-    seed: int = 0,
+    seed: Seed = 0,
     out: Path | None = None,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Show the equations of one denoising step with this run's own numbers, in the terminal and as a page.
 
@@ -76,12 +77,9 @@ def explain(
       unfog explain runs/digits --step 900 --row 3 --out explained
 
     Args:
-        run: Run folder.
         step: Number of the step, from 1, next to the data, to the schedule's last one (1000), at pure noise.
         row: Number of the held-out row.
-        seed: Seed of the noise.
         out: Folder for the page. Default: RUN/explain.
-        device: cpu, cuda, cuda:1, mps, or auto.
     """
     from unfog.reports.explain import explain as work_out
     from unfog.runs.run import load
@@ -91,7 +89,7 @@ def explain(
     print(f"{found.text()}\n\npage: {found.write(folder, f'step-{step}')}")
 
 
-def report(run: tyro.conf.Positional[Path], /, *, seed: int = 0, out: Path | None = None, device: str = "auto") -> None:
+def report(run: RunFolder, /, *, seed: int = 0, out: Path | None = None, device: Device = "auto") -> None:
     """Write a report on a run as one self-contained HTML file, and as Markdown.
 
     Draws samples, a film, and the training rows nearest to the samples; includes the results of evaluate and bench if
@@ -103,10 +101,8 @@ def report(run: tyro.conf.Positional[Path], /, *, seed: int = 0, out: Path | Non
       unfog report runs/digits --seed 3 --out my_report
 
     Args:
-        run: Run folder.
         seed: Seed of the samples.
         out: Folder for report.html, report.md and the pictures. Default: RUN/report.
-        device: cpu, cuda, cuda:1, mps, or auto.
     """
     from unfog.reports.report import report as gather
     from unfog.runs.run import load

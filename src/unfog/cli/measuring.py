@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from unfog.cli import arguments
-from unfog.cli.options import Count
+from unfog.cli.options import Count, Device, Seed, Steps
 from unfog.runtime.errors import EnvironmentFailure, UserError
 
 if TYPE_CHECKING:  # importing these takes long, and --help needs none of it
@@ -24,13 +24,13 @@ def evaluate(
     n: Count = 5000,
     real: Path | None = None,
     guidance: tuple[float, ...] = (),
-    steps: int | None = None,
+    steps: Steps = None,
     batch: int = 256,
     inception: Path | None = None,
     dinov2: Path | None = None,
     likelihood: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
+    seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Measure samples against held-out data and noise: fidelity, diversity, adherence, copies, loss by noise level.
 
@@ -54,13 +54,10 @@ def evaluate(
         n: Number of samples, compared in blocks of the size of the held-out set; with --real, the most to compare.
         real: Folder of real pictures to compare a folder of pictures with.
         guidance: Scales of classifier-free guidance to measure, 1 is off; default: 1 and the recipe's.
-        steps: Steps of the solver.
         batch: Pictures per batch of a feature extractor; does not change the result.
         inception: Weights of Inception-v3, to measure in its features, too (needs torch-fidelity).
         dinov2: Folder with DINOv2, to measure in its features, too (needs transformers).
         likelihood: Rows of each split whose likelihood is measured, instead of samples.
-        seed: Seed of the noise.
-        device: cpu, cuda, cuda:1, mps, or auto.
     """
     from rich.console import Console
 
@@ -165,8 +162,8 @@ def bench(
     budget: str | None = None,
     out: Path | None = None,
     n: Count = 1000,
-    seed: int = 0,
-    device: str = "auto",
+    seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Measure quality against network evaluations and recommend sampling settings for a run; or compare schedules.
 
@@ -192,8 +189,6 @@ def bench(
         budget: Training time on the first schedule, default: 2m; the others see as many images.
         out: Folder for their runs; default: runs/schedules.
         n: Samples per combination.
-        seed: Seed of the noise.
-        device: cpu, cuda, cuda:1, mps, or auto.
     """
     from rich.console import Console
 
@@ -234,9 +229,9 @@ def compare(
     guidance: float | None = None,
     steps: int | None = None,
     solver: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     out: Path | None = None,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Compare models on the same noise: a sheet, and the differences of their scores with intervals.
 
@@ -253,9 +248,7 @@ def compare(
         guidance: Scale of classifier-free guidance; default: the first run's.
         steps: Steps of the solver; default: the first run's.
         solver: ddim, dpmpp-2m, unipc or another one; default: the first run's.
-        seed: Seed of the noise.
         out: Folder for sheet.png and comparison.json; default: `compare` next to the runs.
-        device: cpu, cuda, cuda:1, mps, or auto.
     """
     from rich.console import Console
 

@@ -1,10 +1,160 @@
-"""Options that several verbs share."""
+"""Options that several verbs share, each with its help text: a verb takes a dataclass of them as `Flat[...]`."""
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
-Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")]
-Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT")]
-Trackers = Annotated[tuple[Literal["tensorboard", "wandb"], ...], tyro.conf.UseAppendAction]
+from unfog.cli import arguments
+
+if TYPE_CHECKING:  # importing these takes long, and --help needs none of it
+    from unfog.recipes.conditions import Asked
+    from unfog.recipes.recipe import Recipe
+    from unfog.runs.model import SamplingOptions
+
+Options = TypeVar("Options")
+Flat = Annotated[Options, tyro.conf.arg(name="")]
+"""A dataclass whose fields are flags of the verb, in its one list of options."""
+RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Run folder.")]
 Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
+Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT")]
+Negative = Annotated[
+    str | None, tyro.conf.arg(help="Text or class that the result should not show: guidance leads away from it.")
+]
+Steps = Annotated[int | None, tyro.conf.arg(help="Steps of the solver. Default: the recipe's.")]
+Guidance = Annotated[
+    float | None, tyro.conf.arg(help="Scale of classifier-free guidance; 1 is off. Default: the recipe's.")
+]
+Seed = Annotated[int, tyro.conf.arg(help="Seed of the noise.")]
+Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1, mps, or auto.")]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What samples show, and how they are drawn.
+
+    Attributes:
+        label: Class, by name or number; separate several labels with commas. Default: all classes in turn.
+        prompt: Text; several are used in turn. Default: some held-out captions in turn.
+        negative: What samples should not show.
+        values: Numbers, for models conditioned on numbers.
+        image: Picture, or folder of pictures used in turn, for models conditioned on images (colour, enlarge, fill).
+        solver: ddim, dpmpp-2m, unipc or another one of docs/settings.md. Default: the recipe's.
+        steps: Number of steps.
+        grid: uniform, karras, trailing or another one of docs/settings.md. Default: the recipe's.
+        guidance: Scale of guidance.
+        seed: Seed of the noise; sample i depends only on the seed and i.
+        device: Where to compute.
+    """
+
+    label: str | None = None
+    prompt: Prompts = ()
+    negative: Negative = None
+    values: tuple[float, ...] = ()
+    image: Path | None = None
+    solver: str | None = None
+    steps: Steps = None
+    grid: str | None = None
+    guidance: Guidance = None
+    seed: int = 0
+    device: Device = "auto"
+
+    def sampling(self) -> "SamplingOptions":
+        """Return how samples are drawn, for `Run.generator`."""
+        return {
+            "solver": self.solver,
+            "steps": self.steps,
+            "grid": self.grid,
+            "guidance": self.guidance,
+            "seed": self.seed,
+            "negative": self.negative,
+        }
+
+    def asked(self, recipe: "Recipe") -> "Asked":
+        """Return what samples show, in the form that the recipe's condition takes."""
+        from unfog.runs import asking
+
+        texts = arguments.prompts(self.prompt)
+        return asking.asked(recipe, label=self.label, prompt=texts, values=self.values or None, image=self.image)
+
+
+@dataclass(frozen=True)
+class Showing:
+    """What an edited picture shows.
+
+    Attributes:
+        label: Class that the result shows, by name or number.
+        prompt: Text that describes the result.
+        device: Where to compute.
+    """
+
+    label: str | None = None
+    prompt: Prompts = ()
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Redrawing(Showing):
+    """How a picture is edited by noising it and sampling again.
+
+    Attributes:
+        steps: Number of steps.
+        guidance: Scale of guidance.
+        own_size: Keep the picture's size instead of cropping and resizing it to the model's.
+        seed: Seed.
+    """
+
+    steps: Steps = None
+    guidance: Guidance = None
+    own_size: bool = False
+    seed: Seed = 0
+
+    def sampling(self, negative: str | None = None) -> "SamplingOptions":
+        """Return how the picture is sampled, for `Run.sampler`."""
+        return {"steps": self.steps, "guidance": self.guidance, "seed": self.seed, "negative": negative}
+
+
+@dataclass(frozen=True)
+class Inverting(Showing):
+    """How a picture is edited through the noise that leads to it.
+
+    Attributes:
+        steps: Steps from the picture to the noise; as many lead back.
+    """
+
+    steps: int | None = 50
+
+    def sampling(self, seed: int = 0) -> "SamplingOptions":
+        """Return how the picture is inverted and sampled, for `Run.sampler`; guidance is off."""
+        return {"steps": self.steps, "guidance": 1.0, "seed": seed}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and for how long.
+
+    Attributes:
+        data: Path of the data, for recipes that read files.
+        size: Side of the pictures in pixels, for the recipe 'folder'.
+        budget: Training time, for instance 90s, 10m or 2h, instead of the recipe's number of images.
+        set: Change a setting of the recipe.
+        device: Where to compute.
+        precision: Arithmetic of the network; auto chooses what is faster on the device.
+    """
+
+    data: str | None = None
+    size: int | None = None
+    budget: str | None = None
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")] = ()
+    device: Device = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def recipe(self, name: str) -> "Recipe":
+        """Return the recipe of a name, with its settings applied."""
+        return arguments.chosen(name, self.data, self.size, self.set, self.precision)
+
+    @property
+    def seconds(self) -> float | None:
+        """The training time, if one is given."""
+        return None if self.budget is None else arguments.seconds(self.budget)

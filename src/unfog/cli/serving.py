@@ -4,6 +4,7 @@ from pathlib import Path
 
 import tyro
 
+from unfog.cli.options import Device
 from unfog.runtime.errors import Stopped, UserError
 
 
@@ -14,7 +15,7 @@ def app(
     host: str = "127.0.0.1",
     port: int = 7860,
     places: int = 10,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Open the playground: a web page on which to sample, compare, edit with and measure runs.
 
@@ -30,7 +31,6 @@ def app(
         host: Address to listen on; 127.0.0.1 admits this machine only.
         port: Port to listen on.
         places: Requests that may wait while another one runs; further ones are refused.
-        device: cpu, cuda, cuda:1, mps, or auto.
     """
     import signal
     import threading
