@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import unfog
-from unfog.diffusion.names import GRIDS, SCHEDULES, SOLVERS, TARGETS
 from unfog.networks.conditioning import ClassEmbedding
-from unfog.recipes.kinds import KINDS, class_of
+from unfog.recipes.kinds import class_of
 
 LOOP = """
 import torch, unfog
@@ -225,12 +224,6 @@ def test_the_noise_of_a_step_must_fit_the_state() -> None:
     steps = unfog.trajectory(FLOW, X, torch.tensor([1.0, 0.5, 0.0]), unfog.DDIM(1.0), noise=lambda index, x: x[:1])
     with pytest.raises(unfog.UserError, match="the noise has the shape"), torch.no_grad():
         list(steps)
-
-
-def test_names_are_those_of_recipes() -> None:
-    for field, table in (("solver", SOLVERS), ("grid", GRIDS), ("schedule", SCHEDULES), ("target", TARGETS)):
-        assert set(table) == set(KINDS[field])
-        assert all(build is class_of(field, name) for name, build in table.items())
 
 
 def test_ema_averages_parameters_and_buffers() -> None:

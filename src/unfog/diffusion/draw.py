@@ -10,7 +10,7 @@ from unfog.diffusion.defaults import grid_of
 from unfog.diffusion.denoiser import Condition, Conditioned, Denoise, Denoiser, Rescheduled
 from unfog.diffusion.grids import Grid
 from unfog.diffusion.guidance import ClassifierFree
-from unfog.diffusion.names import GRIDS, SOLVERS, named
+from unfog.diffusion.names import named
 from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import RectifiedFlow, as_time
 from unfog.diffusion.solvers import Solver
@@ -52,7 +52,7 @@ def sample(
     count, *row = shape
     if count < 1 or min(row, default=0) < 1:
         raise UserError(f"the shape of samples is (count, *row), each 1 or more, not {tuple(shape)}")
-    rule, places = named("solver", solver, SOLVERS), named("grid", grid or grid_of(denoiser.schedule), GRIDS)
+    rule, places = named("solver", solver), named("grid", grid or grid_of(denoiser.schedule))
     like = _weight(denoiser)
     if noise is None:
         noise = normal(seed, "start", 0, 0, count, tuple(row))

@@ -15,10 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from torch import nn
 
+from unfog.diffusion.names import NAMES
 from unfog.runtime.errors import EnvironmentFailure, UserError, unknown
 
 if TYPE_CHECKING:
     from unfog.data.modality import Modality
+
+
+def _of_diffusion(field: str) -> dict[str, str | type]:
+    """Return the parts of a field whose names are those of `unfog.diffusion`."""
+    return {kind: f"diffusion.{address}" for kind, address in NAMES[field].items()}
+
 
 KINDS: dict[str, dict[str, str | type]] = {
     "data": {
@@ -63,71 +70,16 @@ KINDS: dict[str, dict[str, str | type]] = {
         "none": "recipes.conditions:NoConditioning",
     },
     "inputs": {"scaled": "recipes.settings:Inputs"},
-    "schedule": {
-        "linear": "diffusion.tables:Linear",
-        "quadratic": "diffusion.tables:Quadratic",
-        "cosine": "diffusion.tables:Cosine",
-        "table": "diffusion.tables:Table",
-        "linear-continuous": "diffusion.schedules:LinearContinuous",
-        "quadratic-continuous": "diffusion.schedules:QuadraticContinuous",
-        "cosine-continuous": "diffusion.schedules:CosineContinuous",
-        "flow": "diffusion.schedules:RectifiedFlow",
-        "edm": "diffusion.schedules:EDM",
-        "sigmoid": "diffusion.schedules:Sigmoid",
-        "laplace": "diffusion.schedules:Laplace",
-        "shifted": "diffusion.schedules:Shifted",
-        "discrete": "diffusion.tables:Discrete",
-        "zero-terminal-snr": "diffusion.tables:ZeroTerminalSNR",
-    },
-    "target": {
-        "eps": "diffusion.targets:Eps",
-        "x0": "diffusion.targets:X0",
-        "v": "diffusion.targets:V",
-        "flow": "diffusion.targets:Flow",
-        "edm": "diffusion.targets:EDMTarget",
-    },
+    "schedule": _of_diffusion("schedule"),
+    "target": _of_diffusion("target"),
     "variance": {"fixed": "recipes.settings:FixedVariance", "learned": "recipes.settings:LearnedVariance"},
-    "times": {
-        "uniform": "diffusion.times:Uniform",
-        "discrete": "diffusion.times:DiscreteTimes",
-        "log-normal": "diffusion.times:LogNormal",
-        "logit-normal": "diffusion.times:LogitNormal",
-        "importance": "diffusion.times:Importance",
-    },
-    "weighting": {
-        "unit": "diffusion.weightings:Unit",
-        "min-snr": "diffusion.weightings:MinSNR",
-        "p2": "diffusion.weightings:P2",
-        "edm": "diffusion.weightings:EDMWeighting",
-        "sigmoid": "diffusion.weightings:SigmoidWeighting",
-    },
+    "times": _of_diffusion("times"),
+    "weighting": _of_diffusion("weighting"),
     "optimizer": {"adamw": "recipes.optimizers:AdamW", "muon": "recipes.optimizers:Muon"},
     "ema": {"power": "recipes.settings:PowerAverage", "exponential": "recipes.settings:ExponentialAverage"},
     "training": {"images": "recipes.settings:Training"},
-    "solver": {
-        "ancestral": "diffusion.solvers:Ancestral",
-        "ddim": "diffusion.solvers:DDIM",
-        "euler": "diffusion.solvers:Euler",
-        "euler-ancestral": "diffusion.solvers:EulerAncestral",
-        "heun": "diffusion.solvers:Heun",
-        "dpm-solver-2": "diffusion.solvers:DPMSolver2",
-        "dpmpp-2m": "diffusion.solvers:DPMSolverPP2M",
-        "dpmpp-3m": "diffusion.solvers:DPMSolverPP3M",
-        "dpmpp-2m-sde": "diffusion.solvers:DPMSolverPPSDE2M",
-        "unipc": "diffusion.solvers:UniPC",
-        "adams-bashforth": "diffusion.solvers:AdamsBashforth",
-        "rk45": "diffusion.solvers:RungeKutta45",
-    },
-    "grid": {
-        "uniform": "diffusion.grids:UniformGrid",
-        "polynomial": "diffusion.grids:PolynomialGrid",
-        "log-snr": "diffusion.grids:LogSNRGrid",
-        "karras": "diffusion.grids:KarrasGrid",
-        "leading": "diffusion.grids:LeadingGrid",
-        "trailing": "diffusion.grids:TrailingGrid",
-        "linspace": "diffusion.grids:LinspaceGrid",
-        "times": "diffusion.grids:TimesGrid",
-    },
+    "solver": _of_diffusion("solver"),
+    "grid": _of_diffusion("grid"),
     "sampling": {"batches": "recipes.settings:Sampling"},
 }
 """The kinds of each field of a recipe: name -> class or address of a class."""
