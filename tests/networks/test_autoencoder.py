@@ -472,11 +472,13 @@ def test_a_training_that_stops_at_its_autoencoder_goes_on_there(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "descend", stop)
         with pytest.raises(Stopped):
-            train(tiny(*OWN), tmp_path / "parts", device="cpu", console=QUIET)
+            train(tiny(*OWN, "sampling.batch=null"), tmp_path / "parts", device="cpu", console=QUIET)
     assert not (tmp_path / "parts" / "checkpoints").exists()
+    monkeypatch.setattr("unfog.training.trainer.measured", lambda sampler, condition: 8)
     refit(tmp_path / "parts", device="cpu", console=QUIET)
     for name in ("autoencoder/model.safetensors", "model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    assert load(tmp_path / "parts", "cpu").recipe.sampling.batch == 8  # measured when its own training began
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (2, ("optimizer=muon",)),
         (2, ("training.sharded=true",)),
         (2, ("optimizer=muon", "training.sharded=true")),
+        (2, ("training.sharded=true", "sampling.batch=null")),  # the batch of samples is measured
     ],
 )
 def test_many_processes_train_as_one(alone: Path, tmp_path: Path, processes: int, settings: tuple[str, ...]) -> None:

@@ -173,12 +173,12 @@ class Sampler:
         denoise: Denoise = Conditioned(self.denoiser, None)
         if self.denoiser.embedder is not None and condition is not None:
             embedder, device = self.denoiser.embedder, self.device
+            told = embedder(condition.to(device))  # first, since it gathers the weights that are sharded
             free = embedder.null(len(condition))
             if self.negative is not None:
                 shunned = self.conditioning.ask(self.known, self.negative, len(condition))
                 assert shunned is not None
                 free = embedder(shunned.to(device))
-            told = embedder(condition.to(device))
             denoise = self._guided(*(Conditioned(self.denoiser, _at(cond, device)) for cond in (told, free)))
         if self.negative is not None and self.settings.guidance == 1:
             raise UserError("what samples shall not show works by guidance: set it above 1")

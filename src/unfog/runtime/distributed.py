@@ -109,6 +109,13 @@ def shard(module: nn.Module) -> None:
             sharded.set_force_sum_reduction_for_comms(True)  # gloo supports no other reduction
 
 
+def reshard(module: nn.Module) -> None:
+    """Free the gathered weights that the outermost parts of a sharded module keep after a call without gradients."""
+    for part in module.modules():
+        if callable(free := getattr(part, "reshard", None)):
+            free()
+
+
 def full(tensor: Tensor) -> Tensor:
     """Return the full tensor, gathered if it is sharded."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -150,6 +150,7 @@ class Trainer:
         if isinstance(found, Sampler):
             condition = self.held_out(np.zeros(1, dtype=np.int64)).condition
             best = measured(replace(found, precision=self.precision), condition)
+            distributed.reshard(self.averaged.model)
         self.recipe = replace(self.recipe, sampling=replace(sampling, batch=best))
 
     @property
