@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import unfog
-from unfog.cli.main import VERBS, main
+from unfog.cli.main import EDITS, VERBS, main
 from unfog.data import classic, modality
 from unfog.runs import requests
 from unfog.runs.run import load
@@ -703,6 +703,17 @@ def test_help_holds_the_examples(verb: str, capsys: pytest.CaptureFixture[str]) 
     assert len(examples) >= (0 if verb == "recipes" else 2)
     for example in examples:
         assert example in shown
+
+
+@pytest.mark.parametrize("verb", [*sorted(VERBS), *(f"edit {edit}" for edit in EDITS)])
+def test_help_has_one_list_of_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*verb.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"^\W*(?:\w+ )*options\W*$", shown, re.MULTILINE)) == 1
+    assert not re.findall(r"--[a-z]+\.", shown)  # the name of a dataclass before that of its field
+    for flag, text in {"--device": "cpu, cuda, cuda:1, mps, or auto", "--guidance {None}": "1 is off"}.items():
+        assert flag not in shown or text in " ".join(re.sub(r"[│|]", " ", shown).split())
 
 
 def test_the_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:

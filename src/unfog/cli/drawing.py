@@ -61,10 +61,10 @@ def film(
 ) -> None:
     """Show the denoising as a strip of pictures, an animation and trajectories.
 
-    Each sample is shown as x_t, below it the predicted x0 and the change in the next step. Writes strip.png, film.gif,
-    ways.png (some pixels over time; all samples on two principal components), and film.mp4 if the extra 'video' is
-    installed. The animation has one frame for the start and one for each step, or for some of the steps if there are
-    more than 59.
+    Each sample is shown as x_t, with the predicted x0 and the change in the next step below it. Writes strip.png,
+    film.gif, ways.png (the value of some pixels over time, and the path of every sample along two principal
+    components), and film.mp4 if the extra 'video' is installed. The animation has a frame for the start and for each
+    step, at most 60.
 
     For example:
 

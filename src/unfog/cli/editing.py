@@ -72,7 +72,7 @@ def restyle(
 
     Args:
         image: The picture.
-        strength: 0 returns the picture itself, 1 ignores it.
+        strength: How much to change: 0 returns the picture itself, 1 ignores it.
         n: Number of versions.
         out: Folder for the pictures. Default: RUN/edits/restyle.
     """
@@ -107,7 +107,7 @@ def inpaint(
         image: The picture.
         mask: Picture of the same size: white is redrawn, black is kept.
         n: Number of versions.
-        repeats: How often each step is taken (RePaint): more fit better and take longer; 1 is fastest.
+        repeats: How often each step is repeated (RePaint): more blends in better and takes longer.
         out: Folder for the pictures. Default: RUN/edits/inpaint.
     """
     from unfog.generation import edits

@@ -19,7 +19,8 @@ def import_(
     """Import a diffusers model as a run folder, to sample from, edit with or fine-tune.
 
     Reads folders with a UNet2DModel or UNet2DConditionModel, an AutoencoderKL, a CLIP or T5 text encoder and most
-    schedulers, without needing diffusers; an AutoencoderKL alone becomes an autoencoder in whose latents to train.
+    schedulers, without needing diffusers; an AutoencoderKL alone becomes an autoencoder, and new models can
+    train in its latents.
 
     For example:
 
@@ -30,7 +31,7 @@ def import_(
     Args:
         source: Folder, or name on the hub.
         out: The new run folder.
-        trust: Pickle of weights that you trust; without it only safetensors are read.
+        trust: Pickle file in the source folder that you trust, to read weights from. Default: safetensors only.
     """
     from unfog.interop.diffusers import import_model
 

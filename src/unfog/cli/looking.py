@@ -77,7 +77,7 @@ def explain(
       unfog explain runs/digits --step 900 --row 3 --out explained
 
     Args:
-        step: Number of the step, from 1, next to the data, to the schedule's last one (1000), at pure noise.
+        step: Step of the schedule, from 1 (almost clean data) to the last, often 1000 (pure noise).
         row: Number of the held-out row.
         out: Folder for the page. Default: RUN/explain.
     """

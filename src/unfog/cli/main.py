@@ -49,7 +49,7 @@ EDITS: dict[str, Callable[..., None]] = {
 DESCRIPTION = """Train, sample and measure diffusion models.
 
 Every verb also takes --import FILE: a Python file of your own that runs first and can add parts with unfog.register.
-It may be given several times.
+Repeat the option for several files.
 """
 
 

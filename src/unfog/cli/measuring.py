@@ -51,13 +51,13 @@ def evaluate(
 
     Args:
         run: Run folder, or with --real a folder of pictures.
-        n: Number of samples, compared in blocks of the size of the held-out set; with --real, the most to compare.
+        n: Number of samples, scored in blocks as large as the held-out set; with --real, most pictures to compare.
         real: Folder of real pictures to compare a folder of pictures with.
         guidance: Scales of classifier-free guidance to measure, 1 is off; default: 1 and the recipe's.
         batch: Pictures per batch of a feature extractor; does not change the result.
-        inception: Weights of Inception-v3, to measure in its features, too (needs torch-fidelity).
-        dinov2: Folder with DINOv2, to measure in its features, too (needs transformers).
-        likelihood: Rows of each split whose likelihood is measured, instead of samples.
+        inception: Weights of Inception-v3, to measure distances in its features as well (needs torch-fidelity).
+        dinov2: Folder with DINOv2, to measure distances in its features as well (needs transformers).
+        likelihood: Measure the likelihood of this many training and held-out rows instead of samples.
     """
     from rich.console import Console
 
@@ -168,8 +168,8 @@ def bench(
     """Measure quality against network evaluations and recommend sampling settings for a run; or compare schedules.
 
     Every combination starts from the same noise. The Fréchet distances are printed as a table and written to
-    RUN/bench/bench.png and bench.json; earlier measurements are reused. With --schedules, one small model is trained
-    on each schedule instead, otherwise identical, and all are ranked.
+    RUN/bench/bench.png and bench.json; earlier measurements are reused. With --schedules, it instead trains one small
+    model per schedule, all else equal, and ranks them.
 
     For example:
 
@@ -184,9 +184,9 @@ def bench(
         guidance: Scales of classifier-free guidance; default: 1, which is off.
         nfe: Network evaluations per sample; default: 5 8 10 15 20 35.
         save: Store the recommended setting in the run folder, so that `unfog sample` uses it.
-        schedules: Schedules to train on, separated by commas.
-        data: Recipe to train on them; default: digits.
-        budget: Training time on the first schedule, default: 2m; the others see as many images.
+        schedules: Noise schedules to compare, separated by commas.
+        data: Recipe to train with each schedule; default: digits.
+        budget: Training time on the first schedule, default: 2m; the others train on the same number of images.
         out: Folder for their runs; default: runs/schedules.
         n: Samples per combination.
     """
@@ -245,7 +245,7 @@ def compare(
     Args:
         runs: Run folders, or folders of run folders; the others are compared with the first.
         n: Samples of each run.
-        guidance: Scale of classifier-free guidance; default: the first run's.
+        guidance: Scale of classifier-free guidance; 1 is off. Default: the first run's.
         steps: Steps of the solver; default: the first run's.
         solver: ddim, dpmpp-2m, unipc or another one; default: the first run's.
         out: Folder for sheet.png and comparison.json; default: `compare` next to the runs.

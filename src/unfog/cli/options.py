@@ -19,9 +19,7 @@ Flat = Annotated[Options, tyro.conf.arg(name="")]
 RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Run folder.")]
 Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
 Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT")]
-Negative = Annotated[
-    str | None, tyro.conf.arg(help="Text or class that the result should not show: guidance leads away from it.")
-]
+Negative = Annotated[str | None, tyro.conf.arg(help="Text or class to steer away from; needs guidance other than 1.")]
 Steps = Annotated[int | None, tyro.conf.arg(help="Steps of the solver. Default: the recipe's.")]
 Guidance = Annotated[
     float | None, tyro.conf.arg(help="Scale of classifier-free guidance; 1 is off. Default: the recipe's.")
@@ -35,14 +33,14 @@ class Drawing:
     """What samples show, and how they are drawn.
 
     Attributes:
-        label: Class, by name or number; separate several labels with commas. Default: all classes in turn.
-        prompt: Text; several are used in turn. Default: some held-out captions in turn.
+        label: Class, by name or number; separate several with commas, used in turn. Default: all classes.
+        prompt: Text; repeat for several, used in turn. Default: captions of held-out rows.
         negative: What samples should not show.
-        values: Numbers, for models conditioned on numbers.
-        image: Picture, or folder of pictures used in turn, for models conditioned on images (colour, enlarge, fill).
-        solver: ddim, dpmpp-2m, unipc or another one of docs/settings.md. Default: the recipe's.
+        values: Numbers to condition on, for models that take numbers.
+        image: Picture, or folder of pictures used in turn, for models that colour, enlarge or fill in images.
+        solver: ddim, dpmpp-2m, unipc or another one in docs/settings.md. Default: the recipe's.
         steps: Number of steps.
-        grid: uniform, karras, trailing or another one of docs/settings.md. Default: the recipe's.
+        grid: uniform, karras, trailing or another one in docs/settings.md. Default: the recipe's.
         guidance: Scale of guidance.
         seed: Seed of the noise; sample i depends only on the seed and i.
         device: Where to compute.
@@ -120,7 +118,7 @@ class Inverting(Showing):
     """How a picture is edited through the noise that leads to it.
 
     Attributes:
-        steps: Steps from the picture to the noise; as many lead back.
+        steps: Steps of the inversion, and again of sampling.
     """
 
     steps: int | None = 50
@@ -138,7 +136,7 @@ class Training:
         data: Path of the data, for recipes that read files.
         size: Side of the pictures in pixels, for the recipe 'folder'.
         budget: Training time, for instance 90s, 10m or 2h, instead of the recipe's number of images.
-        set: Change a setting of the recipe.
+        set: Change a setting of the recipe, for instance network.width=96.
         device: Where to compute.
         precision: Arithmetic of the network; auto chooses what is faster on the device.
     """

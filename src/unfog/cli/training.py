@@ -92,7 +92,7 @@ def average(
     length: float,
     out: Path,
 ) -> None:
-    """Average the weights of a trained run over another length, into a new run folder.
+    """Average the weights of a trained run over a shorter or longer stretch of training, into a new run folder.
 
     Needs snapshots, which `unfog train --set training.snapshots=32` keeps.
 
@@ -102,7 +102,7 @@ def average(
       unfog average runs/digits --length 0.05 --out runs/digits-05
 
     Args:
-        length: Width of the average relative to the training, above 0 and below 0.289; most recipes use 0.10.
+        length: Length of the average as a fraction of training, above 0 and below 0.289; most recipes use 0.10.
         out: The new run folder.
     """
     from unfog.runs.average import average as make
@@ -133,7 +133,7 @@ def replay(
       unfog replay runs/digits --step 1 --out spikes
 
     Args:
-        step: Number of the optimizer step, from 1, as in metrics.jsonl, whose lines average the last 20 steps.
+        step: Number of the optimizer step, from 1, as in metrics.jsonl (each line there averages 20 steps).
         out: Folder for picture and numbers. Default: RUN/replay.
     """
     from unfog.reports.replay import replay as draw_again
