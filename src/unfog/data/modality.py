@@ -15,7 +15,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from unfog.data.codecs import Codec, Identity, Pixels
 from unfog.data.pictures import (
     SUFFIXES,
     UnreadableError,
@@ -41,7 +40,6 @@ class Modality(ABC):
         suffix: Suffix of the files that samples are written to.
         suffixes: Suffixes of the files that a folder of rows may hold, in lower case; empty where folders are not read.
         axes: Names of the axes of a row; empty where there may be any.
-        codec: Encodes rows where a recipe has no reason for another codec.
         together: Whether rows say something only as a crowd, as points do: one panel shows them all, and one file,
             `{name}{suffix}`, holds them all. Otherwise a sheet has a place for each, and each has a file of its own.
     """
@@ -50,7 +48,6 @@ class Modality(ABC):
     suffix: ClassVar[str]
     suffixes: ClassVar[frozenset[str]] = frozenset()
     axes: ClassVar[tuple[str, ...]] = ()
-    codec: ClassVar[Codec] = Identity()
     together: ClassVar[bool] = False
 
     @abstractmethod
@@ -138,7 +135,6 @@ class Images(Modality):
     suffix: ClassVar[str] = ".png"
     suffixes: ClassVar[frozenset[str]] = SUFFIXES
     axes: ClassVar[tuple[str, ...]] = ("channel", "row", "column")
-    codec: ClassVar[Codec] = Pixels()
 
     def fits(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> bool:
         """Return whether a row has channels, a height and a width, and bytes as values."""
