@@ -251,6 +251,29 @@ def test_other_arrays_have_reports(data: Callable[[], Data], tmp_path: Path) -> 
     assert {"film", "report", "explain"} <= {path.name for path in folder.iterdir()}
 
 
+def many(shape: tuple[int, ...]) -> Data:
+    """Noisy sines along the last axis, enough of them to be evaluated."""
+    drawn = torch.Generator().manual_seed(0)
+    one, line = (1200, *[1] * len(shape)), torch.linspace(0, 6.28, shape[-1])
+    rows = torch.sin(line + 6.28 * torch.rand(one, generator=drawn)) + 0.1 * torch.randn(1200, *shape, generator=drawn)
+    return split(InMemory(rows), 0.1)
+
+
+@pytest.mark.usefixtures("kinds")
+@pytest.mark.parametrize("shape", [(1, 64), pytest.param((1, 4, 8, 8), marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:all samples of a report were one colour")
+def test_other_arrays_are_evaluated(shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unfog.evaluation.judge.RESAMPLES", 40)
+    unfog.register("data", "mine", lambda: many(shape))
+    folder = tmp_path / "run"
+    unfog.train(unfog.recipe("digits").set("data=mine", *SHORT), folder, device="cpu")
+    assert main(["evaluate", str(folder), "-n", "100", "--device", "cpu"]) == 0
+    (evaluation,) = json.loads((folder / "evaluation.json").read_text())["evaluations"]
+    distance = next(score for name, score in evaluation["scores"].items() if name.startswith("frechet"))
+    assert distance["floor"] < distance["value"]  # two steps of training are no model yet
+    assert (folder / "evaluation" / "samples.png").is_file()
+
+
 class Words(Modality):
     """Rows of seven axes that are words."""
 
