@@ -3,7 +3,7 @@
     python benchmarks/contestant.py lucidrains --data DIR --out runs/one --started $(date +%s) --moments 60 120
 
 The clock began at --started, before Python did, and stands still only while weights are written, and between two steps
-of a peer while there is a file named pause beside its folder. A peer is trained once and leaves its weights at each of
+of a peer while there is a file named pause next to its folder. A peer is trained once and leaves its weights at each of
 the moments; ours has a learning rate that falls to 0 at the end, so that each of its moments is a training of its own.
 Nothing is imported that the contestant does not need.
 """
@@ -71,8 +71,8 @@ def main(
         moments: Seconds at which weights are kept; for unfog one, at which it has ended.
         kind: The data set.
         data: Its folder.
-        learning_rate: Of a peer; its own if left away.
-        batch: Of a peer; its own if left away.
+        learning_rate: Of a peer; default: its own.
+        batch: Of a peer; default: its own.
         seed: Of the weights, the order of the pictures and the noise.
     """
     clock = Clock(started)
@@ -85,7 +85,7 @@ def main(
 
 
 def train_ours(kind: Kind, data: Path | None, out: Path, clock: Clock, seconds: float, seed: int) -> dict[str, Any]:
-    """Train the recipe of the data set, told no classes, to end at some seconds of the clock."""
+    """Train the recipe of the data set, without classes, to end at some seconds of the clock."""
     from rich.console import Console
 
     from unfog.recipes.presets import recipe

@@ -119,7 +119,7 @@ def draw_prompt(run: Run, path: Path) -> None:
 
 
 def draw_latent_or_pixel(folder: Path, path: Path) -> None:
-    """Put samples in latents beside samples in pixels."""
+    """Put samples in latents next to samples in pixels."""
     sheets = [Image.open(folder / name / "sheet.png").convert("RGB") for name in ("latent", "pixel")]
     halves = [one.crop((0, 0, one.width, one.height // 2 + 1)) for one in sheets]
     gap = Image.new("RGB", (16, halves[0].height), "white")

@@ -129,7 +129,7 @@ def main(
     """Measure, print and draw.
 
     Args:
-        runs: Run folders, beside the mixture.
+        runs: Run folders, in addition to the mixture.
         n: Samples for each scale.
         scales: Scales of guidance.
         out: PNG to write.

@@ -116,9 +116,9 @@ class Pair:
         times: Our times.
         denoise: Our network.
         network: The same one, as diffusers asks for it.
-        given: What its `set_timesteps` is given; the number of steps if left away.
+        given: What its `set_timesteps` is given; default: the number of steps.
         options: What its `step` is given besides.
-        levels: Whether the network is told the noise level of the scheduler's step, and not its timestep, which with
+        levels: Whether the network gets the noise level of the scheduler's step, and not its timestep, which with
             sigmas between the table's entries is a rounded one.
         note: What had to be chosen, or what is wrong with the scheduler.
     """

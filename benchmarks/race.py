@@ -1,13 +1,13 @@
 """Time to quality: how near the pictures of each toolkit come to real ones, by seconds of training from a cold start.
 
     python benchmarks/race.py --data DIR --tune                  the learning rates of the peers, three each
-    python benchmarks/race.py --data DIR --minutes 30            the race; it goes on where it was stopped
+    python benchmarks/race.py --data DIR --minutes 30            the race; run it again to resume
     python benchmarks/race.py --report                           table and picture once more
 
 Unconditional; each toolkit with its own network, loss, optimizer, average and sampler (see `peers.py`), and once more
 with a tuned learning rate. Each run is a process of its own, whose clock begins before its imports. Pictures are drawn
 and scored off the clock: 25 evaluations of the network each, against the training set in the features of the classifier
-of `unfog evaluate`, beside the score of held-out pictures. Writes race.md, race.json and race.png into OUT/KIND, and
+of `unfog evaluate`, next to the score of held-out pictures. Writes race.md, race.json and race.png into OUT/KIND, and
 there NAME.json for each run. Takes several hours, most of them for drawing; a file named pause in OUT/KIND, or in
 OUT/KIND/tune, holds a peer and its clock between two steps for as long as the machine is needed for something else.
 """
@@ -393,7 +393,7 @@ def main(
     """Run what is not done yet.
 
     Args:
-        data: Folder of the data set; downloaded if left away.
+        data: Folder of the data set; default: downloaded.
         out: Where the runs go, in a folder for each data set.
         kind: The data set.
         minutes: That a peer trains.

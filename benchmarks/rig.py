@@ -91,7 +91,7 @@ def interleaved(
         rounds: How often each has its turn.
         seconds: How long a turn lasts, one call at least.
         device: What they compute on.
-        what: Shown beside the progress.
+        what: Shown next to the progress.
     """
     for call in variants.values():
         call()

@@ -1,10 +1,10 @@
-"""Sampling: the same network in diffusers' pipelines and in ours, and what the solvers take beside it.
+"""Sampling: the same network in diffusers' pipelines and in ours, and what the solvers cost in addition.
 
     python benchmarks/sampling.py --out runs/speed/sampling
 
 The network is that of diffusers' course with the same weights, pictures of 32×32. A thousand evaluations take minutes,
 so that each scheduler and solver is timed over ten of its steps at both sides, and the whole is those times its steps.
-What the solvers take beside the network is timed on one that does nothing.
+What the solvers cost in addition to the network is timed on one that does nothing.
 """
 
 from collections.abc import Callable
@@ -112,8 +112,8 @@ def pipelines(rounds: int, seconds: float, device: torch.device) -> rig.Table:
     return rig.Table("Sampling", note, rows)
 
 
-def beside(rounds: int, seconds: float, device: torch.device) -> rig.Table:
-    """Measure what each solver takes beside the network, by the evaluation and by the step."""
+def solver_costs(rounds: int, seconds: float, device: torch.device) -> rig.Table:
+    """Measure what each solver costs in addition to the network, by the evaluation and by the step."""
     pair = twins("course")
     network = pair.ours.to(device).eval().requires_grad_(False)
     low = choose_precision("auto", device, pair.shape)
@@ -180,7 +180,7 @@ def _run(denoise: Denoise, times: Tensor, solver: Solver, x: Tensor) -> None:
 
 def tables(rounds: int, seconds: float, device: torch.device) -> list[rig.Table]:
     """Measure everything."""
-    return [pipelines(rounds, seconds, device), beside(rounds, seconds, device)]
+    return [pipelines(rounds, seconds, device), solver_costs(rounds, seconds, device)]
 
 
 def main(out: Path = Path("runs/speed/sampling"), rounds: int = 5, seconds: float = 1.0, device: str = "auto") -> None:

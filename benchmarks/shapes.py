@@ -33,7 +33,7 @@ def main(
     Args:
         run: Run folder of the recipe `shapes`.
         n: Prompts of each part.
-        guidance: Scale of classifier-free guidance; the recipe's if left away.
+        guidance: Scale of classifier-free guidance; default: the recipe's.
         out: PNG to write.
     """
     loaded = load(run)

@@ -61,7 +61,7 @@ def found(tmp_path: Path) -> Race:
 
 
 def test_report(found: Race) -> None:
-    """Runs are averaged and told with their range, a single one with its interval; the own sampler stands apart."""
+    """Runs are averaged and shown with their range, a single one with its interval; the own sampler stands apart."""
     found.report()
     points = json.loads((found.out / "race.json").read_text())
     told = {(one["label"], one["own_sampler"], one["seconds"]): one for one in points}
@@ -162,7 +162,7 @@ def test_the_clock_stands_still_while_weights_are_written(monkeypatch: pytest.Mo
 
 
 def test_ours(tmp_path: Path, tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is done when it says so, was told no classes, and draws better digits than noise."""
+    """It is done when it says so, used no classes, and draws better digits than noise."""
     monkeypatch.setattr("unfog.recipes.presets.recipe", lambda kind, data: tiny())
     entry, here, started = Entry("unfog", (1.5,)), Race("digits", None, tmp_path), time.time()
     where = tmp_path / entry.name

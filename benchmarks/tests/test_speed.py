@@ -66,7 +66,7 @@ def test_operations_are_counted_there_and_back() -> None:
 
 
 def test_every_solver_is_measured_beside_the_network() -> None:
-    table = sampling.beside(1, 0.0, CPU)
+    table = sampling.solver_costs(1, 0.0, CPU)
     assert [row["solver"] for row in table.rows] == list(KINDS["solver"])
     assert all(row["µs a step, 1×1×8×8"] > 0 for row in table.rows)  # type: ignore[operator]
 

@@ -424,9 +424,9 @@ def test_a_mistake_in_a_request(refused: Call, digits_run: Path, arguments: list
 
 
 def test_what_a_model_cannot_be_asked(refused: Call, digits_run: Path, unconditional_run: Path) -> None:
-    refused("--label cannot be asked of this model .conditioning=none.", "sample", unconditional_run, "--label", 1)
-    refused("--prompt cannot .* ask it by --label", "sample", digits_run, "--prompt", "a three")
-    refused("--prompt and --image cannot", "film", digits_run, "--prompt", "a three", "--image", "3.png")
+    refused("this model .conditioning=none. does not take --label", "sample", unconditional_run, "--label", 1)
+    refused("does not take --prompt: use --label", "sample", digits_run, "--prompt", "a three")
+    refused("does not take --prompt and --image", "film", digits_run, "--prompt", "a three", "--image", "3.png")
 
 
 # What the verbs write

@@ -192,7 +192,7 @@ def test_a_prompt_and_a_negative_prompt_matter(pictured: tuple[Any, Path], tmp_p
     assert torch.equal(first[:1], run.sample(1, "a red fox", steps=3))
     assert not torch.equal(first, run.sample(2, "an owl", steps=3))
     assert not torch.equal(first, run.sample(2, "a red fox", steps=3, negative="blue"))
-    with pytest.raises(UserError, match="works by guidance: set it above 1"):
+    with pytest.raises(UserError, match="needs guidance: set guidance above 1"):
         run.sample(1, "a red fox", steps=3, guidance=1.0, negative="blue")
 
 

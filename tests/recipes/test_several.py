@@ -125,7 +125,7 @@ def test_requests_that_cannot_be(asked: Any, words: str) -> None:
         ((), "2 to 4 different ones, not none"),
         ((ClassConditioning(),), "2 to 4 different ones, not classes"),
         ((ClassConditioning(), ClassConditioning()), "not classes, classes"),
-        ((ClassConditioning(), ImageConditioning()), "conditioning=image cannot stand next to others"),
+        ((ClassConditioning(), ImageConditioning()), "conditioning=image cannot be combined"),
     ],
 )
 def test_parts_that_cannot_stand_side_by_side(parts: tuple[Any, ...], words: str) -> None:
@@ -190,5 +190,5 @@ def test_class_numbers_and_text_are_trained_and_sampled_each_left_out_in_turn(
     named = run.sample(2, label="circle", values=[0.5], prompt="a small red circle")
     assert torch.equal(named, everything)
     assert torch.equal(run.sample(2, prompt="a small red circle"), run.sample(2, {"text": "a small red circle"}))
-    with pytest.raises(UserError, match="`image` cannot be asked of this model: ask it by `label`, `values`, `prompt`"):
+    with pytest.raises(UserError, match="this model does not take `image`: use any of `label`, `values`, `prompt`"):
         run.sample(2, image=torch.zeros(3, 32, 32))

@@ -324,9 +324,9 @@ def test_what_cannot_be_told_is_one_sentence(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--label", "3"], "--label cannot be asked of this model (conditioning=text): ask it by --prompt"),
-        (["--values", "1", "2"], "--values cannot be asked of this model (conditioning=text)"),
-        (["--prompt", "3", "--image", "3.png"], "--prompt and --image cannot be asked"),
+        (["--label", "3"], "this model (conditioning=text) does not take --label: use --prompt"),
+        (["--values", "1", "2"], "this model (conditioning=text) does not take --values"),
+        (["--prompt", "3", "--image", "3.png"], "does not take --prompt and --image"),
     ],
 )
 def test_what_a_text_model_cannot_be_asked(

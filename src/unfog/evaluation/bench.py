@@ -368,4 +368,4 @@ def save(run: Run, chosen: Measured) -> None:
         if recipe.kind(field) != kind:  # of the same kind it keeps its options, which were measured
             recipe = recipe.set(f"{field}={kind}")
     recipe = recipe.set(f"sampling.steps={chosen.steps}", f"sampling.guidance={chosen.setting.guidance}")
-    write_whole(run.path / "recipe.json", recipe.beside(run.path, relative=True).to_json().encode())
+    write_whole(run.path / "recipe.json", recipe.relocated(run.path, relative=True).to_json().encode())

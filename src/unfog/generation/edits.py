@@ -59,12 +59,12 @@ class Canvas:
             raise UserError(f"the model is of pictures of {stored[0]} channels, and this one has {shape[0]}")
         if self.sampler.conditioning.planes(self.sampler.known):
             raise UserError(
-                "a model that is told pictures cannot edit: use one that is told a class, a text or nothing"
+                "a model conditioned on images cannot edit: use one conditioned on classes, text or nothing"
             )
 
     @property
     def behind(self) -> list[int]:
-        """What is put behind each side so that the network can halve it, as `F.pad` takes it."""
+        """The padding after each side that lets the network halve it, as `F.pad` takes it."""
         codec = self.sampler.codec
         multiple = self.sampler.denoiser.network.multiple * (
             codec.autoencoder.factor if isinstance(codec, Latents) else 1
@@ -108,7 +108,7 @@ class Canvas:
 
         Args:
             count: How many.
-            asked: What they shall show.
+            asked: What they should show.
             start: Maps (model, times, number of the first sample) to where the batch begins.
             solver: The rule of a step.
         """
@@ -155,7 +155,7 @@ def restyle(sampler: Sampler, picture: Tensor, strength: float, count: int = 1, 
         picture: uint8, `(channels, height, width)`.
         strength: How much of the way to pure noise: 0 gives the picture itself, 1 a new one.
         count: How many versions.
-        asked: What they shall show.
+        asked: What they should show.
 
     Returns: uint8, `(count, channels, height, width)`.
     Raises: UserError: If the strength is no share, or the model is none of such pictures.
@@ -193,7 +193,7 @@ def inpaint(
         picture: uint8, `(channels, height, width)`.
         mask: Where something new is wanted, `(height, width)` of bool.
         count: How many versions.
-        asked: What they shall show.
+        asked: What they should show.
         repeats: How often each step is walked, so that new and known come to fit; 1 is no climb.
         jump: Steps down before a climb.
 
@@ -239,7 +239,7 @@ def outpaint(
         picture: uint8, `(channels, height, width)`.
         margins: Pixels to add on the left, right, top and bottom.
         count: How many versions.
-        asked: What they shall show.
+        asked: What they should show.
 
     Returns: uint8, `(count, channels, height + top + bottom, width + left + right)`.
     Raises: UserError: If the margins are none.
@@ -280,7 +280,7 @@ def from_noise(sampler: Sampler, picture: Tensor, z: Tensor, asked: Asked = None
         sampler: Of the model.
         picture: A picture of the size that is wanted, uint8, `(channels, height, width)`.
         z: Noises of deviation 1, `(count, *shape)`.
-        asked: What they shall show.
+        asked: What they should show.
 
     Returns: uint8, `(count, channels, height, width)`.
     """
@@ -312,7 +312,7 @@ def interpolate(sampler: Sampler, first: Tensor, second: Tensor, count: int, ask
         first: uint8, `(channels, height, width)`.
         second: Of the same shape.
         count: Pictures, the two ends included; 2 or more.
-        asked: What they shall show.
+        asked: What they should show.
 
     Returns: uint8, `(count, channels, height, width)`.
     Source: Song et al. 2021, Denoising Diffusion Implicit Models, section 5.3.
@@ -333,7 +333,7 @@ def vary(sampler: Sampler, picture: Tensor, amount: float, count: int = 1, asked
         picture: uint8, `(channels, height, width)`.
         amount: Of the other noise, from 0 to 1.
         count: How many.
-        asked: What they shall show.
+        asked: What they should show.
 
     Returns: uint8, `(count, channels, height, width)`.
     """

@@ -64,7 +64,7 @@ class Sampler:
         solver: The rule of one step.
         grid: Places the steps.
         settings: Steps, guidance, clipping and batch.
-        conditioning: Reads what is asked for.
+        conditioning: Reads requests.
         known: What the model knows of its data.
         seed: Seed of the noise.
         negative: What the samples should not show: guidance leads away from it instead of from nothing.
@@ -147,14 +147,14 @@ class Sampler:
         return named if self.negative is None else {**named, "negative": self.negative}
 
     def condition(self, count: int, asked: Asked = None) -> Tensor | None:
-        """Return what the model is told of each sample, `(count, ...)`; None for unconditional models.
+        """Return the condition of each sample, `(count, ...)`; None for unconditional models.
 
         Args:
             count: Number of samples.
-            asked: What they shall show: one thing for all or one for each: classes, prompts, values or pictures, as
+            asked: What they should show: one thing for all or one for each: classes, prompts, values or pictures, as
                 the model was trained; None asks for all classes, or some held-out captions, in turn.
 
-        Raises: UserError: If the model cannot take what is asked.
+        Raises: UserError: If the model cannot take the request.
         """
         return self.conditioning.ask(self.known, asked, count)
 
@@ -181,7 +181,7 @@ class Sampler:
                 free = embedder(shunned.to(device))
             denoise = self._guided(*(Conditioned(self.denoiser, _at(cond, device)) for cond in (told, free)))
         if self.negative is not None and self.settings.guidance == 1:
-            raise UserError("what samples shall not show works by guidance: set it above 1")
+            raise UserError("a negative condition needs guidance: set guidance above 1")
         if isinstance(denoise, Conditioned) and denoise.cond is None and self.settings.guidance != 1:
             raise UserError(
                 "guidance needs a model that was trained with conditions: set it to 1 (sampling.guidance=1 in a recipe)"
@@ -220,7 +220,7 @@ class Sampler:
 
         Args:
             first: Number of the first sample.
-            condition: What each sample of the batch is told, or None.
+            condition: The condition of each sample of the batch, or None.
 
         Yields: The steps, in the space of the diffusion.
         """
@@ -298,9 +298,9 @@ class Sampler:
             count: Number of samples.
             asked: What they should show, see `condition`.
             seed: Seed of the noise; default: the sampler's.
-            condition: What is asked as the model takes it, `(count, ...)`, where it is known already.
+            condition: The condition as the model takes it, `(count, ...)`, where it is known already.
 
-        Raises: UserError: If `count` is below 1, or the model cannot take what is asked.
+        Raises: UserError: If `count` is below 1, or the model cannot take the request.
         """
         if count < 1:
             raise UserError(f"the number of samples must be 1 or more, not {count}")
@@ -314,7 +314,7 @@ class Sampler:
 
         Args:
             count: Number of samples.
-            asked: What they shall show, see `condition`.
+            asked: What they should show, see `condition`.
 
         Raises: UserError: If `count` is not between 1 and 64, or the size of a batch if that is larger.
         """

@@ -30,7 +30,7 @@ def facts(run: Run) -> dict[str, list[str]]:
         "Data": _data(run),
         "Cost": _cost(run),
         "Evaluation": _evaluation(run.path),
-        "Recipe": ["```json", run.recipe.beside(run.path, relative=True).to_json().strip(), "```"],
+        "Recipe": ["```json", run.recipe.relocated(run.path, relative=True).to_json().strip(), "```"],
     }
 
 

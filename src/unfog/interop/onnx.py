@@ -23,14 +23,14 @@ from unfog.runtime.files import disk, write_whole
 class Bare(nn.Module):
     """A network with plain tensors as inputs: the condition is a vector, tokens, or absent."""
 
-    def __init__(self, network: nn.Module, told: str) -> None:
-        """Wrap a network; `told` is the field of `Cond`, "vector" or "tokens", or "" if unconditional."""
+    def __init__(self, network: nn.Module, field: str) -> None:
+        """Wrap a network; `field` is the field of `Cond`, "vector" or "tokens", or "" if unconditional."""
         super().__init__()
-        self.network, self.told = network, told
+        self.network, self.field = network, field
 
     def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the output for states, times and conditions."""
-        condition = Cond(**{self.told: cond}) if self.told else None
+        condition = Cond(**{self.field: cond}) if self.field else None
         output: Tensor = self.network(x, time, condition)
         return output
 

@@ -13,7 +13,7 @@ from unfog.networks.layers import (
     SelfAttention,
     TimeEmbedding,
     at_least,
-    beside,
+    concatenated,
     conv,
     gather,
     over_space,
@@ -108,7 +108,7 @@ class Compact(nn.Module):
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Map `(batch, channels, *space)` and times `(batch,)` to an output with the same space."""
         embedding = self.time_embedding(time, cond)
-        fine = h = self.patch_in(beside(x, cond))
+        fine = h = self.patch_in(concatenated(x, cond))
         for block in self.encoder:
             fine = h = block(h, embedding)
         h = self.down(h)

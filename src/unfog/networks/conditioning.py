@@ -93,18 +93,18 @@ class PlanesEmbedding(nn.Module):
     def __init__(self, shape: tuple[int, ...]) -> None:
         """Take channels of this shape, `(planes, *space)`."""
         super().__init__()
-        self.told: Tensor
+        self.given: Tensor
         self.shape = shape
-        self.register_buffer("told", torch.ones(1, 1, *shape[1:]), persistent=False)
+        self.register_buffer("given", torch.ones(1, 1, *shape[1:]), persistent=False)
 
     def forward(self, condition: Tensor, drop: Tensor | None = None) -> Cond:
         """Append the indicator channel to `(batch, planes, *space)`."""
-        planes = torch.cat([condition, self.told.expand(len(condition), *self.told.shape[1:])], 1)
+        planes = torch.cat([condition, self.given.expand(len(condition), *self.given.shape[1:])], 1)
         return Cond(concat=planes if drop is None else planes * (~drop).reshape(-1, *[1] * (planes.ndim - 1)))
 
     def null(self, batch: int) -> Cond:
         """Return the null condition for a batch: zeros in all channels."""
-        return Cond(concat=self.told.new_zeros(batch, self.shape[0] + 1, *self.shape[1:]))
+        return Cond(concat=self.given.new_zeros(batch, self.shape[0] + 1, *self.shape[1:]))
 
 
 class WordsLayer(nn.Module):

@@ -7,7 +7,16 @@ from torch.nn import functional as F
 
 from unfog.networks.attention import attend
 from unfog.networks.conditioning import Cond
-from unfog.networks.layers import CrossAttention, TimeEmbedding, at_least, beside, gather, positions, spread, zeroed
+from unfog.networks.layers import (
+    CrossAttention,
+    TimeEmbedding,
+    at_least,
+    concatenated,
+    gather,
+    positions,
+    spread,
+    zeroed,
+)
 
 
 class Block(nn.Module):
@@ -111,7 +120,7 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Map `(batch, channels, *space)` and times `(batch,)` to an output with the same space."""
         embedding = self.time_embedding(time, cond)
-        patches = self.patch_in(beside(x, cond))
+        patches = self.patch_in(concatenated(x, cond))
         h = patches.flatten(2).transpose(1, 2)
         h = h + positions(tuple(patches.shape[2:]), h.shape[-1], h)
         for block in self.blocks:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from unfog.networks.attention import attend
 from unfog.networks.conditioning import Cond
 from unfog.networks.dit import norm, perceptron
-from unfog.networks.layers import TimeEmbedding, at_least, beside, gather, positions, spread, zeroed
+from unfog.networks.layers import TimeEmbedding, at_least, concatenated, gather, positions, spread, zeroed
 
 
 class Stream(nn.Module):
@@ -25,8 +25,8 @@ class Stream(nn.Module):
             self.q, self.norm_q, self.out = nn.Linear(width, width), nn.RMSNorm(head), nn.Linear(width, width)
             self.mlp = perceptron(width, ratio, dropout)
 
-    def told(self, embedding: Tensor) -> tuple[Tensor, ...]:
-        """Return shift and scale for the attention, and if the stream goes on its gate and those of the MLP."""
+    def modulate(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """Return shift and scale for the attention, and, unless the stream ends here, its gate and those of the MLP."""
         modulation: Tensor = self.modulation(F.silu(embedding))[:, None]
         return modulation.chunk(6 if self.goes_on else 2, dim=-1)
 
@@ -34,9 +34,9 @@ class Stream(nn.Module):
         """Return features, `(batch, length, k·width)`, as `(batch, k·heads, length, head)`."""
         return x.view(*x.shape[:2], -1, self.head).transpose(1, 2)
 
-    def go_on(self, h: Tensor, attended: Tensor, told: tuple[Tensor, ...]) -> Tensor:
+    def go_on(self, h: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
         """Return the state after the block: h + gate·out(attended), then h + gate·MLP(norm(h)·(1 + scale) + shift)."""
-        _, _, gate, shift, scale, gate_mlp = told
+        _, _, gate, shift, scale, gate_mlp = modulation
         h = h + gate * self.out(attended)
         return torch.add(h, gate_mlp * self.mlp(norm(h) * (1 + scale) + shift))
 
@@ -63,7 +63,7 @@ class JointBlock(nn.Module):
             embedding: Time and condition, `(batch, width)`.
         """
         streams, states = (self.patches, self.words), (h, words)
-        modulations = [stream.told(embedding) for stream in streams]
+        modulations = [stream.modulate(embedding) for stream in streams]
         inputs = [norm(x) * (1 + scale) + shift for x, (shift, scale, *_) in zip(states, modulations, strict=True)]
         keys, values, queries = [], [], []
         for stream, x in zip(streams, inputs, strict=True):
@@ -150,7 +150,7 @@ class JointDiT(nn.Module):
         if cond is None or cond.tokens is None:
             raise ValueError("this network needs a condition with tokens: pass cond with tokens")
         embedding = self.time_embedding(time, cond)
-        patches = self.patch_in(beside(x, cond))
+        patches = self.patch_in(concatenated(x, cond))
         h = patches.flatten(2).transpose(1, 2)
         h = h + positions(tuple(patches.shape[2:]), h.shape[-1], h)
         words = self.words_in(cond.tokens)

@@ -95,7 +95,7 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
-def beside(x: Tensor, cond: Cond | None) -> Tensor:
+def concatenated(x: Tensor, cond: Cond | None) -> Tensor:
     """Concatenate the condition's `concat` channels, if any, to the state."""
     return x if cond is None or cond.concat is None else torch.cat([x, cond.concat.to(x.dtype)], dim=1)
 

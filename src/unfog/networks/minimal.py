@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfog.networks.conditioning import Cond
-from unfog.networks.layers import TimeEmbedding, beside, conv, over_space
+from unfog.networks.layers import TimeEmbedding, concatenated, conv, over_space
 
 
 class ResidualBlock(nn.Module):
@@ -56,7 +56,7 @@ class Minimal(nn.Module):
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Map `(batch, channels, *space)` and times `(batch,)` to an output with the same space."""
         embedding = self.time_embedding(time, cond)
-        fine = self.down1(beside(x, cond), embedding)
+        fine = self.down1(concatenated(x, cond), embedding)
         coarse = self.bottleneck(self.down2(self.pool(fine), embedding), embedding)
         up = F.interpolate(coarse, scale_factor=2.0, mode="nearest")
         output: Tensor = self.out(self.up1(torch.cat([up, fine], dim=1), embedding))

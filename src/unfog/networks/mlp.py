@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfog.networks.conditioning import Cond
-from unfog.networks.layers import TimeEmbedding, at_least, beside, zeroed
+from unfog.networks.layers import TimeEmbedding, at_least, concatenated, zeroed
 
 
 class Layer(nn.Module):
@@ -60,7 +60,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Map `(batch, channels)` and times `(batch,)` to `(batch, outputs)`."""
         embedding = F.silu(self.time_embedding(time, cond))
-        h = self.lift(beside(x, cond))
+        h = self.lift(concatenated(x, cond))
         for layer in self.layers:
             h = layer(h, embedding)
         output: Tensor = self.out(h)

@@ -16,7 +16,7 @@ from unfog.networks.layers import (
     SelfAttention,
     TimeEmbedding,
     at_least,
-    beside,
+    concatenated,
     conv,
     enlarged,
     over_space,
@@ -136,7 +136,7 @@ class Ladder(nn.Module):
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Map `(batch, channels, *space)` and times `(batch,)` to an output with the same space."""
         embedding = self.time_embedding(time, cond)
-        h = self.conv_in(beside(x, cond))
+        h = self.conv_in(concatenated(x, cond))
         skips = [h]
         for index, stage in enumerate(self.down):
             skips.append(h := stage(h, embedding, cond))

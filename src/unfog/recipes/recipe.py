@@ -189,7 +189,7 @@ class Recipe:
         options = [f"{name}.{option}" for name in KINDS for option in self._options(name, of_parts.get(name, []))]
         return ["seed", "name", *KINDS, *options]
 
-    def beside(self, folder: Path, relative: bool = False) -> "Recipe":
+    def relocated(self, folder: Path, relative: bool = False) -> "Recipe":
         """Return the recipe with paths into its run folder made absolute, or relative to the folder."""
         return replace(
             self,

@@ -1,4 +1,4 @@
-"""Several conditions at once: classes, numbers and text side by side, each asked for and dropped singly."""
+"""Several conditions at once: classes, numbers and text together, each requested and dropped on its own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ MOST = 4
 
 @dataclass(frozen=True)
 class SeveralConditions(WithNull):
-    """The model is conditioned on several things at once, of which a request may name any.
+    """The model is conditioned on several things at once, and a request may name any of them.
 
     A row's condition is one row of whole numbers: for each part a flag, 1 where it is given, then its entries; those
     of float32 by their bits. Each part is dropped with its own probability, all together with `dropout`.
@@ -40,7 +40,7 @@ class SeveralConditions(WithNull):
     parts: tuple[Conditioning, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that the parts can stand side by side."""
+        """Check that the parts can be combined."""
         super().__post_init__()
         allowed = ClassConditioning | LabelsConditioning | ValuesConditioning | TextConditioning
         names = [kind_of("conditioning", part) for part in self.parts]
@@ -48,7 +48,7 @@ class SeveralConditions(WithNull):
             raise UserError(f"several conditions are 2 to {MOST} different ones, not {', '.join(names) or 'none'}")
         for name, part in zip(names, self.parts, strict=True):
             if not isinstance(part, allowed):
-                raise UserError(f"conditioning={name} cannot stand next to others: use classes, labels, values or text")
+                raise UserError(f"conditioning={name} cannot be combined: use classes, labels, values or text")
 
     @property
     def named(self) -> dict[str, Conditioning]:
@@ -88,10 +88,10 @@ class SeveralConditions(WithNull):
         Args:
             known: What is known of the data.
             asked: A mapping from the names of parts to what each is to be; a text alone is for the part `text`. None
-                takes held-out captions, or without text all classes, in turn.
+                takes held-out captions in turn or, without text, all classes in turn.
             count: Number of samples.
 
-        Raises: UserError: For a part that there is not, or something else than a mapping.
+        Raises: UserError: For an unknown part, or if `asked` is not a mapping.
         """
         parts = self.named
         wanted = self._wanted(asked)
@@ -105,7 +105,7 @@ class SeveralConditions(WithNull):
         return torch.cat(columns, 1)
 
     def _wanted(self, asked: Asked) -> dict[str, Asked]:
-        """Return what is asked of each part that is asked of something."""
+        """Return the request for each part that the request names."""
         parts = self.named
         if asked is None:
             first = "text" if "text" in parts else next((name for name in parts if name in ("classes", "labels")), None)

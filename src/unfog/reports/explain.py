@@ -132,7 +132,7 @@ class Worked:
         total: Steps of the clock.
         t: The later time.
         s: The earlier time.
-        at: The time at which the network is asked: t, or the first trained time if that is later.
+        at: The time at which the network is evaluated: t, or the first trained time if that is later.
         row: What is noised.
         x0: Its clean data, on the run's device.
         eps: The noise.
@@ -292,7 +292,7 @@ def _clock(worked: Worked) -> list[Line]:
         Line("schedule", "", _named(worked.run.recipe, "schedule")),
     ]
     if worked.at != worked.t:
-        value = f"{_number(worked.at)}, which replaces t in all that the network is asked"
+        value = f"{_number(worked.at)}, which replaces t in the network's input"
         lines.append(Line("for the network", "the first trained time", value))
     return lines
 

@@ -1,4 +1,4 @@
-"""From what a user asks for, in words, files and pictures, to what a model takes."""
+"""Turn a user's request, in words, files and pictures, into what a model takes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ Prompt = str | Sequence[str]
 Values = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 """Numbers for all samples, or a row of them for each."""
 Picture = str | Path | Image.Image | Tensor | NDArray[Any]
-"""A path, an image of Pillow, or uint8 `(channels, height, width)` as a tensor or array."""
+"""A path, a Pillow image, or uint8 `(channels, height, width)` as a tensor or array."""
 TAKES = {
     "classes": "label",
     "labels": "label",
@@ -38,7 +38,7 @@ TAKES = {
     "values": "values",
     "image": "image",
 }
-"""By which parameter each kind of condition is given."""
+"""The parameter that each kind of condition is given by."""
 
 
 def asked(
@@ -49,7 +49,7 @@ def asked(
     values: Values | None = None,
     image: Picture | None = None,
 ) -> Asked:
-    """Return what is asked for, in the form that the model's kind of condition takes.
+    """Return the request in the form that the model's kind of condition takes.
 
     Args:
         recipe: The recipe of the model.
@@ -59,7 +59,7 @@ def asked(
         image: A picture, or a path to a folder of them, for models that are conditioned on images; of tensors and
             arrays also several, `(count, channels, height, width)`, and floats that are encoded already.
 
-    Raises: UserError: If one is given that the model does not take, or more than one where it takes but one.
+    Raises: UserError: If one is given that the model does not take, or more than one where it takes only one.
     """
     given = {"label": label, "prompt": prompt, "values": values, "image": image}
     names = [name for name, value in given.items() if value is not None]
@@ -67,25 +67,25 @@ def asked(
         return _of_each({name: given[name] for name in names}, recipe.conditioning)
     kind = recipe.kind("conditioning")
     if names and names != [TAKES.get(kind)]:
-        instead = f"ask it by `{TAKES[kind]}`" if kind in TAKES else "ask it for nothing"
+        instead = f"use `{TAKES[kind]}`" if kind in TAKES else "give no condition"
         options = " and ".join(f"`{name}`" for name in names)
-        raise UserError(f"{options} cannot be asked of this model (conditioning={kind}): {instead}")
+        raise UserError(f"this model (conditioning={kind}) does not take {options}: {instead}")
     if image is not None:
-        return _told_pictures(image, recipe)
+        return _encoded_pictures(image, recipe)
     return next((value for value in (label, prompt, values) if value is not None), None)
 
 
 def _of_each(given: dict[str, Any], conditioning: SeveralConditions) -> Asked:
-    """Return what is asked of each of several conditions, None where nothing is."""
+    """Return the request by condition, or None if nothing is requested."""
     takes = {TAKES[name]: name for name in conditioning.named}
     for option in given:
         if option not in takes:
             known = ", ".join(f"`{one}`" for one in takes)
-            raise UserError(f"`{option}` cannot be asked of this model: ask it by {known}, any of them")
+            raise UserError(f"this model does not take `{option}`: use any of {known}")
     return {takes[option]: value for option, value in given.items()} or None
 
 
-def _told_pictures(image: Picture, recipe: Recipe) -> Tensor:
+def _encoded_pictures(image: Picture, recipe: Recipe) -> Tensor:
     """Return pictures to condition on, encoded, `(count, channels, height, width)`."""
     if isinstance(image, Tensor | np.ndarray):
         rows = torch.as_tensor(image)
@@ -112,7 +112,7 @@ def picture(image: Picture, sampler: Sampler, own_size: bool) -> Tensor:
     Raises: UserError: If it cannot be read, or the model is of another kind of data.
     """
     if sampler.modality != images:
-        raise UserError("edits are for pictures, and this model is of another kind of data")
+        raise UserError("edits are for pictures, and this model was trained on another kind of data")
     if isinstance(image, Tensor | np.ndarray):
         return _pixels(image)
     with _file(image) as path:
@@ -124,7 +124,7 @@ def _pixels(image: Tensor | NDArray[Any]) -> Tensor:
     rows = torch.as_tensor(image)
     if rows.ndim != 3 or rows.dtype != torch.uint8:
         raise UserError(
-            "a picture to edit is uint8 of shape (channels, height, width), a path or an image of Pillow, not "
+            "a picture to edit is uint8 of shape (channels, height, width), a path or a Pillow image, not "
             f"{str(rows.dtype).removeprefix('torch.')} of shape {tuple(rows.shape)}"
         )
     return rows.cpu()
@@ -146,7 +146,7 @@ def mask(where: Picture, image: Picture, sampler: Sampler, own_size: bool) -> Te
     """Return where a mask is white, `(height, width)` of bool, cropped and resized as its picture is.
 
     Args:
-        where: A path or an image of Pillow; or a tensor or array of bool, `(height, width)`, which stays as it is.
+        where: A path or a Pillow image; or a tensor or array of bool, `(height, width)`, which stays as it is.
         image: The picture that it belongs to.
         sampler: The sampler whose model edits it.
         own_size: Whether the picture keeps its size.

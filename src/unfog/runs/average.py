@@ -39,6 +39,6 @@ def average(path: str | Path, length: float, out: str | Path) -> Reconstruction:
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
     recipe = replace(taken_in(recipe, out), ema=PowerAverage(averaged.gamma))
-    write_whole(out / "recipe.json", recipe.beside(out, relative=True).to_json().encode())
+    write_whole(out / "recipe.json", recipe.relocated(out, relative=True).to_json().encode())
     write_tensors(out / "model.safetensors", model.state_dict())
     return averaged

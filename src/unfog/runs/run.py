@@ -89,7 +89,7 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{where}: {error}") from error
     if recipe.shape is None:
         raise UserError(f"{where}: the recipe names no shape, so the run never began: train it")
-    return recipe.beside(path)
+    return recipe.relocated(path)
 
 
 def train(
@@ -292,7 +292,7 @@ def _with_autoencoder(
     if distributed.rank() == 0:
         with disk(out):
             own.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "recipe.json", placed.beside(out, relative=True).to_json().encode())
+        write_whole(out / "recipe.json", placed.relocated(out, relative=True).to_json().encode())
     (console or Console(stderr=True)).print("first an autoencoder, then the model in its latents")
     share = None if budget is None else Budget(budget.seconds * codec.share)
     _fit(autoencoder_recipe(recipe, codec), own, dataset, share, None, device, console, hooks)

@@ -260,7 +260,7 @@ def write_recipe(trainer: Trainer) -> None:
     """Write the recipe into the run folder."""
     if distributed.rank():
         return
-    recipe = trainer.recipe.beside(trainer.folder, relative=True)
+    recipe = trainer.recipe.relocated(trainer.folder, relative=True)
     write_whole(trainer.folder / "recipe.json", recipe.to_json().encode())
 
 
