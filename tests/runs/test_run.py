@@ -510,7 +510,7 @@ def test_guidance_on_an_interval_costs_two_evaluations_only_there(flow: Run) -> 
     listener = flow.denoiser.network.register_forward_hook(lambda module, given, out: rows.append(len(out)))
     part(4)
     listener.remove()
-    batch = sampler.settings.batch
+    batch = sampler.size
     assert rows == [2 * batch if number in (4, 5, 6) else batch for number in range(10)]
 
 

@@ -1018,7 +1018,7 @@ def test_every_meaningful_pair_learns_and_samples(tiny: MakeRecipe, tmp_path: Pa
     assert sum(losses[-5:]) < sum(losses[:5])
     assert trainer.held_out_loss() < before
     sampler = Sampler.of(trainer.recipe, trainer.averaged.model)
-    steps = list(sampler.steps(0, sampler.condition(sampler.settings.batch)))
+    steps = list(sampler.steps(0, sampler.condition(sampler.size)))
     assert len(steps) == 4
     for step in steps:
         assert step.x.isfinite().all()
@@ -1106,7 +1106,7 @@ def test_a_learned_variance_trains_and_samples(tmp_path: Path, network: str, sch
     assert all(math.isfinite(loss) for loss in losses)
     assert trainer.skipped == 0
     sampler = Sampler.of(trainer.recipe, trainer.averaged.model)
-    steps = list(sampler.steps(0, sampler.condition(sampler.settings.batch)))
+    steps = list(sampler.steps(0, sampler.condition(sampler.size)))
     for step in steps:
         assert step.x.isfinite().all()
         assert step.prediction.variance_fraction is not None

@@ -125,6 +125,7 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
             started = time.monotonic() - first.seconds
         trainer = Trainer(recipe, data, folder, choose_device(device))
         trainer.choose_portion()
+        stepwise = isinstance(trainer.objective.generator(trainer.recipe, trainer.model), Sampler)
         settings, spent = trainer.settings, time.monotonic() - started
         pace = _measure(trainer)
         memory, most = peak_memory(trainer.device), _most_rows(trainer)
@@ -133,7 +134,6 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
     if budget is not None:
         spent += pace.report  # a budget takes one more, to time it
         steps, reports = pace.fit(budget, spent, reports)
-    drawing = recipe.objective.generator(trainer.recipe, trainer.model)
     rest = model * (1 + len(GAMMAS) * settings.snapshots) + reports * sheet
     return Plan(
         headline(trainer),
@@ -147,7 +147,7 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
         most,
         checkpoint,
         rest,
-        trainer.recipe.sampling.portion if isinstance(drawing, Sampler) else None,
+        trainer.recipe.sampling.portion if stepwise else None,
         recipe.sampling.batch is None,
         first,
     )
