@@ -100,6 +100,13 @@ def test_many_processes_train_as_one(alone: Path, tmp_path: Path, processes: int
 
 
 @pytest.mark.slow
+def test_a_report_between_steps_leaves_the_weights_shared_out(tmp_path: Path) -> None:
+    """A budget times a report after the first steps, and the average goes on from there."""
+    printed = finished(together(2, *digits(tmp_path / "run", "training.sharded=true"), "--budget", "8s"))
+    assert printed.count("trained:") == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("sharded", "then"), [("false", 1), ("true", 1), ("true", 2)])
 def test_a_run_of_two_processes_goes_on(alone: Path, tmp_path: Path, sharded: str, then: int) -> None:
     """Also as one process, and with weights that were shared out."""

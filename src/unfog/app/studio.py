@@ -28,7 +28,7 @@ from unfog.recipes.parse import named
 from unfog.reports.film import STILLS
 from unfog.reports.report import KEPT, LOSSES
 from unfog.runs import asking
-from unfog.runs.run import Run, load, read_recipe
+from unfog.runs.run import Run, drawing_recipe, load
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import normal
 from unfog.training.metrics import losses
@@ -110,8 +110,7 @@ class Studio:
         Raises: UserError: If there is none, or one of them is no run folder that can draw.
         """
         for path in paths:
-            if not read_recipe(path).objective.draws:
-                raise UserError(f"{path} holds an autoencoder, which draws nothing by itself: name another run folder")
+            drawing_recipe(path)
         if not paths:
             raise UserError("there is no run to show: train one with `unfog train digits`, or name run folders")
         names = [path.resolve().name for path in paths]

@@ -66,6 +66,8 @@ def restyle(
 ) -> None:
     """Draw versions of a picture by noising it part of the way and sampling from there (image to image).
 
+    The lower the strength, the fewer of the steps are taken.
+
     For example:
 
       unfog edit restyle runs/shapes --image mine.png --strength 0.5 --prompt "a large red circle"

@@ -198,7 +198,7 @@ def bench(
     Args:
         run: The run.
         solvers: Names of solvers; `SOLVERS` if empty.
-        grids: Names of grids; the recipe's if empty.
+        grids: Names of grids; default: the recipe's.
         guidance: Scales of guidance; 1, which is off, if empty.
         nfe: Network evaluations for each sample, `NFE` if empty: of each combination the most steps that cost no more
             are measured.

@@ -32,7 +32,7 @@ from unfog.training.hooks import Callback, Hooks
 from unfog.training.loop import ASKED, Budget, write_recipe
 from unfog.training.loop import train as run_loop
 from unfog.training.metrics import draw_losses
-from unfog.training.objectives.reconstruction import autoencoder_recipe
+from unfog.training.objectives.reconstruction import Reconstruction, autoencoder_recipe
 from unfog.training.trainer import Trainer
 
 SMALL = 10_000_000
@@ -53,12 +53,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     """
     keep_memory()
     path = Path(path)
-    recipe = read_recipe(path)
-    if not recipe.objective.draws:
-        raise UserError(
-            f"{path} holds an autoencoder, which draws nothing by itself: train a model in its latents with --set "
-            f"codec=latents --set codec.path={path}, or measure it with `unfog evaluate {path}`"
-        )
+    recipe = drawing_recipe(path)
     place_at = choose_device(device)
     assert recipe.shape is not None
     wanted = recipe.training.precision if precision == "auto" else precision
@@ -90,6 +85,22 @@ def read_recipe(path: Path) -> Recipe:
     if recipe.shape is None:
         raise UserError(f"{where}: the recipe names no shape, so the run never began: train it")
     return recipe.relocated(path)
+
+
+def drawing_recipe(path: Path) -> Recipe:
+    """Read the recipe of a run folder whose model draws samples.
+
+    Raises: UserError: As `read_recipe`, and if the model draws none by itself.
+    """
+    recipe = read_recipe(path)
+    if isinstance(recipe.objective, Reconstruction):
+        raise UserError(
+            f"{path} holds an autoencoder, which draws nothing by itself: train a model in its latents with "
+            f"codec=latents and codec.path={path}, or measure it with `unfog evaluate {path}`"
+        )
+    if not recipe.objective.draws:
+        raise UserError(f"{path} holds a model of the objective {recipe.kind('objective')!r}, which draws no samples")
+    return recipe
 
 
 def train(

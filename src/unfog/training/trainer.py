@@ -150,7 +150,6 @@ class Trainer:
         if isinstance(found, Sampler):
             condition = self.held_out(np.zeros(1, dtype=np.int64)).condition
             best = measured(replace(found, precision=self.precision), condition)
-            distributed.reshard(self.averaged.model)
         self.recipe = replace(self.recipe, sampling=replace(sampling, batch=best))
 
     @property
@@ -245,6 +244,8 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.step()
         for averaged in self.averages.values():
+            if self.settings.sharded:
+                distributed.reshard(averaged.model)  # which a report or a measurement may have gathered
             averaged.update(self.model, self.step, self.settings.batch)
         self.bad_in_row = 0
         self.state = self.objective.update(draw, losses, context)
