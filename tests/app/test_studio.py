@@ -189,7 +189,7 @@ MISTAKES = {
     "none": (lambda s: Wish("digits", count=0), "not 0"),
     "too many steps": (lambda s: Wish("digits", steps=10**9), "1 to 1000 steps"),
     "a class that is none": (lambda s: list(s.generate(Wish("digits", "eleven"))), "eleven"),
-    "words for a model that is told nothing": (lambda s: list(s.generate(Wish("unconditional", "3"))), "nothing"),
+    "words for an unconditional model": (lambda s: list(s.generate(Wish("unconditional", "3"))), "give no condition"),
     "no such solver": (lambda s: list(s.generate(Wish("digits", solver="hein"))), "did you mean 'heun'"),
     "a part that is none": (lambda s: s.sweep(Wish("digits"), "run", "a"), "not 'run'"),
     "values that are none": (lambda s: s.sweep(Wish("digits"), "steps", "a,b"), "no values of steps"),
