@@ -198,11 +198,11 @@ def theirs(pair: Pair, x: Tensor, exact: tuple[Tensor, ...] = ()) -> list[Tensor
     module, states = sys.modules[type(scheduler).__module__], []
     for index, timestep in enumerate(scheduler.timesteps):
         x = exact[index] if index < len(exact) else x
-        told = timestep
+        fed = timestep
         if pair.levels:
-            told = len(TABLE.alphas_cumprod) * TABLE.time(-2 * scheduler.sigmas[index].log()) - 1
+            fed = len(TABLE.alphas_cumprod) * TABLE.time(-2 * scheduler.sigmas[index].log()) - 1
         scaled = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
-        output = pair.network(scaled, told)
+        output = pair.network(scaled, fed)
         noise = draw(index, x)
         with patch.object(module, "randn_tensor", lambda *_, noise=noise, **__: noise, create=True):
             x = scheduler.step(output, timestep, x, **pair.options).prev_sample
@@ -321,8 +321,8 @@ def multistep() -> list[Pair]:
     dpm, unipc = diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler
     linspace = LinspaceGrid(drop_last=True)(TABLE, 20)
     first = LinspaceGrid(drop_last=True, end="first")(TABLE, 20)
-    told = "the network gets the sigma of each step, since diffusers rounds the timesteps between the table's entries"
-    shown = {"levels": True, "note": told}
+    note = "the network gets the sigma of each step, since diffusers rounds the timesteps between the table's entries"
+    shown = {"levels": True, "note": note}
     short = "in its last but one step diffusers falls to order 2 unless lower_order_final is off, and then its last "
     short += "step cannot lead to clean data: final_sigmas_type='sigma_min'"
     sde = partial(dpm, algorithm_type="sde-dpmsolver++")

@@ -80,7 +80,7 @@ def table_run(tiny: MakeRecipe, train_into: Callable[[Recipe, str], Path]) -> Pa
 
 @pytest.fixture(scope="session")
 def unconditional_run(tiny: MakeRecipe, train_into: Callable[[Recipe, str], Path]) -> Path:
-    """A run on digits whose model is told no class."""
+    """A run on digits whose model is unconditional."""
     return train_into(tiny("conditioning=none", "sampling.guidance=1"), "unconditional")
 
 

@@ -68,8 +68,8 @@ def command(out: Path) -> list[str]:
     """Return how to begin a run, or to go on with it if it has a checkpoint."""
     if checkpoint.steps(out / "checkpoints"):
         return ["train", "--resume", str(out), "--device", "cpu"]
-    told = [word for setting in SETTINGS for word in ("--set", setting)]
-    return ["train", "digits", "--out", str(out), "--device", "cpu", *told]
+    options = [word for setting in SETTINGS for word in ("--set", setting)]
+    return ["train", "digits", "--out", str(out), "--device", "cpu", *options]
 
 
 def over(child: int, patience: float, sign: Callable[[], bool]) -> int | None:
@@ -107,7 +107,7 @@ def newest(out: Path) -> int:
 
 
 def torture(folder: Path, kills: int, seed: int = 0) -> Outcome:
-    """Kill as often as told, and check after each kill and at each end."""
+    """Kill the given number of times, and check after each kill and at each end."""
     torch.set_num_threads(1)  # a fork would not take other threads along
     draws, outcome, said = np.random.default_rng(seed), Outcome(), folder / "said.txt"
     peace = folder / "peace"

@@ -76,9 +76,9 @@ class Shop:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(mutate.good_picture("png RGB", draw))
         quiet = Console(quiet=True)
-        told = ("conditioning=image", "conditioning.factor=2")
+        settings = ("conditioning=image", "conditioning.factor=2")
         self.run = train(self._recipe(), root / "run", device="cpu", console=quiet).path
-        self.image_run = train(self._recipe(*told), root / "image_run", device="cpu", console=quiet).path
+        self.image_run = train(self._recipe(*settings), root / "image_run", device="cpu", console=quiet).path
         longer = self._recipe("training.images=16").to_json()
         plain = json.loads((self.run / "recipe.json").read_text())
         plain["training"] = json.loads(longer)["training"]  # so that a resumed training has two steps left

@@ -64,12 +64,12 @@ def test_report(found: Race) -> None:
     """Runs are averaged and shown with their range, a single one with its interval; the own sampler stands apart."""
     found.report()
     points = json.loads((found.out / "race.json").read_text())
-    told = {(one["label"], one["own_sampler"], one["seconds"]): one for one in points}
-    assert len(told) == len(points) == 4
-    ours, late = told["unfog", False, 15.1], told["other, tuned", False, 60.1]
+    by_name = {(one["label"], one["own_sampler"], one["seconds"]): one for one in points}
+    assert len(by_name) == len(points) == 4
+    ours, late = by_name["unfog", False, 15.1], by_name["other, tuned", False, 60.1]
     assert [ours[name] for name in ("distance", "low", "high", "runs", "images")] == [20.5, 20, 21, 2, 1500]
     assert [late[name] for name in ("distance", "low", "high", "runs", "images")] == [40, 39, 41, 1, 6000]
-    assert told["other, tuned", True, 60.1]["n"] == 256
+    assert by_name["other, tuned", True, 60.1]["n"] == 256
     page = (found.out / "race.md").read_text()
     assert "| unfog | 15 | not in 15 | not in 15 | not in 15 | not in 15 | not in 15 |" in page
     assert "| other, tuned | 60 | not in 60 | not in 60 | not in 60 | not in 60 | not in 60 |" in page

@@ -878,7 +878,7 @@ def test_metadata_with_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("label", 1), ("text", "t"), ("values", [0.5])])
 def test_what_some_lines_lack_is_said(tmp_path: Path, key: str, value: object) -> None:
-    """Else a model would be told less than its user thinks, without a word."""
+    """Else a model would be conditioned on less than its user thinks, without a word."""
     write_metadata(tmp_path, {"file_name": "a.png", key: value}, {"file_name": "b.png"}, {"file_name": "c.png"})
     with pytest.raises(UserError, match=rf"'{key}' is missing for b.png \(2 in all\): set it in all lines"):
         list_pictures(str(tmp_path))

@@ -181,14 +181,14 @@ def test_one_denoiser_under_two_conditions_is_evaluated_once(variance: bool, man
     network.register_forward_hook(lambda module, given, out: calls.append(len(given[0])))
     embedder = ClassEmbedding(3, network.embedding_dim)
     denoiser = Denoiser(network, RectifiedFlow(), Flow(), embedder=embedder, learned_variance=variance)
-    told, free = (Conditioned(denoiser, cond) for cond in (embedder(torch.tensor([0, 2])), embedder.null(2)))
+    guided, free = (Conditioned(denoiser, cond) for cond in (embedder(torch.tensor([0, 2])), embedder.null(2)))
     x, t = torch.randn(2, 1, 4, 4), torch.tensor([0.3, 0.8]) if many else torch.tensor(0.3)
-    found = side_by_side(told, free, x, t)
+    found = side_by_side(guided, free, x, t)
     assert calls == [4]
-    for prediction, model in zip(found, (told, free), strict=True):
+    for prediction, model in zip(found, (guided, free), strict=True):
         for part, expected in zip(prediction, model(x, t), strict=True):
             torch.testing.assert_close(part, expected)
-    side_by_side(told, Conditioned(denoiser, None), x, t)
+    side_by_side(guided, Conditioned(denoiser, None), x, t)
     assert calls == [4, 2, 2, 2, 2]
 
 

@@ -215,7 +215,7 @@ def test_learned_variance_lies_between_the_small_and_the_large() -> None:
     table, x, t, s = Linear(), torch.zeros(4, 2).double(), as_time(0.5), as_time(0.4)
     denoise = MixtureDenoiser(MIXTURE, table)
 
-    class Told:
+    class Fraction:
         schedule = table
 
         def __init__(self, fraction: float) -> None:
@@ -225,8 +225,8 @@ def test_learned_variance_lies_between_the_small_and_the_large() -> None:
             return denoise(x, t)._replace(variance_fraction=torch.full_like(x, self.fraction))
 
     for fraction, variance in ((0.0, "small"), (1.0, "large")):
-        told = Ancestral("learned").step(Told(fraction), x, t, s, (), torch.ones_like).x
-        torch.testing.assert_close(told, Ancestral(variance).step(denoise, x, t, s, (), torch.ones_like).x)
+        learned = Ancestral("learned").step(Fraction(fraction), x, t, s, (), torch.ones_like).x
+        torch.testing.assert_close(learned, Ancestral(variance).step(denoise, x, t, s, (), torch.ones_like).x)
     with pytest.raises(UserError, match="no learned variance"):
         Ancestral("learned").step(denoise, x, t, s, (), torch.ones_like)
 

@@ -114,10 +114,10 @@ def test_words_and_several_labels_are_read(quick: Path, monkeypatch: pytest.Monk
     assert rows.labels is not None
     captions = [f"a {'day' if label else 'Night'}" for label in rows.labels.tolist()]
     captions[0] += " rare"
-    told = fitted(Batch(rows.x, captions=captions))
-    assert told.words == ("day", "night")
-    assert told.right(told(rows.x), captions).mean() > 0.95
-    assert told.right(told(rows.x), captions[1:] + captions[:1]).mean() < 0.05
+    classifier = fitted(Batch(rows.x, captions=captions))
+    assert classifier.words == ("day", "night")
+    assert classifier.right(classifier(rows.x), captions).mean() > 0.95
+    assert classifier.right(classifier(rows.x), captions[1:] + captions[:1]).mean() < 0.05
     labels = torch.stack([rows.labels == 0, rows.labels == 1, torch.ones(200, dtype=torch.bool)], 1)
     several = fitted(Batch(rows.x, labels))
     assert several.right(several(rows.x), labels).mean() > 0.95

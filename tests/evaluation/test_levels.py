@@ -123,12 +123,12 @@ def test_one_level_by_hand(digits_run: Path) -> None:
 
 def test_a_told_model_is_compared_with_rows_of_its_class(digits_run: Path, unconditional_run: Path) -> None:
     """Far in the noise the best guess is the mean, of the class or of all: its error is the variance around it."""
-    for path, told in ((digits_run, True), (unconditional_run, False)):
+    for path, conditional in ((digits_run, True), (unconditional_run, False)):
         run, judge = judged(path)
         noisiest = measure_levels(run, judge).levels[0]
         assert judge.train.labels is not None
         x = judge.train.x.flatten(1).double() / 127.5 - 1
-        groups = [judge.train.labels == label for label in range(10)] if told else [torch.ones(len(x)).bool()]
+        groups = [judge.train.labels == label for label in range(10)] if conditional else [torch.ones(len(x)).bool()]
         variance = sum(float((x[g] - x[g].mean(0)).square().mean(1).sum()) for g in groups) / len(x)
         assert noisiest.optimum_train == pytest.approx(variance, rel=0.1)
 

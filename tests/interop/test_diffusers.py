@@ -214,7 +214,7 @@ def test_pixels_are_those_of_diffusers(tmp_path: Path) -> None:
 
 
 def test_a_class_is_told_as_there(tmp_path: Path) -> None:
-    """Where theirs has an embedding of classes, ours has too, and nothing is told by adding nothing."""
+    """Where theirs has an embedding of classes, ours has too, and no condition adds nothing."""
     theirs = pipelines.plain("cifar10", num_class_embeds=4)
     theirs.save_pretrained(tmp_path / "pipe" / "unet")
     diffusers.DDIMScheduler().save_pretrained(tmp_path / "pipe" / "scheduler")

@@ -242,17 +242,17 @@ def test_a_joint_block_is_one_attention_over_both() -> None:
     def norm(value: torch.Tensor) -> torch.Tensor:
         return (value - value.mean(-1, keepdim=True)) / (value.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
 
-    told, parts = [], []
+    modulations, parts = [], []
     for stream, x in ((block.patches, h), (block.words, words)):
-        told.append(stream.modulation(nn.functional.silu(embedding))[:, None].chunk(6, -1))
-        seen = norm(x) * (1 + told[-1][1]) + told[-1][0]
+        modulations.append(stream.modulation(nn.functional.silu(embedding))[:, None].chunk(6, -1))
+        seen = norm(x) * (1 + modulations[-1][1]) + modulations[-1][0]
         k, v = stream.kv(seen).chunk(2, -1)
         parts.append((stream.norm_q(stream.q(seen)), stream.norm_k(k), v))
     q, k, v = (torch.cat(pair, 1) for pair in zip(*parts, strict=True))
     attended = (q @ k.transpose(1, 2) / 8**0.5).softmax(-1) @ v
     expected = []
     for stream, x, (_, _, gate, shift, scale, gate2), part in zip(
-        (block.patches, block.words), (h, words), told, attended.split([5, 3], 1), strict=True
+        (block.patches, block.words), (h, words), modulations, attended.split([5, 3], 1), strict=True
     ):
         middle = x + gate * stream.out(part)
         expected.append(middle + gate2 * stream.mlp(norm(middle) * (1 + scale) + shift))

@@ -1,4 +1,4 @@
-"""What a model can be told: each embedder with its null, how rows and requests are read, and cross-attention."""
+"""Conditions: each embedder with its null, how rows and requests are read, and cross-attention."""
 
 import json
 import warnings
@@ -215,8 +215,8 @@ def test_planes_of_pictures(seed: int) -> None:
     torch.testing.assert_close(planes("colour"), x0.mean(1, keepdim=True))
     small = planes("enlarge")
     torch.testing.assert_close(small[:, :, 4:, :4], x0[:, :, 4:, :4].mean((2, 3), keepdim=True).expand(-1, -1, 4, 4))
-    told, mask = planes("fill").split([3, 1], 1)
-    assert torch.equal(told, x0 * (1 - mask))
+    picture, mask = planes("fill").split([3, 1], 1)
+    assert torch.equal(picture, x0 * (1 - mask))
     for row in mask[:, 0]:
         box = row.nonzero()
         low, high = box.min(0).values, box.max(0).values
@@ -302,9 +302,9 @@ def test_every_kind_trains_and_samples(
     small = (*small, "optimizer.warmup=0", "optimizer.lr=0.02", "network.patch=2")
     folder = write_folder(tmp_path / "pictures")
     chosen = recipe("folder", str(folder), 8).set(*small, f"conditioning={kind}", *more, "conditioning.dropout=0.5")
-    run = load(train_into(chosen, f"told-{kind}"), "cpu")
-    told = run.sample(3, asked, guidance=20)
-    assert told.shape == (3, 3, 8, 8)
-    assert torch.equal(told[:1], run.sample(1, asked, guidance=20))
-    assert not torch.equal(told, run.sample(3, asked, guidance=0))  # that is: told nothing
+    run = load(train_into(chosen, f"conditioned-{kind}"), "cpu")
+    guided = run.sample(3, asked, guidance=20)
+    assert guided.shape == (3, 3, 8, 8)
+    assert torch.equal(guided[:1], run.sample(1, asked, guidance=20))
+    assert not torch.equal(guided, run.sample(3, asked, guidance=0))  # that is unconditional
     assert bool(run.recipe.prompts) == (kind == "text")

@@ -104,9 +104,9 @@ def test_at_the_last_step_the_posterior_is_the_data(table_run: Path) -> None:
 def test_an_explanation_says_what_the_network_saw(digits_run: Path) -> None:
     run = load(digits_run, "cpu")
     found = explain(run, 500, row=3)
-    told = build_data(run.recipe)[1].heldout.take(np.array([3])).labels
-    assert told is not None
-    assert values(found)["conditioned on"] == run.recipe.classes[int(told[0])]
+    labels = build_data(run.recipe)[1].heldout.take(np.array([3])).labels
+    assert labels is not None
+    assert values(found)["conditioned on"] == run.recipe.classes[int(labels[0])]
     assert found.pictures is not None
     assert found.pictures.shape == (4, 1, 8, 8)
     assert found.intro == "Held-out row 3; the numbers shown are those of channel 0, row 4, column 4."
@@ -115,7 +115,7 @@ def test_an_explanation_says_what_the_network_saw(digits_run: Path) -> None:
 
 
 def test_what_a_model_is_told_of_labelled_pictures(tiny: MakeRecipe, train_into: Callable[[Recipe, str], Path]) -> None:
-    """Not the label, where it is told something else."""
+    """Not the label, where it is conditioned on something else."""
     run = load(train_into(tiny("conditioning=image", "conditioning.task=fill", "sampling.guidance=1"), "image"), "cpu")
     assert values(explain(run, 500))["conditioned on"] == "its image"
     assert "Samples" in report(run, run.path / "report").markdown

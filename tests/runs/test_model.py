@@ -72,9 +72,9 @@ def test_a_batch_of_one_is_the_same_but_for_rounding(digits: Run) -> None:
 
 
 def test_progress_is_told_after_every_batch(digits: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[tuple[int, int]] = []
-    whole = digits.sample(5, batch=2, progress=lambda done, total: told.append((done, total)))
-    assert told == [(2, 5), (4, 5), (5, 5)]
+    reported: list[tuple[int, int]] = []
+    whole = digits.sample(5, batch=2, progress=lambda done, total: reported.append((done, total)))
+    assert reported == [(2, 5), (4, 5), (5, 5)]
     assert torch.equal(digits.sample(5, batch=2, progress=True), whole)
     assert torch.equal(digits.sample(5, batch=2), whole)
     with pytest.raises(UserError, match="1 or more"):

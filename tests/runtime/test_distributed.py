@@ -42,8 +42,8 @@ def together(processes: int, *arguments: str | Path, restarts: int = 0, timeout:
 
 
 def digits(out: Path, *settings: str) -> list[str]:
-    told = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
-    return ["train", "digits", "--out", str(out), "--device", "cpu", *told]
+    options = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
+    return ["train", "digits", "--out", str(out), "--device", "cpu", *options]
 
 
 def finished(process: subprocess.Popen[str]) -> str:
@@ -89,8 +89,8 @@ def test_many_processes_train_as_one(alone: Path, tmp_path: Path, processes: int
     if settings and "accumulate" not in settings[0]:
         other = tmp_path / "other"
         assert main(digits(other, *settings)) == 0
-    told = finished(together(processes, *digits(out, *settings)))
-    assert told.count("trained:") == 1
+    printed = finished(together(processes, *digits(out, *settings)))
+    assert printed.count("trained:") == 1
     assert len(curve(out)) == len(curve(other)) >= 4
     assert curve(out) == pytest.approx(curve(other), rel=1e-4)
     weights, expected = (load_file(run / "model.safetensors") for run in (out, other))

@@ -1,4 +1,4 @@
-"""Trackers are told what metrics.jsonl is told, and a missing one is a sentence."""
+"""Trackers get what metrics.jsonl gets, and a missing one is a sentence."""
 
 import os
 import sys
@@ -20,8 +20,8 @@ MakeRecipe = Callable[..., Recipe]
 QUIET = Console(quiet=True)
 
 
-class Told:
-    """Remembers what it is told."""
+class Tracker:
+    """Remembers what it gets."""
 
     def __init__(self, folder: Path, recipe: str, step: int) -> None:
         self.lines: list[Line] = []
@@ -41,29 +41,31 @@ class Told:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[Told]:
+def opened_trackers(monkeypatch: pytest.MonkeyPatch) -> list[Tracker]:
     """Every logger that is opened under the name tensorboard."""
-    opened: list[Told] = []
+    opened: list[Tracker] = []
 
-    def begin(folder: Path, recipe: str, step: int) -> Told:
-        opened.append(Told(folder, recipe, step))
+    def begin(folder: Path, recipe: str, step: int) -> Tracker:
+        opened.append(Tracker(folder, recipe, step))
         return opened[-1]
 
     monkeypatch.setitem(LOGGERS, "tensorboard", begin)
     return opened
 
 
-def test_a_logger_is_told_every_line_and_every_sheet(tiny: MakeRecipe, tmp_path: Path, told: list[Told]) -> None:
+def test_a_logger_gets_every_line_and_every_sheet(
+    tiny: MakeRecipe, tmp_path: Path, opened_trackers: list[Tracker]
+) -> None:
     chosen = tiny("training.images=1280", "training.reports=2")
     fit(chosen, tmp_path / "run", device="cpu", console=QUIET, log=("tensorboard", "tensorboard"))
-    (one,) = told
+    (one,) = opened_trackers
     assert one.lines == read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [step for step, _ in one.pictures] == [20, 40]
     assert one.closed == 1
     assert Recipe.from_json(one.recipe).shape == (1, 8, 8)
 
 
-def test_a_logger_is_closed_after_an_error(tiny: MakeRecipe, tmp_path: Path, told: list[Told]) -> None:
+def test_a_logger_is_closed_after_an_error(tiny: MakeRecipe, tmp_path: Path, opened_trackers: list[Tracker]) -> None:
     with pytest.raises(UserError, match="finite"):
         fit(
             tiny("optimizer.lr=1e30", "optimizer.clip=1e30"),
@@ -72,16 +74,16 @@ def test_a_logger_is_closed_after_an_error(tiny: MakeRecipe, tmp_path: Path, tol
             console=QUIET,
             log=("tensorboard",),
         )
-    assert told[0].closed == 1
+    assert opened_trackers[0].closed == 1
 
 
-def test_a_resumed_training_is_told_on(tiny: MakeRecipe, tmp_path: Path, told: list[Told]) -> None:
+def test_a_resumed_training_is_logged_on(tiny: MakeRecipe, tmp_path: Path, opened_trackers: list[Tracker]) -> None:
     fit(tiny(), tmp_path / "run", device="cpu", console=QUIET)
     refit(tmp_path / "run", device="cpu", console=QUIET, log=("tensorboard",))
-    assert told == []  # there was nothing left to do
+    assert opened_trackers == []  # there was nothing left to do
 
 
-class Broken(Told):
+class Broken(Tracker):
     """Has no network."""
 
     def line(self, line: Line) -> None:

@@ -273,10 +273,10 @@ def test_the_verb_plans_what_train_would_train(
 def test_mistakes_are_those_of_train(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], rooms: Path
 ) -> None:
-    told = []
+    printed = []
     for verb in ("plan", "train"):
         assert main([verb, *arguments, *(["--out", str(rooms / "run")] if verb == "train" else [])]) == 2
-        told.append(capsys.readouterr().err)
-    assert sentence in told[0]
-    assert told[0] == told[1]
+        printed.append(capsys.readouterr().err)
+    assert sentence in printed[0]
+    assert printed[0] == printed[1]
     assert list(rooms.iterdir()) == []

@@ -856,9 +856,9 @@ def test_init_from_goes_between_conditional_and_unconditional(
     plain_trainer.start_from(copied(given), digits_run)
     del given["embedder.table.weight"]
     assert_same(plain_trainer.denoiser.state_dict(), given)
-    told = trainer_of(tiny(), tmp_path)
-    told.start_from(load_file(unconditional_run / "model.safetensors"), unconditional_run)
-    assert told.denoiser.embedder is not None
+    conditional = trainer_of(tiny(), tmp_path)
+    conditional.start_from(load_file(unconditional_run / "model.safetensors"), unconditional_run)
+    assert conditional.denoiser.embedder is not None
 
 
 @pytest.mark.parametrize("setting", ["network.width=16", "network=minimal", "network.middle=1"])

@@ -26,7 +26,7 @@ LINE, MARKS, PLANES = 1 << 20, 1 << 27, 1024
 """Limits: characters per line of `metadata.jsonl`, entries of the multi-label table, and channels."""
 
 
-class Told(NamedTuple):
+class Annotations(NamedTuple):
     """Annotations of some files, as `InMemory` takes them."""
 
     labels: torch.Tensor | None
@@ -56,12 +56,12 @@ class Listing:
     captions: tuple[str, ...] | None = None
     values: tuple[tuple[float, ...], ...] | None = None
 
-    def told(self, rows: Sequence[int]) -> Told:
+    def annotated(self, rows: Sequence[int]) -> Annotations:
         """Return the annotations of these files."""
         labels = None if self.labels is None else torch.tensor([self.labels[row] for row in rows])
         values = None if self.values is None else torch.tensor([self.values[row] for row in rows])
         captions = None if self.captions is None else tuple(self.captions[row] for row in rows)
-        return Told(labels, self.classes, captions, values, tuple(self.files[row] for row in rows))
+        return Annotations(labels, self.classes, captions, values, tuple(self.files[row] for row in rows))
 
 
 def list_pictures(path: str, where: str = "") -> Listing:
@@ -221,14 +221,14 @@ class Streamed:
     Attributes:
         read: Reads the pixels of one file, or returns why it cannot.
         files: The files.
-        told: The annotations of the files.
+        annotations: The annotations of the files.
         shape: `(channels, height, width)`.
         workers: Number of processes.
     """
 
     read: "Callable[[str], Pixels | str]"
     files: tuple[str, ...]
-    told: Told
+    annotations: Annotations
     shape: tuple[int, ...]
     workers: int
     slow: ClassVar[bool] = True
@@ -238,7 +238,7 @@ class Streamed:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
-        return self.told.classes
+        return self.annotations.classes
 
     def __len__(self) -> int:
         """Return the number of files."""
@@ -267,7 +267,7 @@ class Streamed:
 
     def about(self, indices: Indices) -> Batch:
         """Return the annotations of these files."""
-        return InMemory(torch.empty(len(self.files), 0), *self.told).about(indices)
+        return InMemory(torch.empty(len(self.files), 0), *self.annotations).about(indices)
 
 
 def _read_or_reason(root: Path, shape: tuple[int, int, int], file: str) -> "Pixels | str":
@@ -325,7 +325,7 @@ def folder(
     if len(readable) < 2:
         raise UserError(f"{listing.root} contains {len(readable)} readable images: a data set needs 2 or more")
     x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
-    source: Source = InMemory(x, *listing.told(readable))
+    source: Source = InMemory(x, *listing.annotated(readable))
     return split(source, heldout, [keys[row] for row in readable])
 
 
@@ -343,7 +343,7 @@ def _streamed(
 ) -> Streamed:
     """Return some files of a listing as their own source, so that replacements stay within the same part."""
     chosen = [int(row) for row in rows]
-    return Streamed(read, tuple(listing.files[row] for row in chosen), listing.told(chosen), shape, workers)
+    return Streamed(read, tuple(listing.files[row] for row in chosen), listing.annotated(chosen), shape, workers)
 
 
 def _report(listing: Listing, pixels: "list[Pixels | str]") -> None:

@@ -177,7 +177,7 @@ def _read_folder(folder: Path, most: int | None) -> InMemory:
     x = torch.from_numpy(np.stack([_picture(path, (channels, *shapes[0][1:])) for path in paths]))
     if channels == 3 and bool((x == x[:, :1]).all()):
         x = x[:, :1]
-    return InMemory(x, *listing.told(rows))
+    return InMemory(x, *listing.annotated(rows))
 
 
 def _picture(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

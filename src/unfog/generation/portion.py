@@ -68,7 +68,7 @@ def measured(sampler: Sampler, condition: Tensor | None) -> int:
 
     Args:
         sampler: The sampler.
-        condition: What one sample is told, `(1, ...)`, or None.
+        condition: The condition of one sample, `(1, ...)`, or None.
     """
     single = min(_seconds(sampler, condition, 1))
     if PORTION * single > LONG:

@@ -173,13 +173,13 @@ class Sampler:
         denoise: Denoise = Conditioned(self.denoiser, None)
         if self.denoiser.embedder is not None and condition is not None:
             embedder, device = self.denoiser.embedder, self.device
-            told = embedder(condition.to(device))  # first, since it gathers the weights that are sharded
+            embedded = embedder(condition.to(device))  # first, since it gathers the weights that are sharded
             free = embedder.null(len(condition))
             if self.negative is not None:
-                shunned = self.conditioning.ask(self.known, self.negative, len(condition))
-                assert shunned is not None
-                free = embedder(shunned.to(device))
-            denoise = self._guided(*(Conditioned(self.denoiser, _at(cond, device)) for cond in (told, free)))
+                avoided = self.conditioning.ask(self.known, self.negative, len(condition))
+                assert avoided is not None
+                free = embedder(avoided.to(device))
+            denoise = self._guided(*(Conditioned(self.denoiser, _at(cond, device)) for cond in (embedded, free)))
         if self.negative is not None and self.settings.guidance == 1:
             raise UserError("a negative condition needs guidance: set guidance above 1")
         if isinstance(denoise, Conditioned) and denoise.cond is None and self.settings.guidance != 1:
@@ -306,8 +306,8 @@ class Sampler:
             raise UserError(f"the number of samples must be 1 or more, not {count}")
         if seed is not None:
             return replace(self, seed=seed)(count, asked, condition=condition)
-        told = self.condition(count, asked) if condition is None else condition
-        return torch.cat(list(self.batches(told, count)))
+        condition = self.condition(count, asked) if condition is None else condition
+        return torch.cat(list(self.batches(condition, count)))
 
     def moments(self, count: int, asked: Asked = None) -> Iterator[Moment]:
         """Yield how samples 0 to `count` - 1 stand at every time of the grid, from noise to data.
@@ -335,7 +335,7 @@ class Sampler:
 
         Args:
             count: Number of samples.
-            condition: What each sample is told, `(count, ...)`, or None.
+            condition: The condition of each sample, `(count, ...)`, or None.
         """
         firsts = range(0, count, self.size)
         for steps in zip(*(self.steps(first, self.padded(condition, first)) for first in firsts), strict=True):

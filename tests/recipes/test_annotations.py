@@ -1,4 +1,4 @@
-"""What can go wrong between what a person says of pictures, or asks for, and what a model is told."""
+"""What can go wrong between annotations or requests and the condition that a model gets."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def test_each_row_keeps_what_is_known_of_it(tmp_path: Path) -> None:
     data, listing = folder(str(root)), list_pictures(str(root))
     rows = np.arange(24, dtype=np.int64)
     read = partial(_read_or_reason, root, (1, 8, 8))
-    streamed = Streamed(read, listing.files, listing.told(rows.tolist()), (1, 8, 8), 1)
+    streamed = Streamed(read, listing.files, listing.annotated(rows.tolist()), (1, 8, 8), 1)
     parts = ((data.train, len(data.train)), (data.heldout, len(data.heldout)), (streamed, 24))
     try:
         for source, count in parts:
@@ -223,7 +223,7 @@ def test_the_encoder_says_the_same_in_training_and_in_sampling(bfloat16: bool) -
 
 @pytest.fixture(scope="module")
 def text_run(tiny: MakeRecipe, train_into: TrainInto) -> Path:
-    """A run on digits that is told their names as text."""
+    """A run on digits that is conditioned on their names as text."""
     return train_into(tiny(*TEXT, "training.images=320", "optimizer.lr=0.02", "optimizer.warmup=0"), "text")
 
 
@@ -290,8 +290,8 @@ def test_networks_without_cross_attention_hear_too(
         "optimizer.lr=0.02",
     )
     run = load(train_into(recipe(name).set(*settings, *more, "sampling.steps=2"), "heard"), "cpu")
-    told = run.sample(2, asked, guidance=5)  # type: ignore[arg-type]
-    assert not torch.equal(told, run.sample(2, asked, guidance=0))  # type: ignore[arg-type]  # that is: told nothing
+    guided = run.sample(2, asked, guidance=5)  # type: ignore[arg-type]
+    assert not torch.equal(guided, run.sample(2, asked, guidance=0))  # type: ignore[arg-type]  # that is unconditional
 
 
 # One sentence
