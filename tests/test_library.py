@@ -211,6 +211,8 @@ class Narrow(nn.Module):
         (lambda: unfog.sample(FLOW, (4, 2), cond=X), "takes .x, t. and no condition"),
         (lambda: unfog.Denoiser(Plain(), unfog.RectifiedFlow(), network_time="thousands"), "did you mean 'thousand'"),  # type: ignore[arg-type]
         (lambda: unfog.Denoiser(Plain(), unfog.RectifiedFlow(), input_scale="units"), "did you mean 'unit'"),  # type: ignore[arg-type]
+        (lambda: unfog.Denoiser(lambda x, t: x, unfog.RectifiedFlow()), "is a torch.nn.Module, not a function"),  # type: ignore[arg-type]
+        (lambda: unfog.EMA(Plain(), 0.999), r"PowerAverage\(\) or ExponentialAverage\(\), not 0.999"),  # type: ignore[arg-type]
         (lambda: unfog.Denoiser(Plain(), unfog.RectifiedFlow), "schedule and target being values"),  # type: ignore[arg-type]
         (lambda: class_of("codec", "pixels")().encode(torch.rand(2, 1, 4, 4)), "codec .pixels. takes whole numbers"),
     ],

@@ -644,6 +644,9 @@ def test_evaluate_measures_the_likelihood(call: Call, tmp_path: Path, run: str, 
     assert call("evaluate", tmp_path / "run", "--likelihood", 6, "--device", "cpu").code == 0
     assert (tmp_path / "run" / "likelihood.json").read_text() == written
     assert call("evaluate", tmp_path / "run", "--likelihood", 0, "--device", "cpu").code == 2
+    ignored = call("evaluate", tmp_path / "run", "--likelihood", 6, "--guidance", 2, "--device", "cpu")
+    assert ignored.code == 2
+    assert "--guidance is for samples, and --likelihood measures real rows" in ignored.err
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_labels_are_numbers_names_or_captions() -> None:
 
 def test_what_is_kept_of_a_dataset_tells_it_from_others() -> None:
     x, labels = _rows(20), torch.arange(20) % 2
-    digests = [read(form).given for form in (x, x.flip(0), x.float(), TensorDataset(x, labels))]
+    digests = [read(form).given for form in (x, x.flip(0), x.float() / 255, TensorDataset(x, labels))]
     digests.append(read(TensorDataset(x, 1 - labels)).given)
     assert len(set(digests)) == 5
 
@@ -114,11 +114,29 @@ def test_what_is_kept_of_a_dataset_tells_it_from_others() -> None:
         (Items([(torch.zeros(2), 1), torch.zeros(2)]), "1 of the 2 rows of the dataset have a label"),
         (Items([(row, "a" if row.sum() > 0 else 1) for row in torch.randn(20, 2)]), "numbers in some rows and texts"),
         (iter([1]), "a dataset is a tensor, an array, or a torch Dataset"),
+        ({"x": _rows(20)}, "a dataset is a tensor, an array, or a torch Dataset .* not a dict"),
+        (np.array([["a", "b"]] * 20), "the dataset holds <U1 instead of numbers"),
+        (np.array([[1, None]] * 20), "the dataset holds object instead of numbers"),
+        (np.ma.masked_array(np.ones((20, 2)), mask=True), "the dataset is masked or sparse"),
+        (torch.randn(20, 2).to_sparse(), "the dataset is masked or sparse"),
     ],
 )
 def test_datasets_that_are_refused(dataset: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         read(dataset)
+
+
+def test_arrays_that_torch_does_not_take_as_they_are() -> None:
+    x = np.random.default_rng(0).normal(0.4, 1, (20, 2)).astype(np.float32)
+    for form in (x[::-1], x.astype(">f4"), x.T.copy().T):
+        assert read(form).data.train.take(np.arange(5)).x.isfinite().all()
+    assert read(x.astype(">f4")).given == read(x.T.copy().T).given == read(x).given
+
+
+@pytest.mark.parametrize("scale", [1e-3, 255.0])
+def test_floats_of_another_scale_are_said(scale: float) -> None:
+    with pytest.warns(UserWarning, match="of about zero mean and unit variance: normalise them"):
+        read(scale * torch.randn(20, 2, generator=torch.Generator().manual_seed(0)))
 
 
 # Training

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from unfog.app.studio import Studio, Wish
 from unfog.cli.main import main
+from unfog.data.modality import points
 from unfog.evaluation.contest import schedules
+from unfog.generation.whole import Whole
 from unfog.recipes.kinds import KINDS, register
 from unfog.recipes.objective import Context, Draw, Generator, OneLoss
 from unfog.recipes.presets import recipe
@@ -199,3 +202,36 @@ def test_a_model_that_neither_draws_nor_is_an_autoencoder_is_named_by_its_object
         assert "objective 'mute'" in printed
         assert "holds an autoencoder" not in printed
         assert sentence in printed
+
+
+BAD = {
+    "none": None,
+    "an array": np.zeros((4, 1, 8, 8), dtype=np.uint8),
+    "few": torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
+    "floats": torch.zeros(4, 1, 8, 8),
+    "another shape": torch.zeros(4, 1, 5, 8, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_what_is_no_sample_is_refused(fault: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a file is written."""
+    monkeypatch.setattr(Templates, "generator", lambda self, recipe, model: lambda count, *_, **__: BAD[fault])
+    sentence = r"a generator must return uint8 of shape \(4, 1, 8, 8\), and this one returns "
+    with pytest.raises(UserError, match=sentence):
+        load(path).sample(4)
+    assert main(["sample", str(path), "-n", "4", "--out", str(tmp_path)]) == 2
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_numbers_that_are_not_finite_are_refused(path: Path) -> None:
+    whole = load(path).generator()
+    assert isinstance(whole, Whole)
+    known = whole.known._replace(shape=(2,), stored=(2,), own=points)
+    for value, good in ((float("nan"), False), (0.5, True)):
+        made = replace(whole, known=known, generator=lambda count, *_, **__: torch.full((count, 2), value))  # noqa: B023
+        if good:
+            assert made(3, 0).shape == (3, 2)
+        else:
+            with pytest.raises(UserError, match="must return finite floats of shape"):
+                made(3, 0)

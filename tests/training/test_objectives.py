@@ -61,7 +61,7 @@ class Pair(OneLoss):
             raise RuntimeError("no such colour")
 
     def generator(self, recipe: Recipe, model: nn.Module) -> Generator | None:
-        return None if not self.shown else lambda count, *_, **__: torch.full((count,), float(model.a.detach()))  # type: ignore[arg-type,return-value]
+        return None if not self.shown else lambda count, *_, **__: torch.full((count, 2), float(model.a.detach()))  # type: ignore[arg-type,return-value]
 
 
 @pytest.fixture(autouse=True)
@@ -151,8 +151,8 @@ def test_a_whole_training_is_sampled_by_its_generator(tmp_path: Path) -> None:
     fit(chosen(), tmp_path / "run", console=QUIET)
     run = load(tmp_path / "run")
     samples = run.sample(3)
-    assert samples.shape == (3,)
-    assert float(samples[0]) < 3
+    assert samples.shape == (3, 2)
+    assert float(samples[0, 0]) < 3
     refit(tmp_path / "run", console=QUIET)  # a finished run is left as it is
     assert torch.equal(run.generator()(3), samples)
     assert not run.denoises
@@ -170,3 +170,54 @@ def test_a_preview_that_fails_costs_no_training(tmp_path: Path) -> None:
     assert len(list((tmp_path / "run" / "checkpoints").glob("0*"))) >= 1
     with pytest.raises(UserError, match="the objective 'pair', which draws no samples"):
         load(tmp_path / "run").generator()
+
+
+@dataclass(frozen=True)
+class Faulty(Pair):
+    """A pair with one fault."""
+
+    fault: str = ""
+
+    def trained(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+        return {"nothing": {}, "empty": {"a": []}}.get(self.fault, super().trained(model))
+
+    def losses(self, model: Any, batch: Draw, context: Context) -> dict[str, Tensor]:
+        losses = super().losses(model, batch, context)
+        faults = {
+            "scalar": {name: loss.mean() for name, loss in losses.items()},
+            "other names": {"c": losses["a"]},
+            "constant": {name: torch.ones(len(loss)) for name, loss in losses.items()},
+        }
+        return faults.get(self.fault, losses)
+
+    def update(self, batch: Draw, losses: Tensor, context: Context) -> dict[str, Tensor]:
+        return super().update(batch, losses, context) | ({"more": torch.ones(1)} if self.fault == "state" else {})
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("nothing", "'faulty' names a loss that trains no parameters, or none"),
+        ("empty", "'faulty' names a loss that trains no parameters, or none"),
+        ("scalar", r"a loss of shape \(32,\) as 'a', a number per row, not one of shape \(\)"),
+        ("other names", r"a loss of shape \(32,\) as 'a', a number per row, not none"),
+        ("constant", "the loss 'a' does not depend on the parameters that it trains"),
+        ("state", r"keeps its names \['pair/steps'\]: update returned \['pair/steps', 'more'\]"),
+    ],
+)
+def test_a_faulty_objective_gets_a_sentence_at_its_first_step(tmp_path: Path, fault: str, sentence: str) -> None:
+    register("objective", "faulty", Faulty)
+    settings = "objective=faulty", f"objective.fault={fault}"
+    with pytest.raises(UserError, match=sentence):
+        fit(chosen(*settings), tmp_path / "run", console=QUIET)
+
+
+def test_an_option_named_kind_is_refused() -> None:
+    """Recipes name the part itself so: its folder could not be read."""
+
+    @dataclass(frozen=True)
+    class Named(Pair):
+        kind: str = "buf"
+
+    with pytest.raises(UserError, match="'named' has an option 'kind', by which recipes name the part itself: rename"):
+        register("objective", "named", Named)

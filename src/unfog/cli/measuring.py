@@ -64,7 +64,8 @@ def evaluate(
     from unfog.runs.run import load, read_recipe
     from unfog.runtime.files import write_whole
 
-    options = {"--guidance": guidance, "--steps": steps, "--likelihood": likelihood}
+    options: dict[str, object] = {"--guidance": guidance, "--steps": steps, "--likelihood": likelihood}
+    extractors = {"--inception": inception, "--dinov2": dinov2}
     console = Console(stderr=True)
     if real is not None:
         from unfog.evaluation.sets import evaluate as compare_sets
@@ -81,7 +82,7 @@ def evaluate(
         from unfog.evaluation.reconstruction import reconstruction
 
         _refuse(
-            options,
+            {**options, **extractors},
             f"is for models that draw samples, and {run} holds one of the objective {recipe.kind('objective')!r}",
         )
         kept = reconstruction(run, n, seed, device)
@@ -91,6 +92,7 @@ def evaluate(
         return
     loaded = load(run, device)
     if likelihood is not None:
+        _refuse({**options, **extractors, "--likelihood": None}, "is for samples, and --likelihood measures real rows")
         from unfog.evaluation.density import density
         from unfog.recipes.build import build_data
 
@@ -105,7 +107,7 @@ def evaluate(
 def _refuse(options: Mapping[str, object], why: str) -> None:
     """Refuse options that do not apply."""
     for name, value in options.items():
-        if value:
+        if value not in (None, (), False):
             raise UserError(f"{name} {why}")
 
 

@@ -71,6 +71,8 @@ class Denoiser(nn.Module):
         Raises: UserError: If `schedule` is not a schedule, target or network time do not fit it, or a name is unknown.
         """
         super().__init__()
+        if not isinstance(network, nn.Module):
+            raise UserError(f"the network of a denoiser is a torch.nn.Module, not a {type(network).__name__}")
         if not isinstance(schedule, Schedule) or not isinstance(target, Target | None):
             raise UserError("a denoiser is Denoiser(network, schedule, target), schedule and target being values")
         schedule.check()

@@ -142,7 +142,8 @@ class Sampler:
     @property
     def described(self) -> dict[str, object]:
         """What samples depend on in addition to model and condition, as plain values by name."""
-        named: dict[str, object] = {name: repr(getattr(self, name)) for name in ("solver", "grid", "settings")}
+        settings = replace(self.settings, batch=self.size)
+        named: dict[str, object] = {"solver": repr(self.solver), "grid": repr(self.grid), "settings": repr(settings)}
         named["seed"] = self.seed
         return named if self.negative is None else {**named, "negative": self.negative}
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unfog.data.modality import Modality
+from unfog.data.modality import Modality, images
 from unfog.recipes.conditions import Asked, ClassConditioning, Conditioning, Known
 from unfog.recipes.objective import Generator
 from unfog.runtime.device import Precision, arithmetic
@@ -74,7 +74,22 @@ class Whole:
         if not skip:
             with arithmetic(self.precision, self.device):
                 drawn = self.generator(count, seed=self.seed, condition=condition)
+            self._check(drawn, count)
             yield drawn.cpu()
+
+    def _check(self, drawn: object, count: int) -> None:
+        """Refuse what are no samples as they are stored: every verb relies on it."""
+        pixels = self.modality == images
+        found = f"a {type(drawn).__name__}"
+        if isinstance(drawn, Tensor):
+            numbers = drawn.dtype == torch.uint8 if pixels else drawn.is_floating_point() and drawn.isfinite().all()
+            if tuple(drawn.shape) == (count, *self.stored) and numbers:
+                return
+            found = f"{str(drawn.dtype).removeprefix('torch.')} of shape {tuple(drawn.shape)}"
+        kind = "uint8" if pixels else "finite floats"
+        raise UserError(
+            f"a generator must return {kind} of shape {(count, *self.stored)}, and this one returns {found}"
+        )
 
     def __call__(
         self, count: int, asked: Asked = None, *, seed: int | None = None, condition: Tensor | None = None
@@ -87,7 +102,8 @@ class Whole:
             seed: Seed of the noise; default: its own.
             condition: The condition as the model takes it, `(count, ...)`, if it is known already.
 
-        Raises: UserError: If `count` is below 1, or the model cannot be conditioned on `asked`.
+        Raises: UserError: If `count` is below 1, the model cannot be conditioned on `asked`, or the generator returns
+            anything else than so many samples.
         """
         if count < 1:
             raise UserError(f"the number of samples must be 1 or more, not {count}")

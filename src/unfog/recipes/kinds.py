@@ -117,8 +117,8 @@ def register(field: str, kind: str, part: type | Callable[..., object], *, modal
         modality: What the rows of such a function are, if not points, images or arrays; a dataclass has a class
             attribute of that name instead.
 
-    Raises: UserError: If there is no such field, the name is taken, `part` is of another type, or has no use for a
-        modality.
+    Raises: UserError: If there is no such field, the name is taken, `part` is of another type, has an option `kind`,
+        or has no use for a modality.
     """
     if field not in KINDS:
         raise unknown("recipe field", field, KINDS)
@@ -126,7 +126,10 @@ def register(field: str, kind: str, part: type | Callable[..., object], *, modal
         raise UserError(f"the {field} {kind!r} is registered already: choose another name")
     if modality is not None and (field != "data" or isinstance(part, type)):
         raise UserError("modality goes with a function that returns data; a dataclass has an attribute of that name")
-    KINDS[field][kind] = _as_class(field, part, modality)
+    made = _as_class(field, part, modality)
+    if any(option.name == "kind" for option in fields(made)):
+        raise UserError(f"the {field} {kind!r} has an option 'kind', by which recipes name the part itself: rename it")
+    KINDS[field][kind] = made
 
 
 def _as_class(field: str, part: type | Callable[..., object], modality: "Modality | None") -> type:

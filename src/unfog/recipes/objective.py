@@ -1,6 +1,6 @@
 """Objectives, what a model is trained to do: the contract between the trainer and a kind of model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unfog.data.codecs import Codec
 from unfog.data.source import Data, Indices
 from unfog.runtime.device import Precision
+from unfog.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from unfog.recipes.conditions import Asked
@@ -57,6 +58,21 @@ class Context:
     precision: Precision = "float32"
     averaged: nn.Module | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def checked(losses: Mapping[str, Tensor], names: Collection[str], rows: int) -> Mapping[str, Tensor]:
+    """Return the losses of a batch after checking that there is one for each name and row.
+
+    Raises: UserError: If one is missing, or has another shape than `(rows,)`.
+    """
+    for name in names:
+        loss = losses.get(name)
+        if not isinstance(loss, Tensor) or tuple(loss.shape) != (rows,):
+            found = "none" if loss is None else f"one of shape {tuple(loss.shape)}"
+            raise UserError(
+                f"an objective returns a loss of shape ({rows},) as {name!r}, a number per row, not {found}"
+            )
+    return losses
 
 
 class Generator(Protocol):
@@ -113,7 +129,7 @@ class Objective(Protocol):
         ...
 
     def update(self, batch: Draw, losses: Tensor, context: Context) -> dict[str, Tensor]:
-        """Return the state after a step.
+        """Return the state after a step, with the names that it began with.
 
         Args:
             batch: The batch that `prepare` returned.

@@ -1,7 +1,8 @@
 """Datasets that are given in Python: tensors, arrays, and torch Datasets, as the data of a run."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import index
 from typing import Any, NamedTuple
@@ -27,6 +28,10 @@ HELD_OUT = 0.1
 """Share of the rows that is held out."""
 FEWEST, MOST_CLASSES = 10, 100_000
 """Rows at least, and classes at most."""
+
+
+NARROW, WIDE = 0.01, 20.0
+"""Standard deviations of floats beyond which a warning says that they are not of unit variance."""
 
 
 class Read(NamedTuple):
@@ -61,6 +66,12 @@ def read(dataset: Dataset, captioned: bool = False) -> Read:
     names = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in x]
     if len(set(names)) == 1:
         raise UserError("all rows of the dataset are equal, so none can be held out")
+    if x.is_floating_point() and not NARROW < float(x.std()) < WIDE:
+        warnings.warn(
+            f"the dataset's numbers have a standard deviation of {float(x.std()):.3g}, and models learn data of about "
+            "zero mean and unit variance: normalise them",
+            stacklevel=4,
+        )
     source = _annotated(x, labels, captioned, getattr(dataset, "classes", None))
     about = repr((str(x.dtype), tuple(x.shape), source.classes, source.captions)).encode()
     own = b"" if source.labels is None else source.labels.numpy().tobytes()
@@ -81,13 +92,14 @@ def fitted(recipe: Recipe, dataset: Read) -> Recipe:
 def _rows(dataset: Dataset) -> tuple[Tensor, list[int | str] | None]:
     """Return the rows as one tensor, uint8 or float32, and their labels if they have some."""
     if isinstance(dataset, Tensor | np.ndarray):
-        x = torch.as_tensor(dataset).detach().cpu()
+        x = _tensor(dataset, "the dataset")
         if x.ndim < 2:
             raise UserError(f"a dataset is of shape (rows, *shape), not {tuple(x.shape)}")
         return _plain(x), None
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+    if isinstance(dataset, Mapping) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise UserError(
-            f"a dataset is a tensor, an array, or a torch Dataset with a length and rows by index, not {dataset!r}"
+            f"a dataset is a tensor, an array, or a torch Dataset with a length and rows by index, not a "
+            f"{type(dataset).__name__}"
         )
     rows: list[Tensor] = []
     labels: list[int | str | None] = []
@@ -126,7 +138,18 @@ def _row(item: object, number: int) -> Tensor:
         raise UserError(
             f"row {number} of the dataset is a {type(item).__name__}: give a tensor, an array or an image of Pillow"
         )
-    return _plain(torch.as_tensor(item).detach().cpu())
+    return _plain(_tensor(item, f"row {number} of the dataset"))
+
+
+def _tensor(rows: Tensor | NDArray[Any], what: str) -> Tensor:
+    """Return rows as a dense tensor on the CPU."""
+    if isinstance(rows, np.ma.MaskedArray) or (isinstance(rows, Tensor) and rows.layout != torch.strided):
+        raise UserError(f"{what} is masked or sparse: give plain numbers")
+    if isinstance(rows, np.ndarray):
+        if rows.dtype.kind not in "bufi":
+            raise UserError(f"{what} holds {rows.dtype} instead of numbers")
+        rows = np.ascontiguousarray(rows.astype(rows.dtype.newbyteorder("="), copy=False))  # as torch takes it
+    return torch.as_tensor(rows).detach().cpu()
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -57,8 +57,12 @@ class EMA(nn.Module):
         Args:
             module: What is trained; it is copied, and never changed.
             average: How long the average is: `PowerAverage` (the default) or `ExponentialAverage`.
+
+        Raises: UserError: If `average` is neither, for instance a decay.
         """
         super().__init__()
+        if not (average is None or hasattr(average, "share")):
+            raise UserError(f"the length of an average is PowerAverage() or ExponentialAverage(), not {average!r}")
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.average = average or PowerAverage()
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))

@@ -18,7 +18,7 @@ from unfog.diffusion.denoiser import Denoiser
 from unfog.generation.portion import measured
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec, build_model, known_of
-from unfog.recipes.objective import Context, Draw
+from unfog.recipes.objective import Context, Draw, checked
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.schema import MOST_WHOLE, fits
 from unfog.recipes.settings import PORTION, PowerAverage
@@ -94,6 +94,10 @@ class Trainer:
             for module in (self.model, *(averaged.model for averaged in self.averages.values())):
                 distributed.shard(module)
         self.trained = self.objective.trained(self.model)
+        if not self.trained or not all(self.trained.values()):
+            raise UserError(
+                f"the objective {recipe.kind('objective')!r} names a loss that trains no parameters, or none"
+            )
         self.optimizers = self._optimizers(self.precision)
         accumulate = self.settings.accumulate
         each = distributed.share(self.settings.batch // accumulate, "training.batch / training.accumulate")
@@ -166,7 +170,8 @@ class Trainer:
     def losses(self, draw: Draw) -> dict[str, Tensor]:
         """Return the losses of each row of a batch, `(batch,)`, by name."""
         with arithmetic(self.precision, self.device):
-            return self.objective.losses(self.model, self._moved(draw), self._context())
+            losses = self.objective.losses(self.model, self._moved(draw), self._context())
+        return dict(checked(losses, self.trained, len(draw.x0)))
 
     def _moved(self, draw: Draw) -> Draw:
         """Return a batch on the model's device, except for its times, whose coefficients are computed on the CPU."""
@@ -233,6 +238,8 @@ class Trainer:
             rows.append(losses[next(iter(self.trained))].detach())
             for number, (name, parameters) in enumerate(self.trained.items(), 1):
                 loss = (losses[name] * share.to(losses[name])).mean() / parts
+                if not loss.requires_grad:
+                    raise UserError(f"the loss {name!r} does not depend on the parameters that it trains")
                 own = None if self._trains_all else parameters  # the rest of the weights needs no gradients
                 torch.autograd.backward(loss, inputs=own, retain_graph=number < len(self.trained))
                 means[number - 1] = means[number - 1] + loss.detach()
@@ -248,7 +255,12 @@ class Trainer:
                 distributed.reshard(averaged.model)  # which a report or a measurement may have gathered
             averaged.update(self.model, self.step, self.settings.batch)
         self.bad_in_row = 0
-        self.state = self.objective.update(draw, losses, context)
+        state = self.objective.update(draw, losses, context)
+        if state.keys() != self.state.keys():
+            raise UserError(
+                f"the state of an objective keeps its names {list(self.state)}: update returned {list(state)}"
+            )
+        self.state = state
 
     def held_out_loss(self) -> float:
         """Return the loss of the averaged weights on held-out rows, whose times and noise never change."""
