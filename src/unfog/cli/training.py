@@ -98,8 +98,8 @@ def average(
 
     For example:
 
-      unfog average runs/digits --length 0.15 --out runs/digits-15
-      unfog average runs/digits --length 0.05 --out runs/digits-05
+      unfog train digits --set training.snapshots=32 --out runs/kept
+      unfog average runs/kept --length 0.15 --out runs/kept-15
 
     Args:
         length: Length of the average as a fraction of training, above 0 and below 0.289; most recipes use 0.10.

@@ -1,7 +1,7 @@
 """The denoising objective: a diffusion model, trained to separate data from noise."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -88,8 +88,13 @@ class Denoising(OneLoss):
     def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> Image.Image:
         """Return a sheet of samples."""
         sampler = Sampler.of(context.recipe, _denoiser(model), precision=context.precision)
+        most = min(SHEET, PORTIONS * sampler.size)
+        at_once = replace(
+            sampler.settings, batch=max(most, sampler.size)
+        )  # a sheet is no request that must be repeated
+        sampler = replace(sampler, settings=at_once)
         columns = sampler.classes if 1 < sampler.classes <= 16 else 8
-        count = CROWD if sampler.modality.together else columns * max(1, min(SHEET, PORTIONS * sampler.size) // columns)
+        count = CROWD if sampler.modality.together else columns * max(1, most // columns)
         condition = None if sampler.classes else held_out(np.arange(count)).condition
         samples = sampler(count, condition=condition)
         if not samples.float().std() > BLANK:
