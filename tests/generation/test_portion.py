@@ -91,13 +91,25 @@ def test_a_slow_network_is_timed_once_for_each_size(digits_run: Path, monkeypatc
     sampler = load(digits_run, "cpu").sampler()
     seen = slow(monkeypatch, 0.0, 0.12)
     assert measured(sampler, None) == 16
-    assert seen == [1, 64, 16]
+    assert seen == [1, 1, 64, 16]  # the first evaluation is not counted if it is short
     seen = slow(monkeypatch, 0.0, 0.13)  # 64 rows would take more than eight seconds
     assert measured(sampler, None) == 16
-    assert seen == [1]
+    assert seen == [1, 1]
     seen = slow(monkeypatch, 1e-3, 0.0)
     assert measured(sampler, None) == 64
-    assert seen == [size for size in (1, 64, 16) for _ in range(5)]
+    assert seen == [size for size in (1, 64, 16) for _ in range(1 + 5)]
+
+
+def test_choosing_kernels_is_not_timed(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first evaluation of each size takes long, and all sizes cost the same."""
+    seen: list[int] = []
+
+    def took(sampler: Sampler, condition: Tensor | None, size: int) -> int:
+        seen.append(size)
+        return 10**6 if size in seen[:-1] else size * 10**7
+
+    monkeypatch.setattr(portions, "_nanoseconds", took)
+    assert measured(load(digits_run, "cpu").sampler(), None) == 64
 
 
 def test_evaluations_are_those_of_the_sampler(digits_run: Path) -> None:
