@@ -19,8 +19,8 @@ from unfog.data.modality import Modality, modality_of_rows
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.diffusion.schedules import Schedule
 from unfog.generation import edits
+from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Moment, Sampler, shown
-from unfog.generation.whole import Whole
 from unfog.interop.card import facts, text
 from unfog.recipes.build import build_data
 from unfog.recipes.conditions import Asked
@@ -166,7 +166,7 @@ class Studio:
             return asking.asked(run.recipe, prompt=words or None, image=image)
         return asking.asked(run.recipe, label=words or None, image=image)
 
-    def generator(self, wish: Wish) -> Sampler | Whole:
+    def generator(self, wish: Wish) -> Drawing:
         """Return the generator that a wish describes."""
         return self.run(wish.run).generator(
             solver=wish.solver, steps=wish.steps, guidance=wish.guidance, seed=wish.seed, negative=wish.negative
@@ -186,7 +186,7 @@ class Studio:
 
     def _denoised(self, sampler: Sampler, wish: Wish, begun: float) -> Iterator[Shot]:
         """Yield the samples of a sampler as they are denoised."""
-        evaluations, rows = 0, sampler.size * -(-wish.count // sampler.size)
+        evaluations, rows = 0, sampler.size * sampler.batches_of(wish.count)
         moments = sampler.moments(wish.count, self.asked(wish))
 
         def listen(module: object, arguments: tuple[Tensor, ...], output: object) -> None:

@@ -22,7 +22,7 @@ from unfog.evaluation.compare import number, span
 from unfog.evaluation.features import digest
 from unfog.evaluation.intervals import plain
 from unfog.evaluation.judge import Asked, Judge
-from unfog.evaluation.report import aligned, bar, batches_of, draw, heldout_conditions
+from unfog.evaluation.report import aligned, bar, draw, heldout_conditions
 from unfog.evaluation.results import Measured, Setting, append_result, read_results
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec, build_data
@@ -283,7 +283,7 @@ def _measure(
     if not todo:
         return
     with bar(console) as progress:
-        total = batches_of(run.sampler(), count) * sum(planned.nfe for _, planned in todo.values())
+        total = run.sampler().batches_of(count) * sum(planned.nfe for _, planned in todo.values())
         task = progress.add_task("", total=total)
         for key, (setting, planned) in sorted(todo.items(), key=lambda item: item[1][1].nfe):
             progress.update(task, description=f"{setting.solver}, {planned.nfe} evaluations")

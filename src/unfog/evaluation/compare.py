@@ -17,9 +17,9 @@ from unfog.data.pictures import row_of, save_picture
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
 from unfog.evaluation.intervals import Interval, Scored, bootstrap, plain
 from unfog.evaluation.judge import Judge, spread
-from unfog.evaluation.report import aligned, bar, batches_of, draw, heldout_conditions
+from unfog.evaluation.report import aligned, bar, draw, heldout_conditions
+from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
-from unfog.generation.whole import Whole
 from unfog.recipes.build import build_codec, build_data
 from unfog.runs.run import Run, load
 from unfog.runtime.errors import UserError
@@ -246,14 +246,14 @@ def compare(
     """
     first = models[0][0]
 
-    def generator_of(run: Run, index: int) -> Sampler | Whole:
+    def generator_of(run: Run, index: int) -> Drawing:
         return run.generator(solver=solver, steps=steps, guidance=guidance, seed=seed + index)
 
     generator = generator_of(first, 0)
     judge = Judge(build_data(first.recipe)[1], build_codec(first.recipe).plain, count, console=console)
     sampled: list[list[Sampled]] = []
     with bar(console) as progress:
-        total = sum(batches_of(generator_of(run, 0), count) for model in models for run in model)
+        total = sum(generator_of(run, 0).batches_of(count) for model in models for run in model)
         task = progress.add_task("", total=total)
         for name, model in zip(names, models, strict=True):
             progress.update(task, description=name)
@@ -290,7 +290,7 @@ class Sampled:
     shown: Tensor
 
 
-def _sampled(run: Run, generator: Sampler | Whole, judge: Judge, count: int, advance: Callable[[], object]) -> Sampled:
+def _sampled(run: Run, generator: Drawing, judge: Judge, count: int, advance: Callable[[], object]) -> Sampled:
     """Sample a run and score the samples."""
     condition, asked = heldout_conditions(run, judge, count, generator.seed)
     samples, nfe = draw(generator, count, condition, advance)

@@ -16,8 +16,8 @@ from unfog.evaluation.intervals import Scored, plain
 from unfog.evaluation.judge import Asked, Judge, known, pick, spread
 from unfog.evaluation.levels import Levels
 from unfog.evaluation.neighbours import Memorised
+from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
-from unfog.generation.whole import Whole
 from unfog.recipes.build import known_of
 from unfog.runs.run import Run
 from unfog.runtime import distributed
@@ -78,7 +78,7 @@ def bar(console: Console | None) -> Progress:
 
 
 def draw(
-    generator: Sampler | Whole,
+    generator: Drawing,
     count: int,
     condition: Tensor | None,
     advance: Callable[[], object] = lambda: None,
@@ -113,13 +113,8 @@ def draw(
             advance()
     finally:
         listener.remove()
-    batches = -(-batches_of(generator, count) // distributed.size())  # this process's
+    batches = -(-generator.batches_of(count) // distributed.size())  # this process's
     return torch.cat(samples), rows // (batches * generator.size)
-
-
-def batches_of(generator: Sampler | Whole, count: int) -> int:
-    """Return in how many batches so many samples are drawn."""
-    return -(-count // generator.size)
 
 
 def evaluate_run(
@@ -150,7 +145,7 @@ def evaluate_run(
     generator = run.generator(guidance=guidance, steps=steps, seed=seed)
     condition, asked = heldout_conditions(run, judge, count, seed)
     with bar(console) as progress:
-        task = progress.add_task(f"sampling, guidance {guidance:g}", total=batches_of(generator, count))
+        task = progress.add_task(f"sampling, guidance {guidance:g}", total=generator.batches_of(count))
         samples, nfe = draw(generator, count, condition, lambda: progress.advance(task))
     scores, copies = judge.score(samples, asked), judge.copies(samples)
     taken = generator.settings.steps if isinstance(generator, Sampler) else None

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from unfog.data.codecs import Codec
-from unfog.data.modality import Modality
 from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Rescheduled, edm_clock
 from unfog.diffusion.grids import Grid
 from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, Interval
@@ -18,9 +17,10 @@ from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import Schedule, expand
 from unfog.diffusion.solvers import Ancestral, Solver, Step
 from unfog.diffusion.targets import Prediction
+from unfog.generation.drawing import Drawing
 from unfog.networks.conditioning import ClassEmbedding, Cond
 from unfog.recipes.build import build_codec, known_of
-from unfog.recipes.conditions import Asked, Conditioning, Known
+from unfog.recipes.conditions import Asked
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Sampling
 from unfog.runtime import distributed
@@ -55,7 +55,7 @@ class Moment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(Drawing):
     """Draws samples so that number i is the same, to the bit, in whatever request it comes.
 
     Attributes:
@@ -76,9 +76,6 @@ class Sampler:
     solver: Solver
     grid: Grid
     settings: Sampling
-    conditioning: Conditioning
-    known: Known
-    seed: int = 0
     negative: Asked = None
     precision: Precision = "float32"
 
@@ -98,11 +95,11 @@ class Sampler:
             recipe.solver,
             recipe.grid,
             recipe.sampling,
-            recipe.conditioning,
-            known_of(recipe),
-            seed,
             negative,
             precision,
+            conditioning=recipe.conditioning,
+            known=known_of(recipe),
+            seed=seed,
         )
 
     @property
@@ -118,16 +115,6 @@ class Sampler:
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample as it is diffused."""
         return self.known.shape
-
-    @property
-    def stored(self) -> tuple[int, ...]:
-        """Shape of one sample as it is stored."""
-        return self.known.stored or self.known.shape
-
-    @property
-    def modality(self) -> Modality:
-        """What a sample is."""
-        return self.known.modality
 
     @property
     def classes(self) -> int:
@@ -146,18 +133,6 @@ class Sampler:
         named: dict[str, object] = {"solver": repr(self.solver), "grid": repr(self.grid), "settings": repr(settings)}
         named["seed"] = self.seed
         return named if self.negative is None else {**named, "negative": self.negative}
-
-    def condition(self, count: int, asked: Asked = None) -> Tensor | None:
-        """Return the condition of each sample, `(count, ...)`; None for unconditional models.
-
-        Args:
-            count: Number of samples.
-            asked: What they should show: one thing for all or one for each: classes, prompts, values or pictures, as
-                the model was trained; None asks for all classes, or some held-out captions, in turn.
-
-        Raises: UserError: If the model cannot take the request.
-        """
-        return self.conditioning.ask(self.known, asked, count)
 
     def check(self, condition: Tensor | None) -> None:
         """Refuse settings that do not fit the model.
@@ -289,26 +264,6 @@ class Sampler:
         if condition is None:
             return None
         return condition[torch.arange(first, first + self.size).clamp(max=len(condition) - 1)]
-
-    def __call__(
-        self, count: int, asked: Asked = None, *, seed: int | None = None, condition: Tensor | None = None
-    ) -> Tensor:
-        """Return `count` samples, `(count, *shape)`, as stored: uint8 for pictures.
-
-        Args:
-            count: Number of samples.
-            asked: What they should show, see `condition`.
-            seed: Seed of the noise; default: the sampler's.
-            condition: The condition as the model takes it, `(count, ...)`, where it is known already.
-
-        Raises: UserError: If `count` is below 1, or the model cannot take the request.
-        """
-        if count < 1:
-            raise UserError(f"the number of samples must be 1 or more, not {count}")
-        if seed is not None:
-            return replace(self, seed=seed)(count, asked, condition=condition)
-        condition = self.condition(count, asked) if condition is None else condition
-        return torch.cat(list(self.batches(condition, count)))
 
     def moments(self, count: int, asked: Asked = None) -> Iterator[Moment]:
         """Yield how samples 0 to `count` - 1 stand at every time of the grid, from noise to data.

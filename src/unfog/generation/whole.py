@@ -2,51 +2,37 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unfog.data.modality import Modality, images
-from unfog.recipes.conditions import Asked, ClassConditioning, Conditioning, Known
+from unfog.data.modality import images
+from unfog.generation.drawing import Drawing
+from unfog.recipes.conditions import ClassConditioning
 from unfog.recipes.objective import Generator
 from unfog.runtime.device import Precision, arithmetic
 from unfog.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
-class Whole:
+class Whole(Drawing):
     """A generator that draws all samples of a request in one call; the counterpart of `Sampler`.
 
     Attributes:
         generator: The objective's generator.
-        conditioning: Reads the condition of a request.
-        known: What the model knows about its data.
         device: Where the model computes.
         precision: Arithmetic of the network.
-        seed: Seed of the noise.
     """
 
     generator: Generator
-    conditioning: Conditioning
-    known: Known
     device: torch.device
     precision: Precision = "float32"
-    seed: int = 0
-
-    size: ClassVar[int] = sys.maxsize
-    """Samples in a batch: all of them."""
 
     @property
-    def stored(self) -> tuple[int, ...]:
-        """Shape of one sample as it is stored."""
-        return self.known.stored or self.known.shape
-
-    @property
-    def modality(self) -> Modality:
-        """What a sample is."""
-        return self.known.modality
+    def size(self) -> int:
+        """Samples in a batch: all of them."""
+        return sys.maxsize
 
     @property
     def classes(self) -> int:
@@ -57,13 +43,6 @@ class Whole:
     def described(self) -> dict[str, object]:
         """What samples depend on in addition to model and condition, as plain values by name."""
         return {"seed": self.seed}
-
-    def condition(self, count: int, asked: Asked = None) -> Tensor | None:
-        """Return the condition of each sample, `(count, ...)`; None for unconditional models.
-
-        Raises: UserError: If the model cannot be conditioned on `asked`.
-        """
-        return self.conditioning.ask(self.known, asked, count)
 
     def check(self, condition: Tensor | None) -> None:
         """Refuse nothing: a generator has no settings."""
@@ -90,22 +69,3 @@ class Whole:
         raise UserError(
             f"a generator must return {kind} of shape {(count, *self.stored)}, and this one returns {found}"
         )
-
-    def __call__(
-        self, count: int, asked: Asked = None, *, seed: int | None = None, condition: Tensor | None = None
-    ) -> Tensor:
-        """Return `count` samples, `(count, *shape)`, as stored.
-
-        Args:
-            count: Number of samples.
-            asked: The condition of the request.
-            seed: Seed of the noise; default: its own.
-            condition: The condition as the model takes it, `(count, ...)`, if it is known already.
-
-        Raises: UserError: If `count` is below 1, the model cannot be conditioned on `asked`, or the generator returns
-            anything else than so many samples.
-        """
-        if count < 1:
-            raise UserError(f"the number of samples must be 1 or more, not {count}")
-        seeded = self if seed is None else replace(self, seed=seed)
-        return torch.cat(list(seeded.batches(self.condition(count, asked) if condition is None else condition, count)))

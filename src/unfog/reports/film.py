@@ -158,7 +158,7 @@ def film(sampler: Sampler, count: int, asked: Asked = None) -> Film:
         count: Number of samples.
         asked: The condition.
 
-    Raises: UserError: If the samples do not fit one batch, or the model cannot be conditioned on `asked`.
+    Raises: UserError: If the count is out of range, or the model cannot be conditioned on `asked`.
     """
     return Film(tuple(within(sampler.arithmetic, stills(sampler, count, in_turn(asked, count)))), sampler.modality)
 

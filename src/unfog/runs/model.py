@@ -12,6 +12,7 @@ from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.grids import Grid
 from unfog.diffusion.solvers import Solver
 from unfog.generation import edits
+from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
 from unfog.generation.whole import Whole
 from unfog.recipes.build import known_of
@@ -108,7 +109,7 @@ class Run:
         """Where the model computes."""
         return next(self.model.parameters()).device
 
-    def generator(self, **options: Unpack[SamplingOptions]) -> Sampler | Whole:
+    def generator(self, **options: Unpack[SamplingOptions]) -> Drawing:
         """Return what draws samples, whatever the objective.
 
         Args:
@@ -137,7 +138,8 @@ class Run:
             del wanted["guidance"]  # it is off
         if wanted:
             raise UserError(f"{self._kind}, which takes no {' and no '.join(wanted)}: omit what it does not take")
-        return Whole(found, recipe.conditioning, known_of(recipe), self.device, self.precision, seed)
+        known = known_of(recipe)
+        return Whole(found, self.device, self.precision, conditioning=recipe.conditioning, known=known, seed=seed)
 
     def sampler(self, **options: Unpack[SamplingOptions]) -> Sampler:
         """Return the sampler of the recipe with some settings changed.

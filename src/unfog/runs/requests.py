@@ -13,8 +13,7 @@ from torch import Tensor
 
 from unfog.data.modality import Modality, images
 from unfog.data.pictures import UnreadableError, save_picture
-from unfog.generation.sampler import Sampler
-from unfog.generation.whole import Whole
+from unfog.generation.drawing import Drawing
 from unfog.recipes.conditions import Asked
 from unfog.runs.run import Run
 from unfog.runtime import distributed
@@ -37,7 +36,7 @@ class Request:
     """
 
     run: Run
-    generator: Sampler | Whole
+    generator: Drawing
     count: int
     asked: Asked
 
@@ -73,7 +72,7 @@ class Request:
     @property
     def batches(self) -> int:
         """Batches in which all samples are drawn."""
-        return -(-self.count // self.size)
+        return self.generator.batches_of(self.count)
 
     @property
     def modality(self) -> Modality:
@@ -87,7 +86,7 @@ class Request:
 
 
 def sample_into(
-    folder: Path, run: Run, generator: Sampler | Whole, count: int, asked: Asked, *, replace: bool, console: Console
+    folder: Path, run: Run, generator: Drawing, count: int, asked: Asked, *, replace: bool, console: Console
 ) -> None:
     """Write samples 0 to `count` - 1, `sampling.json` and a sheet; resume where an earlier call stopped.
 

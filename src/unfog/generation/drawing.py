@@ -1,0 +1,107 @@
+"""What draws samples, whatever the objective: what requests, evaluation and reports see."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from unfog.data.modality import Modality
+from unfog.recipes.conditions import Asked, Conditioning, Known
+from unfog.runtime.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(ABC):
+    """Draws samples in batches; sample i is the same in every request.
+
+    Attributes:
+        conditioning: Reads the condition of a request.
+        known: What the model knows about its data.
+        seed: Seed of the noise.
+    """
+
+    conditioning: Conditioning
+    known: Known
+    seed: int = 0
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Samples in a batch."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> int:
+        """Number of classes that the model is conditioned on; 0 if it is not conditioned on one class."""
+
+    @property
+    @abstractmethod
+    def described(self) -> dict[str, object]:
+        """What samples depend on in addition to model and condition, as plain values by name."""
+
+    @abstractmethod
+    def check(self, condition: Tensor | None) -> None:
+        """Refuse settings that do not fit the model.
+
+        Raises: UserError: If they do not.
+        """
+
+    @abstractmethod
+    def batches(self, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
+        """Return samples 0 to `count` - 1 under a condition in batches on the CPU, except for the first `skip` batches.
+
+        Several processes share the batches out, and all of them yield all.
+        """
+
+    @final
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Shape of one sample as it is stored."""
+        return self.known.stored or self.known.shape
+
+    @final
+    @property
+    def modality(self) -> Modality:
+        """What a sample is."""
+        return self.known.modality
+
+    @final
+    def condition(self, count: int, asked: Asked = None) -> Tensor | None:
+        """Return the condition of each sample, `(count, ...)`; None for unconditional models.
+
+        Args:
+            count: Number of samples.
+            asked: What they should show: one thing for all or one for each: classes, prompts, values or pictures, as
+                the model was trained; None asks for all classes, or some held-out captions, in turn.
+
+        Raises: UserError: If the model cannot take the request.
+        """
+        return self.conditioning.ask(self.known, asked, count)
+
+    @final
+    def batches_of(self, count: int) -> int:
+        """Return in how many batches so many samples are drawn."""
+        return -(-count // self.size)
+
+    def __call__(
+        self, count: int, asked: Asked = None, *, seed: int | None = None, condition: Tensor | None = None
+    ) -> Tensor:
+        """Return `count` samples, `(count, *shape)`, as stored: uint8 for pictures.
+
+        Args:
+            count: Number of samples.
+            asked: What they should show, see `condition`.
+            seed: Seed of the noise; default: its own.
+            condition: The condition as the model takes it, `(count, ...)`, where it is known already.
+
+        Raises: UserError: If `count` is below 1, or the model cannot take the request.
+        """
+        if count < 1:
+            raise UserError(f"the number of samples must be 1 or more, not {count}")
+        if seed is not None:
+            return replace(self, seed=seed)(count, asked, condition=condition)
+        condition = self.condition(count, asked) if condition is None else condition
+        return torch.cat(list(self.batches(condition, count)))
