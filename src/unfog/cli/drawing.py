@@ -1,10 +1,9 @@
 """The verbs sample and film."""
 
-from pathlib import Path
 from typing import Literal
 
 from unfog.cli import arguments
-from unfog.cli.options import Count, Drawing, Flat, RunFolder
+from unfog.cli.options import Count, Drawing, Flat, RunFolder, SomePath
 from unfog.runtime.errors import Stopped
 
 
@@ -14,7 +13,7 @@ def sample(
     *,
     drawing: Flat[Drawing],
     n: Count = 64,
-    out: Path | None = None,
+    out: SomePath = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> None:
     """Draw samples from a run: a sheet, and each picture as a PNG.
@@ -57,7 +56,7 @@ def film(
     *,
     drawing: Flat[Drawing],
     n: Count = 8,
-    out: Path | None = None,
+    out: SomePath = None,
 ) -> None:
     """Show the denoising as a strip of pictures, an animation and trajectories.
 

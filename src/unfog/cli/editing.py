@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unfog.cli import arguments
-from unfog.cli.options import Count, Flat, Inverting, Negative, Redrawing, RunFolder, Showing
+from unfog.cli.options import Count, Flat, Inverting, Redrawing, RunFolder, Showing, SomePath
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +38,10 @@ def _written(pictures: "Tensor", out: Path, first: "list[Tensor]") -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for place, picture in enumerate(pictures):
         images.write(picture[None], folder / f"{place:05}{images.suffix}")
-    shown = torch.cat([*(one[None] for one in first if one.shape == pictures.shape[1:]), pictures])
+    before = [one[None] for one in first if one.shape == pictures.shape[1:]]
+    shown = torch.cat([*before, pictures])
     save_picture(images.sheet(shown, min(8, len(shown))), folder / "sheet.png")
-    print(f"{len(pictures)} pictures: {folder / 'sheet.png'}")
+    print(f"{len(pictures)} pictures: {folder / 'sheet.png'}{', after the original' if before else ''}")
 
 
 def edit() -> None:
@@ -61,8 +62,7 @@ def restyle(
     image: Path,
     strength: float = 0.6,
     n: Count = 4,
-    negative: Negative = None,
-    out: Path | None = None,
+    out: SomePath = None,
 ) -> None:
     """Draw versions of a picture by noising it part of the way and sampling from there (image to image).
 
@@ -81,7 +81,7 @@ def restyle(
     from unfog.generation import edits
     from unfog.runs import asking
 
-    sampler, asked = _model(run, redrawing, redrawing.sampling(negative))
+    sampler, asked = _model(run, redrawing, redrawing.sampling())
     picture = asking.picture(image, sampler, redrawing.own_size)
     found = edits.restyle(sampler, picture, strength, n, asked)
     _written(found, out or run / "edits" / "restyle", [picture])
@@ -95,9 +95,8 @@ def inpaint(
     image: Path,
     mask: Path,
     n: Count = 4,
-    negative: Negative = None,
     repeats: int = 4,
-    out: Path | None = None,
+    out: SomePath = None,
 ) -> None:
     """Redraw the masked part of a picture; every other pixel is kept.
 
@@ -115,7 +114,7 @@ def inpaint(
     from unfog.generation import edits
     from unfog.runs import asking
 
-    sampler, asked = _model(run, redrawing, redrawing.sampling(negative))
+    sampler, asked = _model(run, redrawing, redrawing.sampling())
     picture = asking.picture(image, sampler, redrawing.own_size)
     where = asking.mask(mask, image, sampler, redrawing.own_size)
     found = edits.inpaint(sampler, picture, where, n, asked, repeats=repeats)
@@ -133,7 +132,7 @@ def outpaint(
     top: int = 0,
     bottom: int = 0,
     n: Count = 4,
-    out: Path | None = None,
+    out: SomePath = None,
 ) -> None:
     """Extend a picture beyond its edges.
 
@@ -165,7 +164,7 @@ def invert(
     *,
     inverting: Flat[Inverting],
     image: Path,
-    out: Path | None = None,
+    out: SomePath = None,
 ) -> None:
     """Find the noise that leads to a picture, draw the picture again from it, and report the difference.
 
@@ -206,7 +205,7 @@ def interpolate(
     inverting: Flat[Inverting],
     images: tuple[Path, Path],
     n: Count = 9,
-    out: Path | None = None,
+    out: SomePath = None,
 ) -> None:
     """Interpolate between two pictures: invert both to noise and sample along the arc between the noises.
 
@@ -236,7 +235,7 @@ def vary(
     amount: float = 0.3,
     n: Count = 8,
     seed: int = 0,
-    out: Path | None = None,
+    out: SomePath = None,
 ) -> None:
     """Draw variations of a picture: invert it to noise, mix in other noise, and sample.
 

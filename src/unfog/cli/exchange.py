@@ -5,7 +5,7 @@ from typing import Literal
 
 import tyro
 
-from unfog.cli.options import RunFolder
+from unfog.cli.options import RunFolder, SomeInt, SomePath
 from unfog.runtime.errors import UserError
 
 
@@ -14,7 +14,7 @@ def import_(
     out: tyro.conf.Positional[Path],
     /,
     *,
-    trust: Path | None = None,
+    trust: SomePath = None,
 ) -> None:
     """Import a diffusers model as a run folder, to sample from, edit with or fine-tune.
 
@@ -52,7 +52,7 @@ def export(
     /,
     *,
     to: Literal["diffusers", "onnx"] = "diffusers",
-    steps: int | None = None,
+    steps: SomeInt = None,
 ) -> None:
     """Export a run as a diffusers folder with a model card, or as ONNX.
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import tyro
 
 from unfog.cli import arguments
-from unfog.cli.options import Device, RunFolder, Seed
+from unfog.cli.options import Device, RunFolder, Seed, SomePath
 from unfog.runtime.errors import UserError
 
 
-def inspect(path: tyro.conf.Positional[Path], /, *, json: Path | None = None, sheet: Path | None = None) -> None:
+def inspect(path: tyro.conf.Positional[Path], /, *, json: SomePath = None, sheet: SomePath = None) -> None:
     """Check a folder of pictures before training: what it holds, what is wrong, and how to train on it.
 
     Reads every picture. Problems with the pictures do not change the exit code, which is 0.
@@ -63,7 +63,7 @@ def explain(
     step: int,
     row: int = 0,
     seed: Seed = 0,
-    out: Path | None = None,
+    out: SomePath = None,
     device: Device = "auto",
 ) -> None:
     """Show the equations of one denoising step with this run's own numbers, in the terminal and as a page.
@@ -89,7 +89,7 @@ def explain(
     print(f"{found.text()}\n\npage: {found.write(folder, f'step-{step}')}")
 
 
-def report(run: RunFolder, /, *, seed: int = 0, out: Path | None = None, device: Device = "auto") -> None:
+def report(run: RunFolder, /, *, seed: int = 0, out: SomePath = None, device: Device = "auto") -> None:
     """Write a report on a run as one self-contained HTML file, and as Markdown.
 
     Draws samples, a film, and the training rows nearest to the samples; includes the results of evaluate and bench if

@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
                     prog=prog,
                     args=words,
                     description=description,
-                    config=(tyro.conf.OmitArgPrefixes,),
+                    config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
                 )
     except (Exception, KeyboardInterrupt) as error:
         return terminal.end(error)

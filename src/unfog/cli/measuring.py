@@ -3,12 +3,25 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from unfog.cli import arguments
-from unfog.cli.options import Count, Device, Seed, Steps
+from unfog.cli.options import (
+    Count,
+    Counts,
+    Device,
+    Names,
+    Numbers,
+    RunFolders,
+    Seed,
+    SomeFloat,
+    SomeInt,
+    SomePath,
+    SomeText,
+    Steps,
+)
 from unfog.runtime.errors import EnvironmentFailure, UserError
 
 if TYPE_CHECKING:  # importing these takes long, and --help needs none of it
@@ -22,13 +35,13 @@ def evaluate(
     /,
     *,
     n: Count = 5000,
-    real: Path | None = None,
-    guidance: tuple[float, ...] = (),
+    real: SomePath = None,
+    guidance: Numbers = (),
     steps: Steps = None,
     batch: int = 256,
-    inception: Path | None = None,
-    dinov2: Path | None = None,
-    likelihood: int | None = None,
+    inception: SomePath = None,
+    dinov2: SomePath = None,
+    likelihood: SomeInt = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -151,18 +164,18 @@ def _evaluate_samples(
 
 
 def bench(
-    run: tyro.conf.Positional[Path | None] = None,
+    run: Annotated[tyro.conf.Positional[SomePath], tyro.conf.arg(metavar="[RUN]")] = None,
     /,
     *,
-    solvers: tuple[str, ...] = (),
-    grids: tuple[str, ...] = (),
-    guidance: tuple[float, ...] = (),
-    nfe: tuple[int, ...] = (),
+    solvers: Names = (),
+    grids: Names = (),
+    guidance: Numbers = (),
+    nfe: Counts = (),
     save: bool = False,
-    schedules: str | None = None,
-    data: str | None = None,
-    budget: str | None = None,
-    out: Path | None = None,
+    schedules: SomeText = None,
+    data: SomeText = None,
+    budget: SomeText = None,
+    out: SomePath = None,
     n: Count = 1000,
     seed: Seed = 0,
     device: Device = "auto",
@@ -224,15 +237,15 @@ def bench(
 
 
 def compare(
-    runs: tyro.conf.Positional[tuple[Path, ...]],
+    runs: RunFolders,
     /,
     *,
     n: Count = 1000,
-    guidance: float | None = None,
-    steps: int | None = None,
-    solver: str | None = None,
+    guidance: SomeFloat = None,
+    steps: SomeInt = None,
+    solver: SomeText = None,
     seed: Seed = 0,
-    out: Path | None = None,
+    out: SomePath = None,
     device: Device = "auto",
 ) -> None:
     """Compare models on the same noise: a sheet, and the differences of their scores with intervals.
@@ -263,7 +276,7 @@ def compare(
     print(comparison.write(folder))
 
 
-def verify(*, json: Path | None = None, peers: bool = False) -> None:
+def verify(*, json: SomePath = None, peers: bool = False) -> None:
     """Verify the solvers on this machine: orders of convergence, and exact solutions in closed form.
 
     Takes one to three minutes and exits with 1 if a check fails. `--peers` measures the schedulers of an installed

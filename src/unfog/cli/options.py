@@ -16,13 +16,22 @@ if TYPE_CHECKING:  # importing these takes long, and --help needs none of it
 Options = TypeVar("Options")
 Flat = Annotated[Options, tyro.conf.arg(name="")]
 """A dataclass whose fields are flags of the verb, in its one list of options."""
-RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Run folder.")]
+# Options without a default value: what that means is for their help text to say.
+SomePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+SomeText = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
+SomeInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+SomeFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+Numbers = Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...", help_behavior_hint="")]
+Counts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")]
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")]
+RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Run folder.", metavar="RUN")]
+RunFolders = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="")]
 Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
 Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT")]
-Negative = Annotated[str | None, tyro.conf.arg(help="Text or class to steer away from; needs guidance other than 1.")]
-Steps = Annotated[int | None, tyro.conf.arg(help="Steps of the solver. Default: the recipe's.")]
+Negative = Annotated[SomeText, tyro.conf.arg(help="Text or class to steer away from; needs guidance other than 1.")]
+Steps = Annotated[SomeInt, tyro.conf.arg(help="Steps of the solver. Default: the recipe's.")]
 Guidance = Annotated[
-    float | None, tyro.conf.arg(help="Scale of classifier-free guidance; 1 is off. Default: the recipe's.")
+    SomeFloat, tyro.conf.arg(help="Scale of classifier-free guidance; 1 is off. Default: the recipe's.")
 ]
 Seed = Annotated[int, tyro.conf.arg(help="Seed of the noise.")]
 Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1, mps, or auto.")]
@@ -46,14 +55,14 @@ class Drawing:
         device: Where to compute.
     """
 
-    label: str | None = None
+    label: SomeText = None
     prompt: Prompts = ()
     negative: Negative = None
-    values: tuple[float, ...] = ()
-    image: Path | None = None
-    solver: str | None = None
+    values: Numbers = ()
+    image: SomePath = None
+    solver: SomeText = None
     steps: Steps = None
-    grid: str | None = None
+    grid: SomeText = None
     guidance: Guidance = None
     seed: int = 0
     device: Device = "auto"
@@ -87,7 +96,7 @@ class Showing:
         device: Where to compute.
     """
 
-    label: str | None = None
+    label: SomeText = None
     prompt: Prompts = ()
     device: Device = "auto"
 
@@ -101,16 +110,18 @@ class Redrawing(Showing):
         guidance: Scale of guidance.
         own_size: Keep the picture's size instead of cropping and resizing it to the model's.
         seed: Seed.
+        negative: What the result should not show.
     """
 
     steps: Steps = None
     guidance: Guidance = None
     own_size: bool = False
     seed: Seed = 0
+    negative: Negative = None
 
-    def sampling(self, negative: str | None = None) -> "SamplingOptions":
+    def sampling(self) -> "SamplingOptions":
         """Return how the picture is sampled, for `Run.sampler`."""
-        return {"steps": self.steps, "guidance": self.guidance, "seed": self.seed, "negative": negative}
+        return {"steps": self.steps, "guidance": self.guidance, "seed": self.seed, "negative": self.negative}
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ class Inverting(Showing):
         steps: Steps of the inversion, and again of sampling.
     """
 
-    steps: int | None = 50
+    steps: int = 50
 
     def sampling(self, seed: int = 0) -> "SamplingOptions":
         """Return how the picture is inverted and sampled, for `Run.sampler`; guidance is off."""
@@ -141,9 +152,9 @@ class Training:
         precision: Arithmetic of the network; auto chooses what is faster on the device.
     """
 
-    data: str | None = None
-    size: int | None = None
-    budget: str | None = None
+    data: SomeText = None
+    size: SomeInt = None
+    budget: SomeText = None
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")] = ()
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

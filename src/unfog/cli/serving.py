@@ -1,15 +1,16 @@
 """The verb that serves the playground."""
 
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from unfog.cli.options import Device
+from unfog.cli.options import Device, RunFolders
 from unfog.runtime.errors import Stopped, UserError
 
 
 def app(
-    runs: tyro.conf.Positional[tuple[Path, ...]] = (),
+    runs: Annotated[RunFolders, tyro.conf.arg(metavar="[RUN ...]")] = (),
     /,
     *,
     host: str = "127.0.0.1",

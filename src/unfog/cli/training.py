@@ -6,10 +6,13 @@ from typing import Annotated, Literal
 import tyro
 
 from unfog.cli import arguments
-from unfog.cli.options import Device, Flat, RunFolder, Training
+from unfog.cli.options import Device, Flat, RunFolder, SomePath, Training
 from unfog.runtime.errors import UserError
 
-RecipeName = Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="Name of a recipe; `unfog recipes` lists them.")]
+RecipeName = Annotated[
+    tyro.conf.Positional[str],
+    tyro.conf.arg(help="Name of a recipe; `unfog recipes` lists them.", metavar="[RECIPE]", help_behavior_hint=""),
+]
 Trackers = Annotated[tuple[Literal["tensorboard", "wandb"], ...], tyro.conf.UseAppendAction]
 
 
@@ -18,9 +21,9 @@ def train(
     /,
     *,
     training: Flat[Training],
-    out: Path | None = None,
-    resume: Path | None = None,
-    init_from: Path | None = None,
+    out: SomePath = None,
+    resume: SomePath = None,
+    init_from: SomePath = None,
     log: Trackers = (),
 ) -> None:
     """Train a recipe into a run folder, or resume a run that was stopped.
@@ -119,7 +122,7 @@ def replay(
     /,
     *,
     step: int,
-    out: Path | None = None,
+    out: SomePath = None,
     device: Device = "auto",
 ) -> None:
     """Reproduce any training step: its rows, conditions, times and noise, and the loss of each row.
