@@ -10,7 +10,8 @@ import pytest
 @pytest.mark.slow
 def test_ten_kills_lose_nothing() -> None:
     """In a process of its own, since a fork must come before any thread."""
-    script = Path(__file__).with_name("torture.py")
-    done = subprocess.run([sys.executable, script, "--kills", "10"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.torture", "--kills", "10", "--images", "3840"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "kills=10" in done.stdout

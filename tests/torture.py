@@ -1,9 +1,9 @@
 """Kill a training again and again, resume it each time, and compare its end with that of one that was left in peace.
 
-    python tests/torture.py --kills 200
+    python -m tests.torture --kills 200
 
-Half of the kills wait until a checkpoint is being written. The trainings are forked from this process, so that a life
-of a tenth of a second is spent on training and not on importing.
+Half of the kills wait until a checkpoint is being written. The trainings are forked from this process, which has
+imported all that they need, so that a life of a tenth of a second is spent on training and not on importing.
 """
 
 import contextlib
@@ -22,14 +22,13 @@ import numpy as np
 import torch
 import tyro
 
+import tests.preloaded  # noqa: F401
 from unfog.cli.main import main
 from unfog.training import checkpoint
 
 SETTINGS = (
     "network.width=8",
-    "training.images=19200",
     "training.batch=32",
-    "training.reports=100",
     "optimizer.warmup=256",
     "sampling.steps=1",
     "sampling.batch=4",
@@ -64,11 +63,12 @@ def fork(arguments: list[str], said: Path) -> int:
     return child
 
 
-def command(out: Path) -> list[str]:
-    """Return how to begin a run, or to go on with it if it has a checkpoint."""
+def command(out: Path, images: int) -> list[str]:
+    """Return how to begin a run, with a report every six steps, or to go on with it if it has a checkpoint."""
     if checkpoint.steps(out / "checkpoints"):
         return ["train", "--resume", str(out), "--device", "cpu"]
-    options = [word for setting in SETTINGS for word in ("--set", setting)]
+    length = f"training.images={images}", f"training.reports={images // (6 * 32)}"
+    options = [word for setting in (*SETTINGS, *length) for word in ("--set", setting)]
     return ["train", "digits", "--out", str(out), "--device", "cpu", *options]
 
 
@@ -106,17 +106,17 @@ def newest(out: Path) -> int:
     return step
 
 
-def torture(folder: Path, kills: int, seed: int = 0) -> Outcome:
+def torture(folder: Path, kills: int, images: int, seed: int = 0) -> Outcome:
     """Kill the given number of times, and check after each kill and at each end."""
     torch.set_num_threads(1)  # a fork would not take other threads along
     draws, outcome, said = np.random.default_rng(seed), Outcome(), folder / "said.txt"
     peace = folder / "peace"
-    child = fork(command(peace), said)
+    child = fork(command(peace, images), said)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, said.read_text()
     while True:
         out = folder / f"run{outcome.runs}"
         since = time.time_ns()
-        child = fork(command(out), said)
+        child = fork(command(out, images), said)
         if outcome.kills < kills:
             if outcome.kills % 2:
                 code = over(child, 60, partial(writing, out, since))
@@ -141,15 +141,16 @@ def torture(folder: Path, kills: int, seed: int = 0) -> Outcome:
             return outcome
 
 
-def tortured(kills: int = 200, seed: int = 0) -> None:
+def tortured(kills: int = 200, images: int = 19200, seed: int = 0) -> None:
     """Torture in a temporary folder.
 
     Args:
         kills: How often.
+        images: Length of a training.
         seed: Seed of the moments.
     """
     with tempfile.TemporaryDirectory() as folder:
-        print(torture(Path(folder), kills, seed))
+        print(torture(Path(folder), kills, images, seed))
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def test_ten_at_once_each_get_the_picture_of_the_command_line(page: str, digits_
             assert film.n_frames == 5
 
 
+@pytest.mark.slow
 def test_frames_come_while_it_is_denoised(page: str, tmp_path: Path) -> None:
     job = generate(client(page, tmp_path), steps=400, words="3")
     job.result(timeout=PATIENCE)

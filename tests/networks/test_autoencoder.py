@@ -557,7 +557,7 @@ READERS = {
     [pytest.param(name, marks=[] if name == "compact" else pytest.mark.slow) for name in READERS],
 )
 def test_text_to_image_in_one_command(photographs: Path, tmp_path: Path, network: str) -> None:
-    small = [f"network={network}", *READERS[network], "training.images=64", "training.batch=8"]
+    small = [f"network={network}", *READERS[network], "training.images=64", "training.batch=8", "training.reports=1"]
     small += ["codec.width=4", "codec.images=64", "conditioning.width=32", "sampling.batch=8"]
     settings = [word for one in small for word in ("--set", one)]
     out = str(tmp_path / "run")

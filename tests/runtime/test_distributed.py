@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from tests import forked
 from tests.conftest import PATIENCE, until
 from unfog.cli.main import main
 from unfog.runtime import distributed
@@ -46,7 +48,9 @@ def digits(out: Path, *settings: str) -> list[str]:
     return ["train", "digits", "--out", str(out), "--device", "cpu", *options]
 
 
-def finished(process: subprocess.Popen[str]) -> str:
+def torchrun(processes: int, *arguments: str | Path) -> str:
+    """What `forked.together` does, with torchrun."""
+    process = together(processes, *arguments)
     out, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     return out
@@ -72,24 +76,26 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "settings"),
+    ("launch", "processes", "settings"),
     [
-        (2, ()),
-        (4, ()),
-        (3, ("training.batch=66",)),
-        (1, ("training.accumulate=4",)),
-        (2, ("optimizer=muon",)),
-        (2, ("training.sharded=true",)),
-        (2, ("optimizer=muon", "training.sharded=true")),
-        (2, ("training.sharded=true", "sampling.batch=null")),  # the batch of samples is measured
+        (torchrun, 2, ()),
+        (forked.together, 4, ()),
+        (forked.together, 3, ("training.batch=66",)),
+        (forked.together, 1, ("training.accumulate=4",)),
+        (forked.together, 2, ("optimizer=muon",)),
+        (forked.together, 2, ("training.sharded=true",)),
+        (forked.together, 2, ("optimizer=muon", "training.sharded=true")),
+        (forked.together, 2, ("training.sharded=true", "sampling.batch=null")),  # the batch of samples is measured
     ],
 )
-def test_many_processes_train_as_one(alone: Path, tmp_path: Path, processes: int, settings: tuple[str, ...]) -> None:
+def test_many_processes_train_as_one(
+    alone: Path, tmp_path: Path, launch: Callable[..., str], processes: int, settings: tuple[str, ...]
+) -> None:
     out, other = tmp_path / "run", alone
     if settings and "accumulate" not in settings[0]:
         other = tmp_path / "other"
-        assert main(digits(other, *settings)) == 0
-    printed = finished(together(processes, *digits(out, *settings)))
+        forked.together(1, *digits(other, *settings))
+    printed = launch(processes, *digits(out, *settings))
     assert printed.count("trained:") == 1
     assert len(curve(out)) == len(curve(other)) >= 4
     assert curve(out) == pytest.approx(curve(other), rel=1e-4)
@@ -102,7 +108,7 @@ def test_many_processes_train_as_one(alone: Path, tmp_path: Path, processes: int
 @pytest.mark.slow
 def test_a_report_between_steps_leaves_the_weights_shared_out(tmp_path: Path) -> None:
     """A budget times a report after the first steps, and the average goes on from there."""
-    printed = finished(together(2, *digits(tmp_path / "run", "training.sharded=true"), "--budget", "8s"))
+    printed = forked.together(2, *digits(tmp_path / "run", "training.sharded=true"), "--budget", "8s")
     assert printed.count("trained:") == 1
 
 
@@ -121,7 +127,7 @@ def test_a_run_of_two_processes_goes_on(alone: Path, tmp_path: Path, sharded: st
     if then == 1:
         assert main(again) == 0
     else:
-        finished(together(then, *again))
+        forked.together(then, *again)
     last, expected = (load_file(run / "model.safetensors") for run in (out, alone))
     for name in expected:
         assert (last[name] - expected[name]).norm() <= 1e-3 * expected[name].norm() + 1e-6, name
@@ -133,7 +139,7 @@ def test_shared_out_samples_are_the_samples(alone: Path, tmp_path: Path) -> None
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     asked = ["sample", str(alone), "-n", "50", "--device", "cpu", "--out"]
     assert main([*asked, str(whole)]) == 0
-    finished(together(3, *asked, parts))
+    forked.together(3, *asked, parts)
     for picture in sorted(whole.iterdir()):
         if picture.name != ".lock":
             assert (parts / picture.name).read_bytes() == picture.read_bytes(), picture.name

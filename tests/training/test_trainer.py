@@ -6,10 +6,8 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.conftest import PATIENCE, MakeRecipe, until
+from tests.conftest import MakeRecipe, until
+from tests.forked import Forked
 from unfog.data.source import Data, InMemory
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_data
@@ -871,7 +870,6 @@ def test_init_from_refuses_another_network(digits_run: Path, tiny: MakeRecipe, t
 
 # Exact resume: processes of their own, stopped by real signals
 
-PROGRAM = "import sys; from unfog.cli.main import main; sys.exit(main())"
 SETTINGS = (
     "network.width=8",
     "network.dropout=0.1",
@@ -884,18 +882,13 @@ SETTINGS = (
 )
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PROGRAM, *map(str, arguments), "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums depend on the number of threads
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def begin(out: Path) -> Forked:
+    options = [word for setting in SETTINGS for word in ("--set", setting)]
+    return Forked("train", "digits", "--out", out, *options, "--device", "cpu")
 
 
-def begin(out: Path) -> subprocess.Popen[str]:
-    return start("train", "digits", "--out", out, *(word for setting in SETTINGS for word in ("--set", setting)))
-
-
-def stop_after_a_checkpoint(process: subprocess.Popen[str], out: Path, number: signal.Signals) -> None:
-    until(lambda: list(out.glob("checkpoints/0*")) or process.poll() is not None)
+def stop_after_a_checkpoint(process: Forked, out: Path, number: signal.Signals) -> None:
+    until(lambda: list(out.glob("checkpoints/0*")) or process.returncode is not None)
     process.send_signal(number)
 
 
@@ -904,39 +897,32 @@ class Family:
     """Runs of one recipe: one that was not interrupted, and others that were, with how each process ended."""
 
     folder: Path
-    stopped: dict[str, tuple[int, str, int]]
-    resumed: dict[str, tuple[int, str]]
+    stopped: dict[str, tuple[int | None, str, int]]
+    resumed: dict[str, tuple[int | None, str]]
 
 
 STOPS = {"int": signal.SIGINT, "term": signal.SIGTERM, "kill": signal.SIGKILL}
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     folder = tmp_path_factory.mktemp("family")
     whole = begin(folder / "whole")
     running = {name: begin(folder / name) for name in STOPS}
-    begun = [whole, *running.values()]
-    try:
-        for name, process in running.items():
-            stop_after_a_checkpoint(process, folder / name, STOPS[name])
-        stopped = {}
-        for name, process in running.items():
-            message = process.communicate(timeout=PATIENCE)[1]
-            stopped[name] = (process.returncode, message, last_step(folder / name))
-        whole_message = whole.communicate(timeout=PATIENCE)[1]
-        assert whole.returncode == 0, whole_message
-        running = {name: start("train", "--resume", folder / name) for name in (*STOPS, "whole")}
-        begun += running.values()
-        resumed = {}
-        for name, process in running.items():
-            message = process.communicate(timeout=PATIENCE)[1]
-            resumed[name] = (process.returncode, message)
-        yield Family(folder, stopped, resumed)
-    finally:
-        for process in begun:
-            with process:  # closes its pipes, too: left open they would fail whichever test runs next
-                process.kill()
+    for name, process in running.items():
+        stop_after_a_checkpoint(process, folder / name, STOPS[name])
+    stopped = {}
+    for name, process in running.items():
+        message = process.ended()[1]
+        stopped[name] = (process.returncode, message, last_step(folder / name))
+    whole_message = whole.ended()[1]
+    assert whole.returncode == 0, whole_message
+    running = {name: Forked("train", "--resume", folder / name, "--device", "cpu") for name in (*STOPS, "whole")}
+    resumed = {}
+    for name, process in running.items():
+        message = process.ended()[1]
+        resumed[name] = (process.returncode, message)
+    return Family(folder, stopped, resumed)
 
 
 @pytest.mark.slow
