@@ -110,7 +110,7 @@ def test_each_row_keeps_what_is_known_of_it(tmp_path: Path) -> None:
     data, listing = folder(str(root)), list_pictures(str(root))
     rows = np.arange(24, dtype=np.int64)
     read = partial(_read_or_reason, root, (1, 8, 8))
-    streamed = Streamed(read, listing.files, listing.annotated(rows.tolist()), (1, 8, 8), 1)
+    streamed = Streamed(read, listing.files, listing.annotated(rows.tolist()), (1, 8, 8), 1, listing.root)
     parts = ((data.train, len(data.train)), (data.heldout, len(data.heldout)), (streamed, 24))
     try:
         for source, count in parts:

@@ -22,12 +22,12 @@ from unfog.generation import edits
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Moment, Sampler, shown
 from unfog.interop.card import facts, text
-from unfog.recipes.build import build_data
 from unfog.recipes.conditions import Asked
 from unfog.recipes.parse import named
 from unfog.reports.film import STILLS
 from unfog.reports.report import KEPT, LOSSES
 from unfog.runs import asking
+from unfog.runs.data import read_data
 from unfog.runs.run import Run, drawing_recipe, load
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import normal
@@ -257,8 +257,8 @@ class Studio:
 
         Raises: UserError: If the data are not available, or there is no such row.
         """
-        recipe = self.run(name).recipe
-        data = build_data(recipe)[1].heldout
+        run = self.run(name)
+        recipe, data = run.recipe, read_data(run.path, run.recipe)[1].heldout
         if not 0 <= number < len(data):
             raise UserError(f"there are the held-out rows 0 to {len(data) - 1:,}, not {number}")
         return laid_out(data.take(np.array([number])).x, recipe.modality)

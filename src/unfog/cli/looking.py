@@ -5,7 +5,7 @@ from pathlib import Path
 import tyro
 
 from unfog.cli import arguments
-from unfog.cli.options import Device, RunFolder, Seed, SomePath
+from unfog.cli.options import AcceptChangedData, Device, MovedData, RunFolder, Seed, SomePath
 from unfog.runtime.errors import UserError
 
 
@@ -89,7 +89,16 @@ def explain(
     print(f"{found.text()}\n\npage: {found.write(folder, f'step-{step}')}")
 
 
-def report(run: RunFolder, /, *, seed: int = 0, out: SomePath = None, device: Device = "auto") -> None:
+def report(
+    run: RunFolder,
+    /,
+    *,
+    seed: int = 0,
+    out: SomePath = None,
+    data: MovedData = None,
+    accept_changed_data: AcceptChangedData = False,
+    device: Device = "auto",
+) -> None:
     """Write a report on a run as one self-contained HTML file, and as Markdown.
 
     Draws samples, a film, and the training rows nearest to the samples; includes the results of evaluate and bench if
@@ -104,8 +113,13 @@ def report(run: RunFolder, /, *, seed: int = 0, out: SomePath = None, device: De
         seed: Seed of the samples.
         out: Folder for report.html, report.md and the pictures. Default: RUN/report.
     """
+    from dataclasses import replace
+
     from unfog.reports.report import report as gather
+    from unfog.runs.data import moved
     from unfog.runs.run import load
 
     folder = arguments.folder(out or run / "report")
-    print(f"report: {gather(load(run, device), folder, seed).write()}")
+    loaded = load(run, device)
+    loaded = replace(loaded, recipe=moved(loaded.recipe, data))
+    print(f"report: {gather(loaded, folder, seed, 'accept' if accept_changed_data else 'refuse').write()}")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +10,11 @@ import tyro
 
 from unfog.cli import arguments
 from unfog.cli.options import (
+    AcceptChangedData,
     Count,
     Counts,
     Device,
+    MovedData,
     Names,
     Numbers,
     RunFolders,
@@ -27,6 +30,7 @@ from unfog.runtime.errors import EnvironmentFailure, UserError
 if TYPE_CHECKING:  # importing these takes long, and --help needs none of it
     from rich.console import Console
 
+    from unfog.data.source import Data
     from unfog.runs.run import Run
 
 
@@ -42,6 +46,8 @@ def evaluate(
     inception: SomePath = None,
     dinov2: SomePath = None,
     likelihood: SomeInt = None,
+    data: MovedData = None,
+    accept_changed_data: AcceptChangedData = False,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -74,16 +80,19 @@ def evaluate(
     """
     from rich.console import Console
 
+    from unfog.runs.data import Changed, moved, read_data
     from unfog.runs.run import load, read_recipe
     from unfog.runtime.files import write_whole
 
     options: dict[str, object] = {"--guidance": guidance, "--steps": steps, "--likelihood": likelihood}
+    changed: Changed = "accept" if accept_changed_data else "refuse"
     extractors = {"--inception": inception, "--dinov2": dinov2}
     console = Console(stderr=True)
     if real is not None:
         from unfog.evaluation.sets import evaluate as compare_sets
 
-        _refuse(options, "is for runs, and --real compares two folders of pictures: omit it")
+        mine = {"--data": data, "--accept-changed-data": accept_changed_data}
+        _refuse({**options, **mine}, "is for runs, and --real compares two folders of pictures: omit it")
         extra = {"batch": batch, "seed": seed, "console": console, "inception": inception, "dinov2": dinov2}
         evaluated = compare_sets(run, real, most=n, **extra)  # type: ignore[arg-type]  # options of many types
         write_whole(run / "evaluation.json", evaluated.to_json().encode())
@@ -98,23 +107,24 @@ def evaluate(
             {**options, **extractors},
             f"is for models that draw samples, and {run} holds one of the objective {recipe.kind('objective')!r}",
         )
-        kept = reconstruction(run, n, seed, device)
+        kept = reconstruction(run, n, seed, device, data=data, changed=changed)
         kept.write(run)
         print(kept.table())
         print(f"written: {run / 'evaluation.json'}, and originals above their reconstructions: {run / 'evaluation'}")
         return
     loaded = load(run, device)
+    loaded = replace(loaded, recipe=moved(loaded.recipe, data))
+    rows = read_data(run, loaded.recipe, changed)[1]
     if likelihood is not None:
         _refuse({**options, **extractors, "--likelihood": None}, "is for samples, and --likelihood measures real rows")
         from unfog.evaluation.density import density
-        from unfog.recipes.build import build_data
 
-        bits = density(loaded, build_data(loaded.recipe)[1], likelihood, seed)
+        bits = density(loaded, rows, likelihood, seed)
         write_whole(run / "likelihood.json", json.dumps(bits.to_json(), indent=1).encode())
         print(bits.table())
         print(f"written: {run / 'likelihood.json'}")
         return
-    _evaluate_samples(loaded, n, guidance, steps, seed, batch, inception, dinov2, console)
+    _evaluate_samples(loaded, rows, n, guidance, steps, seed, batch, inception, dinov2, console)
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
@@ -126,6 +136,7 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
 
 def _evaluate_samples(
     run: "Run",
+    data: "Data",
     n: int,
     guidance: tuple[float, ...],
     steps: int | None,
@@ -139,10 +150,9 @@ def _evaluate_samples(
     from unfog.evaluation.judge import Judge
     from unfog.evaluation.levels import measure_levels
     from unfog.evaluation.report import draw_sheets, evaluate_run, table, to_json
-    from unfog.recipes.build import build_codec, build_data
+    from unfog.recipes.build import build_codec
     from unfog.runtime.files import disk, write_whole
 
-    data = build_data(run.recipe)[1]
     scales = guidance or (sorted({1.0, run.recipe.sampling.guidance}) if run.denoises else (1.0,))
     for scale in scales:  # fail early, before minutes are spent
         run.generator(guidance=scale, steps=steps)

@@ -12,7 +12,7 @@ from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, out_of_
 
 LONGEST = 2000
 """Characters in a message, at most: some quote a value from a file."""
-PARAMETER = re.compile(r"`(budget|image|label|mask|negative|out|prompt|resume|values)`")
+PARAMETER = re.compile(r"`(accept_changed_data|budget|data|image|label|mask|negative|out|prompt|resume|values)`")
 """A parameter as the library's messages name it; the flags of verbs have the same names."""
 
 
@@ -43,7 +43,7 @@ def end(error: BaseException) -> int:
     Raises: BaseException: The error itself, if it is a bug.
     """
     if isinstance(error, UserError):
-        code, words = 2, PARAMETER.sub(r"--\1", str(error))
+        code, words = 2, PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')}", str(error))
     elif isinstance(error, EnvironmentFailure):
         code, words = 1, str(error)
     elif isinstance(error, Stopped):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from unfog.cli import arguments
-from unfog.cli.options import Device, Flat, RunFolder, SomePath, Training
+from unfog.cli.options import AcceptChangedData, Device, Flat, RunFolder, SomePath, Training
 from unfog.runtime.errors import UserError
 
 RecipeName = Annotated[
@@ -25,6 +25,7 @@ def train(
     resume: SomePath = None,
     init_from: SomePath = None,
     log: Trackers = (),
+    accept_changed_data: AcceptChangedData = False,
 ) -> None:
     """Train a recipe into a run folder, or resume a run that was stopped.
 
@@ -47,10 +48,13 @@ def train(
     from unfog.runs import run
 
     if resume is not None:
-        if recipe or out or init_from or training != Training(device=training.device):
+        if recipe or out or init_from or training != Training(data=training.data, device=training.device):
             raise UserError("--resume continues a run unchanged: give it alone, or start a new run with --init-from")
         folder = resume
-        run.refit(folder, device=training.device, log=log)
+        accept = accept_changed_data
+        run.refit(folder, data=training.data, accept_changed_data=accept, device=training.device, log=log)
+    elif accept_changed_data:
+        raise UserError("--accept-changed-data is for --resume: a new run takes the data as they are")
     else:
         chosen = training.recipe(recipe)
         folder = out or Path("runs") / recipe

@@ -224,6 +224,7 @@ class Streamed:
         annotations: The annotations of the files.
         shape: `(channels, height, width)`.
         workers: Number of processes.
+        root: The folder of the files.
     """
 
     read: "Callable[[str], Pixels | str]"
@@ -231,6 +232,7 @@ class Streamed:
     annotations: Annotations
     shape: tuple[int, ...]
     workers: int
+    root: Path
     slow: ClassVar[bool] = True
     _pool: list[ProcessPoolExecutor] = field(default_factory=list, compare=False, repr=False)
     _bad: set[int] = field(default_factory=set, compare=False, repr=False)
@@ -325,7 +327,7 @@ def folder(
     if len(readable) < 2:
         raise UserError(f"{listing.root} contains {len(readable)} readable images: a data set needs 2 or more")
     x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
-    source: Source = InMemory(x, *listing.annotated(readable))
+    source: Source = InMemory(x, *listing.annotated(readable), root=listing.root)
     return split(source, heldout, [keys[row] for row in readable])
 
 
@@ -343,7 +345,8 @@ def _streamed(
 ) -> Streamed:
     """Return some files of a listing as their own source, so that replacements stay within the same part."""
     chosen = [int(row) for row in rows]
-    return Streamed(read, tuple(listing.files[row] for row in chosen), listing.annotated(chosen), shape, workers)
+    files = tuple(listing.files[row] for row in chosen)
+    return Streamed(read, files, listing.annotated(chosen), shape, workers, listing.root)
 
 
 def _report(listing: Listing, pixels: "list[Pixels | str]") -> None:

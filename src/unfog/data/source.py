@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -78,6 +79,7 @@ class InMemory:
         captions: One text per row, or None.
         values: Numbers per row, `(rows, numbers)`, or None.
         files: Source file of each row, or None.
+        root: The folder that these are relative to.
     """
 
     x: Tensor
@@ -86,6 +88,7 @@ class InMemory:
     captions: tuple[str, ...] | None = None
     values: Tensor | None = None
     files: tuple[str, ...] | None = None
+    root: Path | None = None
     slow: ClassVar[bool] = False
 
     @property

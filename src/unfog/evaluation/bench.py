@@ -25,7 +25,8 @@ from unfog.evaluation.judge import Asked, Judge
 from unfog.evaluation.report import aligned, bar, draw, heldout_conditions
 from unfog.evaluation.results import Measured, Setting, append_result, read_results
 from unfog.generation.sampler import Sampler
-from unfog.recipes.build import build_codec, build_data
+from unfog.recipes.build import build_codec
+from unfog.runs.data import read_data
 from unfog.runs.run import Run
 from unfog.runtime.errors import Stopped, UserError
 from unfog.runtime.files import write_whole
@@ -213,7 +214,7 @@ def bench(
     if wanted[0] < 1:
         raise UserError(f"a sample takes 1 network evaluation or more, not {wanted[0]}")
     settings = _settings(run, solvers, grids, guidance)
-    judge = Judge(build_data(run.recipe)[1], build_codec(run.recipe).plain, count, console=console)
+    judge = Judge(read_data(run.path, run.recipe)[1], build_codec(run.recipe).plain, count, console=console)
     condition, asked = heldout_conditions(run, judge, count, seed)
     plan, left_out = _plan(run, settings, wanted, seed, condition)
     keys = _keys(run, judge, plan, count, seed, condition)

@@ -20,7 +20,8 @@ from unfog.evaluation.judge import Judge, spread
 from unfog.evaluation.report import aligned, bar, draw, heldout_conditions
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
-from unfog.recipes.build import build_codec, build_data
+from unfog.recipes.build import build_codec
+from unfog.runs.data import read_data
 from unfog.runs.run import Run, load
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
@@ -250,7 +251,7 @@ def compare(
         return run.generator(solver=solver, steps=steps, guidance=guidance, seed=seed + index)
 
     generator = generator_of(first, 0)
-    judge = Judge(build_data(first.recipe)[1], build_codec(first.recipe).plain, count, console=console)
+    judge = Judge(read_data(first.path, first.recipe)[1], build_codec(first.recipe).plain, count, console=console)
     sampled: list[list[Sampled]] = []
     with bar(console) as progress:
         total = sum(generator_of(run, 0).batches_of(count) for model in models for run in model)

@@ -15,9 +15,9 @@ from unfog.data.pictures import save_picture
 from unfog.evaluation.distances import Rows
 from unfog.evaluation.intervals import Interval, Scored, bootstrap, plain
 from unfog.evaluation.judge import LEAST, Judge, spread
-from unfog.recipes.build import build_data
 from unfog.recipes.latents import autoencoder
 from unfog.recipes.networks import AutoencoderSpec
+from unfog.runs.data import Changed, moved, read_data
 from unfog.runs.run import read_recipe
 from unfog.runtime.device import arithmetic, choose_device, choose_precision
 from unfog.runtime.errors import UserError
@@ -82,7 +82,15 @@ def psnr(pictures: Tensor, originals: Tensor) -> Rows:
     return decibels
 
 
-def reconstruction(path: Path, count: int, seed: int = 0, device: str = "auto") -> Reconstructed:
+def reconstruction(
+    path: Path,
+    count: int,
+    seed: int = 0,
+    device: str = "auto",
+    *,
+    data: str | None = None,
+    changed: Changed = "warn",
+) -> Reconstructed:
     """Measure the autoencoder of a run folder on held-out pictures.
 
     Args:
@@ -90,6 +98,8 @@ def reconstruction(path: Path, count: int, seed: int = 0, device: str = "auto") 
         count: Pictures, at most.
         seed: Seed of the intervals.
         device: Where to compute.
+        data: Folder of the data, if it was moved.
+        changed: What to do where the data are not those of the training.
 
     Raises: UserError: If it holds no autoencoder, or its data hold out too few pictures.
     """
@@ -99,13 +109,13 @@ def reconstruction(path: Path, count: int, seed: int = 0, device: str = "auto") 
             f"{path} holds a model of the objective {recipe.kind('objective')!r} with the network "
             f"{recipe.kind('network')!r}: only autoencoders and models that draw samples can be evaluated"
         )
-    recipe, data = build_data(recipe)
+    recipe, rows = read_data(path, moved(recipe, data), changed)
     assert recipe.shape is not None
     place, shape = choose_device(device), recipe.shape
     codec = Latents(autoencoder(path, shape[0]), shape)
-    if len(data.heldout) < LEAST:
-        raise UserError(f"{len(data.heldout)} held-out pictures are too few: {LEAST} of them take about 1,000 in all")
-    judge = Judge(data, codec.plain, min(count, len(data.heldout)), seed=seed, console=Console(stderr=True))
+    if len(rows.heldout) < LEAST:
+        raise UserError(f"{len(rows.heldout)} held-out pictures are too few: {LEAST} of them take about 1,000 in all")
+    judge = Judge(rows, codec.plain, min(count, len(rows.heldout)), seed=seed, console=Console(stderr=True))
     originals = judge.heldout.x[torch.from_numpy(spread(judge.m, len(judge.heldout.x)))]
     with arithmetic(choose_precision(recipe.training.precision, place, shape), place):
         pictures = codec.decode(codec.encode(originals.to(place))).cpu()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unfog.data.source import InMemory, Source, Subset
-from unfog.recipes.build import build_data
+from unfog.runs.data import read_data
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import parse_json, read_bounded
@@ -51,7 +51,7 @@ def _data(run: Run) -> list[str]:
     classes = len(recipe.classes)
     line = f"Kind `{recipe.kind('data')}`, {recipe.rows}{f', {classes} classes' if classes else ''}."
     try:
-        train = build_data(recipe)[1].train
+        train = read_data(run.path, recipe)[1].train
     except UserError as error:
         return [line, f"Hash unknown: {error}."]
     return [line, f"{len(train):,} training rows, SHA-256 of {digest(train)}."]

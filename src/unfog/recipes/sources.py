@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from unfog.data import classic, elsewhere, folder, points, shapes
 from unfog.data.source import Data
@@ -12,7 +12,8 @@ from unfog.runtime.errors import UserError
 class DataSpec(Protocol):
     """A data set that is read on demand.
 
-    Where its rows are neither points, images nor arrays, a class attribute `modality` says what they are.
+    Where its rows are neither points, images nor arrays, a class attribute `modality` says what they are. Where they
+    are a function of the spec alone, `computed = True` says that they cannot change.
     """
 
     def build(self) -> Data:
@@ -30,6 +31,7 @@ class Points:
     shape: points.Shape = "moons"
     count: int = 10_000
     noise: float = 0.05
+    computed: ClassVar[bool] = True
 
     def build(self) -> Data:
         """Draw the points."""
@@ -39,6 +41,8 @@ class Points:
 @dataclass(frozen=True)
 class Digits:
     """The 1,797 handwritten digits that come with scikit-learn, see `unfog.data.classic.digits`."""
+
+    computed: ClassVar[bool] = True
 
     def build(self) -> Data:
         """Read the digits."""
@@ -104,6 +108,7 @@ class CaptionedShapes:
     objects: int = 2
     seed: int = 0
     heldout: Literal["seen", "new"] = "seen"
+    computed: ClassVar[bool] = True
 
     def build(self) -> Data:
         """Return the set."""
@@ -128,6 +133,7 @@ class Given:
     """
 
     digest: str = ""
+    computed: ClassVar[bool] = True  # the digest is compared
 
     def build(self) -> Data:
         """Refuse, with what to do."""

@@ -17,11 +17,12 @@ from unfog.diffusion.schedules import Schedule
 from unfog.diffusion.targets import Prediction, Target
 from unfog.evaluation.report import aligned
 from unfog.generation.sampler import Sampler, shown
-from unfog.recipes.build import build_codec, build_data
+from unfog.recipes.build import build_codec
 from unfog.recipes.conditions import ClassConditioning, LabelsConditioning, captions
 from unfog.recipes.parse import options
 from unfog.recipes.recipe import Recipe
 from unfog.reports.html import page, table
+from unfog.runs.data import read_data
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
@@ -407,7 +408,7 @@ def _row(run: Run, row: int, seed: int) -> Row:
     """
     sampler, recipe = run.sampler(guidance=1.0, seed=seed), run.recipe
     try:
-        data = build_data(recipe)[1].heldout
+        data = read_data(run.path, recipe)[1].heldout
     except UserError:
         return _sampled_row(run, sampler, row)
     if not 0 <= row < len(data):

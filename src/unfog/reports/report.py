@@ -18,6 +18,7 @@ from unfog.interop.card import facts, text
 from unfog.recipes.build import build_codec, build_data
 from unfog.reports.film import Film, film
 from unfog.reports.html import page
+from unfog.runs.data import Changed, ChangedDataError, read_data
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, whole, write_whole
@@ -69,16 +70,24 @@ class Report:
         return self.folder / "report.html"
 
 
-def report(run: Run, folder: Path, seed: int = 0) -> Report:
+def report(run: Run, folder: Path, seed: int = 0, changed: Changed = "refuse") -> Report:
     """Collect what is known about a run, and draw samples, a film, and the samples' nearest training rows.
 
     Args:
         run: The run.
         folder: For the report and its pictures.
         seed: Seed of the noise of samples and film.
+        changed: What to do where the data are not those that the run was trained on.
 
-    Raises: EnvironmentFailure: If the disk fails.
+    Raises: ChangedDataError: If they differ, and `changed` refuses them.
+        EnvironmentFailure: If the disk fails.
     """
+    try:
+        read_data(run.path, run.recipe, changed)
+    except ChangedDataError:
+        raise
+    except UserError:
+        pass  # sections that need the data say that they are missing
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     parts = _drawn(run, folder, seed)

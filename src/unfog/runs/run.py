@@ -20,6 +20,7 @@ from unfog.recipes.presets import recipe as preset
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.sources import Given
 from unfog.recipes.text_encoders import PretrainedConditioning, copy_encoder
+from unfog.runs.data import Changed, moved, read_data, remember
 from unfog.runs.dataset import Dataset, Read, fitted, read
 from unfog.runs.model import Run as Run
 from unfog.runtime import distributed
@@ -230,6 +231,7 @@ def begin(
     chosen, found = _chosen(recipe, dataset)
     trainer = _begun(chosen, Path(out), found, None, init_from, device, console, Hooks())
     write_recipe(trainer)
+    remember(trainer.folder, trainer.recipe, trainer.data)
     return trainer
 
 
@@ -314,6 +316,8 @@ def resume(
     path: str | Path,
     *,
     dataset: Dataset | None = None,
+    data: str | None = None,
+    accept_changed_data: bool = False,
     callbacks: Sequence[Callback] = (),
     log: Sequence[str] = (),
     stop: Callable[[], bool] | None = None,
@@ -325,6 +329,8 @@ def resume(
     Args:
         path: The run folder.
         dataset: The dataset that `train` was given, with the same rows in the same order; a hash of them is compared.
+        data: Folder of the data, if it was moved; the run remembers it.
+        accept_changed_data: Continue with the data as they are now, if they are not those that the run was trained on.
         callbacks: As those of `train`.
         log: Names of trackers.
         stop: As that of `train`.
@@ -336,13 +342,16 @@ def resume(
         Stopped: After Ctrl-C or SIGTERM.
     """
     hooks = Hooks(tuple(log), tuple(callbacks), stop)
-    return _stoppable(partial(refit, path, dataset=dataset), path, hooks, device, console)
+    fitting = partial(refit, path, dataset=dataset, data=data, accept_changed_data=accept_changed_data)
+    return _stoppable(fitting, path, hooks, device, console)
 
 
 def refit(
     path: str | Path,
     *,
     dataset: Dataset | None = None,
+    data: str | None = None,
+    accept_changed_data: bool = False,
     device: str = "auto",
     console: Console | None = None,
     log: tuple[str, ...] = (),
@@ -350,15 +359,23 @@ def refit(
 ) -> None:
     """Resume a training, as `resume` does, and load nothing; an interrupted autoencoder is finished first."""
     found = None if dataset is None else read(dataset, read_recipe(Path(path)).conditioning.captioned)
-    _refit(Path(path), found, device, console, hooks or Hooks(log))
+    _refit(Path(path), found, device, console, hooks or Hooks(log), data, accept_changed_data)
 
 
-def _refit(path: Path, dataset: Read | None, device: str, console: Console | None, hooks: Hooks) -> None:
+def _refit(
+    path: Path,
+    dataset: Read | None,
+    device: str,
+    console: Console | None,
+    hooks: Hooks,
+    data: str | None = None,
+    accept_changed_data: bool = False,
+) -> None:
     """Resume a training."""
     own = path / "autoencoder"
     if steps(own / "checkpoints"):
-        _refit(own, dataset, device, console, hooks)
-    trainer = reopen(path, device, dataset)
+        _refit(own, dataset, device, console, hooks, data, accept_changed_data)
+    trainer = reopen(path, device, dataset, data, accept_changed_data)
     if steps(path / "checkpoints") or not steps(own / "checkpoints"):
         trainer.restore()
     else:
@@ -366,8 +383,21 @@ def _refit(path: Path, dataset: Read | None, device: str, console: Console | Non
     _train(trainer, None, console, hooks)
 
 
-def reopen(path: Path, device: str = "auto", dataset: Read | None = None) -> Trainer:
+def reopen(
+    path: Path,
+    device: str = "auto",
+    dataset: Read | None = None,
+    data: str | None = None,
+    accept_changed_data: bool = False,
+) -> Trainer:
     """Return the trainer of a run folder as it began, before any checkpoint is restored.
+
+    Args:
+        path: The run folder.
+        device: Where to compute.
+        dataset: The dataset that it was trained on, if one was given.
+        data: Folder of the data, if it was moved.
+        accept_changed_data: Whether data that are not those of the training will do.
 
     Raises: UserError: If the folder is no run folder, or its data changed.
     """
@@ -376,10 +406,12 @@ def reopen(path: Path, device: str = "auto", dataset: Read | None = None) -> Tra
         raise UserError(f"{path} was not trained on a dataset that was given, and reads its own data: drop `dataset`")
     if dataset is not None and dataset.given != recipe.data:
         raise UserError(f"the dataset is not the one that {path} was trained on: give the same rows in the same order")
-    found, data = build_data(recipe, None if dataset is None else dataset.data)
+    recipe = moved(recipe, data)
+    changed: Changed = "accept" if accept_changed_data else "refuse"
+    found, rows = read_data(path, recipe, changed, None if dataset is None else dataset.data)
     if (found.shape, found.classes) != (recipe.shape, recipe.classes):
         raise UserError(f"the data of {path} changed since it was trained: shape or classes differ from its recipe")
-    return Trainer(recipe, data, path, choose_device(device))
+    return Trainer(recipe, rows, path, choose_device(device))
 
 
 def check_vacant(out: Path) -> None:
@@ -395,6 +427,7 @@ def _train(trainer: Trainer, budget: Budget | None, console: Console | None, hoo
     """Run the loop."""
     with nullcontext() if distributed.rank() else locked(trainer.folder):
         write_recipe(trainer)
+        remember(trainer.folder, trainer.recipe, trainer.data)
         try:
             run_loop(trainer, console or Console(stderr=True), budget, hooks)
         except EnvironmentFailure:

@@ -12,6 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from unfog.data.codecs import PORTION, Codec, Identity, Latents
+from unfog.data.identity import rows_digest
 from unfog.data.source import Augment, Batch, Data, Indices, Source
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
@@ -97,7 +98,7 @@ def prepared(data: Data, codec: Codec, augment: Augment, folder: Path) -> Prepar
 
 def _encoded(source: Source, codec: Latents, flip: bool, where: Path) -> Encoded:
     """Return the latents of a source from its cache file, which is written if missing."""
-    key = hashlib.sha256(repr((len(source), source.shape, flip)).encode())
+    key = hashlib.sha256(repr((rows_digest(source), flip)).encode())
     for tensor in codec.autoencoder.state_dict().values():
         key.update(tensor.cpu().numpy().tobytes())
     path = where.with_name(f"{where.name}-{key.hexdigest()[:12]}.npy")
