@@ -136,7 +136,7 @@ def test_latents_belong_to_their_pictures(home: Path) -> None:
         assert isinstance(encoded, Encoded)
         return {
             row.numpy().tobytes().hex(): z.numpy()
-            for row, z in zip(data.train.take(np.arange(len(data.train))).x, encoded.x)
+            for row, z in zip(data.train.take(np.arange(len(data.train))).x, encoded.x, strict=True)
         }
 
     before = latents("before")
