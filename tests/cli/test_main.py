@@ -473,6 +473,18 @@ def test_train_from_another_run(call: Call, digits_run: Path, tmp_path: Path) ->
     assert "does not match" in refusing.err
 
 
+def test_train_takes_over_what_weights_mean(call: Call, table_run: Path, tmp_path: Path) -> None:
+    """A model of eps on a linear schedule is trained on as one."""
+    out = tmp_path / "run"
+    outcome = call("train", "digits", "--init-from", table_run, "--set", "training.images=64", "--out", out)
+    assert outcome.code == 0, outcome.err
+    kept = json.loads((out / "recipe.json").read_text())
+    assert (kept["schedule"]["kind"], kept["target"]["kind"], kept["training"]["images"]) == ("linear", "eps", 64)
+    refusing = call("train", "digits", "--init-from", table_run, "--set", "target=v", "--out", tmp_path / "other")
+    assert refusing.code == 2
+    assert "were trained with target 'eps' instead of 'v'" in refusing.err
+
+
 def test_sample_writes_the_librarys_pixels(call: Call, digits_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = call("sample", digits_run, "-n", 12, "--seed", 7, "--out", out, "--steps", 3, "--device", "cpu")

@@ -30,7 +30,7 @@ from unfog.recipes.optimizers import AdamW
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import ExponentialAverage, PowerAverage
-from unfog.runs.run import load, resume, train
+from unfog.runs.run import load, read_recipe, resume, train
 from unfog.runtime.device import channels_last, choose_device, choose_precision, keep_memory
 from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError
 from unfog.runtime.randomness import normal_on
@@ -866,6 +866,38 @@ def test_init_from_refuses_another_network(digits_run: Path, tiny: MakeRecipe, t
     with pytest.raises(UserError, match=r"model\.safetensors does not match .*the weight "):
         train(tiny(setting), out, init_from=digits_run, device="cpu", console=QUIET)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("target=v", "target 'flow' instead of 'v'"),
+        ("schedule=cosine", "schedule 'flow' instead of 'cosine'"),
+        ("inputs.network_time=log_snr", "other inputs"),
+    ],
+)
+def test_init_from_refuses_weights_of_another_meaning(
+    digits_run: Path, tiny: MakeRecipe, tmp_path: Path, setting: str, told: str
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match=f"were trained with .*{told}"):
+        train(tiny(setting), out, init_from=digits_run, device="cpu", console=QUIET)
+    assert not out.exists()
+
+
+def test_a_recipe_takes_over_what_weights_mean(tiny: MakeRecipe, table_run: Path) -> None:
+    source = read_recipe(table_run)
+    mine = recipe("cifar10").starting_from(source)
+    assert (mine.schedule, mine.target, mine.network, mine.times) == (
+        source.schedule,
+        source.target,
+        source.network,
+        source.times,
+    )
+    assert (mine.data, mine.training) == (
+        recipe("cifar10").data,
+        recipe("cifar10").training,
+    )
 
 
 # Exact resume: processes of their own, stopped by real signals

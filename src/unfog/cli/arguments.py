@@ -10,13 +10,24 @@ if TYPE_CHECKING:
     from unfog.recipes.recipe import Recipe
 
 
-def chosen(recipe: str, data: str | None, size: int | None, settings: tuple[str, ...], precision: str) -> "Recipe":
-    """Return the recipe named on the command line, with its settings applied."""
+def chosen(
+    recipe: str,
+    data: str | None,
+    size: int | None,
+    settings: tuple[str, ...],
+    precision: str,
+    init_from: Path | None = None,
+) -> "Recipe":
+    """Return the recipe named on the command line, as that of a run to start from, with its settings applied."""
     from unfog.recipes.presets import recipe as find
+    from unfog.runs.run import read_recipe
 
     if not recipe:
         raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
-    found = find(recipe, data, size).set(*settings)
+    found = find(recipe, data, size)
+    if init_from is not None:
+        found = found.starting_from(read_recipe(init_from))
+    found = found.set(*settings)
     return found if precision == "auto" else found.set(f"training.precision={precision}")
 
 

@@ -163,9 +163,9 @@ class Training:
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
-    def recipe(self, name: str) -> "Recipe":
-        """Return the recipe of a name, with its settings applied."""
-        return arguments.chosen(name, self.data, self.size, self.set, self.precision)
+    def recipe(self, name: str, init_from: Path | None = None) -> "Recipe":
+        """Return the recipe of a name, as that of a run to start from, with its settings applied."""
+        return arguments.chosen(name, self.data, self.size, self.set, self.precision, init_from)
 
     @property
     def seconds(self) -> float | None:

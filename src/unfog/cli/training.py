@@ -40,7 +40,7 @@ def train(
     Args:
         out: Run folder. Default: runs/RECIPE.
         resume: Resume this run folder.
-        init_from: Start from the weights of this run folder.
+        init_from: Start from the weights of this run folder, with its network, schedule, target and sampling.
         log: Also log to this tracker, in addition to metrics.jsonl and the progress bar.
     """
     from unfog.data.modality import has_plane
@@ -56,7 +56,7 @@ def train(
     elif accept_changed_data:
         raise UserError("--accept-changed-data is for --resume: a new run takes the data as they are")
     else:
-        chosen = training.recipe(recipe)
+        chosen = training.recipe(recipe, init_from)
         folder = out or Path("runs") / recipe
         run.fit(chosen, folder, budget=training.seconds, init_from=init_from, device=training.device, log=log)
     finished = run.read_recipe(folder)

@@ -40,6 +40,10 @@ from unfog.runtime.files import parse_json
 Part = TypeVar("Part")
 VERSION = 1
 """Version of the recipe format."""
+MEANING = ("network", "inputs", "schedule", "target", "variance")
+"""Fields that say what the weights of a denoiser compute."""
+USE = ("times", "weighting", "solver", "grid", "sampling")
+"""Fields that say how such a denoiser is trained and sampled."""
 VALUES = 1 << 28
 """Numbers in a batch, at most: 1 GiB in float32."""
 
@@ -113,6 +117,13 @@ class Recipe:
     shape: tuple[int, ...] | None = None
     classes: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+
+    def starting_from(self, source: "Recipe") -> "Recipe":
+        """Return this recipe with the network of another one, and how that is asked, trained and sampled.
+
+        Data, conditioning, optimizer, averages and length stay.
+        """
+        return replace(self, **{name: getattr(source, name) for name in (*MEANING, *USE)})
 
     @property
     def modality(self) -> Modality:

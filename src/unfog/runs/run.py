@@ -247,6 +247,8 @@ def _begun(
 ) -> Trainer:
     """Return the trainer of a new run folder; an autoencoder, where one is missing, is trained first."""
     check_vacant(out)
+    if init_from is not None:
+        _check_meaning(recipe, read_recipe(Path(init_from)), init_from)
     recipe, data = build_data(recipe) if dataset is None else build_data(fitted(recipe, dataset), dataset.data)
     for sentence in quick(data):
         warnings.warn(sentence, stacklevel=5)
@@ -256,12 +258,30 @@ def _begun(
     trainer = Trainer(recipe, data, out, choose_device(device))
     if init_from is not None:
         where = Path(init_from) / "model.safetensors"
-        read_recipe(Path(init_from))
         trainer.start_from(read_tensors(where), where)
     trainer.choose_portion()
     with disk(out):
         out.mkdir(parents=True, exist_ok=True)
     return trainer
+
+
+def _check_meaning(recipe: Recipe, source: Recipe, where: str | Path) -> None:
+    """Refuse weights that mean something else in another recipe; warn of those that mean it nearly.
+
+    Raises: UserError: If schedule or target are of another kind, or the network's inputs and outputs differ.
+    """
+    kinds = [name for name in ("schedule", "target") if recipe.kind(name) != source.kind(name)]
+    others = [name for name in ("inputs", "variance") if getattr(recipe, name) != getattr(source, name)]
+    if recipe.kind("objective") == source.kind("objective") and (kinds or others):
+        told = [f"{name} {source.kind(name)!r} instead of {recipe.kind(name)!r}" for name in kinds]
+        raise UserError(
+            f"the weights of {where} were trained with {', '.join(told + [f'other {name}' for name in others])}, so "
+            "they would mean something else here: take these settings over, as `recipe.starting_from` does"
+        )
+    if recipe.schedule != source.schedule or recipe.target != source.target:
+        warnings.warn(
+            f"the schedule or target has other options than that of {where}, whose weights these were", stacklevel=6
+        )
 
 
 def taken_in(recipe: Recipe, out: Path) -> Recipe:
