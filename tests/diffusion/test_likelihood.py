@@ -1,6 +1,7 @@
 """Likelihood: mixtures whose density is known, the terms of the bound in closed form, and learned variances."""
 
 import math
+import statistics
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from unfog.diffusion import integration
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.guidance import ClassifierGuided
 from unfog.diffusion.integration import integrate
-from unfog.diffusion.likelihood import bits_per_dim, bound_term, log_likelihood, variational_bound
+from unfog.diffusion.likelihood import _surprise, bits_per_dim, bound_term, log_likelihood, variational_bound
 from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.schedules import EDM, LinearContinuous, RectifiedFlow, Schedule, expand
@@ -285,6 +286,25 @@ def test_discretised_decoder_sums_to_one(width: float) -> None:
     if width == 0.01:
         near = (bins - 0.137).abs()[:, 0] < 0.2
         torch.testing.assert_close(term(width)[near], term(None)[near] - math.log2(width), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("mean", [-1.4, -1.0, -0.3, 0.8, 1.0])
+@pytest.mark.parametrize("deviation", [1e-3, 0.02, 0.7])
+def test_the_256_values_of_a_pixel_sum_to_one(mean: float, deviation: float) -> None:
+    """The bins of black and white reach to infinity (Ho et al. 2020, eq. 13)."""
+    values = (torch.arange(256, dtype=torch.float64) * 2 / 255 - 1)[:, None]
+    width, spread = 2 / 255, torch.full_like(values, 2 * math.log(deviation))
+    nats = _surprise(values, torch.full_like(values, mean), spread, width, (-1.0, 1.0))
+    assert nats.isfinite().all()
+    assert float(torch.exp(-nats).sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_black_pixel_that_is_known_costs_half_a_normal() -> None:
+    """With the mean at black, all mass below half a width is its own: Phi(w / 2 sigma)."""
+    black, known = torch.tensor([[[-1.0]], [[2 * math.log(0.01)]]], dtype=torch.float64)
+    nats = float(_surprise(black, black, known, 2 / 255, (-1.0, 1.0)))
+    assert nats == pytest.approx(-math.log(statistics.NormalDist().cdf(1 / 255 / 0.01)), rel=1e-12)
+    assert nats < float(_surprise(black, black, known, 2 / 255, None)) - 0.7
 
 
 def test_bound_with_bins_costs_what_the_density_does() -> None:

@@ -76,6 +76,18 @@ def test_everything_else_steps_as_adamw() -> None:
         assert torch.equal(here, there)
 
 
+def test_the_rest_decays_as_it_is_told() -> None:
+    """Without a gradient only the decay acts: (1 - lr·decay) a step, on tables and biases as on matrices."""
+    module = torch.nn.ModuleDict({"table": torch.nn.Embedding(4, 3), "layer": torch.nn.Linear(48, 48)})
+    before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    optimizer = Muon(lr=0.5, weight_decay=0.2).build(module)
+    for weight in module.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    for name, weight in module.named_parameters():
+        torch.testing.assert_close(weight.detach(), before[name] * (1 - 0.5 * 0.2), msg=name)
+
+
 def test_hidden_layers_are_muons_and_the_rest_adamws() -> None:
     module = nn.ModuleDict({"network": Compact(3, width=32), "text": TextEncoder(32, width=64, layers=1, length=8)})
     names = {id(parameter): name for name, parameter in module.named_parameters()}

@@ -30,6 +30,7 @@ from unfog.recipes.parse import from_plain, named, options, to_plain
 from unfog.recipes.presets import RECIPES, recipe
 from unfog.recipes.recipe import VERSION, Recipe
 from unfog.recipes.sources import Digits, Folder
+from unfog.recipes.versions import corrections
 from unfog.runtime.errors import UserError
 from unfog.training.trainer import Trainer
 
@@ -115,7 +116,7 @@ def test_missing_fields_get_their_defaults() -> None:
     chosen = Recipe.from_json(
         '{"version": 1, "name": "x", "data": {"kind": "digits"}, "network": {"kind": "compact", "width": 16}}'
     )
-    assert chosen == Recipe("x", data=Digits(), network=CompactSpec(width=16))
+    assert chosen == Recipe("x", data=Digits(), network=CompactSpec(width=16), version=1)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_missing_fields_get_their_defaults() -> None:
         ("{}", "no version"),
         ('{"version": "1"}', "no version"),
         ('{"version": true}', "no version"),
-        ('{"version": 2}', "version is newer than 1: update unfog"),
+        ('{"version": 3}', "version is newer than 2: update unfog"),
         ('{"version": 99, "unheard-of": 1}', "version is newer"),
     ],
     ids=["empty", "cut", "deep", "long number", "null", "list", "object", "text", "bool", "next", "later"],
@@ -799,3 +800,22 @@ def test_the_folder_recipe_needs_a_folder(tmp_path: Path) -> None:
         recipe("folder", str(tmp_path / "absent"))
     with pytest.raises(UserError, match="contains no images"):
         recipe("folder", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("optimizer=muon", "optimizer.weight_decay=0.2"), "weight_decay=0.2 now also holds"),
+        (("variance=learned", "schedule=linear", "target=eps"), "the bound that teaches the variance"),
+        (("optimizer=muon",), ""),
+        ((), ""),
+    ],
+)
+def test_corrected_formulas_are_said_of_older_recipes(settings: tuple[str, ...], told: str) -> None:
+    new = recipe("digits").set(*settings)
+    assert corrections(new) == []
+    plain = json.loads(new.to_json())
+    assert plain["version"] == 2
+    old = Recipe.from_json(json.dumps({**plain, "version": 1}))
+    assert (old.version, json.loads(old.to_json())["version"]) == (1, 1)
+    assert [told in sentence for sentence in corrections(old)] == [True] * bool(told)

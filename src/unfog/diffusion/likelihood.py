@@ -124,6 +124,7 @@ def variational_bound(
     noise: Callable[[int, Tensor], Tensor],
     variance: Variance = "small",
     bin_width: float | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> Bound:
     """Return prior + sum of KL(q(x_s | x_t, x0), p(x_s | x_t)) + decoder, with one draw of x_t per t.
 
@@ -134,10 +135,11 @@ def variational_bound(
         noise: (step, data) -> standard normal noise shaped like the data.
         variance: The variance of the model's steps, see `Ancestral`.
         bin_width: Distance between neighbouring values of discrete data, None for a density.
+        bounds: The lowest and the highest of those values, whose bins reach to infinity; None if there are no such.
 
     Returns: The terms in bits per dimension.
     Raises: UserError: If the times do not fall at every step, down to 0.
-    Source: Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, eqs. 4 to 7.
+    Source: Ho et al. 2020, eqs. 5 and 13; Nichol & Dhariwal 2021, eqs. 4 to 7.
     """
     schedule, found = denoise.schedule, []
     if len(times) < 2 or times[0] > schedule.t_max or times[-1] != 0 or not (times.diff() < 0).all():
@@ -145,7 +147,10 @@ def variational_bound(
     with torch.inference_mode():
         for index, (t, s) in enumerate(pairwise(times.double().cpu().unbind())):
             x_t = schedule.add_noise(x0, noise(index, x0), t)
-            found.append(bound_term(schedule, denoise(x_t, t), x0, x_t, t, s, variance=variance, bin_width=bin_width))
+            prediction = denoise(x_t, t)
+            found.append(
+                bound_term(schedule, prediction, x0, x_t, t, s, variance=variance, bin_width=bin_width, bounds=bounds)
+            )
         alpha, sigma = schedule.alpha(times[0]), schedule.sigma(times[0])
         end = schedule.sigma(schedule.t_max)
         prior = _divergence(expand(alpha, x0) * x0, 2 * sigma.log(), torch.zeros_like(x0), 2 * end.log())
@@ -162,6 +167,7 @@ def bound_term(
     *,
     variance: Variance = "learned",
     bin_width: float | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> Tensor:
     """Return KL(q(x_s | x_t, x0), p(x_s | x_t)), or -log2 p(x0 | x_t) where s = 0, in bits per dimension.
 
@@ -174,6 +180,7 @@ def bound_term(
         s: The earlier time, shaped like `t`.
         variance: "small", "large" or "learned".
         bin_width: For the last step: the width of the bin whose mass is used, None for the density.
+        bounds: The lowest and the highest value of discrete data, whose bins reach to infinity.
 
     Returns: Bits per dimension of each sample, `(batch,)`.
     """
@@ -184,7 +191,8 @@ def bound_term(
     last = torch.as_tensor(schedule.sigma(s) == 0)
     if not last.any():
         return _per_dim(middle)
-    return torch.where(last.to(x0.device), _per_dim(_surprise(x0, mean, log_variance, bin_width)), _per_dim(middle))
+    surprise = _surprise(x0, mean, log_variance, bin_width, bounds)
+    return torch.where(last.to(x0.device), _per_dim(surprise), _per_dim(middle))
 
 
 def _divergence(mean: Tensor, log_variance: Tensor, other: Tensor, other_log_variance: Tensor) -> Tensor:
@@ -193,8 +201,10 @@ def _divergence(mean: Tensor, log_variance: Tensor, other: Tensor, other_log_var
     return 0.5 * (torch.exp(narrower) - narrower + (mean - other) ** 2 * torch.exp(-other_log_variance) - 1)
 
 
-def _surprise(x: Tensor, mean: Tensor, log_variance: Tensor, bin_width: float | None) -> Tensor:
-    """Return -log N(x; mean, variance), or -log of the normal mass between x - width/2 and x + width/2."""
+def _surprise(
+    x: Tensor, mean: Tensor, log_variance: Tensor, bin_width: float | None, bounds: tuple[float, float] | None
+) -> Tensor:
+    """Return -log N(x; mean, variance), or -log of the normal mass in the bin of x, which is open at the bounds."""
     z = (x - mean) * torch.exp(-log_variance / 2)
     if bin_width is None:
         return 0.5 * (z**2 + log_variance + math.log(2 * math.pi))
@@ -202,6 +212,10 @@ def _surprise(x: Tensor, mean: Tensor, log_variance: Tensor, bin_width: float | 
     # flip the sign so that both ends lie in the lower tail, where the difference does not cancel
     high, low = torch.special.log_ndtr(half - z.abs()), torch.special.log_ndtr(-half - z.abs())
     mass: Tensor = high + torch.log1p(-torch.exp(low - high))
+    if bounds is not None:
+        lowest, highest = bounds
+        mass = torch.where(x < lowest + bin_width / 2, torch.special.log_ndtr(half + z), mass)
+        mass = torch.where(x > highest - bin_width / 2, torch.special.log_ndtr(half - z), mass)
     return -mass
 
 

@@ -27,6 +27,7 @@ def denoising_loss(
     generator: torch.Generator | None = None,
     bound: float = 1e-3,
     bin_width: float | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> Tensor:
     """Return w(t)·mean((output(x_t, t) - (a·x0 + b·eps))²) for each sample; with learned variance, plus the bound.
 
@@ -43,6 +44,7 @@ def denoising_loss(
         generator: Draws `u` and `noise` if they are not given, on the device of `x0`. Default: torch's own.
         bound: Weight of the variational bound, in bits per dimension, where the variance is learned.
         bin_width: Distance between neighbouring values of discrete data, None for continuous data.
+        bounds: The lowest and the highest of those values.
 
     Returns: The loss of each sample, `(batch,)`, float32.
     Raises: UserError: If shapes do not match, or the data are not floating-point.
@@ -69,4 +71,5 @@ def denoising_loss(
     place = t / schedule.t_max * steps
     s = ((place.round() if schedule.steps else place) - 1).clamp(min=0) * schedule.t_max / steps
     held = denoiser.target.solve(output.detach(), x_t, t, schedule)._replace(variance_fraction=fraction)
-    return loss + bound * steps * bound_term(schedule, held, x0, x_t, t, s, bin_width=bin_width).float()
+    term = bound_term(schedule, held, x0, x_t, t, s, bin_width=bin_width, bounds=bounds)
+    return loss + bound * steps * term.float()

@@ -79,7 +79,8 @@ def density(run: Run, data: Data, count: int, seed: int = 0) -> Density:
     steps = run.denoiser.schedule.steps or STEPS
     protocol = (
         f"{min(count, len(data.train))} training and {min(count, len(data.heldout))} held-out rows, seed {seed}; "
-        f"rtol and atol 1e-4, one probe a row; bound in {steps} steps of {_variance(run)} variance; ± standard error"
+        f"rtol and atol 1e-4, one probe a row; bound in {steps} steps of {_variance(run)} variance, open at the ends; "
+        "± standard error"
     )
     return Density(_bits(run, data.train, count, steps, seed), _bits(run, data.heldout, count, steps, seed), protocol)
 
@@ -134,7 +135,10 @@ def _batch_bits(run: Run, rows: Batch, first: int, steps: int, seed: int) -> tup
     with run.arithmetic():
         flow = log_likelihood(model, spread, probes=probe, rtol=1e-4, atol=1e-4)
         times = UniformGrid()(denoiser.schedule, steps)
-        bound = variational_bound(model, x0, times, noise=noise, variance=_variance(run), bin_width=codec.bin_width)
+        width, bounds = codec.bin_width, codec.bounds
+        bound = variational_bound(
+            model, x0, times, noise=noise, variance=_variance(run), bin_width=width, bounds=bounds
+        )
     return bits_per_dim(flow, spread, codec.bin_width).cpu(), bound.total.cpu()
 
 

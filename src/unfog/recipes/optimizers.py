@@ -113,7 +113,8 @@ class _Muon(torch.optim.Optimizer):
         """Keep the options; `square` is the arithmetic of `orthogonal`."""
         self.options, self.square = options, square
         betas = (options.beta1, options.beta2)
-        self.rest = torch.optim.AdamW([{"params": rest}], lr=options.lr, betas=betas, fused=True)
+        decay = options.weight_decay
+        self.rest = torch.optim.AdamW([{"params": rest}], lr=options.lr, betas=betas, weight_decay=decay, fused=True)
         both = [{"params": hidden}, *self.rest.param_groups]
         super().__init__(both, {"lr": options.lr, "weight_decay": options.weight_decay})
 

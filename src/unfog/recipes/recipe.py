@@ -38,8 +38,8 @@ from unfog.runtime.errors import UserError, unknown
 from unfog.runtime.files import parse_json
 
 Part = TypeVar("Part")
-VERSION = 1
-"""Version of the recipe format."""
+VERSION = 2
+"""Version of the recipe format and of the formulas that it means, see `recipes.versions`."""
 MEANING = ("network", "inputs", "schedule", "target", "variance")
 """Fields that say what the weights of a denoiser compute."""
 USE = ("times", "weighting", "solver", "grid", "sampling")
@@ -92,6 +92,7 @@ class Recipe:
         shape: Shape of one row of the data; None until the data have been read.
         classes: Names of the classes that the model was trained on.
         prompts: Some captions of held-out rows, for models conditioned on text.
+        version: Version of unfog's recipes that it was written for.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Recipe:
     shape: tuple[int, ...] | None = None
     classes: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    version: int = VERSION
 
     def starting_from(self, source: "Recipe") -> "Recipe":
         """Return this recipe with the network of another one, and how that is asked, trained and sampled.
@@ -213,7 +215,7 @@ class Recipe:
 
         Raises: UserError: If a part has no name.
         """
-        plain: dict[str, Any] = {"version": VERSION}
+        plain: dict[str, Any] = {"version": self.version}
         for one in fields(self):
             value = getattr(self, one.name)
             plain[one.name] = to_plain(one.name, value) if one.name in KINDS else value
@@ -231,7 +233,7 @@ class Recipe:
             raise UserError(f"the recipe is not valid JSON ({error})") from None
         if not isinstance(plain, dict) or not _is_version(plain.get("version")):
             raise UserError("the recipe has no version: it is not a recipe of unfog")
-        if plain.pop("version") > VERSION:
+        if plain["version"] > VERSION:
             raise UserError(f"the recipe's version is newer than {VERSION}: update unfog")
         known = {one.name for one in fields(cls)}
         for name in plain:

@@ -20,6 +20,7 @@ from unfog.recipes.presets import recipe as preset
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.sources import Given
 from unfog.recipes.text_encoders import PretrainedConditioning, copy_encoder
+from unfog.recipes.versions import corrections
 from unfog.runs.data import Changed, moved, read_data, remember
 from unfog.runs.dataset import Dataset, Read, fitted, read
 from unfog.runs.model import Run as Run
@@ -396,6 +397,8 @@ def _refit(
     if steps(own / "checkpoints"):
         _refit(own, dataset, device, console, hooks, data, accept_changed_data)
     trainer = reopen(path, device, dataset, data, accept_changed_data)
+    for sentence in corrections(trainer.recipe):
+        warnings.warn(f"a formula was corrected since {path} began: {sentence}", stacklevel=5)
     if steps(path / "checkpoints") or not steps(own / "checkpoints"):
         trainer.restore()
     else:

@@ -83,6 +83,7 @@ class Denoising(OneLoss):
             noise=batch.noise,
             bound=recipe.variance.bound,
             bin_width=context.codec.bin_width,
+            bounds=context.codec.bounds,
         )
 
     def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> Image.Image:

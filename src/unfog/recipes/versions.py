@@ -1,0 +1,23 @@
+"""Formulas that were corrected since a recipe was written."""
+
+from unfog.data.codecs import Pixels
+from unfog.recipes.optimizers import AdamW, Muon
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import LearnedVariance
+
+
+def corrections(recipe: Recipe) -> list[str]:
+    """Return a sentence for each corrected formula that the training of an older recipe meets."""
+    if recipe.version > 1:
+        return []
+    found = []
+    if isinstance(recipe.optimizer, Muon) and recipe.optimizer.weight_decay != AdamW().weight_decay:
+        found.append(
+            f"optimizer.weight_decay={recipe.optimizer.weight_decay:g} now also holds for what is no matrix, which "
+            f"decayed by {AdamW().weight_decay:g} when this run began"
+        )
+    if isinstance(recipe.variance, LearnedVariance) and isinstance(recipe.codec, Pixels):
+        found.append(
+            "the bound that teaches the variance now counts black and white pixels by bins without an outer end"
+        )
+    return found
