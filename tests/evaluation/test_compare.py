@@ -67,7 +67,8 @@ def test_a_run_differs_from_its_copy_by_nothing(found: Comparison) -> None:
     assert copy.nfe == good.nfe
     for metric in (found.fidelity, "adherence"):
         gap = copy.differences[metric]
-        assert (gap.value, gap.interval) == (0, (0, 0))
+        assert gap.interval is not None
+        assert (gap.value, gap.interval.low) == (0, -gap.interval.high)
         assert not gap.told_apart
     assert all(gap.value == 0 for gap in copy.differences.values())
 

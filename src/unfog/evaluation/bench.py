@@ -20,7 +20,7 @@ from unfog.diffusion.solvers import RungeKutta45
 from unfog.evaluation.bench_plot import Curve, Point, draw_plot
 from unfog.evaluation.compare import number, span
 from unfog.evaluation.features import digest
-from unfog.evaluation.intervals import plain
+from unfog.evaluation.intervals import INTERVALS, plain
 from unfog.evaluation.judge import Asked, Judge
 from unfog.evaluation.report import aligned, bar, draw, heldout_conditions
 from unfog.evaluation.results import Measured, Setting, append_result, read_results
@@ -262,7 +262,8 @@ def _keys(
     run: Run, judge: Judge, plan: dict[Cell, Planned], count: int, seed: int, condition: Tensor | None
 ) -> dict[Cell, str]:
     """Return for each cell the key of its measurement: a hash of everything that the scores depend on."""
-    how = f"{__version__}, {run.precision}, {count} samples of seed {seed}, {judge.first.extractor.key}, {judge.sets}"
+    versions = f"{__version__}, intervals {INTERVALS}"
+    how = f"{versions}, {run.precision}, {count} samples of seed {seed}, {judge.first.extractor.key}, {judge.sets}"
     conditions = b"" if condition is None else condition.numpy().tobytes()
     common = digest((run.path / "model.safetensors").read_bytes(), conditions, how.encode())
     keys = {}

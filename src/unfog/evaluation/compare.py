@@ -15,7 +15,7 @@ from torch import Tensor
 from unfog.data.modality import Modality
 from unfog.data.pictures import row_of, save_picture
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
-from unfog.evaluation.intervals import Interval, Scored, bootstrap, plain
+from unfog.evaluation.intervals import Interval, Scored, bootstrap, of_difference, plain
 from unfog.evaluation.judge import Judge, spread
 from unfog.evaluation.report import aligned, bar, draw, heldout_conditions
 from unfog.generation.drawing import Drawing
@@ -332,7 +332,10 @@ def _differences(
             interval = bootstrap(distance, *rows, resamples=RESAMPLES, method="halves", paired=True)
         elif metric == ADHERENCE:
             hits = [one.hits for one in both if one.hits is not None]
-            interval = bootstrap(share, *hits, resamples=RESAMPLES, paired=True)
+            alone = len(hits) == 2 and np.isin(hits, (0, 1)).all()
+            interval = (
+                of_difference(hits[0], hits[1]) if alone else bootstrap(share, *hits, resamples=RESAMPLES, paired=True)
+            )
         differences[metric] = Difference(value, interval)
     return differences
 

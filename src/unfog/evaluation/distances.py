@@ -104,7 +104,8 @@ def frechet(a: ArrayLike, b: ArrayLike) -> float:
     """Return the Fréchet distance of two sets: |mu_a - mu_b|² + tr(S_a + S_b - 2 (S_a S_b)^½).
 
     It is biased upward by about c/n with a c that depends on the model: compare equal numbers of rows only. It may
-    come out below 0 by rounding. Its interval is `bootstrap(frechet, a, b, method="halves")`, for n > 2d.
+    come out below 0 by rounding. An interval of its mean over sets of this size, with that bias, is
+    `bootstrap(frechet, a, b, method="halves")`, for n > 2d.
 
     Args:
         a: Features, `(n, d)`, n > d.

@@ -1,16 +1,21 @@
 """Intervals by resampling, and scores that refuse an unfair comparison."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import stream
 
-Method = Literal["percentile", "basic", "halves"]
+Method = Literal["percentile", "halves"]
+INTERVALS = 2
+"""Version of what intervals mean: measurements that were kept with another one are made again."""
 
 
 class Interval(NamedTuple):
@@ -31,17 +36,14 @@ def bootstrap(
 ) -> Interval:
     """Return an interval of `statistic(*arrays)` from its spread q over resampled rows.
 
-    - "percentile": [q(2.5 %), q(97.5 %)] of rows drawn with replacement. For means, shares and their differences.
-    - "basic": [2s - q(97.5 %), 2s - q(2.5 %)], s the statistic of the data: a bias is corrected once, where the
-      percentiles would double it.
-    - "halves": as "basic", from halves of the rows drawn without replacement. A half has no duplicates, and differs
-      from the whole by as much as the whole does from the population, in variance (1/(n/2) - 1/n = 1/n) and, where it
-      falls as 1/n, in bias. For the Fréchet distance: the interval is of the distance of the *distributions* and can
-      lie below the value measured, which is biased upward.
+    - "percentile": [q(2.5 %), q(97.5 %)] of rows drawn with replacement. For means and their differences.
+    - "halves": [s - (q(97.5 %) - q̄), s + (q̄ - q(2.5 %))], s the statistic of the data and q̄ the mean of the
+      resampled ones, from halves of the rows drawn without replacement. A half has no duplicates, and differs from the
+      whole by as much as the whole does from the population (1/(n/2) - 1/n = 1/n). For the Fréchet distance: the
+      interval is of what sets of as many rows score on average, with the bias of few rows that the value has too.
 
-    Measured for the Fréchet distance of Gaussians, 16 features, 1,000 rows (200 rows): 95 % intervals held the truth in
-    93 % (97 %) of cases from halves, in 93 % (97 %) as "basic", in 11 % (0 %) as "percentile"; with 4 features and 200
-    rows in 91 %, 91 % and 84 %.
+    Measured for the Fréchet distance of Gaussians, 16 features, 200 rows: 95 % intervals from halves held the mean of
+    many such sets in 94 % of cases, percentiles in none.
 
     No method is valid for a statistic of distances to nearest neighbours, whose meaning changes with n.
 
@@ -57,8 +59,8 @@ def bootstrap(
 
     Raises: UserError: If there are too few rows or resamples, if paired arrays differ in length, or if the statistic
         is not finite.
-    Source: Efron & Tibshirani 1993, chapter 13; Davison & Hinkley 1997, section 5.2 (basic); Shao & Wu 1989, A general
-        theory for jackknife variance estimation (halves).
+    Source: Efron & Tibshirani 1993, chapter 13; Davison & Hinkley 1997, section 5.2; Shao & Wu 1989, A general theory
+        for jackknife variance estimation (halves).
     """
     counts = [len(array) for array in arrays]
     least = 4 if method == "halves" else 2
@@ -85,8 +87,50 @@ def bootstrap(
     low, high = np.quantile(values, [tail, 1 - tail])
     if method == "percentile":
         return Interval(float(low), float(high))
-    whole = statistic(*arrays)
-    return Interval(float(2 * whole - high), float(2 * whole - low))
+    whole, middle = statistic(*arrays), float(np.mean(values))
+    return Interval(float(whole - max(0.0, high - middle)), float(whole + max(0.0, middle - low)))
+
+
+def of_mean(rows: NDArray[np.float64], seed: int = 0, level: float = 0.95) -> Interval:
+    """Return an interval of a mean: the exact one of a proportion, whose rows are 0 or 1, else the bootstrap's.
+
+    With k of n rows 1: from the 2.5 % quantile of Beta(k, n - k + 1) to the 97.5 % quantile of Beta(k + 1, n - k).
+    Resampling collapses where a proportion is near 0 or 1: at 0.999 and n = 1,000 its 95 % interval holds the truth in
+    63 % of cases, the exact one in 98 %.
+
+    Args:
+        rows: One number a sample, `(n,)`.
+        seed: Seed of the bootstrap.
+        level: Share of cases in which the interval is to hold the truth.
+
+    Source: Clopper & Pearson 1934, The use of confidence or fiducial limits.
+    """
+    if not np.isin(rows, (0, 1)).all():
+        return bootstrap(lambda own: float(own.mean()), rows, seed=seed, level=level)
+    hits, misses, tail = int(rows.sum()), int((1 - rows).sum()), (1 - level) / 2
+    low = float(betaincinv(hits, misses + 1, tail)) if hits else 0.0
+    high = float(betaincinv(hits + 1, misses, 1 - tail)) if misses else 1.0
+    return Interval(low, high)
+
+
+def of_difference(first: NDArray[np.float64], second: NDArray[np.float64], level: float = 0.95) -> Interval:
+    """Return an interval of the difference of two proportions of the same samples, mean(first) - mean(second).
+
+    With b and c the samples that only the first or only the second has right, b' = (b + 1)/(n + 2), and c' alike:
+    b' - c' ± z sqrt((b' + c' - (b' - c')²) / (n + 2)).
+
+    Args:
+        first: 0 or 1 a sample, `(n,)`.
+        second: The same samples of another model.
+        level: Share of cases in which the interval is to hold the truth.
+
+    Source: Bonett & Price 2012, Adjusted Wald confidence interval for a difference of binomial proportions based on
+        paired data.
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    more, fewer = (((one > other).sum() + 1) / (len(first) + 2) for one, other in ((first, second), (second, first)))
+    half = z * math.sqrt((more + fewer - (more - fewer) ** 2) / (len(first) + 2))
+    return Interval(float(more - fewer - half), float(more - fewer + half))
 
 
 Split = Literal["held out", "halves"]
@@ -191,13 +235,13 @@ class Scored:
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense.
 
-        Raises: UserError: If the interval is turned, or a number is not finite.
+        Raises: UserError: If the value lies outside its interval, or a number is not finite.
         """
         low, high = (self.value if end is None else end for end in (self.low, self.high))
         if not np.isfinite([self.value, low, high, self.floor, self.ceiling]).all():
             raise UserError("a score, its interval, floor and ceiling must be finite")
-        if low > high or self.n < 1:
-            raise UserError(f"{low:g} to {high:g} is no interval of {self.n} samples")
+        if not low <= self.value <= high or self.n < 1:
+            raise UserError(f"{low:g} to {high:g} is no interval of {self.value:g}, measured on {self.n} samples")
 
     @property
     def position(self) -> float:

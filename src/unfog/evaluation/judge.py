@@ -20,7 +20,7 @@ from unfog.data.source import Batch, Data, Indices, Source
 from unfog.evaluation import features as extractors
 from unfog.evaluation.distances import Rows, frechet, kernel_distance
 from unfog.evaluation.features import Extractor, digest, features_of, fit_classifier, fit_components, flat
-from unfog.evaluation.intervals import Interval, Method, Protocol, Scored, Sets, Split, bootstrap
+from unfog.evaluation.intervals import Interval, Protocol, Scored, Sets, Split, bootstrap, of_mean
 from unfog.evaluation.neighbours import Memorised, entropy_over_classes, memorised, prdc
 from unfog.evaluation.shapes_reader import matches
 from unfog.runs.requests import MOST
@@ -294,19 +294,19 @@ class Judge:
             scores[name] = Scored(value, low, high, len(blocks) * self.m, floors[name], ceilings[name], protocol)
         return scores
 
-    def _interval(self, statistic: Callable[..., float], rows: NDArray[Any], *others: Rows, method: Method) -> Interval:
-        """Return the interval of the mean of a statistic over blocks."""
+    def _interval(self, statistic: Callable[..., float], rows: NDArray[Any], *others: Rows) -> Interval:
+        """Return the interval of the mean of a statistic over blocks, with the bias of their size."""
         blocks = self._blocks(rows)
 
         def mean(x: NDArray[Any], *rest: Rows) -> float:
             return float(np.mean([statistic(part, *rest) for part in np.array_split(x, len(blocks))]))
 
-        return bootstrap(mean, np.concatenate(blocks), *others, resamples=RESAMPLES, seed=self.seed, method=method)
+        return bootstrap(mean, np.concatenate(blocks), *others, resamples=RESAMPLES, seed=self.seed, method="halves")
 
     def _frechet(self, space: Space, features: Rows) -> dict[str, Scored]:
         name, intervals = f"frechet/{space.extractor.name}", {}
         if features.shape[1] <= RESAMPLED:
-            intervals[name] = self._interval(frechet, features, space.train, method="halves")
+            intervals[name] = self._interval(frechet, features, space.train)
         return self._scores(space, features, lambda x: {name: frechet(x, space.train)}, intervals)
 
     def _kernel(self, space: Space, features: Rows) -> dict[str, Scored]:
@@ -321,7 +321,7 @@ class Judge:
         return self._scores(self.first, features, lambda x: prdc(self.first.train, x)._asdict())
 
     def _entropy(self, features: Rows) -> dict[str, Scored]:
-        """Return the entropy over classes as a share of the largest, where there are classes."""
+        """Return the entropy over classes as a share of the largest, where there are classes; resampling biases it."""
         reader = self.classifier
         if reader is None or self.train.labels is None or self.train.labels.ndim > 1:
             return {}
@@ -329,8 +329,7 @@ class Judge:
         def share(x: Rows) -> float:
             return entropy_over_classes(reader.classes(x), reader.outputs).share
 
-        interval = self._interval(share, features, method="percentile")
-        return self._scores(self.first, features, lambda x: {"entropy": share(x)}, {"entropy": interval})
+        return self._scores(self.first, features, lambda x: {"entropy": share(x)})
 
     def _adherence(self, samples: Tensor, asked: Asked) -> dict[str, Scored]:
         """Return the share of samples that show what was asked: by names, as a whole and by attributes."""
@@ -346,7 +345,7 @@ class Judge:
         how = "the exact reader" if len(marks) > 1 or self.classifier is None else f"classifier {self.classifier.key}"
         scores = {}
         for name, rows in marks.items():
-            low, high = bootstrap(_mean, rows, seed=self.seed)
+            low, high = of_mean(rows, self.seed)
             protocol = Protocol(name, how, self.sets)
             scores[name] = Scored(_mean(rows), low, high, len(rows), floors[name], ceilings[name], protocol)
         return scores

@@ -197,8 +197,8 @@ def notes(judge: Judge) -> list[str]:
     protocol = str(judge.sets)
     lines = [
         f"{protocol[0].upper()}{protocol[1:]}.",
-        "Ceiling: noise. Brackets: 95 % intervals; those of the Fréchet distance are of whole distributions, without",
-        "the bias of few rows that value and floor share.",
+        "Ceiling: noise. Brackets: 95 % intervals; those of the Fréchet distance are of its mean over sets of this",
+        "size, whose bias the floor shares.",
     ]
     for space in judge.spaces.values():
         reads = ""

@@ -17,7 +17,7 @@ Read = TypeVar("Read")
 
 
 class OutdatedError(ValueError):
-    """A measurement that an earlier version wrote, which kept its protocol as a sentence."""
+    """A measurement that an earlier version wrote: its protocol is a sentence, or its interval of something else."""
 
 
 def _typed(kind: type[Read], values: dict[str, Any]) -> Read:
@@ -34,6 +34,8 @@ def _scored(values: dict[str, Any]) -> Scored:
     protocol = values["protocol"]
     if isinstance(protocol, str):
         raise OutdatedError(protocol)
+    if values["low"] is not None and not values["low"] <= values["value"] <= values["high"]:
+        raise OutdatedError("an interval of something else than its value")
     sets = _typed(Sets, protocol["sets"])
     return _typed(Scored, {**values, "protocol": _typed(Protocol, {**protocol, "sets": sets})})
 
