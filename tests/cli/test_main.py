@@ -225,7 +225,6 @@ def test_an_output_that_is_a_file(refused: Call, digits_run: Path, tmp_path: Pat
         ["--out", "elsewhere"],
         ["--precision", "bfloat16"],
         ["--init-from", "other"],
-        ["--data", "pictures"],
         ["--size", "8"],
     ],
 )
@@ -375,7 +374,7 @@ def no_recipe(run: Path) -> None:
     ("damage", "sentence"),
     [
         (no_recipe, r"is no run folder \(it has no recipe\.json\): give a folder that"),
-        (newer, r"recipe\.json: the recipe's version is newer than 1: update unfog"),
+        (newer, r"recipe\.json: the recipe's version is newer than 2: update unfog"),
         (no_weights, r"model\.safetensors is missing"),
         (truncated_weights, r"model\.safetensors is damaged or truncated .*: restore it, or train again"),
         (other_shapes, r"model\.safetensors does not match the recipe.*network\.patch_out\.bias has the shape \(7,\)"),

@@ -231,7 +231,7 @@ def test_log_snr_grid_is_even() -> None:
 
 
 def test_impossible_grids_are_refused() -> None:
-    with pytest.raises(UserError, match="whole number of steps, 1 or more"):
+    with pytest.raises(UserError, match="number of steps must be a whole number, 1 or more"):
         UniformGrid()(Linear(), 0)
     with pytest.raises(UserError, match="rho"):
         KarrasGrid(0.0)

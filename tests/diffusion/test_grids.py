@@ -186,9 +186,9 @@ def test_impossible_times_are_refused(times: tuple[float, ...], words: str) -> N
         (LeadingGrid(offset=1), TABLE, 1000, "leaves the clock"),
         (KarrasGrid(sigma_max=100.0), EDM(80.0), 5, "leaves the clock"),
         (KarrasGrid(sigma_max=1e4), TABLE, 5, "do not fall|leaves the clock"),
-        (UniformGrid(), TABLE, 0, "whole number of steps, 1 or more"),
-        (UniformGrid(), TABLE, -3, "whole number of steps, 1 or more"),
-        (UniformGrid(), TABLE, 2.5, "whole number of steps, 1 or more, not 2.5"),
+        (UniformGrid(), TABLE, 0, "number of steps must be a whole number, 1 or more"),
+        (UniformGrid(), TABLE, -3, "number of steps must be a whole number, 1 or more"),
+        (UniformGrid(), TABLE, 2.5, "number of steps must be a whole number, 1 or more, not 2.5"),
     ],
 )
 def test_impossible_grids_are_refused(grid: Grid, schedule: Schedule, steps: int, words: str) -> None:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,7 +255,7 @@ def test_settings_that_cannot_be_met_are_refused(flow: Run, change: dict[str, st
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_a_count_below_one_is_refused(flow: Run, count: int) -> None:
-    with pytest.raises(UserError, match="must be 1 or more"):
+    with pytest.raises(UserError, match="must be a whole number, 1 or more"):
         flow.sample(count)
 
 
@@ -521,3 +522,26 @@ def test_the_adaptive_rule_gives_each_picture_its_own_steps(flow: Run) -> None:
     first, second = (next(sampler.steps(0, labels)).x for labels in (alike, mixed))
     assert torch.equal(first[::10], second[::10])
     assert not torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("progress", [False, lambda done, of: None], ids=["silent", "watched"])
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (10**12, r"1,000,000,000,000 samples take .* GiB and .* are free: draw fewer at a time"),
+        (1.5, "the number of samples must be a whole number, 1 or more, not 1.5"),
+        (0, "the number of samples must be a whole number, 1 or more, not 0"),
+        ("4", "the number of samples must be a whole number, 1 or more, not '4'"),
+    ],
+)
+def test_a_number_of_samples_that_cannot_be(flow: Run, count: int, sentence: str, progress: Any) -> None:
+    with pytest.raises(UserError, match=sentence):
+        flow.sample(count, label=3, progress=progress)
+
+
+def test_numbers_of_any_integer_type(flow: Run) -> None:
+    wanted = flow.sample(2, label=3, seed=5, steps=2)
+    assert torch.equal(flow.sample(np.int64(2), label=3, seed=np.int64(5), steps=np.int32(2)), wanted)
+    for seed in (None, 2**64, "5"):
+        with pytest.raises(UserError, match="a seed must be"):
+            flow.sample(2, label=3, seed=seed, steps=2)  # type: ignore[typeddict-item]

@@ -131,7 +131,10 @@ class Denoiser(nn.Module):
         else:
             scaled = x
         time = self.schedule._recall(self.network_time, t, self.time_input).to(x.device, torch.float32).expand(len(x))
-        output = self._ask(scaled, time, cond).to(x.dtype)
+        output = self._ask(scaled, time, cond)
+        if not isinstance(output, Tensor):
+            raise UserError(f"the network must return a tensor, not a {type(output).__name__}")
+        output = output.to(x.dtype)
         wanted = (len(x), (1 + self.learned_variance) * x.shape[1], *x.shape[2:])
         if output.shape != wanted:
             kind = "with" if self.learned_variance else "without"

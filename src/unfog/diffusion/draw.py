@@ -14,7 +14,7 @@ from unfog.diffusion.names import named
 from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import RectifiedFlow, as_time
 from unfog.diffusion.solvers import Solver
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import UserError, whole_number
 from unfog.runtime.randomness import normal
 
 
@@ -49,14 +49,18 @@ def sample(
     Returns: Samples on the denoiser's device, `shape`; float32, or float64 from a network in float64.
     Raises: UserError: For an unknown name, a shape that does not fit, or a solver that does not fit the schedule.
     """
-    count, *row = shape
-    if count < 1 or min(row, default=0) < 1:
-        raise UserError(f"the shape of samples is (count, *row), each 1 or more, not {tuple(shape)}")
+    if not hasattr(denoiser, "schedule"):
+        raise UserError(f"a {type(denoiser).__name__} has no schedule: wrap it, Denoiser(network, schedule)")
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) < 2:
+        raise UserError(f"the shape of samples is (count, *row), each 1 or more, not {shape!r}")
+    count, *row = (whole_number("each number of a shape of samples", side, 1) for side in shape)
     rule, places = named("solver", solver), named("grid", grid or grid_of(denoiser.schedule))
     like = _weight(denoiser)
     if noise is None:
         noise = normal(seed, "start", 0, 0, count, tuple(row))
-    elif noise.shape != torch.Size(shape):
+    elif not isinstance(noise, Tensor) or noise.shape != torch.Size((count, *row)):
+        if not isinstance(noise, Tensor):
+            raise UserError(f"the noise must be a tensor, not {noise!r}")
         raise UserError(f"the noise has the shape {tuple(noise.shape)}, where the samples have {tuple(shape)}")
     with torch.no_grad(), _evaluating(denoiser):
         denoise = _guided(denoiser, cond, guidance, count)

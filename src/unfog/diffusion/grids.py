@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.schedules import Schedule, as_time
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import UserError, whole_number
 
 LOUD = 10.0
 """Bound on |log_snr| in grids over the noise level, and in classifier guidance; at -10 sigma/alpha is 148."""
@@ -40,8 +40,7 @@ class Grid(ABC):
         Returns: Falling times, `(steps + 1,)`, float64 on the CPU.
         Raises: UserError: If `steps` is below 1, or the times leave the clock or do not fall.
         """
-        if steps < 1 or steps != int(steps):
-            raise UserError(f"a grid needs a whole number of steps, 1 or more, not {steps}")
+        steps = whole_number("the number of steps", steps, 1)
         name, times = type(self).__name__, self.place(schedule, steps)
         if len(times) != steps + 1:
             raise UserError(f"the grid {name} gives {len(times)} times, where {steps} steps need {steps + 1}")

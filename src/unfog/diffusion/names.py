@@ -83,7 +83,8 @@ def named(what: str, given: Value | str) -> Value:
         what: The kind of value, a key of `NAMES`.
         given: The value or its name.
 
-    Raises: UserError: For an unknown name, with the nearest known one, or a class instead of its instance.
+    Raises: UserError: For an unknown name, with the nearest known one, a class instead of its instance, or another
+        thing.
     """
     if isinstance(given, str):
         if given not in NAMES[what]:
@@ -93,4 +94,6 @@ def named(what: str, given: Value | str) -> Value:
         return value
     if isinstance(given, type):
         raise UserError(f"the {what} is the class {given.__name__}: write {given.__name__}()")
+    if not (callable(given) or hasattr(given, "step")):
+        raise UserError(f"the {what} must be a value or one of {', '.join(NAMES[what])}, not {given!r}")
     return given

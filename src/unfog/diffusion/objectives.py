@@ -6,6 +6,7 @@ from torch import Tensor
 from unfog.diffusion.defaults import times_of
 from unfog.diffusion.denoiser import Condition, Denoiser
 from unfog.diffusion.likelihood import bound_term
+from unfog.diffusion.names import named
 from unfog.diffusion.schedules import expand
 from unfog.diffusion.times import Times, stratify
 from unfog.diffusion.weightings import Unit, Weighting
@@ -20,8 +21,8 @@ def denoising_loss(
     x0: Tensor,
     cond: Condition | None = None,
     *,
-    times: Times | None = None,
-    weighting: Weighting | None = None,
+    times: Times | str | None = None,
+    weighting: Weighting | str | None = None,
     u: Tensor | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -37,8 +38,9 @@ def denoising_loss(
         denoiser: The denoiser to train.
         x0: Clean data, `(batch, *shape)`, about unit variance.
         cond: The condition of each sample, or None; a tensor goes through the denoiser's embedder, if it has one.
-        times: Maps `u` to times. Default: log-normal on `EDM`, logit-normal on `RectifiedFlow`, else uniform.
-        weighting: The weight of each time. Default: 1 in the target's own space.
+        times: Maps `u` to times, or a name. Default: log-normal on `EDM`, logit-normal on `RectifiedFlow`, else
+            uniform.
+        weighting: The weight of each time, or a name. Default: 1 in the target's own space.
         u: Uniform numbers in [0, 1), `(batch,)`. Default: drawn, one in each of `batch` equal parts.
         noise: Standard normal noise, shaped like `x0`. Default: drawn.
         generator: Draws `u` and `noise` if they are not given, on the device of `x0`. Default: torch's own.
@@ -51,6 +53,9 @@ def denoising_loss(
     Source: Ho et al. 2020, eq. 14, for every target and weighting; Nichol & Dhariwal 2021, eq. 16, for the bound.
     """
     schedule = denoiser.schedule
+    for what, given in (("data", x0), ("noise", x0 if noise is None else noise)):
+        if not isinstance(given, Tensor) or not given.ndim:
+            raise UserError(f"the {what} must be a tensor, (batch, *shape), not {given!r}")
     if not x0.is_floating_point():
         raise UserError(f"the data are {x0.dtype}: scale them to floating-point numbers of about unit variance first")
     if u is None:
@@ -59,12 +64,12 @@ def denoising_loss(
         raise UserError(f"u has the shape {tuple(u.shape)}, where {len(x0)} rows of data need ({len(x0)},)")
     if noise is None:
         noise = torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
-    t = (times or times_of(schedule))(u, schedule)
+    t = named("times", times or times_of(schedule))(u, schedule)
     x_t = schedule.add_noise(x0, noise, t)
     output, fraction = denoiser.output(x_t, t, denoiser.embedded(cond))
     error = output.float() - denoiser.target.of(x0, noise, t, schedule)
     squares = error.square().flatten(1).mean(1)
-    loss = expand((weighting or Unit())(schedule, denoiser.target, t), squares) * squares
+    loss = expand(named("weighting", weighting or Unit())(schedule, denoiser.target, t), squares) * squares
     if fraction is None:
         return loss
     steps = schedule.steps or STEPS

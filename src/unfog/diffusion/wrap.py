@@ -53,6 +53,9 @@ def wrap_diffusers(unet: nn.Module, scheduler: Scheduler) -> Denoiser:
 
     Raises: UserError: For a prediction type or a scheduler without an equivalent here.
     """
+    if not (isinstance(unet, nn.Module) and hasattr(scheduler, "config")):
+        both = f"{type(unet).__name__} and {type(scheduler).__name__}"
+        raise UserError(f"wrap_diffusers takes a model and a scheduler of diffusers, not {both}")
     products, config = getattr(scheduler, "alphas_cumprod", None), scheduler.config
     name = type(scheduler).__name__
     flow = name.startswith("FlowMatch")

@@ -1,5 +1,6 @@
 """What draws samples, whatever the objective: what requests, evaluation and reports see."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from unfog.data.modality import Modality
 from unfog.recipes.conditions import Asked, Conditioning, Known
-from unfog.runtime.errors import UserError
+from unfog.runtime.device import free_memory
+from unfog.runtime.errors import UserError, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,21 @@ class Drawing(ABC):
         """Return in how many batches so many samples are drawn."""
         return -(-count // self.size)
 
+    @final
+    def counted(self, count: int) -> int:
+        """Return a number of samples, checked.
+
+        Raises: UserError: If it is no whole number, 1 or more, or the samples do not fit into the free memory.
+        """
+        count = whole_number("the number of samples", count, 1)
+        needed, free = 4 * count * math.prod(self.stored), free_memory(torch.device("cpu"))
+        if needed > free:
+            raise UserError(
+                f"{count:,} samples take {needed / 2**30:,.1f} GiB and {free / 2**30:,.1f} are free: draw fewer at a "
+                "time, or let `unfog sample` write them to files"
+            )
+        return count
+
     def __call__(
         self, count: int, asked: Asked = None, *, seed: int | None = None, condition: Tensor | None = None
     ) -> Tensor:
@@ -99,8 +116,7 @@ class Drawing(ABC):
 
         Raises: UserError: If `count` is below 1, or the model cannot take the request.
         """
-        if count < 1:
-            raise UserError(f"the number of samples must be 1 or more, not {count}")
+        count = self.counted(count)
         if seed is not None:
             return replace(self, seed=seed)(count, asked, condition=condition)
         condition = self.condition(count, asked) if condition is None else condition

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -117,7 +118,10 @@ class Run:
 
         Raises: UserError: For an unknown name, a value out of range, or an option that the model does not take.
         """
-        changes: dict[str, object] = {"steps": options.get("steps"), "batch": options.get("batch")}
+        numbers = {"steps": options.get("steps"), "batch": options.get("batch")}
+        changes: dict[str, object] = {
+            name: int(value) if isinstance(value, np.integer) else value for name, value in numbers.items()
+        }
         guidance = options.get("guidance")
         changes["guidance"] = None if guidance is None else float(guidance)
         given = {name: value for name, value in changes.items() if value is not None}
@@ -190,8 +194,9 @@ class Run:
             raise UserError("a condition is given twice, by its place and by its name: give it once")
         generator = self.generator(**options)
         wanted = asked if wanted is None else wanted
-        if count < 1 or progress is False:
+        if progress is False:
             return generator(count, wanted)
+        count = generator.counted(count)
         batches = generator.batches(generator.condition(count, wanted), count)
         return torch.cat(list(watched(batches, count, progress)))
 

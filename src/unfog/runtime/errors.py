@@ -2,6 +2,21 @@
 
 import difflib
 from collections.abc import Iterable
+from operator import index
+
+ELSEWHERE = {
+    "ddpm": "ancestral",
+    "dpm-solverpp": "dpmpp-2m",
+    "epsilon": "eps",
+    "euler-a": "euler-ancestral",
+    "lms": "adams-bashforth",
+    "plms": "adams-bashforth",
+    "rectified-flow": "flow",
+    "sample": "x0",
+    "v-prediction": "v",
+    "velocity": "flow",
+}
+"""What other toolkits call some of our parts."""
 
 
 class UserError(ValueError):
@@ -19,6 +34,27 @@ class Stopped(Exception):
         """Take a message that says how to resume, and the signal's number."""
         super().__init__(message)
         self.code = 128 + number
+
+
+def whole_number(what: str, value: object, least: int, most: int | None = None) -> int:
+    """Return a whole number of any integer type.
+
+    Args:
+        what: What it is, as a message begins.
+        value: The number.
+        least: The least that it may be.
+        most: The most that it may be.
+
+    Raises: UserError: If it is no whole number, or out of range.
+    """
+    wanted = f"a whole number, {least:,} or more" if most is None else f"a whole number from {least:,} to {most:,}"
+    try:
+        number = least - 1 if isinstance(value, bool) else index(value)  # type: ignore[arg-type]  # refused below
+    except TypeError:
+        number = int(value) if isinstance(value, float) and value.is_integer() else least - 1
+    if number < least or (most is not None and number > most):
+        raise UserError(f"{what} must be {wanted}, not {value!r}")
+    return number
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -40,6 +76,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     Returns: A `UserError` to raise.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    plain = name.lower().replace("_", "-").replace(" ", "-").replace("+", "p")
+    elsewhere = ELSEWHERE.get(plain, "")
+    near = [elsewhere] if elsewhere in names else difflib.get_close_matches(plain, names, n=1, cutoff=0.5)
     advice = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}."
     return UserError(f"unknown {what} {name!r}: {advice}")

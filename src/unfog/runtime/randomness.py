@@ -6,11 +6,14 @@ one.
 
 import hashlib
 import math
+from operator import index
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from unfog.runtime.errors import UserError
 
 _WORD = (1 << 64) - 1
 
@@ -19,19 +22,36 @@ def stream(seed: int, purpose: str, step: int = 0, index: int = 0, skip: int = 0
     """Return the generator of (seed, purpose, step, index), independent of all others.
 
     Args:
-        seed: Any integer; all of its low 64 bits count.
+        seed: An integer of 64 bits, from -2^63 to 2^64 - 1.
         purpose: What the draws are for, for instance `"noise"`; each word has its own stream.
         step: Training or sampling step.
         index: Sample within the step or the whole request.
         skip: Blocks of four 64-bit words to skip at the start.
 
     Returns: A numpy generator with 2^130 words of its own.
+    Raises: UserError: If the seed is no such integer: a larger one would repeat the draws of another.
     Source: Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3.
     """
+    if not (type(seed) is int and -(1 << 63) <= seed <= _WORD):
+        seed = _seed(seed)
     word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
     key = np.array([seed & _WORD, word], dtype=np.uint64)
     counter = np.array([skip, 0, step & _WORD, index & _WORD], dtype=np.uint64)  # the low words count the draws
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _seed(seed: object) -> int:
+    """Return a seed of any integer type.
+
+    Raises: UserError: If it is no integer of 64 bits.
+    """
+    try:
+        number = index(seed)  # type: ignore[arg-type]  # refused below
+    except TypeError:
+        number = _WORD + 1
+    if not -(1 << 63) <= number <= _WORD:
+        raise UserError(f"a seed must be a whole number from -2^63 to 2^64 - 1, not {seed!r}")
+    return number
 
 
 def uniform(seed: int, purpose: str, step: int, first: int, count: int, each: int = 1) -> NDArray[np.float64]:
