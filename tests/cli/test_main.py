@@ -682,7 +682,7 @@ def test_evaluate_measures_the_likelihood(call: Call, tmp_path: Path, run: str, 
         (["schedule=table", "schedule.alphas_cumprod=[0.5, 0.6]"], "alphas_cumprod must fall strictly"),
         (["schedule=zero-terminal-snr", "schedule.base=flow"], "needs a discrete schedule of 2 steps or more"),
         (["times=importance", "times.bins=0"], "bins and window of 1 or more"),
-        (["solver=euler", "schedule=zero-terminal-snr", "target=v"], "ends at pure noise"),
+        (["solver=euler", "solver.clock=edm", "schedule=zero-terminal-snr", "target=v"], "ends at pure noise"),
     ],
 )
 def test_impossible_mathematics_gets_a_sentence(call: Call, tmp_path: Path, settings: list[str], sentence: str) -> None:

@@ -7,11 +7,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from unfog.diffusion.denoiser import Clipped, Denoise, Rescheduled, edm_clock
+from unfog.diffusion.denoiser import Clipped, Denoise, Rescheduled, edm_clock, on_clock
 from unfog.diffusion.grids import LogSNRGrid, UniformGrid
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.sampling import follow, trajectory
-from unfog.diffusion.schedules import EDM, LinearContinuous, RectifiedFlow, Schedule, Shifted, as_time
+from unfog.diffusion.schedules import (
+    EDM,
+    CosineContinuous,
+    Laplace,
+    LinearContinuous,
+    RectifiedFlow,
+    Schedule,
+    Shifted,
+    Sigmoid,
+    as_time,
+)
 from unfog.diffusion.solvers import (
     DDIM,
     AdamsBashforth,
@@ -294,8 +304,54 @@ def test_impossible_times_are_refused(times: list[float], sentence: str) -> None
         follow(MixtureDenoiser(MIXTURE, RectifiedFlow()), torch.randn(2, 2).double(), torch.tensor(times), DDIM())
 
 
+class Zero:
+    """The exact denoiser of data that are 0 everywhere."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        return Prediction(torch.zeros_like(x), x / self.schedule.sigma(t))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("solver", [DDIM(), Euler(), Heun(), AdamsBashforth(2), AdamsBashforth(4), EulerAncestral()])
+@pytest.mark.parametrize(
+    "schedule", [Shifted(RectifiedFlow(), 3.0), LinearContinuous(), CosineContinuous(), Sigmoid(), Laplace(), EDM()]
+)
+def test_the_last_step_leaves_no_noise_on_any_clock(schedule: Schedule, solver: Solver, steps: int) -> None:
+    """Of data that are 0 all that is drawn is 0, also on clocks on which alpha and sigma are not affine."""
+    times = UniformGrid()(schedule, steps)
+    start = schedule.sigma(times[0]) * torch.randn(
+        5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(step: int, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, dtype=like.dtype, generator=generator)
+
+    end = follow(Zero(schedule), start, times, solver, noise=noise)
+    assert float(end.abs().max()) < 1e-9
+
+
+def test_the_clocks_of_a_solver() -> None:
+    """A velocity runs on the flow's by default, everything else on the schedule's own; an unknown one is refused."""
+    assert (Euler().clock, Heun(clock="edm").clock, DDIM().clock) == ("flow", "edm", "own")
+    for made in (Euler, Heun, AdamsBashforth, EulerAncestral, RungeKutta45):
+        with pytest.raises(UserError, match="unknown clock 'flaw': did you mean 'flow'"):
+            made(clock="flaw")  # type: ignore[arg-type]
+    denoise, times = MixtureDenoiser(MIXTURE, Linear()), torch.tensor([1.0, 0.5, 0.0]).double()
+    assert on_clock(denoise, times, "own") == (denoise, times)
+    for clock, outer in (("flow", RectifiedFlow()), ("edm", edm_clock(Linear()))):
+        moved, there = on_clock(denoise, times, clock)  # type: ignore[arg-type]
+        assert moved.schedule == outer
+        torch.testing.assert_close(outer.log_snr(there[1]), Linear().log_snr(times[1]))
+    with pytest.raises(UserError, match="ends at pure noise.*use the clock 'flow'"):
+        on_clock(MixtureDenoiser(MIXTURE, RectifiedFlow()), times, "edm")
+
+
 def test_velocity_solvers_refuse_tables() -> None:
-    with pytest.raises(UserError, match="Rescheduled"):
+    with pytest.raises(UserError, match="another clock"):
         follow(MixtureDenoiser(MIXTURE, Linear()), torch.randn(2, 2).double(), torch.tensor([0.3, 0.2]), Euler())
 
 

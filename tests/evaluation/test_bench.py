@@ -80,13 +80,14 @@ def test_an_adaptive_solver_is_left_out_with_a_reason(found: Bench) -> None:
 
 
 def test_solvers_that_the_schedule_does_not_suit_are_left_out(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
-    recipe = build_data(tiny("schedule=zero-terminal-snr", "target=v", "times=discrete"))[0]
+    own = ("solver=ancestral", "solver.variance=learned")
+    recipe = build_data(tiny("schedule=zero-terminal-snr", "target=v", "times=discrete", *own))[0]
     model = Run(tmp_path, recipe, build_denoiser(recipe).requires_grad_(False), "float32")
-    settings = [Setting(solver, "uniform", 1.0) for solver in ("ddim", "heun")]
+    settings = [Setting(solver, "uniform", 1.0) for solver in ("ddim", "ancestral")]
     plan, left_out = module._plan(model, settings, [5], 0, torch.zeros(1, dtype=torch.long))
     assert [(cell, one.nfe) for cell, one in plan.items()] == [((settings[0], 5), 5)]
-    assert "the velocity are infinite: use ddim" in left_out["heun, grid uniform, guidance 1"]
-    with pytest.raises(UserError, match="none of these settings can be measured: heun.*the velocity are infinite"):
+    assert "needs a model that was trained with variance=learned" in left_out["ancestral, grid uniform, guidance 1"]
+    with pytest.raises(UserError, match="none of these settings can be measured: ancestral.*variance=learned"):
         module._plan(model, settings[1:], [5], 0, torch.zeros(1, dtype=torch.long))
 
 

@@ -139,14 +139,18 @@ def imported(folder: Path, out: Path, scheduler: Any) -> Run:
 SCHEDULERS = {
     "ddim": lambda config: diffusers.DDIMScheduler.from_config(config),
     "euler": lambda config: diffusers.EulerDiscreteScheduler.from_config(config),
+    "heun": lambda config: diffusers.HeunDiscreteScheduler.from_config(config),
+    "lms": lambda config: diffusers.LMSDiscreteScheduler.from_config(config),
+    "euler-ancestral": lambda config: diffusers.EulerAncestralDiscreteScheduler.from_config(config),
     "dpmpp-2m-karras": lambda config: diffusers.DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True),
     "unipc": lambda config: diffusers.UniPCMultistepScheduler.from_config(config),
 }
 
 
-def drawn_by_both(pipe: Any, folder: Path, tmp_path: Path, name: str) -> tuple[Tensor, Tensor]:
+def drawn_by_both(pipe: Any, folder: Path, tmp_path: Path) -> tuple[Tensor, Tensor]:
     """Our picture and that of diffusers from the same latents, at guidance 7.5 and with a negative prompt."""
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)  # both draw the noise of their steps from the global generator
     known = pipe(
         "a red fox", negative_prompt="blue", guidance_scale=7.5, num_inference_steps=10, latents=noise, output_type="pt"
     ).images
@@ -154,9 +158,9 @@ def drawn_by_both(pipe: Any, folder: Path, tmp_path: Path, name: str) -> tuple[T
     sampler = run.sampler(steps=10, guidance=7.5, negative="blue")
     with torch.inference_mode():
         denoise, times = sampler.denoise(sampler.condition(1, "a red fox"))
-        start = noise
-        if name == "euler":  # its state is x/alpha, of the size sigma/alpha, and diffusers begins at sqrt(1 + that²)
-            start = noise * float((1 + denoise.schedule.sigma(times[0]) ** 2).sqrt())
+        # of these the state is x/alpha, of the size sigma/alpha; diffusers begins with some at sqrt(1 + that²)
+        start = noise * float(getattr(pipe.scheduler, "init_noise_sigma", 1.0))
+        torch.manual_seed(1)
         for step in trajectory(denoise, start, times, sampler.solver):
             last = step.x
         codec: Any = sampler.codec
@@ -170,7 +174,7 @@ def test_text_to_image_is_that_of_diffusers(pictured: tuple[Any, Path], tmp_path
     """The decoded picture is equal to 1e-3."""
     pipe, folder = pictured
     pipe.scheduler = SCHEDULERS[name](diffusers.DDIMScheduler.load_config(folder, subfolder="scheduler"))
-    found, known = drawn_by_both(pipe, folder, tmp_path, name)
+    found, known = drawn_by_both(pipe, folder, tmp_path)
     assert float((found - known).abs().max()) < 1e-3
 
 
@@ -180,7 +184,7 @@ def test_the_second_stable_diffusion_too(tmp_path: Path, name: str) -> None:
     """With linear projections, heads for each level, and v for a target."""
     pipe = pipelines.stable_diffusion(tmp_path / "sd2", "sd2", prediction_type="v_prediction")
     pipe.scheduler = SCHEDULERS[name](pipe.scheduler.config)
-    found, known = drawn_by_both(pipe, tmp_path / "sd2", tmp_path, name)
+    found, known = drawn_by_both(pipe, tmp_path / "sd2", tmp_path)
     assert float((found - known).abs().max()) < 1e-3
     assert load(tmp_path / "run", "cpu").recipe.kind("target") == "v"
 
@@ -320,6 +324,8 @@ def test_schedulers_are_read(config: dict[str, Any], parts: tuple[Any, ...]) -> 
     found = schedulers.read(config, "it")
     kinds = tuple(kind_of(field, getattr(found, field)) for field in ("schedule", "target", "solver", "grid"))
     assert (*kinds, found.network_time, found.clip) == parts
+    if kinds[2] in ("euler", "euler-ancestral", "heun", "adams-bashforth"):
+        assert found.solver.clock == ("flow" if kinds[0] == "flow" else "edm")
     assert bool(found.notes) == (config["_class_name"] == "PNDMScheduler")
 
 

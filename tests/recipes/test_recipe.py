@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
@@ -20,7 +21,7 @@ from unfog.data import classic
 from unfog.data.source import Data, InMemory
 from unfog.diffusion.denoiser import InputScale, NetworkTime
 from unfog.diffusion.schedules import RectifiedFlow
-from unfog.diffusion.solvers import DDIM
+from unfog.diffusion.solvers import DDIM, Heun
 from unfog.diffusion.tables import Cosine, Linear, Table
 from unfog.recipes.build import build_data, build_denoiser
 from unfog.recipes.kinds import DECIDED_BY_DATA, KINDS, class_of, kind_of, options_of, register
@@ -819,3 +820,29 @@ def test_corrected_formulas_are_said_of_older_recipes(settings: tuple[str, ...],
     old = Recipe.from_json(json.dumps({**plain, "version": 1}))
     assert (old.version, json.loads(old.to_json())["version"]) == (1, 1)
     assert [told in sentence for sentence in corrections(old)] == [True] * bool(told)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "clock", "corrected"),
+    [
+        ("flow", "flow", False),
+        ("edm", "edm", False),
+        ("linear", "edm", False),
+        ("cosine", "flow", True),
+        ("sigmoid", "flow", True),
+        ("linear-continuous", "flow", True),
+    ],
+)
+def test_a_solver_of_before_keeps_its_clock_where_that_was_right(schedule: str, clock: str, corrected: bool) -> None:
+    """Recipes from before solvers had a clock; one whose samples change says so."""
+    plain = json.loads(recipe("points").set(f"schedule={schedule}", "solver=heun").to_json())
+    assert plain["solver"].pop("clock") == "flow"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = Recipe.from_json(json.dumps(plain))
+    assert found.solver == Heun(clock=clock)  # type: ignore[arg-type]
+    assert [str(one.message) for one in said] == corrected * [
+        f"Heun was inaccurate on this run's schedule, {type(found.schedule).__name__}, and is corrected: its samples "
+        "differ from earlier ones"
+    ]
+    assert Recipe.from_json(found.to_json()) == found, "and then it is written down"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unfog.diffusion.defaults import target_of
-from unfog.diffusion.schedules import EDM, Schedule, as_time, expand
+from unfog.diffusion.schedules import EDM, RectifiedFlow, Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction, Target
 from unfog.networks.conditioning import Cond, Embedder
 from unfog.networks.layers import Network
@@ -17,6 +17,8 @@ from unfog.runtime.errors import UserError, unknown
 
 InputScale = Literal["none", "unit"]
 NetworkTime = Literal["index", "whole", "thousand", "log_snr", "clock"]
+Clock = Literal["flow", "edm", "own"]
+"""What velocities are integrated over, see `on_clock`."""
 Condition = Cond | Tensor
 """What a network is conditioned on: a `Cond` for the networks of this package, or a tensor for your own module."""
 
@@ -293,6 +295,28 @@ def edm_clock(schedule: Schedule) -> EDM:
     level = float(schedule.sigma(schedule.t_max) / schedule.alpha(schedule.t_max))
     if level == float("inf"):
         raise UserError(
-            "the schedule ends at pure noise, where sigma/alpha and the velocity are infinite: use ddim or a dpm solver"
+            "the schedule ends at pure noise, where the clock 'edm', sigma/alpha, is infinite: use the clock 'flow'"
         )
     return EDM(level)
+
+
+def on_clock(denoise: Denoise, times: Tensor, clock: Clock) -> tuple[Denoise, Tensor]:
+    """Return a model on another clock and the times there, matched by log-SNR: `Rescheduled` where it has to be.
+
+    Args:
+        denoise: The model.
+        times: Times on its schedule's clock.
+        clock: "flow" is that of `RectifiedFlow`, "edm" is sigma/alpha, "own" leaves both as they are.
+
+    Raises: UserError: For an unknown clock, or for "edm" on a schedule that ends at pure noise.
+    """
+    if clock not in get_args(Clock):
+        raise unknown("clock", clock, get_args(Clock))
+    inner = denoise.schedule
+    if clock == "own":
+        return denoise, times
+    outer = RectifiedFlow() if clock == "flow" else edm_clock(inner)
+    if type(inner) is type(outer):
+        return denoise, times
+    # rounding may lead a last digit past the end of the clock
+    return Rescheduled(denoise, outer), outer.time(inner.log_snr(times)).clamp(max=outer.t_max)

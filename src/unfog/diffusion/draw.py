@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from unfog.diffusion.defaults import grid_of
-from unfog.diffusion.denoiser import Condition, Conditioned, Denoise, Denoiser, Rescheduled
+from unfog.diffusion.denoiser import Condition, Conditioned, Denoise, Denoiser, on_clock
 from unfog.diffusion.grids import Grid
 from unfog.diffusion.guidance import ClassifierFree
 from unfog.diffusion.names import named
 from unfog.diffusion.sampling import trajectory
-from unfog.diffusion.schedules import RectifiedFlow, as_time
+from unfog.diffusion.schedules import as_time
 from unfog.diffusion.solvers import Solver
 from unfog.runtime.errors import UserError, whole_number
 from unfog.runtime.randomness import normal
@@ -32,8 +32,8 @@ def sample(
 ) -> Tensor:
     """Draw samples: start from noise at t_max and let a solver take it to clean data along a grid.
 
-    Runs the network in eval mode and without gradients. Solvers that integrate a velocity run on the clock of
-    `RectifiedFlow`, times matched by log-SNR, since the flow is not smooth on every schedule's own clock.
+    Runs the network in eval mode and without gradients, and the solver on its `clock`: the times are those of the grid,
+    matched by log-SNR.
 
     Args:
         denoiser: A `Denoiser`, or anything that predicts (x0, eps).
@@ -64,10 +64,7 @@ def sample(
         raise UserError(f"the noise has the shape {tuple(noise.shape)}, where the samples have {tuple(shape)}")
     with torch.no_grad(), _evaluating(denoiser):
         denoise = _guided(denoiser, cond, guidance, count)
-        times = places(denoise.schedule, steps)
-        if rule.velocity and not isinstance(denoise.schedule, RectifiedFlow):
-            flow = RectifiedFlow()
-            denoise, times = Rescheduled(denoise, flow), flow.time(denoise.schedule.log_snr(times))
+        denoise, times = on_clock(denoise, places(denoise.schedule, steps), rule.clock)
         x = as_time(denoise.schedule.sigma(times[0])).to(like) * noise.to(like)
         for step in trajectory(
             denoise, x, times, rule, noise=lambda index, at: normal(seed, "step", index, 0, count, tuple(row)).to(at)

@@ -214,7 +214,7 @@ class Schedule(ABC):
         if self.steps:
             raise UserError(
                 "a discrete schedule has kinks and therefore no rates: use its continuous form (for instance "
-                "'linear-continuous'), or Rescheduled(EDM()) for a solver that integrates velocities"
+                "'linear-continuous'), or another clock for a solver that integrates velocities, 'flow' or 'edm'"
             )
         alpha, sigma = self._recall("rates", t, self._rates)
         return alpha.clone(), sigma.clone()

@@ -3,8 +3,9 @@
 A solver keeps no state: multistep rules get earlier steps as `past`. Times are float64 scalars on the CPU,
 coefficients plain floats; a state keeps its own dtype.
 
-Velocity solvers integrate alpha'·x0 + sigma'·eps over the schedule's own time. Exponential solvers use
-l = log(alpha/sigma), half the log-SNR, over which the exact solution from l to l + h is
+Velocity solvers integrate alpha'·x0 + sigma'·eps over time, which needs a clock on which the flow is smooth: whoever
+draws samples runs them on their `clock`, see `on_clock`. Exponential solvers use l = log(alpha/sigma), half the
+log-SNR, over which the exact solution from l to l + h is
 
     x_s = alpha_s·x0 + sigma_s·eps + (alpha_s - alpha_t·sigma_s/sigma_t)·correction,
 
@@ -19,7 +20,7 @@ step, onto clean data, is first-order in every rule. `unfog verify` reports both
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
@@ -27,11 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfog.diffusion.denoiser import Denoise
+from unfog.diffusion.denoiser import Clock, Denoise
 from unfog.diffusion.integration import integrate
 from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import UserError, unknown
 
 Noise = Callable[[Tensor], Tensor]
 """Returns the current step's standard normal noise, shaped like its argument."""
@@ -53,6 +54,12 @@ class Solver(ABC):
 
     velocity: bool = False
     """Whether the rule integrates the schedule's rates, which discrete schedules lack."""
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that the rule runs on when samples are drawn: "flow" if it integrates a velocity, else "own"."""
+        return "flow" if self.velocity else "own"
+
     pairwise: bool = False
     """Whether the step depends on x0 and eps of one prediction alone, so that a pair which disagrees with x_t (CFG++)
     is used as intended."""
@@ -214,6 +221,25 @@ class DDIM(Solver):
         return Step(t, s, state + math.sqrt(fresh) * noise(x) if fresh else state, prediction)
 
 
+@dataclass(frozen=True)
+class VelocitySolver(Solver):
+    """A rule that integrates the velocity alpha'·x0 + sigma'·eps.
+
+    Attributes:
+        clock: The clock that it runs on when samples are drawn. "flow", that of `RectifiedFlow`, is smooth whatever the
+            schedule; "edm", sigma/alpha, is that of diffusers and k-diffusion; "own" is the schedule's, which is not
+            smooth on `Sigmoid` and `Laplace` and has no rates on tables.
+    """
+
+    clock: Clock = field(default="flow", kw_only=True)
+    velocity = True
+
+    def __post_init__(self) -> None:
+        """Check the clock."""
+        if self.clock not in get_args(Clock):
+            raise unknown("clock", self.clock, get_args(Clock))
+
+
 def _along(schedule: Schedule, x: Tensor, h: float, t: Tensor, prediction: Prediction) -> Tensor:
     """Return x + h·(alpha'·x0 + sigma'·eps): a step of length h along the velocity of the probability flow at `t`."""
     alpha_rate, sigma_rate = schedule._recall(_along, t, lambda t: tuple(map(float, schedule.rates(t))))
@@ -221,24 +247,47 @@ def _along(schedule: Schedule, x: Tensor, h: float, t: Tensor, prediction: Predi
     return torch.add(moved, prediction.eps, alpha=h * sigma_rate)
 
 
-@dataclass(frozen=True)
-class Euler(Solver):
-    """x_s = x_t + (s - t)·(alpha'·x0 + sigma'·eps), on the schedule's own clock.
+_AFFINE = 1e-9
+"""How far alpha and sigma may be from affine before it is more than rounding."""
 
-    Equal to DDIM where alpha and sigma are affine (flow, EDM).
+
+def _onto(
+    schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, prediction: Prediction, moves: Sequence[tuple[float, Step]]
+) -> Tensor:
+    """Return x after moves h_j along the velocities of steps; onto clean data a DDIM step, unless that is its equal.
+
+    Moves to t = 0 would leave sigma_t + sum_j h_j·sigma'_j of the noise in the state, which is 0 where alpha and sigma
+    are affine.
+    """
+    moved, (alpha_t, sigma_t, alpha_s, sigma_s) = x, _ends(schedule, t, s)
+    for h, step in moves:
+        moved = _along(schedule, moved, h, step.t, step.prediction)
+    if sigma_s > 0:
+        return moved
+    rates = [(h, *map(float, schedule.rates(step.t))) for h, step in moves]
+    kept = alpha_t + sum(h * rate for h, rate, _ in rates) - alpha_s
+    left = sigma_t + sum(h * rate for h, _, rate in rates)
+    return moved if max(abs(kept), abs(left)) < _AFFINE else _mixed(alpha_s, sigma_s, prediction)
+
+
+@dataclass(frozen=True)
+class Euler(VelocitySolver):
+    """x_s = x_t + (s - t)·(alpha'·x0 + sigma'·eps).
+
+    Equal to DDIM where alpha and sigma are affine (flow, EDM), and on every clock in the step onto clean data.
     """
 
     order = 1
-    velocity = True
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step along the velocity at `t`."""
         prediction = denoise(x, t)
-        return Step(t, s, _along(denoise.schedule, x, float(s) - float(t), t, prediction), prediction)
+        move = (float(s) - float(t), Step(t, s, x, prediction))
+        return Step(t, s, _onto(denoise.schedule, x, t, s, prediction, [move]), prediction)
 
 
 @dataclass(frozen=True)
-class EulerAncestral(Solver):
+class EulerAncestral(VelocitySolver):
     """x_s = (alpha_s/alpha_s')·x_s' + eta·sqrt(beta-tilde)·z: an Euler step to s' below s, then fresh noise up to s.
 
     s' is the time with sigma/alpha = sqrt(sigma_s² - eta²·beta-tilde)/alpha_s. On `Rescheduled(EDM())`, where other
@@ -249,11 +298,11 @@ class EulerAncestral(Solver):
 
     eta: float = 1.0
     order = 1
-    velocity = True
     stochastic = True
 
     def __post_init__(self) -> None:
         """Check the share of noise."""
+        super().__post_init__()
         if not 0 < self.eta <= 1:
             raise UserError(f"eta must be above 0 and at most 1, not {self.eta}: use euler for a rule without noise")
 
@@ -264,12 +313,13 @@ class EulerAncestral(Solver):
         fresh = self.eta**2 * _variances(schedule, t, s)[1]
         rest = as_time(sigma_s**2 - fresh).clamp(min=0)
         below = schedule.time(2 * math.log(alpha_s) - rest.log())
-        state = alpha_s / float(schedule.alpha(below)) * _along(schedule, x, float(below - t), t, prediction)
+        state = _onto(schedule, x, t, below, prediction, [(float(below - t), Step(t, s, x, prediction))])
+        state = alpha_s / float(schedule.alpha(below)) * state
         return Step(t, s, state + math.sqrt(fresh) * noise(x) if fresh else state, prediction)
 
 
 @dataclass(frozen=True)
-class Heun(Solver):
+class Heun(VelocitySolver):
     """x_s = x_t + (s - t)·(v(t) + v(s))/2, where v(s) is the velocity after an Euler step.
 
     The last step, onto clean data, is an Euler step: n steps cost 2n - 1 evaluations. With churn, each step that
@@ -289,10 +339,10 @@ class Heun(Solver):
     churn_max: float | None = None
     churn_noise: float = 1.0
     order = 2
-    velocity = True
 
     def __post_init__(self) -> None:
         """Check the share of noise."""
+        super().__post_init__()
         if not 0 <= self.churn <= math.sqrt(2) - 1:
             raise UserError(f"churn must lie between 0 and sqrt(2) - 1, not {self.churn}")
         if not (self.churn_min >= 0 and self.churn_noise >= 0):
@@ -312,7 +362,7 @@ class Heun(Solver):
             added = max(0.0, float(schedule.transition(start, t)[0]))
             x = float(schedule.alpha(start) / schedule.alpha(t)) * x + self.churn_noise * math.sqrt(added) * noise(x)
         prediction, h = denoise(x, start), float(s) - float(start)
-        euler = _along(schedule, x, h, start, prediction)
+        euler = _onto(schedule, x, start, s, prediction, [(h, Step(start, s, x, prediction))])
         if float(schedule.sigma(s)) == 0:
             return Step(t, s, euler, prediction)
         half = _along(schedule, x, h / 2, start, prediction)
@@ -538,7 +588,7 @@ class UniPC(Solver):
 
 
 @dataclass(frozen=True)
-class AdamsBashforth(Solver):
+class AdamsBashforth(VelocitySolver):
     """x_s = x_t + sum_j w_j·v_j: the integral of the polynomial through the last velocities, on any grid.
 
     Started by itself, its first steps read fewer velocities and have order 1, 2 and so on: the error of the first step
@@ -554,10 +604,10 @@ class AdamsBashforth(Solver):
     """
 
     order: int = 3
-    velocity = True
 
     def __post_init__(self) -> None:
         """Check the order."""
+        super().__post_init__()
         _whole("adams-bashforth", self.order, 1, 4)
 
     @property
@@ -571,13 +621,12 @@ class AdamsBashforth(Solver):
         latest = [Step(t, s, x, prediction), *reversed(past)]
         nodes = tuple(float(step.t) - float(t) for step in latest[1:])
         weights = _weights(nodes, tuple(h**k / (k + 1) for k in range(1, len(nodes) + 1)))
-        for weight, step in zip([1 - sum(weights), *weights], latest, strict=True):
-            x = _along(denoise.schedule, x, h * weight, step.t, step.prediction)
-        return Step(t, s, x, prediction)
+        moves = [(h * weight, step) for weight, step in zip([1 - sum(weights), *weights], latest, strict=True)]
+        return Step(t, s, _onto(denoise.schedule, x, t, s, prediction, moves), prediction)
 
 
 @dataclass(frozen=True)
-class RungeKutta45(Solver):
+class RungeKutta45(VelocitySolver):
     """Dormand and Prince's adaptive pair of orders 5 and 4, with as many steps from `t` to `s` as the tolerances need.
 
     The number of evaluations depends on the tolerances; a grid of one step is enough. A step onto clean data
@@ -589,10 +638,10 @@ class RungeKutta45(Solver):
     rtol: float = 1e-3
     atol: float = 1e-3
     order = 5
-    velocity = True
 
     def __post_init__(self) -> None:
         """Check the tolerances."""
+        super().__post_init__()
         if not (self.rtol >= 0 and self.atol > 0):
             raise UserError(f"rtol must be 0 or more and atol above 0, not {self.rtol} and {self.atol}")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unfog.data.codecs import Codec
-from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, Rescheduled, edm_clock
+from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, on_clock
 from unfog.diffusion.grids import Grid
 from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, Interval
 from unfog.diffusion.sampling import trajectory
@@ -142,10 +142,7 @@ class Sampler(Drawing):
         self.denoise(None if condition is None else condition[:1])
 
     def denoise(self, condition: Tensor | None) -> tuple[Denoise, Tensor]:
-        """Return the wrapped denoiser for the condition of one batch, and the times at which to call it.
-
-        A velocity solver on a table, which has no rates, works on the EDM clock at the same noise levels.
-        """
+        """Return the wrapped denoiser for the condition of one batch, on the solver's clock, and the times there."""
         denoise: Denoise = Conditioned(self.denoiser, None)
         if self.denoiser.embedder is not None and condition is not None:
             embedder, device = self.denoiser.embedder, self.device
@@ -168,13 +165,8 @@ class Sampler(Drawing):
         learned = isinstance(self.solver, Ancestral) and self.solver.variance == "learned"
         if learned and not self.denoiser.learned_variance:
             raise UserError("solver.variance 'learned' needs a model that was trained with variance=learned")
-        schedule = self.denoiser.schedule
-        times = self.grid(schedule, self.settings.steps)
-        if self.solver.velocity and schedule.steps:
-            clock = edm_clock(schedule)
-            # rounding may lead a last digit past the end of the clock
-            return Rescheduled(denoise, clock), clock.time(schedule.log_snr(times)).clamp(max=clock.t_max)
-        return denoise, times
+        times = self.grid(self.denoiser.schedule, self.settings.steps)
+        return on_clock(denoise, times, self.solver.clock)
 
     def _guided(self, conditional: Denoise, free: Denoise) -> Denoise:
         """Return the guided denoiser that the settings describe."""

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from unfog.data.codecs import Pixels
-from unfog.diffusion.denoiser import NetworkTime
+from unfog.diffusion.denoiser import Clock, NetworkTime
 from unfog.diffusion.grids import Grid, KarrasGrid, LeadingGrid, LinspaceGrid, TrailingGrid, UniformGrid
 from unfog.diffusion.schedules import RectifiedFlow, Schedule
 from unfog.diffusion.solvers import (
@@ -126,7 +126,8 @@ def _read(config: Given, where: str) -> Sampled:
     if prediction not in TARGETS:
         raise UserError(f"{where}: prediction_type {prediction!r} is not supported, only {', '.join(TARGETS)}")
     schedule = named("schedule", "flow") if flow else _schedule(config, family, where)
-    solver, notes = _solver(config, family, where)
+    # diffusers' rules of velocities work in (x/alpha, sigma/alpha), which ends at a number unless at pure noise
+    solver, notes = _solver(config, family, where, "edm" if schedule.numbers(schedule.t_max)[0] > 0 else "flow")
     karras = bool(config.get("use_karras_sigmas"))
     return Sampled(
         schedule,
@@ -166,7 +167,7 @@ def _schedule(config: Given, family: str, where: str) -> Schedule:
     return ZeroTerminalSNR(schedule) if config.get("rescale_betas_zero_snr") else schedule
 
 
-def _solver(config: Given, family: str, where: str) -> tuple[Solver, tuple[str, ...]]:
+def _solver(config: Given, family: str, where: str, clock: Clock) -> tuple[Solver, tuple[str, ...]]:
     """Return the solver, and notes on differences."""
     if family == "DDPM":
         kind = config.get("variance_type", "fixed_small")
@@ -180,9 +181,11 @@ def _solver(config: Given, family: str, where: str) -> tuple[Solver, tuple[str, 
         return named("solver", "unipc", p=min(3, max(2, int(config.get("solver_order", 2))))), ()
     if family in ("PNDM", "LMSDiscrete"):
         note = "PNDM is not available: it is replaced by the similar Adams-Bashforth of order 4"
-        return named("solver", "adams-bashforth", order=4), (note,) if family == "PNDM" else ()
-    rules = {"DDIM": "ddim", "EulerAncestralDiscrete": "euler-ancestral", "HeunDiscrete": "heun"}
-    return named("solver", rules.get(family, "euler")), ()
+        return named("solver", "adams-bashforth", order=4, clock=clock), (note,) if family == "PNDM" else ()
+    if family == "DDIM":
+        return named("solver", "ddim"), ()
+    rules = {"EulerAncestralDiscrete": "euler-ancestral", "HeunDiscrete": "heun"}
+    return named("solver", rules.get(family, "euler"), clock=clock), ()
 
 
 def _multistep(config: Given, where: str) -> Solver:
@@ -300,6 +303,8 @@ def _family(solver: object, recipe: Recipe) -> dict[str, Any]:
         return {"_class_name": "DDIMScheduler", "clip_sample": clip and recipe.sampling.keep_eps}
     plain = {Euler: "EulerDiscrete", EulerAncestral: "EulerAncestralDiscrete", Heun: "HeunDiscrete"}
     multistep = {DPMSolverPP2M: "dpmsolver++", DPMSolverPPSDE2M: "sde-dpmsolver++"}
+    if isinstance(solver, Heun) and solver.clock != "edm":
+        raise UserError("diffusers' Heun works on the clock 'edm': set solver.clock=edm to export this model")
     for kind, name in plain.items():
         if type(solver) is kind:
             return {"_class_name": f"{name}Scheduler"}

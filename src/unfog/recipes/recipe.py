@@ -1,6 +1,7 @@
 """Recipes: everything that a run needs, as values and as JSON."""
 
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from unfog.data.codecs import Codec, Identity, Pixels
 from unfog.data.modality import MODALITIES, Modality, modality_of
 from unfog.data.source import Augment
 from unfog.diffusion.grids import Grid, UniformGrid
-from unfog.diffusion.schedules import RectifiedFlow, Schedule
-from unfog.diffusion.solvers import DPMSolverPP2M, Solver
+from unfog.diffusion.schedules import EDM, RectifiedFlow, Schedule
+from unfog.diffusion.solvers import DPMSolverPP2M, Solver, VelocitySolver
 from unfog.diffusion.targets import Flow, Target
 from unfog.diffusion.times import LogitNormal, Times
 from unfog.diffusion.weightings import Unit, Weighting
@@ -44,6 +45,8 @@ MEANING = ("network", "inputs", "schedule", "target", "variance")
 """Fields that say what the weights of a denoiser compute."""
 USE = ("times", "weighting", "solver", "grid", "sampling")
 """Fields that say how such a denoiser is trained and sampled."""
+LOUDEST = 1000.0
+"""sigma/alpha up to which solvers of velocities begin well on the clock of sigma/alpha."""
 VALUES = 1 << 28
 """Numbers in a batch, at most: 1 GiB in float32."""
 
@@ -245,6 +248,8 @@ class Recipe:
         values: dict[str, Any] = {
             name: from_plain(name, value) if name in KINDS else value for name, value in plain.items()
         }
+        if isinstance(values.get("solver"), VelocitySolver) and "clock" not in plain["solver"]:
+            values["solver"] = _as_before(values["solver"], values.get("schedule", cls.schedule))
         shape = values.get("shape")
         check_value("shape", shape, list[int] | None)
         for name in ("classes", "prompts"):
@@ -257,6 +262,24 @@ class Recipe:
         if shape is not None and not (shape and min(shape) >= 1 and max(shape) <= VALUES and recipe._known):
             raise UserError(f"the recipe's shape {shape} is not a shape of data")
         return recipe
+
+
+def _as_before(solver: VelocitySolver, schedule: Schedule) -> VelocitySolver:
+    """Return the solver of a recipe from before solvers had a clock, on the one that it ran on then if that was right.
+
+    That was sigma/alpha on tables, and the schedule's own otherwise. Right were the first unless it ends at very much
+    noise, and of the second the clocks of `RectifiedFlow` and `EDM`, since elsewhere the last step left noise.
+    """
+    alpha, sigma = schedule.numbers(schedule.t_max)
+    if sigma <= LOUDEST * alpha and (schedule.steps or isinstance(schedule, EDM)):
+        return replace(solver, clock="edm")
+    if not isinstance(schedule, RectifiedFlow) and alpha > 0:
+        warnings.warn(
+            f"{type(solver).__name__} was inaccurate on this run's schedule, {type(schedule).__name__}, and is "
+            "corrected: its samples differ from earlier ones",
+            stacklevel=2,
+        )
+    return solver
 
 
 def _is_version(value: object) -> bool:
