@@ -20,10 +20,13 @@ from PIL import Image
 from unfog.data import classic
 from unfog.data.source import Data, InMemory
 from unfog.diffusion.denoiser import InputScale, NetworkTime
-from unfog.diffusion.schedules import RectifiedFlow
+from unfog.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, UniformGrid
+from unfog.diffusion.schedules import EDM, Laplace, RectifiedFlow
 from unfog.diffusion.solvers import DDIM, Heun
 from unfog.diffusion.tables import Cosine, Linear, Table
+from unfog.diffusion.times import LogitNormal, LogNormal, Times, Uniform
 from unfog.recipes.build import build_data, build_denoiser
+from unfog.recipes.fitting import doubt_grid, doubt_times
 from unfog.recipes.kinds import DECIDED_BY_DATA, KINDS, class_of, kind_of, options_of, register
 from unfog.recipes.networks import CompactSpec
 from unfog.recipes.optimizers import AdamW
@@ -265,9 +268,9 @@ def test_set_an_option(setting: str, field: str, option: str, value: object) -> 
 
 
 def test_set_a_kind_takes_its_defaults() -> None:
-    chosen = recipe("digits").set("optimizer.lr=1", "schedule=cosine", "optimizer=adamw", 'solver="ddim"')
+    chosen = recipe("digits").set("optimizer.warmup=7", "schedule=cosine", "optimizer=adamw", 'solver="ddim"')
     assert chosen.schedule == Cosine()
-    assert chosen.optimizer == AdamW()
+    assert chosen.optimizer == AdamW(warmup=7), "the order does not matter"
     assert chosen.solver == DDIM()
 
 
@@ -846,3 +849,44 @@ def test_a_solver_of_before_keeps_its_clock_where_that_was_right(schedule: str, 
         "differ from earlier ones"
     ]
     assert Recipe.from_json(found.to_json()) == found, "and then it is written down"
+
+
+@pytest.mark.parametrize(
+    ("settings", "times", "grid"),
+    [
+        (["schedule=edm"], LogNormal(), KarrasGrid()),
+        (["schedule=laplace"], Uniform(), LogSNRGrid()),
+        (["schedule=sigmoid"], Uniform(), LogSNRGrid()),
+        (["schedule=cosine"], Uniform(), UniformGrid()),
+        (["schedule=flow"], LogitNormal(), UniformGrid()),
+        (["schedule=shifted", "schedule.shift=2"], LogitNormal(), LogSNRGrid()),
+        (["schedule=edm", "times=logit-normal"], LogitNormal(), KarrasGrid()),
+        (["schedule=edm", "times.mean=-1", "grid.rho=5"], LogNormal(mean=-1.0), KarrasGrid(rho=5.0)),
+        (["schedule=edm", "grid=uniform", "schedule.sigma_max=40"], LogNormal(), UniformGrid()),
+        (["times.mean=0.4", "times=log-normal"], LogNormal(mean=0.4), UniformGrid()),
+    ],
+)
+def test_times_and_grid_follow_the_schedule_unless_they_are_chosen(
+    settings: list[str], times: Times, grid: Grid
+) -> None:
+    for order in (settings, settings[::-1]):
+        found = recipe("digits").set(*order)
+        assert (found.times, found.grid) == (times, grid), order
+    chosen = recipe("digits").set("times.mean=0.5", "grid=karras", "grid.rho=3").set("schedule=edm")
+    assert (chosen.times, chosen.grid) == (LogitNormal(mean=0.5), KarrasGrid(rho=3.0)), "what was chosen stays"
+
+
+@pytest.mark.parametrize("schedule", sorted(set(KINDS["schedule"]) - {"table"}))
+def test_times_and_grid_by_default_are_no_cause_for_doubt(schedule: str) -> None:
+    found = recipe("digits").set(f"schedule={schedule}")
+    doubt_times(found.schedule, found.times)
+    doubt_grid(found.schedule, found.grid, 20)
+
+
+def test_poor_times_and_grids_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"only 0.0% of the times 'logit-normal' on .* 'edm'.*: set times=log-normal$"):
+        doubt_times(EDM(), LogitNormal())
+    with pytest.warns(UserWarning, match=r"last of 20 steps .* 'edm' begins at sigma/alpha 4,.*: set grid=karras$"):
+        doubt_grid(EDM(), UniformGrid(), 20)
+    with pytest.warns(UserWarning, match=r"'uniform' on the schedule 'laplace' .*: set grid=log-snr$"):
+        doubt_grid(Laplace(), UniformGrid(), 20)

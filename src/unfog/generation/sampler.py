@@ -21,6 +21,7 @@ from unfog.generation.drawing import Drawing
 from unfog.networks.conditioning import ClassEmbedding, Cond
 from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.conditions import Asked
+from unfog.recipes.fitting import doubt_grid
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Sampling
 from unfog.runtime import distributed
@@ -135,11 +136,12 @@ class Sampler(Drawing):
         return named if self.negative is None else {**named, "negative": self.negative}
 
     def check(self, condition: Tensor | None) -> None:
-        """Refuse settings that do not fit the model.
+        """Refuse settings that do not fit the model, and warn of a grid that does not.
 
         Raises: UserError: If they do not.
         """
         self.denoise(None if condition is None else condition[:1])
+        doubt_grid(self.denoiser.schedule, self.grid, self.settings.steps)
 
     def denoise(self, condition: Tensor | None) -> tuple[Denoise, Tensor]:
         """Return the wrapped denoiser for the condition of one batch, on the solver's clock, and the times there."""

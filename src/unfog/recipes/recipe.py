@@ -19,6 +19,7 @@ from unfog.diffusion.targets import Flow, Target
 from unfog.diffusion.times import LogitNormal, Times
 from unfog.diffusion.weightings import Unit, Weighting
 from unfog.recipes.conditions import ClassConditioning, Conditioning
+from unfog.recipes.fitting import default_grid, default_times
 from unfog.recipes.kinds import KINDS, class_of, kind_of, options_of
 from unfog.recipes.networks import NetworkSpec
 from unfog.recipes.objective import Objective
@@ -162,13 +163,25 @@ class Recipe:
         return kind_of(field, getattr(self, field))
 
     def set(self, *settings: str) -> "Recipe":
-        """Return the recipe with settings of the form `path=value` applied in order.
+        """Return the recipe with settings of the form `path=value` applied, whatever their order.
 
         `schedule=cosine` chooses a kind with its defaults, `schedule.steps=500` sets an option, `seed=3` the
-        seed. Values are parsed as JSON, or else taken as text. The settings of one part are checked together.
+        seed. Values are parsed as JSON, or else taken as text. The settings of one part are checked together, the last
+        one of a path counts. Times and grid follow a new schedule where they are still the old one's defaults.
 
         Raises: UserError: For an unknown path (with the nearest known one) or a value of the wrong type.
         """
+        schedule, kinds, options = (
+            [setting for setting in settings if _rank(setting) == rank] for rank in ("schedule", "kind", "option")
+        )
+        found = self._with(sorted(schedule, key=lambda setting: "." in setting.partition("=")[0]))
+        for name, default in (("times", default_times), ("grid", default_grid)):
+            if getattr(self, name) == default(self.schedule):
+                found = replace(found, **cast(Any, {name: default(found.schedule)}))
+        return found._with([*kinds, *options])
+
+    def _with(self, settings: Iterable[str]) -> "Recipe":
+        """Return the recipe with settings applied in order."""
         own: dict[str, Any] = {}
         of_parts: dict[str, list[tuple[str, object]]] = {}
         for setting in settings:
@@ -262,6 +275,12 @@ class Recipe:
         if shape is not None and not (shape and min(shape) >= 1 and max(shape) <= VALUES and recipe._known):
             raise UserError(f"the recipe's shape {shape} is not a shape of data")
         return recipe
+
+
+def _rank(setting: str) -> str:
+    """Return what a setting is of: the schedule, which others depend on, the kind of another part, or an option."""
+    path = setting.partition("=")[0].strip()
+    return "schedule" if path.split(".")[0] == "schedule" else "option" if "." in path else "kind"
 
 
 def _as_before(solver: VelocitySolver, schedule: Schedule) -> VelocitySolver:

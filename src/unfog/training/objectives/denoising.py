@@ -13,6 +13,7 @@ from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.times import Importance
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_denoiser
+from unfog.recipes.fitting import doubt_grid, doubt_times
 from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss
 from unfog.recipes.recipe import Recipe
 from unfog.runtime import distributed
@@ -38,9 +39,11 @@ class Denoising(OneLoss):
         return build_denoiser(recipe, most)
 
     def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
-        """Build the sampler's denoiser once, which raises a UserError if the recipe cannot be sampled."""
+        """Build the sampler's denoiser once, which raises a UserError if that fails; warn of poor choices."""
         sampler = Sampler.of(context.recipe, _denoiser(model))
         sampler.denoise(held_out(np.zeros(1, dtype=np.int64)).condition)
+        doubt_times(context.recipe.schedule, context.recipe.times)
+        doubt_grid(context.recipe.schedule, context.recipe.grid, context.recipe.sampling.steps)
 
     def state(self, context: Context) -> dict[str, Tensor]:
         """Return empty statistics of importance-sampled times, if the recipe uses them."""
