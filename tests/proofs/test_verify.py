@@ -12,13 +12,27 @@ from torch import Tensor
 
 from unfog.cli.main import main
 from unfog.diffusion.denoiser import Clipped, Denoise, Denoiser
+from unfog.diffusion.grids import UniformGrid
 from unfog.diffusion.guidance import ClassifierFree
 from unfog.diffusion.schedules import as_time
-from unfog.diffusion.solvers import DDIM, Ancestral, DPMSolverPP2M, Noise, Step, UniPC
+from unfog.diffusion.solvers import (
+    DDIM,
+    AdamsBashforth,
+    Ancestral,
+    DPMSolverPP2M,
+    Euler,
+    EulerAncestral,
+    Heun,
+    Noise,
+    Solver,
+    Step,
+    UniPC,
+)
 from unfog.diffusion.weightings import MinSNR
 from unfog.proofs import checks as proofs
 from unfog.proofs import orders, verify
 from unfog.proofs.checks import RECURSIONS, Proof
+from unfog.proofs.combinations import combinations
 from unfog.proofs.orders import TOLERANCE, Problem, problems
 
 
@@ -168,3 +182,20 @@ def test_exact_states_agree_with_a_closed_form() -> None:
     spread = math.sqrt((alpha_s**2 * 0.3 + sigma_s**2) / (alpha_t**2 * 0.3 + sigma_t**2))
     wanted = alpha_s * 0.4 + spread * (x - alpha_t * 0.4)
     torch.testing.assert_close(orders.exact(denoise, x, [t, s])[-1], wanted, rtol=1e-11, atol=1e-11)
+
+
+def test_defaults_fit_each_other_on_data_whose_mean_is_not_zero() -> None:
+    """The short form: a flow, a table, and two on which equal steps in time are too coarse."""
+    assert _passes(combinations(("flow", "linear", "edm", "laplace")))
+
+
+@pytest.mark.parametrize(
+    "solver", [Euler(clock="own"), Heun(clock="own"), AdamsBashforth(clock="own"), EulerAncestral(clock="own")]
+)
+def test_a_velocity_on_a_clock_that_is_not_smooth_is_found(solver: Solver) -> None:
+    assert not _passes(combinations(("sigmoid", "laplace"), {"it": solver}))
+
+
+def test_a_default_grid_that_does_not_fit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unfog.proofs.combinations.default_grid", lambda schedule: UniformGrid())
+    assert not _passes(combinations(("edm",), {"dpmpp-2m": DPMSolverPP2M()}))
