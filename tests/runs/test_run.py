@@ -259,6 +259,15 @@ class Exact(Denoiser):
         return MixtureDenoiser(MIXED, self.schedule)(x, t)
 
 
+def test_a_request_on_a_grid_that_is_too_coarse_is_warned_of() -> None:
+    chosen = recipe("points").set("schedule=edm", "target=edm", "grid=uniform", "sampling.steps=20")
+    chosen = replace(chosen, shape=(2,), conditioning=NoConditioning())
+    with pytest.warns(UserWarning, match=r"last of 20 steps of the grid 'uniform' .* set grid=karras"):
+        Sampler.of(chosen, Exact(torch.nn.Linear(1, 1), chosen.schedule)).check(None)
+    chosen = chosen.set("grid=karras")
+    Sampler.of(chosen, Exact(torch.nn.Linear(1, 1), chosen.schedule)).check(None)
+
+
 @pytest.mark.parametrize("solver", ["euler", "heun", "adams-bashforth", "euler-ancestral", "rk45"])
 @pytest.mark.parametrize("kind", ["sigmoid", "laplace", "cosine", "shifted", "zero-terminal-snr", "edm"])
 def test_a_velocity_solver_of_a_run_finds_the_mean_whatever_the_schedule(kind: str, solver: str) -> None:
