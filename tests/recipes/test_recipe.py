@@ -268,9 +268,9 @@ def test_set_an_option(setting: str, field: str, option: str, value: object) -> 
 
 
 def test_set_a_kind_takes_its_defaults() -> None:
-    chosen = recipe("digits").set("optimizer.warmup=7", "schedule=cosine", "optimizer=adamw", 'solver="ddim"')
+    chosen = recipe("digits").set("optimizer.lr=1", "schedule=cosine", "optimizer=adamw", 'solver="ddim"')
     assert chosen.schedule == Cosine()
-    assert chosen.optimizer == AdamW(warmup=7), "the order does not matter"
+    assert chosen.optimizer == AdamW()
     assert chosen.solver == DDIM()
 
 
@@ -859,11 +859,10 @@ def test_a_solver_of_before_keeps_its_clock_where_that_was_right(schedule: str, 
         (["schedule=sigmoid"], Uniform(), LogSNRGrid()),
         (["schedule=cosine"], Uniform(), UniformGrid()),
         (["schedule=flow"], LogitNormal(), UniformGrid()),
-        (["schedule=shifted", "schedule.shift=2"], LogitNormal(), LogSNRGrid()),
+        (["schedule=shifted"], LogitNormal(), LogSNRGrid()),
         (["schedule=edm", "times=logit-normal"], LogitNormal(), KarrasGrid()),
         (["schedule=edm", "times.mean=-1", "grid.rho=5"], LogNormal(mean=-1.0), KarrasGrid(rho=5.0)),
-        (["schedule=edm", "grid=uniform", "schedule.sigma_max=40"], LogNormal(), UniformGrid()),
-        (["times.mean=0.4", "times=log-normal"], LogNormal(mean=0.4), UniformGrid()),
+        (["schedule=edm", "grid=uniform"], LogNormal(), UniformGrid()),
     ],
 )
 def test_times_and_grid_follow_the_schedule_unless_they_are_chosen(

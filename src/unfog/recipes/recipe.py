@@ -163,22 +163,19 @@ class Recipe:
         return kind_of(field, getattr(self, field))
 
     def set(self, *settings: str) -> "Recipe":
-        """Return the recipe with settings of the form `path=value` applied, whatever their order.
+        """Return the recipe with settings of the form `path=value` applied, those of one part in order.
 
         `schedule=cosine` chooses a kind with its defaults, `schedule.steps=500` sets an option, `seed=3` the
-        seed. Values are parsed as JSON, or else taken as text. The settings of one part are checked together, the last
-        one of a path counts. Times and grid follow a new schedule where they are still the old one's defaults.
+        seed. Values are parsed as JSON, or else taken as text. The settings of one part are checked together.
+        Times and grid follow a new schedule, wherever it stands, where they are still the old one's defaults.
 
         Raises: UserError: For an unknown path (with the nearest known one) or a value of the wrong type.
         """
-        schedule, kinds, options = (
-            [setting for setting in settings if _rank(setting) == rank] for rank in ("schedule", "kind", "option")
-        )
-        found = self._with(sorted(schedule, key=lambda setting: "." in setting.partition("=")[0]))
+        found = self._with([setting for setting in settings if _of_schedule(setting)])
         for name, default in (("times", default_times), ("grid", default_grid)):
             if getattr(self, name) == default(self.schedule):
                 found = replace(found, **cast(Any, {name: default(found.schedule)}))
-        return found._with([*kinds, *options])
+        return found._with([setting for setting in settings if not _of_schedule(setting)])
 
     def _with(self, settings: Iterable[str]) -> "Recipe":
         """Return the recipe with settings applied in order."""
@@ -277,10 +274,9 @@ class Recipe:
         return recipe
 
 
-def _rank(setting: str) -> str:
-    """Return what a setting is of: the schedule, which others depend on, the kind of another part, or an option."""
-    path = setting.partition("=")[0].strip()
-    return "schedule" if path.split(".")[0] == "schedule" else "option" if "." in path else "kind"
+def _of_schedule(setting: str) -> bool:
+    """Return whether a setting is of the schedule, on which the defaults of others depend."""
+    return setting.partition("=")[0].strip().partition(".")[0] == "schedule"
 
 
 def _as_before(solver: VelocitySolver, schedule: Schedule) -> VelocitySolver:
