@@ -520,6 +520,24 @@ def test_the_newest_two_checkpoints_are_kept(two_checkpoints: Path) -> None:
     assert (state["step"], state["note"]) == (30, 30)
 
 
+def test_damaged_checkpoints_take_no_whole_ones_place(two_checkpoints: Path) -> None:
+    for step in (80, 95):
+        (two_checkpoints / f"{step:09}").mkdir()
+        (two_checkpoints / f"{step:09}" / "state.safetensors").write_bytes(b"damaged")
+
+    def left(step: int) -> list[int]:
+        checkpoint.save(two_checkpoints, step, plain(step), {})
+        return [int(path.name) for path in checkpoint.steps(two_checkpoints)]
+
+    assert left(21) == [20, 21, 80, 95]  # it was stopped a step after it fell back to 20
+    assert left(30) == [21, 30, 80, 95]
+    assert left(80) == [30, 80, 95]  # now a whole one
+    assert left(90) == [80, 90, 95]
+    assert left(100) == [90, 95, 100]
+    assert left(110) == [100, 110]
+    assert_same(checkpoint.latest(two_checkpoints)[0], plain(110))
+
+
 def test_what_a_kill_left_half_written_is_cleared(two_checkpoints: Path) -> None:
     (two_checkpoints / ".000000013.part").mkdir()
     (two_checkpoints / ".000000013.part" / "state.safetensors").write_bytes(b"the first half")

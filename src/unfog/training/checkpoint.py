@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from unfog.runtime.files import disk, parse_json, read_bounded, sync, write_whol
 from unfog.runtime.tensors import read_tensors, write_tensors
 
 KEPT = 2
-"""Checkpoints to keep; older ones are pruned once a new one is verified."""
+"""Whole checkpoints to keep; what is older than these is pruned once a new one is verified."""
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
@@ -108,9 +109,21 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         finally:
             shutil.rmtree(part, ignore_errors=True)
         sync(folder)
-    for old in (*steps(folder)[:-KEPT], *folder.glob(".*.part")):
-        shutil.rmtree(old, ignore_errors=True)
+    _prune(folder, final)
     return final
+
+
+def _prune(folder: Path, new: Path) -> None:
+    """Remove what is older than the newest whole checkpoints, `new` among them, and what killed processes left.
+
+    Damaged checkpoints take nobody's place: where later ones are damaged, as after a fall back to an earlier one,
+    the whole ones stay.
+    """
+    present = steps(folder)
+    whole = (path for path in reversed(present) if path != new and _verified(path) is not None)
+    oldest = min([new, *islice(whole, KEPT - 1)])
+    for old in (*(path for path in present if path < oldest), *folder.glob(".*.part")):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def latest(folder: Path, most: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
