@@ -1,6 +1,8 @@
 """Parsing of arguments that several verbs share."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,14 +45,18 @@ def folder(path: Path) -> Path:
     return path
 
 
-def file(path: Path, option: str) -> None:
-    """Refuse the path of a folder, and make the parent folder of a file."""
-    from unfog.runtime.files import disk
+@contextmanager
+def writing(path: Path | None, option: str) -> Iterator[None]:
+    """Make the parent folder of a file, if one is given, and hold the file's lock while its content is worked out.
 
-    if path.is_dir():
+    Raises: UserError: If the path is that of a folder, or another process writes the file.
+    """
+    from unfog.runtime.files import locked_file
+
+    if path is not None and path.is_dir():
         raise UserError(f"{path} is a folder: give {option} the path of a file")
-    with disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if path is None else locked_file(path):
+        yield
 
 
 def seconds(text: str) -> float:

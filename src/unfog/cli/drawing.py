@@ -76,10 +76,12 @@ def film(
     """
     from unfog.reports.film import film as shoot
     from unfog.runs.run import load
+    from unfog.runtime.files import locked
 
     folder = arguments.folder(out or run / "film")
     loaded = load(run, drawing.device)
     sampler = loaded.sampler(**drawing.sampling())
     asked = drawing.asked(loaded.recipe)
-    found = shoot(sampler, n, asked).write(folder)
+    with locked(folder):
+        found = shoot(sampler, n, asked).write(folder)
     print("\n".join(f"{what + ':':6} {path}" for what, path in found.items()))

@@ -25,7 +25,7 @@ def _model(run: Path, showing: Showing, sampling: "SamplingOptions") -> "tuple[S
     return sampler, asking.edited(loaded.recipe, sampler, asked)
 
 
-def _written(pictures: "Tensor", out: Path, first: "list[Tensor]") -> None:
+def _written(pictures: "Tensor", folder: Path, first: "list[Tensor]") -> None:
     """Write each picture, and a sheet that begins with the given ones."""
     import torch
 
@@ -33,7 +33,6 @@ def _written(pictures: "Tensor", out: Path, first: "list[Tensor]") -> None:
     from unfog.data.pictures import save_picture
     from unfog.runtime.files import disk
 
-    folder = arguments.folder(out)
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for place, picture in enumerate(pictures):
@@ -80,11 +79,12 @@ def restyle(
     """
     from unfog.generation import edits
     from unfog.runs import asking
+    from unfog.runtime.files import locked
 
     sampler, asked = _model(run, redrawing, redrawing.sampling())
     picture = asking.picture(image, sampler, redrawing.own_size)
-    found = edits.restyle(sampler, picture, strength, n, asked)
-    _written(found, out or run / "edits" / "restyle", [picture])
+    with locked(folder := out or run / "edits" / "restyle"):
+        _written(edits.restyle(sampler, picture, strength, n, asked), folder, [picture])
 
 
 def inpaint(
@@ -113,12 +113,13 @@ def inpaint(
     """
     from unfog.generation import edits
     from unfog.runs import asking
+    from unfog.runtime.files import locked
 
     sampler, asked = _model(run, redrawing, redrawing.sampling())
     picture = asking.picture(image, sampler, redrawing.own_size)
     where = asking.mask(mask, image, sampler, redrawing.own_size)
-    found = edits.inpaint(sampler, picture, where, n, asked, repeats=repeats)
-    _written(found, out or run / "edits" / "inpaint", [picture])
+    with locked(folder := out or run / "edits" / "inpaint"):
+        _written(edits.inpaint(sampler, picture, where, n, asked, repeats=repeats), folder, [picture])
 
 
 def outpaint(
@@ -151,11 +152,12 @@ def outpaint(
     """
     from unfog.generation import edits
     from unfog.runs import asking
+    from unfog.runtime.files import locked
 
     sampler, asked = _model(run, redrawing, redrawing.sampling())
     picture = asking.picture(image, sampler, redrawing.own_size)
-    found = edits.outpaint(sampler, picture, (left, right, top, bottom), n, asked)
-    _written(found, out or run / "edits" / "outpaint", [])
+    with locked(folder := out or run / "edits" / "outpaint"):
+        _written(edits.outpaint(sampler, picture, (left, right, top, bottom), n, asked), folder, [])
 
 
 def invert(
@@ -185,16 +187,16 @@ def invert(
     from unfog.evaluation.reconstruction import psnr
     from unfog.generation import edits
     from unfog.runs import asking
-    from unfog.runtime.files import write_whole
+    from unfog.runtime.files import locked, write_whole
 
     sampler, asked = _model(run, inverting, inverting.sampling())
     picture = asking.picture(image, sampler, False)
-    noise, again = edits.invert(sampler, picture, asked)
-    folder = out or run / "edits" / "invert"
-    _written(again[None], folder, [picture])
-    buffer = io.BytesIO()
-    np.save(buffer, noise.numpy())
-    write_whole(folder / "noise.npy", buffer.getvalue())
+    with locked(folder := out or run / "edits" / "invert"):
+        noise, again = edits.invert(sampler, picture, asked)
+        _written(again[None], folder, [picture])
+        buffer = io.BytesIO()
+        np.save(buffer, noise.numpy())
+        write_whole(folder / "noise.npy", buffer.getvalue())
     print(f"PSNR of the reconstruction: {psnr(again[None], picture[None])[0]:.1f} dB; noise: {folder / 'noise.npy'}")
 
 
@@ -220,10 +222,12 @@ def interpolate(
     """
     from unfog.generation import edits
     from unfog.runs import asking
+    from unfog.runtime.files import locked
 
     sampler, asked = _model(run, inverting, inverting.sampling())
     first, second = (asking.picture(image, sampler, False) for image in images)
-    _written(edits.interpolate(sampler, first, second, n, asked), out or run / "edits" / "interpolate", [])
+    with locked(folder := out or run / "edits" / "interpolate"):
+        _written(edits.interpolate(sampler, first, second, n, asked), folder, [])
 
 
 def vary(
@@ -252,7 +256,9 @@ def vary(
     """
     from unfog.generation import edits
     from unfog.runs import asking
+    from unfog.runtime.files import locked
 
     sampler, asked = _model(run, inverting, inverting.sampling(seed))
     picture = asking.picture(image, sampler, False)
-    _written(edits.vary(sampler, picture, amount, n, asked), out or run / "edits" / "vary", [picture])
+    with locked(folder := out or run / "edits" / "vary"):
+        _written(edits.vary(sampler, picture, amount, n, asked), folder, [picture])

@@ -30,17 +30,15 @@ def inspect(path: tyro.conf.Positional[Path], /, *, json: SomePath = None, sheet
 
     if sheet is not None and sheet.resolve().is_relative_to(path.resolve()):
         raise UserError(f"{sheet} would be one of the pictures: choose a --sheet outside of {path}")
-    for option, file in (("--json", json), ("--sheet", sheet)):
-        if file is not None:
-            arguments.file(file, option)
-    report = look_over(path)
-    print(report.text())
-    if json is not None:
-        write_whole(json, report.to_json().encode())
-        print(f"all findings: {json}")
-    if sheet is not None and (drawn := report.sheet()) is not None:
-        save_picture(drawn, sheet)
-        print(f"pictures: {sheet}")
+    with arguments.writing(json, "--json"), arguments.writing(sheet, "--sheet"):
+        report = look_over(path)
+        print(report.text())
+        if json is not None:
+            write_whole(json, report.to_json().encode())
+            print(f"all findings: {json}")
+        if sheet is not None and (drawn := report.sheet()) is not None:
+            save_picture(drawn, sheet)
+            print(f"pictures: {sheet}")
 
 
 def recipes() -> None:
@@ -83,10 +81,13 @@ def explain(
     """
     from unfog.reports.explain import explain as work_out
     from unfog.runs.run import load
+    from unfog.runtime.files import locked
 
     folder = arguments.folder(out or run / "explain")
-    found = work_out(load(run, device), step, row, seed)
-    print(f"{found.text()}\n\npage: {found.write(folder, f'step-{step}')}")
+    loaded = load(run, device)
+    with locked(folder):
+        found = work_out(loaded, step, row, seed)
+        print(f"{found.text()}\n\npage: {found.write(folder, f'step-{step}')}")
 
 
 def report(
@@ -118,8 +119,10 @@ def report(
     from unfog.reports.report import report as gather
     from unfog.runs.data import moved
     from unfog.runs.run import load
+    from unfog.runtime.files import locked
 
     folder = arguments.folder(out or run / "report")
     loaded = load(run, device)
     loaded = replace(loaded, recipe=moved(loaded.recipe, data))
-    print(f"report: {gather(loaded, folder, seed, 'accept' if accept_changed_data else 'refuse').write()}")
+    with locked(folder):
+        print(f"report: {gather(loaded, folder, seed, 'accept' if accept_changed_data else 'refuse').write()}")

@@ -78,11 +78,13 @@ def evaluate(
         dinov2: Folder with DINOv2, to measure distances in its features as well (needs transformers).
         likelihood: Measure the likelihood of this many training and held-out rows instead of samples.
     """
+    from contextlib import nullcontext
+
     from rich.console import Console
 
     from unfog.runs.data import Changed, moved, read_data
     from unfog.runs.run import load, read_recipe
-    from unfog.runtime.files import write_whole
+    from unfog.runtime.files import locked, write_whole
 
     options: dict[str, object] = {"--guidance": guidance, "--steps": steps, "--likelihood": likelihood}
     changed: Changed = "accept" if accept_changed_data else "refuse"
@@ -94,8 +96,9 @@ def evaluate(
         mine = {"--data": data, "--accept-changed-data": accept_changed_data}
         _refuse({**options, **mine}, "is for runs, and --real compares two folders of pictures: omit it")
         extra = {"batch": batch, "seed": seed, "console": console, "inception": inception, "dinov2": dinov2}
-        evaluated = compare_sets(run, real, most=n, **extra)  # type: ignore[arg-type]  # options of many types
-        write_whole(run / "evaluation.json", evaluated.to_json().encode())
+        with locked(run) if run.is_dir() else nullcontext():
+            evaluated = compare_sets(run, real, most=n, **extra)  # type: ignore[arg-type]  # options of many types
+            write_whole(run / "evaluation.json", evaluated.to_json().encode())
         print(evaluated.table())
         print(f"written: {run / 'evaluation.json'}")
         return
@@ -107,8 +110,9 @@ def evaluate(
             {**options, **extractors},
             f"is for models that draw samples, and {run} holds one of the objective {recipe.kind('objective')!r}",
         )
-        kept = reconstruction(run, n, seed, device, data=data, changed=changed)
-        kept.write(run)
+        with locked(run / "evaluation"):
+            kept = reconstruction(run, n, seed, device, data=data, changed=changed)
+            kept.write(run)
         print(kept.table())
         print(f"written: {run / 'evaluation.json'}, and originals above their reconstructions: {run / 'evaluation'}")
         return
@@ -119,12 +123,14 @@ def evaluate(
         _refuse({**options, **extractors, "--likelihood": None}, "is for samples, and --likelihood measures real rows")
         from unfog.evaluation.density import density
 
-        bits = density(loaded, rows, likelihood, seed)
-        write_whole(run / "likelihood.json", json.dumps(bits.to_json(), indent=1).encode())
+        with locked(run / "evaluation"):
+            bits = density(loaded, rows, likelihood, seed)
+            write_whole(run / "likelihood.json", json.dumps(bits.to_json(), indent=1).encode())
         print(bits.table())
         print(f"written: {run / 'likelihood.json'}")
         return
-    _evaluate_samples(loaded, rows, n, guidance, steps, seed, batch, inception, dinov2, console)
+    with locked(run / "evaluation"):
+        _evaluate_samples(loaded, rows, n, guidance, steps, seed, batch, inception, dinov2, console)
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
@@ -219,6 +225,7 @@ def bench(
 
     from unfog.evaluation import bench as measure
     from unfog.runs.run import load
+    from unfog.runtime.files import locked
 
     console = Console(stderr=True)
     of_runs: dict[str, object] = {"a run": run, "--solvers": solvers, "--grids": grids, "--guidance": guidance}
@@ -230,17 +237,20 @@ def bench(
 
         folder, seconds = arguments.folder(out or Path("runs/schedules")), arguments.seconds(budget or "2m")
         base, kinds = recipe(data or "digits"), schedules.split(",")
-        ranking = rank(base, kinds, folder, seconds, count=n, seed=seed, device=device, console=console)
-        print(ranking.write(folder))
+        with locked(folder):
+            ranking = rank(base, kinds, folder, seconds, count=n, seed=seed, device=device, console=console)
+            print(ranking.write(folder))
         return
     _refuse({"--data": data, "--budget": budget, "--out": out}, "goes with --schedules only: omit it")
     if run is None:
         raise UserError("nothing to measure: name a run folder, or the --schedules to train on")
     loaded = load(run, device)
-    measured = measure.bench(loaded, solvers, grids, guidance, nfe, count=n, seed=seed, console=console)
-    print(measured.write(run / "bench"))
+    with locked(run if save else run / "bench"):
+        measured = measure.bench(loaded, solvers, grids, guidance, nfe, count=n, seed=seed, console=console)
+        print(measured.write(run / "bench"))
+        if save:
+            measure.save(loaded, measured.recommended)
     if save:
-        measure.save(loaded, measured.recommended)
         print(f"stored in {run / 'recipe.json'}: `unfog sample {run}` uses the recommended setting now")
     else:
         print("(--save stores the recommended setting in the run folder, so that `unfog sample` uses it)")
@@ -278,12 +288,14 @@ def compare(
     from rich.console import Console
 
     from unfog.evaluation import compare as sides
+    from unfog.runtime.files import locked
 
     models, names = sides.load_alike(runs, device), [str(path) for path in runs]
     folder = arguments.folder(out or sides.common_parent(runs) / "compare")
     console = Console(stderr=True)
-    comparison = sides.compare(models, names, n, solver, steps, guidance, seed=seed, console=console)
-    print(comparison.write(folder))
+    with locked(folder):
+        comparison = sides.compare(models, names, n, solver, steps, guidance, seed=seed, console=console)
+        print(comparison.write(folder))
 
 
 def verify(*, json: SomePath = None, peers: bool = False) -> None:
@@ -310,13 +322,13 @@ def verify(*, json: SomePath = None, peers: bool = False) -> None:
     from unfog.runtime.files import write_whole
 
     console = Console()
-    if json is not None:  # fail early, before minutes are spent
-        arguments.file(json, "--json")
-        write_whole(json, b"")
-    proven: Report = report(console) if peers else proof(console)
-    console.print(proven.table())
-    if json is not None:
-        write_whole(json, proven.to_json().encode())
-        print(f"measurements: {json}")
+    with arguments.writing(json, "--json"):
+        if json is not None:  # fail early, before minutes are spent
+            write_whole(json, b"")
+        proven: Report = report(console) if peers else proof(console)
+        console.print(proven.table())
+        if json is not None:
+            write_whole(json, proven.to_json().encode())
+            print(f"measurements: {json}")
     if not proven.passed:
         raise EnvironmentFailure("verification failed: see the rows marked FAIL, and report them with this table")

@@ -144,6 +144,10 @@ def replay(
         out: Folder for picture and numbers. Default: RUN/replay.
     """
     from unfog.reports.replay import replay as draw_again
+    from unfog.runs.run import read_recipe
+    from unfog.runtime.files import locked
 
     folder = arguments.folder(out or run / "replay")
-    print(draw_again(run, step, device).write(folder))
+    read_recipe(run)  # nothing is made where there is no run
+    with locked(folder):
+        print(draw_again(run, step, device).write(folder))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unfog.data.download import cache_folder, fetch
 from unfog.data.source import Data, InMemory, split
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import disk
+from unfog.runtime.files import disk, locked
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -189,6 +189,14 @@ def _cifar_folder() -> Path:
     cache, name = cache_folder(), "cifar-10-batches-bin"
     if (cache / name).is_dir():
         return cache
+    with locked(cache, wait=True):
+        if not (cache / name).is_dir():
+            _extract_cifar(cache, name)
+    return cache
+
+
+def _extract_cifar(cache: Path, name: str) -> None:
+    """Download the archive and extract it, into a folder whose lock is held."""
     archive = fetch(_CIFAR, cache / "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530")
     with disk(cache), tempfile.TemporaryDirectory(dir=cache) as part:
         try:
@@ -199,7 +207,6 @@ def _cifar_folder() -> Path:
         except (tarfile.TarError, ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{archive} is damaged ({error}): remove it to download it again") from error
         os.replace(Path(part) / name, cache / name)
-    return cache
 
 
 def _bounded(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

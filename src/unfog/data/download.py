@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from unfog.runtime.errors import EnvironmentFailure
-from unfog.runtime.files import disk, whole
+from unfog.runtime.files import disk, locked, whole
 
 
 def cache_folder() -> Path:
@@ -31,6 +31,12 @@ def fetch(url: str, path: Path, md5: str) -> Path:
     """
     if path.exists():
         return path
+    with locked(path.parent, wait=True):
+        return path if path.exists() else _download(url, path, md5)
+
+
+def _download(url: str, path: Path, md5: str) -> Path:
+    """Download and verify a file, into a folder whose lock is held."""
     with disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part:

@@ -29,7 +29,7 @@ from unfog.recipes.build import build_codec
 from unfog.runs.data import read_data
 from unfog.runs.run import Run
 from unfog.runtime.errors import Stopped, UserError
-from unfog.runtime.files import write_whole
+from unfog.runtime.files import locked, write_whole
 from unfog.runtime.version import __version__
 
 SOLVERS = ("ddim", "euler", "heun", "dpmpp-2m", "dpmpp-3m", "unipc", "adams-bashforth", "ancestral")
@@ -219,18 +219,17 @@ def bench(
     plan, left_out = _plan(run, settings, wanted, seed, condition)
     keys = _keys(run, judge, plan, count, seed, condition)
     path = run.path / "bench" / "results.jsonl"
-    known = read_results(path)
-    todo = {keys[cell]: (cell[0], one) for cell, one in plan.items() if keys[cell] not in known}
-    done = len(known)
-    try:
-        for key, measured in _measure(run, judge, todo, count, condition, asked, console):
-            known[key] = measured
-            append_result(path, key, measured)
-    except KeyboardInterrupt:
-        raise Stopped(
-            f"stopped; {len(known) - done} of {len(todo)} measurements are kept: run the same command again to resume",
-            signal.SIGINT,
-        ) from None
+    with locked(path.parent):
+        known = read_results(path)
+        todo = {keys[cell]: (cell[0], one) for cell, one in plan.items() if keys[cell] not in known}
+        done = len(known)
+        try:
+            for key, measured in _measure(run, judge, todo, count, condition, asked, console):
+                known[key] = measured
+                append_result(path, key, measured)
+        except KeyboardInterrupt:
+            kept = f"{len(known) - done} of {len(todo)} measurements are kept"
+            raise Stopped(f"stopped; {kept}: run the same command again to resume", signal.SIGINT) from None
     return Bench(str(run.path), wanted, {cell: known[key] for cell, key in keys.items()}, left_out)
 
 

@@ -24,7 +24,7 @@ from unfog.data.modality import images
 from unfog.data.source import Batch, shuffled
 from unfog.evaluation.distances import Rows
 from unfog.runtime.errors import EnvironmentFailure, UserError
-from unfog.runtime.files import disk
+from unfog.runtime.files import locked
 from unfog.runtime.tensors import load_into, read_tensors, write_tensors
 
 FEATURES, FEW, LARGE = 64, 16, 10_000
@@ -171,9 +171,8 @@ def fit_classifier(rows: Batch, codec: Codec, console: Console | None = None) ->
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             _train(network, codec, rows.x, targets, console)
-        with suppress(EnvironmentFailure):  # a cache that cannot be written costs time, and nothing else
-            with disk(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+        # a cache that cannot be written costs time, and nothing else
+        with suppress(EnvironmentFailure), locked(path.parent, wait=True):
             write_tensors(path, network.state_dict())
     key = digest(*(part.contiguous().numpy().tobytes() for part in network.state_dict().values()))
     return Classifier(network.eval().requires_grad_(False), codec, words, key)

@@ -22,7 +22,7 @@ from unfog.recipes.settings import FixedVariance, Inputs, LearnedVariance, Sampl
 from unfog.recipes.sources import Elsewhere
 from unfog.recipes.text_encoders import ENCODERS, PretrainedConditioning
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import disk, write_whole
+from unfog.runtime.files import disk, locked, write_whole
 from unfog.runtime.tensors import write_tensors
 from unfog.training.objectives.reconstruction import Reconstruction
 
@@ -55,10 +55,10 @@ def import_model(source: str, out: Path, trust: Path | None = None) -> Imported:
         trust: A pickle of weights that may be loaded.
 
     Returns: The imported model.
-    Raises: UserError: If the folder is not a model, or has unsupported parts or options.
+    Raises: UserError: If the folder is not a model, or has unsupported parts or options, or `out` is taken.
         EnvironmentFailure: If the network or the disk fails.
     """
-    with files.meant(source):
+    with locked(out), files.meant(source):
         return _import(source, out, trust)
 
 
@@ -268,11 +268,9 @@ def _write(out: Path, recipe: Recipe, tensors: dict[str, Tensor], coder: Coder |
 
     Raises: EnvironmentFailure: If the disk fails.
     """
-    with disk(out):
-        out.mkdir(parents=True, exist_ok=True)
-        if coder is not None:
-            (out / "autoencoder").mkdir(exist_ok=True)
     if coder is not None:
+        with disk(out):
+            (out / "autoencoder").mkdir(exist_ok=True)
         inner = _coder_recipe(coder, recipe.shape or ())
         write_whole(out / "autoencoder" / "recipe.json", inner.to_json().encode())
         write_tensors(out / "autoencoder" / "model.safetensors", weights_of(coder.made))

@@ -22,7 +22,7 @@ from unfog.recipes.parse import options
 from unfog.recipes.text_encoders import PretrainedConditioning
 from unfog.runs.run import Run, read_recipe
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import disk, write_whole
+from unfog.runtime.files import disk, locked, occupied, write_whole
 from unfog.runtime.tensors import write_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -47,6 +47,12 @@ def export_model(run: Run, folder: Path) -> tuple[str, ...]:
     Raises: UserError: If diffusers cannot represent the model.
         EnvironmentFailure: If the disk fails.
     """
+    with locked(folder):
+        return _export(run, folder)
+
+
+def _export(run: Run, folder: Path) -> tuple[str, ...]:
+    """Write the folder, whose lock is held."""
     vacant(folder)
     recipe, network, codec = run.recipe, run.denoiser.network, build_codec(run.recipe)
     if not isinstance(network, UNet | ConditionalUNet):
@@ -92,8 +98,8 @@ def export_model(run: Run, folder: Path) -> tuple[str, ...]:
 
 
 def vacant(folder: Path) -> None:
-    """Raise a UserError if a path is not an empty or new folder."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Raise a UserError if a folder is not empty but for its lock."""
+    if occupied(folder):
         raise UserError(f"{folder} already exists: choose a new folder")
 
 

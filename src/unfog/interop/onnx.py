@@ -17,7 +17,7 @@ from unfog.recipes.build import known_of
 from unfog.recipes.conditions import ClassConditioning, NoConditioning
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import disk, write_whole
+from unfog.runtime.files import disk, locked, write_whole
 
 
 class Bare(nn.Module):
@@ -62,6 +62,12 @@ def export(run: Run, folder: Path, steps: int | None = None) -> None:
     Raises: UserError: If the model is conditioned on anything but classes, or the extra is not installed.
         EnvironmentFailure: If the disk fails.
     """
+    with locked(folder):
+        _export(run, folder, steps)
+
+
+def _export(run: Run, folder: Path, steps: int | None) -> None:
+    """Write the folder, whose lock is held."""
     vacant(folder)
     if not isinstance(run.recipe.conditioning, NoConditioning | ClassConditioning):
         kind = run.recipe.kind("conditioning")
@@ -73,8 +79,6 @@ def export(run: Run, folder: Path, steps: int | None = None) -> None:
     except ImportError:
         raise UserError("ONNX export needs onnx and onnxscript: pip install 'unfog[onnx]'") from None
     sampler, shape = run.sampler(steps=steps), known_of(run.recipe).shape
-    with disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     rows = _rows(run)
     inputs: list[Tensor] = [torch.zeros(2, *shape), torch.zeros(2)]
     names = ["x", "time"]

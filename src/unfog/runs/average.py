@@ -7,7 +7,7 @@ from unfog.recipes.build import build_model
 from unfog.recipes.settings import PowerAverage
 from unfog.runs.run import check_vacant, read_recipe, taken_in
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import disk, write_whole
+from unfog.runtime.files import locked, write_whole
 from unfog.runtime.tensors import load_into, write_tensors
 from unfog.training.ema import Reconstruction, reconstruct
 
@@ -25,8 +25,14 @@ def average(path: str | Path, length: float, out: str | Path) -> Reconstruction:
     Raises: UserError: If there is no snapshot, the length is out of range or too short for them, or `out` is taken.
         EnvironmentFailure: If the disk fails.
     """
-    where, out = Path(path) / "averages", Path(out)
-    recipe = read_recipe(Path(path))
+    with locked(Path(out)):
+        return _average(Path(path), length, Path(out))
+
+
+def _average(path: Path, length: float, out: Path) -> Reconstruction:
+    """Write the run folder, whose lock is held."""
+    where = path / "averages"
+    recipe = read_recipe(path)
     if not recipe.objective.draws:
         raise UserError(
             f"{path} holds a model of the objective {recipe.kind('objective')!r}, which is finished for its own "
@@ -36,8 +42,6 @@ def average(path: str | Path, length: float, out: str | Path) -> Reconstruction:
     averaged = reconstruct(where, length)
     model = build_model(recipe)
     load_into(model, averaged.tensors, where)
-    with disk(out):
-        out.mkdir(parents=True, exist_ok=True)
     recipe = replace(taken_in(recipe, out), ema=PowerAverage(averaged.gamma))
     write_whole(out / "recipe.json", recipe.relocated(out, relative=True).to_json().encode())
     write_tensors(out / "model.safetensors", model.state_dict())

@@ -18,7 +18,7 @@ from unfog.recipes.conditions import Asked
 from unfog.runs.run import Run
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import disk, parse_json, read_bounded, write_whole
+from unfog.runtime.files import disk, locked, parse_json, read_bounded, write_whole
 
 SHEET, MOST = 400, 10_000_000
 """Samples on a sheet, and in a request, at most."""
@@ -101,7 +101,8 @@ def sample_into(
         replace: Whether files of another request may be removed.
         console: Shows the progress of requests of more than one batch.
 
-    Raises: UserError: If the folder holds another request, or the model cannot be conditioned on `asked`.
+    Raises: UserError: If the folder holds another request, another process writes there, or the model cannot be
+        conditioned on `asked`.
         Stopped: After Ctrl-C.
     """
     request = Request(run, generator, count, asked)
@@ -110,14 +111,14 @@ def sample_into(
         first = int(distributed.agreed(0))
         deque(generator.batches(condition, count, first), maxlen=0)  # rank 0 gathers the shares of all
         return
-    present = _claim(folder, request, replace)
-    first = _first_batch(request, present)
-    distributed.agreed(first)
-    if request.modality.together:
-        _write_together(folder, request, condition)
-        return
-    _write_each(folder, request, condition, first, console)
-    _write_sheet(folder, request)
+    with locked(folder):
+        first = _first_batch(request, _claim(folder, request, replace))
+        distributed.agreed(first)
+        if request.modality.together:
+            _write_together(folder, request, condition)
+            return
+        _write_each(folder, request, condition, first, console)
+        _write_sheet(folder, request)
 
 
 def _claim(folder: Path, request: Request, replace: bool) -> set[int]:
@@ -140,7 +141,6 @@ def _claim(folder: Path, request: Request, replace: bool) -> set[int]:
         raise UserError(f"{folder} holds {written} samples of this request: ask for as many, or choose another folder")
     kept = {place for place in present if same and place < request.count}
     with disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         for place in present - kept:
             (folder / _name(place, request.modality.suffix)).unlink()
         write_whole(folder / "sampling.json", json.dumps({"n": request.count, **identity}, indent=1).encode())

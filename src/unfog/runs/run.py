@@ -4,7 +4,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -197,12 +197,18 @@ def _fit(
     console: Console | None,
     hooks: Hooks,
 ) -> None:
-    """Train into a new run folder."""
+    """Train into a new run folder, whose lock is held from the look at what it holds to the last file."""
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and steps(out / "checkpoints"):
         _refit(out, dataset, device, console, hooks)  # torchrun began again after a process was lost
         return
-    trainer = _begun(recipe, out, dataset, budget, init_from, device, console, hooks)
-    _train(trainer, budget, console, hooks)
+    with _held(out):
+        trainer = _begun(recipe, out, dataset, budget, init_from, device, console, hooks)
+        _train(trainer, budget, console, hooks)
+
+
+def _held(folder: Path) -> AbstractContextManager[None]:
+    """Return the lock of a run folder, which the first process holds for all."""
+    return nullcontext() if distributed.rank() else locked(folder)
 
 
 def begin(
@@ -230,9 +236,10 @@ def begin(
         EnvironmentFailure: If disk or network fail.
     """
     chosen, found = _chosen(recipe, dataset)
-    trainer = _begun(chosen, Path(out), found, None, init_from, device, console, Hooks())
-    write_recipe(trainer)
-    remember(trainer.folder, trainer.recipe, trainer.data)
+    with _held(Path(out)):
+        trainer = _begun(chosen, Path(out), found, None, init_from, device, console, Hooks())
+        write_recipe(trainer)
+        remember(trainer.folder, trainer.recipe, trainer.data)
     return trainer
 
 
@@ -261,8 +268,6 @@ def _begun(
         where = Path(init_from) / "model.safetensors"
         trainer.start_from(read_tensors(where), where)
     trainer.choose_portion()
-    with disk(out):
-        out.mkdir(parents=True, exist_ok=True)
     return trainer
 
 
@@ -393,17 +398,19 @@ def _refit(
     accept_changed_data: bool = False,
 ) -> None:
     """Resume a training."""
+    read_recipe(path)  # no lock is taken where there is no run
     own = path / "autoencoder"
-    if steps(own / "checkpoints"):
-        _refit(own, dataset, device, console, hooks, data, accept_changed_data)
-    trainer = reopen(path, device, dataset, data, accept_changed_data)
-    for sentence in corrections(trainer.recipe):
-        warnings.warn(f"a formula was corrected since {path} began: {sentence}", stacklevel=5)
-    if steps(path / "checkpoints") or not steps(own / "checkpoints"):
-        trainer.restore()
-    else:
-        trainer.choose_portion()  # its training begins now, after that of its autoencoder
-    _train(trainer, None, console, hooks)
+    with _held(path):
+        if steps(own / "checkpoints"):
+            _refit(own, dataset, device, console, hooks, data, accept_changed_data)
+        trainer = reopen(path, device, dataset, data, accept_changed_data)
+        for sentence in corrections(trainer.recipe):
+            warnings.warn(f"a formula was corrected since {path} began: {sentence}", stacklevel=5)
+        if steps(path / "checkpoints") or not steps(own / "checkpoints"):
+            trainer.restore()
+        else:
+            trainer.choose_portion()  # its training begins now, after that of its autoencoder
+        _train(trainer, None, console, hooks)
 
 
 def reopen(
@@ -448,15 +455,14 @@ def check_vacant(out: Path) -> None:
 
 def _train(trainer: Trainer, budget: Budget | None, console: Console | None, hooks: Hooks) -> None:
     """Run the loop."""
-    with nullcontext() if distributed.rank() else locked(trainer.folder):
-        write_recipe(trainer)
-        remember(trainer.folder, trainer.recipe, trainer.data)
-        try:
-            run_loop(trainer, console or Console(stderr=True), budget, hooks)
-        except EnvironmentFailure:
-            raise  # with no picture: a full disk has no room, and who lost a process is about to be stopped
-        except BaseException:
-            draw_losses(trainer.folder)
-            raise
+    write_recipe(trainer)
+    remember(trainer.folder, trainer.recipe, trainer.data)
+    try:
+        run_loop(trainer, console or Console(stderr=True), budget, hooks)
+    except EnvironmentFailure:
+        raise  # with no picture: a full disk has no room, and who lost a process is about to be stopped
+    except BaseException:
         draw_losses(trainer.folder)
+        raise
+    draw_losses(trainer.folder)
     distributed.agreed(0)  # the others read what the first one wrote

@@ -15,6 +15,10 @@ from unfog.runtime.errors import EnvironmentFailure, UserError
 
 MOST_JSON, DEEPEST = 1 << 24, 32
 """Largest JSON file in bytes, and its deepest nesting."""
+LOCK = ".lock"
+"""Name of the lock in a folder that is written."""
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+"""Errors of a folder in which this user may not write."""
 
 
 def read_bounded(path: Path, most: int = MOST_JSON) -> str:
@@ -105,20 +109,68 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder against other writers; the lock is released when the process dies.
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Make a folder and hold its lock, so that one process at a time writes there; a dead process holds none.
+
+    Whoever holds it can take it again. A folder that was made here and in which nothing was written is removed.
+
+    Args:
+        folder: The folder.
+        wait: Wait for another process instead of refusing; for caches, whose files are the same whoever writes them.
+
+    Raises: UserError: If another process holds the lock, or the path is that of a file.
+        EnvironmentFailure: If the disk fails.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another `out`")
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        with _held(folder / LOCK, folder, "choose another folder", wait):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            for one in made:
+                one.rmdir()
+
+
+@contextlib.contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, in a file next to it, while one process works out what to write there.
+
+    Pipes and devices are written through, and have none.
 
     Raises: UserError: If another process holds the lock.
+        EnvironmentFailure: If the disk fails.
     """
-    lock = FileLock(folder / ".lock")
+    if path.exists() and not path.is_file():
+        yield
+        return
+    with _held(path.with_name(f".{path.name}{LOCK}"), path, "choose another file"):
+        yield
+
+
+@contextlib.contextmanager
+def _held(path: Path, what: Path, cure: str, wait: bool = False) -> Iterator[None]:
+    """Make the folder of a lock, and hold the lock; without the right to write there, whatever is written says so."""
+    lock = FileLock(path.parent.resolve() / path.name, is_singleton=True)
     try:
-        with disk(folder):
-            lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another process is writing {folder}: wait until it is done, or choose another folder"
-        ) from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:  # which is an OSError, but no fault of the disk
+        raise UserError(f"another process is writing {what}: wait until it is done, or {cure}") from None
+    except OSError as error:
+        if error.errno not in FORBIDDEN:
+            with disk(what):
+                raise
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):
+            if lock.lock_counter == 1:  # the outermost of those that hold it
+                path.unlink()  # while it is held: filelock drops a lock whose file it finds removed
         lock.release()
+
+
+def occupied(folder: Path) -> bool:
+    """Return whether a folder holds anything but its lock."""
+    return any(one.name != LOCK for one in folder.iterdir())

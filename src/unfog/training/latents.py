@@ -16,7 +16,7 @@ from unfog.data.identity import rows_digest
 from unfog.data.source import Augment, Batch, Data, Indices, Source
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import disk, whole
+from unfog.runtime.files import locked, whole
 
 MOST = 1 << 34
 """Largest cache of latents in bytes; larger data sets are encoded on the fly."""
@@ -103,10 +103,10 @@ def _encoded(source: Source, codec: Latents, flip: bool, where: Path) -> Encoded
         key.update(tensor.cpu().numpy().tobytes())
     path = where.with_name(f"{where.name}-{key.hexdigest()[:12]}.npy")
     if not path.is_file() and not distributed.rank():
-        with disk(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part:
-            _write(source, codec, flip, part)
+        with locked(path.parent, wait=True):
+            if not path.is_file():
+                with whole(path) as part:
+                    _write(source, codec, flip, part)
     distributed.agreed(0)  # wait until rank 0 has written the file
     return Encoded(source, torch.from_numpy(np.load(path, mmap_mode="c")))
 

@@ -1,0 +1,184 @@
+"""Folders and files that are written: one process at a time, and the others get a sentence."""
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import until
+from tests.forked import Forked
+from unfog.cli.main import main
+from unfog.runtime import files
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import locked, locked_file
+
+TRAIN = ("train", "digits", "--device", "cpu", "--set", "network.width=8", "--set", "sampling.batch=64")
+
+
+@contextmanager
+def another(lock: Path) -> Iterator[None]:
+    """Hold a lock as another process does."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def test_a_lock_is_held_within_it_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    with locked(folder):
+        with locked(folder):  # whoever holds it can take it again
+            pass
+        assert (folder / ".lock").exists()
+    assert not (tmp_path / "new").exists()  # nothing was written
+    with locked(folder):
+        (folder / "file").touch()
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    with locked_file(folder / "file"):
+        assert (folder / ".file.lock").exists()
+    assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+def test_what_another_process_writes_is_refused_until_it_is_done(tmp_path: Path) -> None:
+    with another(tmp_path / ".lock"):
+        with (
+            pytest.raises(UserError, match=f"another process is writing {tmp_path}: wait until it is done"),
+            locked(tmp_path),
+        ):
+            pass
+        assert (tmp_path / ".lock").exists()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_folder_in_which_nobody_may_write_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("lock", "command"),
+    [
+        ("out", "train digits --out out"),
+        ("run", "train --resume run"),
+        ("out", "sample run -n 4 --out out"),
+        ("run/samples/seed-0", "sample run -n 4"),
+        ("out", "film run --out out"),
+        ("out", "edit restyle run --image three.png --label 3 --out out"),
+        ("out", "edit inpaint run --image three.png --mask three.png --label 3 --out out"),
+        ("out", "edit outpaint run --image three.png --label 3 --left 4 --out out"),
+        ("out", "edit invert run --image three.png --label 3 --out out"),
+        ("out", "edit interpolate run --images three.png three.png --label 3 --out out"),
+        ("out", "edit vary run --image three.png --label 3 --out out"),
+        ("run/evaluation", "evaluate run -n 359"),
+        ("run/evaluation", "evaluate run --likelihood 8"),
+        ("pictures", "evaluate pictures --real pictures"),
+        ("run/bench", "bench run"),
+        ("run", "bench run --save"),
+        ("out", "bench --schedules cosine,flow --out out"),
+        ("out", "compare run run --out out"),
+        ("out", "average run --length 0.15 --out out"),
+        ("out", "replay run --step 1 --out out"),
+        ("out", "explain run --step 500 --out out"),
+        ("out", "report run --out out"),
+        ("out", "import pictures out"),
+        ("out", "export run out"),
+        ("out", "export run out --to onnx"),
+        ("found.json", "verify --json found.json"),
+        ("found.json", "inspect pictures --json found.json"),
+        ("sheet.png", "inspect pictures --sheet sheet.png"),
+    ],
+)
+def test_every_verb_that_writes_holds_a_lock(
+    lock: str,
+    command: str,
+    digits_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    for name in ("recipe.json", "model.safetensors", "checkpoints"):
+        Path("run", name).symlink_to(digits_run / name)
+    picture = digits_run / "samples" / "000000016.png"
+    Path("three.png").symlink_to(picture)
+    Path("pictures").mkdir()
+    Path("pictures", "0.png").symlink_to(picture)
+    where = Path(f".{lock}.lock") if "." in lock else Path(lock, ".lock")
+    with another(where):
+        assert main(command.split()) == 2
+    assert re.fullmatch(
+        rf"unfog: another process is writing {re.escape(lock)}: wait until it is done, or choose another \w+\n",
+        capsys.readouterr().err,
+    )
+    assert {path.name for path in Path().iterdir()} <= {"run", "three.png", "pictures", "out", where.name}
+    if lock == "out":
+        assert [path.name for path in Path("out").iterdir()] == [".lock"]
+
+
+@pytest.mark.slow
+def test_two_trainings_into_one_folder_are_one(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = Forked(*TRAIN, "--out", out, "--set", "training.images=2048", "--set", "training.batch=32")
+    until(lambda: (out / ".lock").exists() or first.returncode is not None)
+    second = Forked(*TRAIN, "--out", out)
+    _, error = second.ended()
+    assert (second.returncode, error) == (
+        2,
+        f"unfog: another process is writing {out}: wait until it is done, or choose another folder\n",
+    )
+    assert first.returncode is None, "the first was done before the second had begun"
+    first.ended()
+    assert first.returncode == 0
+    model = load_file(out / "model.safetensors")
+    third = Forked(*TRAIN, "--out", out)  # not at once, but afterwards
+    assert "holds another run" in third.ended()[1]
+    assert third.returncode == 2
+    assert all((tensor == load_file(out / "model.safetensors")[name]).all() for name, tensor in model.items())
+
+
+@pytest.mark.slow
+def test_two_requests_into_one_folder_do_not_mix(digits_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "many"
+
+    def request(seed: int) -> Forked:
+        words = ("--out", out, "--device", "cpu", "--steps", "8", "--seed", str(seed))
+        return Forked("sample", digits_run, "-n", "640", *words)
+
+    both = [request(seed) for seed in (1, 2)]
+    said = [one.ended()[1] for one in both]
+    assert sorted(one.returncode or 0 for one in both) == [0, 2], said
+    winner, loser = sorted(both, key=lambda one: one.returncode or 0)
+    refusal = said[both.index(loser)]
+    assert "another process is writing" in refusal or "holds the pictures of another request" in refusal
+    alone = tmp_path / "alone"
+    again = Forked(
+        "sample",
+        digits_run,
+        "-n",
+        "640",
+        "--out",
+        alone,
+        "--device",
+        "cpu",
+        "--steps",
+        "8",
+        "--seed",
+        str(both.index(winner) + 1),
+    )
+    again.ended()
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in alone.iterdir())
+    assert all((out / path.name).read_bytes() == path.read_bytes() for path in alone.glob("*.png"))
