@@ -6,14 +6,20 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import until
 from tests.forked import Forked
 from unfog.cli.main import main
-from unfog.runtime import files
+from unfog.data.classic import read_idx
+from unfog.data.pictures import UnreadableError, describe_picture
+from unfog.runs import run as runs
+from unfog.runtime import files, tensors
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import locked, locked_file
 
@@ -182,3 +188,89 @@ def test_two_requests_into_one_folder_do_not_mix(digits_run: Path, tmp_path: Pat
     again.ended()
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in alone.iterdir())
     assert all((out / path.name).read_bytes() == path.read_bytes() for path in alone.glob("*.png"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_loss_that_was_never_finite_leaves_nothing_to_start_from(
+    precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    settings = ("--set", "optimizer.lr=1e30", "--set", "optimizer.warmup=0", "--precision", precision)
+    assert main([*TRAIN, *settings, "--out", str(out)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert not list(out.glob("checkpoints/*"))
+    other = " or training.precision=float32" if precision == "bfloat16" else ""
+    assert said.endswith(f"nothing was saved yet; start anew with a lower optimizer.lr than 1e+30{other}")
+
+
+def test_a_git_lfs_pointer_is_called_one(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    model = broken / "model.safetensors"
+    model.write_text(pointer)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("0.png", "1.png"):
+        (photos / name).write_text(pointer)
+    idx = tmp_path / "train-images-idx3-ubyte.gz"
+    idx.write_text(pointer)
+    assert main(["sample", str(broken)]) == 2
+    assert f"{model} is a Git LFS pointer and not the file itself: run `git lfs pull`" in capsys.readouterr().err
+    with pytest.raises(UserError, match="idx3-ubyte.gz is a Git LFS pointer"):
+        read_idx(idx)
+    with pytest.raises(UserError, match="idx3-ubyte is a Git LFS pointer"):
+        read_idx(idx.rename(idx.with_suffix("")))
+    with pytest.raises(UnreadableError, match="Git LFS pointer"):
+        describe_picture(photos / "0.png")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    digits_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")  # which safetensors says of a file it may not open
+
+    own = Path.open
+
+    def refuse(path: Path, *words: str, **options: Any) -> Any:
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied")
+        return own(path, *words, **options)
+
+    monkeypatch.setattr(tensors, "load_file", missing)
+    monkeypatch.setattr(Path, "open", refuse)
+    assert main(["sample", str(digits_run)]) == 2
+    said = capsys.readouterr().err
+    assert "model.safetensors may not be read by you (permission denied)" in said
+    assert "damaged" not in said
+
+
+def test_data_of_a_run_that_are_gone_are_put_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    for place in range(20):
+        Image.fromarray(np.random.default_rng(place).integers(0, 256, (8, 8), np.uint8)).save(data / f"{place}.png")
+    words = ["--data", str(data), "--out", str(run), "--size", "8", "--set", "training.images=64", "--device", "cpu"]
+    small = ["--set", "network.width=8", "--set", "training.batch=32", "--set", "sampling.batch=64"]
+    assert main(["train", "folder", *words, *small]) == 0
+    data.rename(tmp_path / "elsewhere")
+    for verb in (["evaluate", str(run)], ["bench", str(run)], ["train", "--resume", str(run)]):
+        capsys.readouterr()
+        assert main(verb) == 2
+        assert f"{data} does not exist: the run was trained on it; put it back" in capsys.readouterr().err
+    assert main(["train", "folder", "--data", str(data)]) == 2
+    assert "check data.path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "setting", ["network.width=16", "target=v", "schedule=cosine", "data.size=16", "training.images=9"]
+)
+def test_settings_on_resume_are_refused_before_anything_is_read(
+    setting: str, digits_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("build_data", "read_tensors", "Trainer"):
+        monkeypatch.setattr(runs, name, None)
+    assert main(["train", "--resume", str(digits_run), "--set", setting]) == 2
+    assert (
+        "--resume continues a run unchanged: give it alone, or start a new run with --init-from"
+        in capsys.readouterr().err
+    )

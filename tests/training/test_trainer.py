@@ -4,8 +4,11 @@ import dataclasses
 import json
 import math
 import os
+import pty
+import select
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -364,8 +367,10 @@ def test_ten_non_finite_steps_in_a_row_stop_the_run_and_leave_it_finite(tiny: Ma
     trainer = trainer_of(tiny("training.images=1024", "training.reports=4"), tmp_path)
     trainer.draws = Poisoned(**vars(trainer.draws))
     loop.write_recipe(trainer)
-    with pytest.raises(UserError, match=r"not finite 10 times in a row, at step 18.*lower optimizer\.lr"):
+    with pytest.raises(UserError, match=r"not finite 10 times in a row, at step 18.*lower optimizer\.lr") as stopped:
         loop.train(trainer, QUIET)
+    assert f"from the last finite weights, with --init-from {tmp_path}" in str(stopped.value)
+    assert ("training.precision=float32" in str(stopped.value)) == (trainer.precision != "float32")
     tensors, state = checkpoint.latest(tmp_path / "checkpoints")
     assert state["step"] in (8, 16)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
@@ -382,7 +387,8 @@ def test_samples_of_one_colour_are_warned_of(tiny: MakeRecipe, tmp_path: Path, m
 def test_an_absurd_learning_rate_never_becomes_a_non_finite_model(tiny: MakeRecipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = ("optimizer.lr=1e30", "optimizer.warmup=0", "training.images=1024", "training.reports=32")
-    with pytest.raises(UserError, match="not finite 10 times in a row"):
+    settings += ("training.precision=float32",)
+    with pytest.raises(UserError, match=r"not finite 10 times in a row.*start .*optimizer\.lr than 1e\+30(,|$)"):
         train(tiny(*settings), out, device="cpu", console=QUIET)
     for file in out.rglob("*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(file).values())
@@ -951,7 +957,7 @@ class Family:
     resumed: dict[str, tuple[int | None, str]]
 
 
-STOPS = {"int": signal.SIGINT, "term": signal.SIGTERM, "kill": signal.SIGKILL}
+STOPS = {"int": signal.SIGINT, "term": signal.SIGTERM, "hup": signal.SIGHUP, "kill": signal.SIGKILL}
 
 
 @pytest.fixture(scope="module")
@@ -976,7 +982,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "code"), [("int", 130), ("term", 143), ("kill", -signal.SIGKILL)])
+@pytest.mark.parametrize(("name", "code"), [("int", 130), ("term", 143), ("hup", 129), ("kill", -signal.SIGKILL)])
 def test_a_signal_has_its_exit_code_and_the_run_can_go_on(family: Family, name: str, code: int) -> None:
     returncode, message, step = family.stopped[name]
     assert returncode == code, message
@@ -989,7 +995,26 @@ def test_a_signal_has_its_exit_code_and_the_run_can_go_on(family: Family, name: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["int", "term", "kill"])
+def test_a_terminal_that_is_closed_saves_too(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [word for setting in (*SETTINGS, "training.images=10000000") for word in ("--set", setting)]
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(sys.executable, [sys.executable, "-m", "unfog", "train", "digits", "--out", str(out), *words])
+
+    def trained() -> bool:
+        if select.select([terminal], [], [], 0)[0]:  # or the training would wait for what is shown to be read
+            os.read(terminal, 4096)
+        return bool(list(out.glob("checkpoints/0*")))
+
+    until(trained)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 129
+    assert last_step(out) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*STOPS])
 def test_a_resumed_run_is_equal_to_the_bit(family: Family, name: str) -> None:
     returncode, message = family.resumed[name]
     assert returncode == 0, message
@@ -1011,10 +1036,14 @@ def test_a_resumed_run_is_equal_to_the_bit(family: Family, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_resuming_a_finished_run_changes_nothing(family: Family) -> None:
+def test_resuming_a_finished_run_changes_nothing_and_says_how_to_go_on(family: Family) -> None:
     returncode, message = family.resumed["whole"]
     assert returncode == 0, message
     whole = family.folder / "whole"
+    said = " ".join(message.split())
+    assert f"{whole} is finished" in said
+    assert f"`unfog train digits --init-from {whole} --out NEW`" in said
+    assert "is finished" not in family.resumed["int"][1]
     assert [line["step"] for line in read_metrics(whole / "metrics.jsonl") if "held_out_loss" in line][-1] == 100
     assert len(list((whole / "checkpoints").iterdir())) == 2
 

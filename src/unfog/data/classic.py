@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unfog.data.download import cache_folder, fetch
 from unfog.data.source import Data, InMemory, split
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import disk, locked
+from unfog.runtime.files import disk, locked, unreadable
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -137,15 +137,15 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             axes = head[3] if len(head) > 3 else 0
             head += file.read(4 * axes)
             if len(head) != 4 + 4 * axes or head[:3] != b"\x00\x00\x08" or axes > 8:
-                raise UserError(f"{path} is not an idx file of unsigned bytes: download it again")
+                raise unreadable(path, ValueError("not an idx file of unsigned bytes"), "download it again")
             sizes = struct.unpack(f">{axes}I", head[4:])
             count = math.prod(sizes)
             room = (
                 1100 * path.stat().st_size
             )  # gzip cannot compress further, so a larger count is false: do not allocate for it
             body = file.read(min(count, room, LARGEST) + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}): download it again") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error, PermissionError) as error:
+        raise unreadable(path, error, "download it again") from error
     if len(body) > LARGEST:
         raise UserError(f"{path} contains more than {LARGEST:,} values: use a smaller data set, or a folder of images")
     if len(body) != count:
@@ -226,7 +226,7 @@ def _cifar_file(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     size = path.stat().st_size
     records = np.fromfile(path, np.uint8).reshape(-1, 3073) if size <= LARGEST and size % 3073 == 0 else None
     if records is None or len(records) == 0 or records[:, 0].max() > 9:
-        raise UserError(f"{path} is damaged (not a list of labelled 3×32×32 images): extract it again")
+        raise unreadable(path, ValueError("not a list of labelled 3×32×32 images"), "extract it again")
     return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy()), torch.from_numpy(
         records[:, 0].astype(np.int64)
     )

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import whole
+from unfog.runtime.files import is_pointer, whole
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy"})
 """File suffixes of images, in lower case."""
@@ -52,7 +52,7 @@ def read_picture(path: Path, channels: int, height: int, width: int) -> Pixels:
     except UnreadableError:
         raise
     except Exception as error:  # decoders raise all kinds of errors for damaged files
-        raise UnreadableError(_reason(error)) from error
+        raise UnreadableError(_reason(error, path)) from error
     pixels = np.stack([np.asarray(plane) for plane in fitted], axis=-1).reshape(height, width, -1)
     if pixels.shape[2] != channels:
         raise UnreadableError(f"it has {pixels.shape[2]} channels, but the data set has {channels}")
@@ -78,11 +78,15 @@ def describe_picture(path: Path) -> tuple[int, int, int]:
     except UnreadableError:
         raise
     except Exception as error:  # decoders raise all kinds of errors for damaged files
-        raise UnreadableError(_reason(error)) from error
+        raise UnreadableError(_reason(error, path)) from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, path: Path) -> str:
     """Return why an image cannot be read."""
+    if is_pointer(path):
+        return "a Git LFS pointer and not the file itself: run `git lfs pull`"
+    if isinstance(error, PermissionError):
+        return "permission denied"
     if isinstance(error, UnidentifiedImageError):
         return "cannot identify its format"
     too_large = isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning)

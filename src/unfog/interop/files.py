@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unfog.runtime.errors import EnvironmentFailure, UserError
-from unfog.runtime.files import parse_json, read_bounded
+from unfog.runtime.files import parse_json, read_bounded, unreadable
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Names of weight files, without variant and suffix."""
@@ -113,7 +113,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged or truncated ({error}): download it again") from error
+        raise unreadable(file, error, "download it again") from error
 
 
 def _parts(file: Path) -> dict[str, Tensor]:

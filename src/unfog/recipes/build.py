@@ -37,7 +37,7 @@ def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
 
     Raises: UserError: If they are missing, damaged or too few, or their classes are too many for a recipe.
     """
-    data = recipe.data.build() if data is None else data
+    data = _read(recipe) if data is None else data
     filled = replace(recipe, shape=data.train.shape, classes=data.train.classes)
     if recipe.conditioning.captioned:
         rows = np.linspace(0, len(data.heldout) - 1, min(len(data.heldout), PROMPTS)).astype(np.int64)
@@ -49,6 +49,19 @@ def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
             f"{MOST_JSON:,} bytes: make them fewer or shorter"
         )
     return filled, data
+
+
+def _read(recipe: Recipe) -> Data:
+    """Read the data that a recipe names; for a run, whose recipe has a shape, say what helps there."""
+    try:
+        return recipe.data.build()
+    except UserError as error:
+        what, _, cure = str(error).rpartition(": ")
+        if recipe.shape is None or "data.path" not in cure:
+            raise
+        raise UserError(
+            f"{what}: the run was trained on it; put it back where it was, or change the path in the run's recipe.json"
+        ) from error
 
 
 def stored_shape(recipe: Recipe) -> tuple[int, ...]:

@@ -384,8 +384,15 @@ def refit(
     hooks: Hooks | None = None,
 ) -> None:
     """Resume a training, as `resume` does, and load nothing; an interrupted autoencoder is finished first."""
-    found = None if dataset is None else read(dataset, read_recipe(Path(path)).conditioning.captioned)
-    _refit(Path(path), found, device, console, hooks or Hooks(log), data, accept_changed_data)
+    recipe = read_recipe(Path(path))
+    found = None if dataset is None else read(dataset, recipe.conditioning.captioned)
+    if not _refit(Path(path), found, device, console, hooks or Hooks(log), data, accept_changed_data):
+        further = f"start a new run from its weights: `unfog train {recipe.name} --init-from {path} --out NEW`"
+        if isinstance(recipe.data, Given):
+            further = f"start a new run from its weights: unfog.train(..., init_from={str(path)!r})"
+        (console or Console(stderr=True)).print(
+            f"{path} is finished, with nothing left to train; to train it further, {further}", markup=False
+        )
 
 
 def _refit(
@@ -396,8 +403,8 @@ def _refit(
     hooks: Hooks,
     data: str | None = None,
     accept_changed_data: bool = False,
-) -> None:
-    """Resume a training."""
+) -> bool:
+    """Resume a training, and return whether there was anything left to train."""
     read_recipe(path)  # no lock is taken where there is no run
     own = path / "autoencoder"
     with _held(path):
@@ -410,7 +417,9 @@ def _refit(
             trainer.restore()
         else:
             trainer.choose_portion()  # its training begins now, after that of its autoencoder
+        left = not trainer.finished
         _train(trainer, None, console, hooks)
+    return left
 
 
 def reopen(

@@ -19,6 +19,8 @@ LOCK = ".lock"
 """Name of the lock in a folder that is written."""
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 """Errors of a folder in which this user may not write."""
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""Beginning of the short text that stands in for a file where Git LFS has not fetched it."""
 
 
 def read_bounded(path: Path, most: int = MOST_JSON) -> str:
@@ -31,6 +33,34 @@ def read_bounded(path: Path, most: int = MOST_JSON) -> str:
     if len(data) > most:
         raise UserError(f"{path} has more than {most:,} bytes, so unfog did not write it: restore or remove it")
     return data.decode("utf-8", "replace")
+
+
+def is_pointer(path: Path) -> bool:
+    """Return whether a file is what stands in for another that Git LFS has not fetched."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
+
+
+def unreadable(path: Path, error: Exception, cure: str) -> UserError:
+    """Return why a file cannot be read, with what helps: `cure` where it is damaged.
+
+    Args:
+        path: The file.
+        error: What its reader says.
+        cure: What to do with a damaged file.
+    """
+    try:
+        path.open("rb").close()
+    except PermissionError:
+        return UserError(f"{path} may not be read by you (permission denied): change its permissions with chmod")
+    except OSError as failure:
+        return UserError(f"{path} cannot be read ({failure.strerror}): check the disk")
+    if is_pointer(path):
+        return UserError(f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull` in its repository")
+    return UserError(f"{path} is damaged or truncated ({error}): {cure}")
 
 
 def parse_json(text: str, **options: Any) -> Any:

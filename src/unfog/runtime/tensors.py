@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import whole
+from unfog.runtime.files import unreadable, whole
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 """Dtypes that are converted to each other when weights are loaded."""
@@ -36,7 +36,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or truncated ({error}): restore it, or train again") from error
+        raise unreadable(path, error, "restore it, or train again") from error
 
 
 def load_into(module: torch.nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:

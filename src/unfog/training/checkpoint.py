@@ -143,7 +143,7 @@ def latest(folder: Path, most: int | None = None) -> tuple[dict[str, Tensor], di
         if state is not None:
             return read_tensors(candidate / "state.safetensors"), state
         warnings.warn(f"the checkpoint {candidate} is damaged: falling back to the previous one", stacklevel=2)
-    raise UserError(f"{folder} contains no intact checkpoint: restart the training without resume")
+    raise UserError(f"{folder} contains no intact checkpoint, so there is nothing to resume: train into a new folder")
 
 
 def steps(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """The training loop: steps, reports, checkpoints, budgets, and stopping on a signal."""
 
+import os
 import signal
 import threading
 import time
@@ -25,8 +26,10 @@ from unfog.training.trainer import Trainer
 
 LOOK = 1 / 3
 """Fraction of the remaining budget after which the speed is measured again."""
-ASKED = 1
-"""Takes the place of a signal number if the hooks ask to stop."""
+ASKED = 127
+"""Takes the place of a signal number if the hooks ask to stop; no signal has it."""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that stop a training: Ctrl-C, a scheduler or `kill`, and a terminal that is closed."""
 NO_HOOKS = Hooks()
 
 
@@ -169,7 +172,7 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None, hook
         budget: Seconds to train for, instead of the recipe's number of images.
         hooks: Trackers, callbacks, and whether to stop.
 
-    Raises: Stopped: After Ctrl-C, SIGTERM or where the hooks ask for it, with the state saved.
+    Raises: Stopped: After Ctrl-C, SIGTERM, SIGHUP or where the hooks ask for it, with the state saved.
         UserError: If the loss stays non-finite.
         EnvironmentFailure: If the disk fails.
     """
@@ -289,15 +292,23 @@ def _report(trainer: Trainer, metrics: Metrics, hooks: Hooks) -> str:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of being interrupted; a second signal interrupts at once."""
+    """Collect signals instead of being interrupted; a second one interrupts at once. `nohup` keeps its effect."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    # shells ignore SIGINT for what runs in the background, where `kill -INT` still means to stop it
+    before = {number: old for number, old in before.items() if number == signal.SIGINT or old != signal.SIG_IGN}
+
+    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def take(number: int, frame: FrameType | None) -> None:
         caught.append(number)
+        for stream in terminals:
+            if not os.isatty(stream):  # it was closed, and a line that cannot be shown must not end the saving
+                with open(os.devnull, "w") as nowhere:
+                    os.dup2(nowhere.fileno(), stream)
         for known, handler in before.items():
             signal.signal(known, handler)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -138,7 +139,8 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop the bar and leave it on the screen."""
-        self.progress.stop()
+        with suppress(OSError):  # a terminal that was closed
+            self.progress.stop()
 
     def advance(self, images: int, total: int | None, metrics: Metrics) -> None:
         """Advance the bar."""
@@ -147,4 +149,5 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.progress.console.print(text, highlight=False)
+        with suppress(OSError):  # a terminal that was closed
+            self.progress.console.print(text, highlight=False)

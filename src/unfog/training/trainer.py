@@ -199,7 +199,7 @@ class Trainer:
             draw: The batch.
 
         Returns: The mean of the first loss, or NaN if the step was skipped.
-        Raises: UserError: After ten skipped steps in a row; the last finite checkpoint is intact.
+        Raises: UserError: After ten skipped steps in a row; finite checkpoints stay.
         """
         rate = self.optimization.rate(self.seen, self.images)
         for optimizer in self.optimizers.values():
@@ -221,10 +221,21 @@ class Trainer:
         self.skipped, self.bad_in_row = self.skipped + 1, self.bad_in_row + 1
         if self.bad_in_row >= PATIENCE:
             raise UserError(
-                f"the loss was not finite {PATIENCE} times in a row, at step {self.step}: lower optimizer.lr or "
-                f"set training.precision=float32; the last finite checkpoint is in {self.folder / 'checkpoints'}"
+                f"the loss was not finite {PATIENCE} times in a row, at step {self.step}: {self._steadier()}"
             )
         return math.nan
+
+    def _steadier(self) -> str:
+        """Return what helps against losses that are not finite, here: resuming would repeat the same steps."""
+        ways = [f"a lower optimizer.lr than {self.optimization.lr:g}"]
+        if self.precision != "float32":
+            ways.append("training.precision=float32")
+        if not checkpoint.steps(self.folder / "checkpoints"):
+            return f"nothing was saved yet; start anew with {' or '.join(ways)}"
+        return (
+            f"start a new run with {' or '.join(ways)}, for instance from the last finite weights, with --init-from "
+            f"{self.folder}"
+        )
 
     def _backward(self, draw: Draw, weight: Tensor) -> tuple[list[Tensor], Tensor]:
         """Compute the gradients of a batch, each loss with respect to its own parameters.
