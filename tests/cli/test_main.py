@@ -236,7 +236,9 @@ def test_resume_goes_alone(refused: Call, digits_run: Path, more: list[str]) -> 
 
 def test_resuming_what_is_no_run_or_has_no_checkpoint(refused: Call, broken: Path, tmp_path: Path) -> None:
     refused(f"{tmp_path} is no run folder", "train", "--resume", tmp_path, "--device", "cpu")
-    refused("contains no intact checkpoint: restart the training", "train", "--resume", broken, "--device", "cpu")
+    refused(
+        "contains no intact checkpoint, so there is nothing to resume", "train", "--resume", broken, "--device", "cpu"
+    )
 
 
 @pytest.mark.parametrize(

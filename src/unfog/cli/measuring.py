@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # importing these takes long, and --help needs none of it
     from rich.console import Console
 
     from unfog.data.source import Data
+    from unfog.runs.data import Changed
     from unfog.runs.run import Run
 
 
@@ -82,7 +83,7 @@ def evaluate(
 
     from rich.console import Console
 
-    from unfog.runs.data import Changed, moved, read_data
+    from unfog.runs.data import moved, read_data
     from unfog.runs.run import load, read_recipe
     from unfog.runtime.files import locked, write_whole
 
@@ -104,33 +105,23 @@ def evaluate(
         return
     recipe = read_recipe(run)
     if not recipe.objective.draws:
-        from unfog.evaluation.reconstruction import reconstruction
-
         _refuse(
             {**options, **extractors},
             f"is for models that draw samples, and {run} holds one of the objective {recipe.kind('objective')!r}",
         )
         with locked(run / "evaluation"):
-            kept = reconstruction(run, n, seed, device, data=data, changed=changed)
-            kept.write(run)
-        print(kept.table())
-        print(f"written: {run / 'evaluation.json'}, and originals above their reconstructions: {run / 'evaluation'}")
+            _evaluate_autoencoder(run, n, seed, device, data, changed)
         return
+    if likelihood is not None:
+        _refuse({**options, **extractors, "--likelihood": None}, "is for samples, and --likelihood measures real rows")
     loaded = load(run, device)
     loaded = replace(loaded, recipe=moved(loaded.recipe, data))
     rows = read_data(run, loaded.recipe, changed)[1]
-    if likelihood is not None:
-        _refuse({**options, **extractors, "--likelihood": None}, "is for samples, and --likelihood measures real rows")
-        from unfog.evaluation.density import density
-
-        with locked(run / "evaluation"):
-            bits = density(loaded, rows, likelihood, seed)
-            write_whole(run / "likelihood.json", json.dumps(bits.to_json(), indent=1).encode())
-        print(bits.table())
-        print(f"written: {run / 'likelihood.json'}")
-        return
     with locked(run / "evaluation"):
-        _evaluate_samples(loaded, rows, n, guidance, steps, seed, batch, inception, dinov2, console)
+        if likelihood is not None:
+            _evaluate_likelihood(loaded, rows, likelihood, seed)
+        else:
+            _evaluate_samples(loaded, rows, n, guidance, steps, seed, batch, inception, dinov2, console)
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
@@ -138,6 +129,27 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
     for name, value in options.items():
         if value not in (None, (), False):
             raise UserError(f"{name} {why}")
+
+
+def _evaluate_autoencoder(run: Path, n: int, seed: int, device: str, data: str | None, changed: "Changed") -> None:
+    """Measure the reconstructions of an autoencoder, and write scores and pictures."""
+    from unfog.evaluation.reconstruction import reconstruction
+
+    kept = reconstruction(run, n, seed, device, data=data, changed=changed)
+    kept.write(run)
+    print(kept.table())
+    print(f"written: {run / 'evaluation.json'}, and originals above their reconstructions: {run / 'evaluation'}")
+
+
+def _evaluate_likelihood(run: "Run", data: "Data", count: int, seed: int) -> None:
+    """Measure the likelihood of real rows, and write it."""
+    from unfog.evaluation.density import density
+    from unfog.runtime.files import write_whole
+
+    bits = density(run, data, count, seed)
+    write_whole(run.path / "likelihood.json", json.dumps(bits.to_json(), indent=1).encode())
+    print(bits.table())
+    print(f"written: {run.path / 'likelihood.json'}")
 
 
 def _evaluate_samples(
