@@ -773,3 +773,27 @@ def test_the_program_hands_its_exit_code_on(tmp_path: Path) -> None:
     assert found.stderr.startswith(f"unfog: {tmp_path} is no run folder")
     assert found.stderr.count("\n") == 1
     assert found.stdout == ""
+
+
+def test_comparing_nothing_is_a_sentence(refused: Call) -> None:
+    refused("name the run folders to compare", "compare")
+
+
+def test_a_home_folder_in_one_word_with_its_flag(
+    call: Call, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert call("sample", digits_run, "-n", 1, "--steps", 1, "--out=~/mine", "--device", "cpu").code == 0
+    assert (tmp_path / "mine" / "00000.png").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_step_beyond_counting_is_a_sentence(refused: Call, digits_run: Path) -> None:
+    refused("there is no step 1000000000000000000000000000000", "replay", digits_run, "--step", 10**30)
+
+
+def test_processes_that_nobody_started(refused: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    refused("WORLD_SIZE asks for 2 processes, but RANK", "train", "digits", "--out", tmp_path / "run")

@@ -387,3 +387,18 @@ def test_every_first_step_off_pure_noise_can_be_taken(solver: Solver, shift: flo
         for steps in range(1, 1001, 1 if isinstance(solver, Ancestral) else 8):
             t, s = grid(schedule, steps)[:2]
             assert solver.step(denoise, x, t, s, (), torch.zeros_like).x.isfinite().all(), steps
+
+
+def test_a_highest_level_of_zero_is_a_level() -> None:
+    """Nothing is churned up to 0, and all of it without a limit."""
+    points, denoise = torch.zeros(1, 2, dtype=torch.float64), MixtureDenoiser(MIXTURE, EDM())
+    t, s = torch.tensor(2.0).double(), torch.tensor(1.0).double()
+    drawn: list[Tensor] = []
+
+    def noise(x: Tensor) -> Tensor:
+        drawn.append(x)
+        return torch.ones_like(x)
+
+    for highest, times in ((0.0, 0), (None, 1), (1.0, 1), (2.0, 2)):
+        Heun(churn=0.1, churn_max=highest).step(denoise, points, t, s, (), noise)
+        assert len(drawn) == times

@@ -203,9 +203,10 @@ def test_who_begins_again_does_not_find_the_dead(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(distributed, "rendezvous", lambda *words, **more: iter([(store, 0, 2)]))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, *, store, **more: seen.append(store))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    known = {"WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in {**known, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     for attempt in ("0", "1"):
-        for name, value in (("WORLD_SIZE", "2"), ("GROUP_WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
-            monkeypatch.setenv(name, value)
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
         with distributed.joined():
             pass

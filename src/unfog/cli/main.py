@@ -1,5 +1,7 @@
 """The command line: its verbs and its exit codes."""
 
+import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -53,6 +55,15 @@ Repeat the option for several files.
 """
 
 
+HOME = re.compile(r"^(--[\w-]+=)(~.*)$", re.DOTALL)
+"""A path in one word with its flag, where a shell does not expand `~`."""
+
+
+def _expanded(word: re.Match[str]) -> str:
+    """Return a flag with its path expanded as a shell would."""
+    return word[1] + os.path.expanduser(word[2])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -63,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     terminal.prepare()
     try:
-        files, words = importing.taken_out(sys.argv[1:] if argv is None else argv)
+        given = sys.argv[1:] if argv is None else argv
+        files, words = importing.taken_out([HOME.sub(_expanded, word) for word in given])
         if "--version" in words[:1]:
             print(f"unfog {__version__}")
             return 0

@@ -302,6 +302,8 @@ def compare(
     from unfog.evaluation import compare as sides
     from unfog.runtime.files import locked
 
+    if not runs:
+        raise UserError("name the run folders to compare: unfog compare RUN RUN ...")
     models, names = sides.load_alike(runs, device), [str(path) for path in runs]
     folder = arguments.folder(out or sides.common_parent(runs) / "compare")
     console = Console(stderr=True)

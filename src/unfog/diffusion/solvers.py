@@ -357,7 +357,8 @@ class Heun(VelocitySolver):
         """Take one step along the mean of the two velocities."""
         schedule, start = denoise.schedule, t
         ratio = float(schedule.sigma(t) / schedule.alpha(t)) if self.churn else math.inf  # pure noise is not churned
-        if self.churn_min <= ratio < math.inf and ratio <= (self.churn_max or ratio):
+        highest = math.inf if self.churn_max is None else self.churn_max
+        if self.churn_min <= ratio < math.inf and ratio <= highest:
             start = schedule.time(schedule.log_snr(t) - 2 * math.log1p(self.churn))
             added = max(0.0, float(schedule.transition(start, t)[0]))
             x = float(schedule.alpha(start) / schedule.alpha(t)) * x + self.churn_noise * math.sqrt(added) * noise(x)

@@ -24,6 +24,9 @@ from unfog.runtime.files import disk, write_whole
 from unfog.runtime.tensors import load_into, read_tensors
 from unfog.training.trainer import Trainer
 
+LATEST = 10**12
+"""Latest step that can be replayed: the rows before it are counted in 64 bits."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -129,8 +132,8 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
         step.
     """
     path = Path(path)
-    if step < 1:
-        raise UserError(f"steps count from 1, as in metrics.jsonl: there is no step {step}")
+    if not 1 <= step <= LATEST:
+        raise UserError(f"steps count from 1, as in metrics.jsonl, to {LATEST:,}: there is no step {step}")
     trainer = reopen(path, device)
     schedule = trainer.denoiser.schedule
     weights, exact = _restore(trainer, path, step)
