@@ -173,6 +173,31 @@ def test_a_picture_cannot_be_a_path_of_the_machine(page: str, secret: Path, tmp_
         assert SECRET not in str(messages)
 
 
+@pytest.mark.parametrize("meta", [{}, {"meta": {}}, {"meta": {"_type": "other"}}], ids=["none", "empty", "other"])
+@pytest.mark.parametrize("way", ["{}", "/proc/self/root{}", "linked", "relative"])
+def test_a_path_that_is_not_marked_as_a_file_is_not_read(
+    page: str, tmp_path: Path, way: str, meta: dict[str, Any]
+) -> None:
+    """Gradio checks only paths that the request itself marks, and this one gave back any picture of the machine."""
+    picture = tmp_path / "private.png"
+    Image.new("L", (8, 8), 200).save(picture)
+    (tmp_path / "linked").symlink_to(picture)
+    ways = {"linked": str(tmp_path / "linked"), "relative": os.path.relpath(picture)}
+    path = ways.get(way, way).format(picture)
+    named = {"path": path, **meta}
+    calls = {
+        "fog": [named, 0.0],
+        "restyle": [*FIELDS[:4], 4, 0, 0, 1, named, 0.0],
+        "generate": [*FIELDS[:4], 1, 0, 0, 1, named],
+        "interpolate": [*FIELDS[:4], 4, 0, 0, 1, named, named],
+        "inpaint": [*FIELDS[:4], 4, 0, 0, 1, {"background": named, "layers": [named], "composite": named}],
+    }
+    for name, data in calls.items():
+        answer = httpx.post(f"{page}gradio_api/run/{name}", json={"data": data}, timeout=PATIENCE)
+        assert answer.status_code >= 400, (name, answer.text[:500])
+        assert name == "inpaint" or "was not uploaded to this page" in answer.text, (name, answer.text[:500])
+
+
 def test_pictures_are_fetched_from_nowhere(page: str, tmp_path: Path) -> None:
     """An address in the place of a picture would have the page ask for it, and read without a bound."""
     named = {"path": f"{page}config", "url": f"{page}config", "meta": {"_type": "gradio.FileData"}}

@@ -88,8 +88,17 @@ Place = TypeVar("Place", gr.Image, gr.ImageEditor)
 
 
 def closed(place: Place) -> Place:
-    """Make an input refuse addresses: the page fetches nothing from anywhere."""
-    keep = place.async_move_resource_to_block_cache
+    """Make an input refuse addresses, and files that were not uploaded to the page.
+
+    Gradio looks at a path itself only where the request marks it as a file's, which is for whoever sends it to do.
+    """
+    keep, read = place.async_move_resource_to_block_cache, place.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        named = payload if payload is None or isinstance(payload, str | dict | list) else payload.model_dump()
+        if not all(map(_uploaded, _paths(named))):
+            raise gr.Error("this file was not uploaded to this page: upload the picture", print_exception=False)
+        return read(payload)
 
     async def own(path: str | Path | None) -> str | None:
         if path is not None and "://" in str(path):
@@ -97,7 +106,29 @@ def closed(place: Place) -> Place:
         return await keep(path)
 
     place.async_move_resource_to_block_cache = own  # type: ignore[method-assign,assignment]
+    place.preprocess = preprocess  # type: ignore[method-assign]
     return place
+
+
+def _paths(value: object) -> Iterator[str]:
+    """Yield every path in what a request gives for an input, however deep."""
+    if isinstance(value, dict):
+        if isinstance(path := value.get("path"), str):
+            yield path
+        for part in value.values():
+            yield from _paths(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _paths(part)
+
+
+def _uploaded(path: str) -> bool:
+    """Return whether a path, its links followed, is that of a file in the page's own folder."""
+    try:
+        real = Path(path).resolve()
+        return real.is_relative_to(FOLDER.resolve()) and real.is_file()
+    except (ValueError, OSError, RuntimeError):  # a zero byte, a name too long, a loop of links
+        return False
 
 
 def painting(label: str) -> gr.ImageEditor:

@@ -51,9 +51,9 @@ def sample(
     """
     if not hasattr(denoiser, "schedule"):
         raise UserError(f"a {type(denoiser).__name__} has no schedule: wrap it, Denoiser(network, schedule)")
-    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) < 2:
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape[1:]:
         raise UserError(f"the shape of samples is (count, *row), each 1 or more, not {shape!r}")
-    count, *row = (whole_number("each number of a shape of samples", side, 1) for side in shape)
+    count, *row = (whole_number("each number of the shape of samples", side, 1) for side in shape)
     rule, places = named("solver", solver), named("grid", grid or grid_of(denoiser.schedule))
     like = _weight(denoiser)
     if noise is None:

@@ -172,7 +172,7 @@ def fit_classifier(rows: Batch, codec: Codec, console: Console | None = None) ->
             torch.manual_seed(0)
             _train(network, codec, rows.x, targets, console)
         # a cache that cannot be written costs time, and nothing else
-        with suppress(EnvironmentFailure), locked(path.parent, wait=True):
+        with suppress(EnvironmentFailure, UserError), locked(path.parent, wait=True):
             write_tensors(path, network.state_dict())
     key = digest(*(part.contiguous().numpy().tobytes() for part in network.state_dict().values()))
     return Classifier(network.eval().requires_grad_(False), codec, words, key)
