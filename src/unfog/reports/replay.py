@@ -133,7 +133,7 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
     """
     path = Path(path)
     if not 1 <= step <= LATEST:
-        raise UserError(f"steps count from 1, as in metrics.jsonl, to {LATEST:,}: there is no step {step}")
+        raise UserError(f"steps count from 1, as in metrics.jsonl: there is no step {step}")
     trainer = reopen(path, device)
     schedule = trainer.denoiser.schedule
     weights, exact = _restore(trainer, path, step)
