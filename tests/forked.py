@@ -27,6 +27,7 @@ def _run(arguments: list[str], environment: dict[str, str], folder: Path) -> Non
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)  # sums depend on the number of threads
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which whoever started the tests may have ignored, as nohup does
     for stream, name in ((1, "out"), (2, "error")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), stream)
     code = main(arguments)

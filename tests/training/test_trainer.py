@@ -1000,6 +1000,7 @@ def test_a_terminal_that_is_closed_saves_too(tmp_path: Path) -> None:
     words = [word for setting in (*SETTINGS, "training.images=10000000") for word in ("--set", setting)]
     process, terminal = pty.fork()
     if not process:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
         os.execv(sys.executable, [sys.executable, "-m", "unfog", "train", "digits", "--out", str(out), *words])
 
     def trained() -> bool:
