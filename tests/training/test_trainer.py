@@ -4,11 +4,8 @@ import dataclasses
 import json
 import math
 import os
-import pty
-import select
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -992,26 +989,6 @@ def test_a_signal_has_its_exit_code_and_the_run_can_go_on(family: Family, name: 
         assert last.startswith("unfog: stopped and saved")
         assert f"--resume {family.folder / name}" in last
     assert "Traceback" not in message
-
-
-@pytest.mark.slow
-def test_a_terminal_that_is_closed_saves_too(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    words = [word for setting in (*SETTINGS, "training.images=10000000") for word in ("--set", setting)]
-    process, terminal = pty.fork()
-    if not process:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
-        os.execv(sys.executable, [sys.executable, "-m", "unfog", "train", "digits", "--out", str(out), *words])
-
-    def trained() -> bool:
-        if select.select([terminal], [], [], 0)[0]:  # or the training would wait for what is shown to be read
-            os.read(terminal, 4096)
-        return bool(list(out.glob("checkpoints/0*")))
-
-    until(trained)
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 129
-    assert last_step(out) > 0
 
 
 @pytest.mark.slow
