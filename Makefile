@@ -52,7 +52,7 @@ test: .venv/test
 test-rest: .venv/test
 	$(PYTEST) -n 3 -m slow
 
-# `make test` alone must cover nine lines of ten: what only the slow tests reach, one seldom sees fail.
+# `make test` alone must cover nine lines of ten: it is what people run.
 test-all:
 	$(MAKE) test COVER='--cov --cov-report=term-missing:skip-covered --cov-fail-under=90'
 	$(MAKE) test-rest

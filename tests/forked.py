@@ -4,8 +4,10 @@ A new Python process spends six seconds on imports before it trains, and torchru
 Where neither is what a test is about, its processes are forked.
 """
 
+import atexit
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -14,6 +16,9 @@ from pathlib import Path
 
 from tests.conftest import PATIENCE
 
+ROOT = Path(tempfile.mkdtemp())
+"""Holds what the processes print."""
+atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
@@ -39,9 +44,10 @@ class Forked:
     """A command line that runs in a forked process."""
 
     def __init__(self, *arguments: str | Path, **environment: str) -> None:
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(dir=ROOT))
         words = [str(word) for word in arguments]
-        self.process = CONTEXT.Process(target=_run, args=(words, {**os.environ, **environment}, self.folder))
+        given = (words, {**os.environ, **environment}, self.folder)
+        self.process = CONTEXT.Process(target=_run, args=given, daemon=True)  # it ends with the tests, whatever fails
         self.process.start()
 
     @property

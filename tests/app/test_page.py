@@ -198,6 +198,31 @@ def test_a_path_that_is_not_marked_as_a_file_is_not_read(
         assert name == "inpaint" or "was not uploaded to this page" in answer.text, (name, answer.text[:500])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["background", "layers", "composite"])
+def test_no_part_of_a_painting_is_a_path_of_the_machine(part: str, tmp_path: Path) -> None:
+    """Gradio refuses unmarked paths in a painting by itself, before the page's own check, which is asked here."""
+    import gradio
+    from gradio.components.image_editor import EditorData
+
+    from unfog.app import FOLDER
+    from unfog.app.page import painting
+
+    uploaded, private = FOLDER / "uploaded.png", tmp_path / "private.png"
+    for path in (uploaded, private):
+        Image.new("RGBA", (8, 8), (9, 9, 9, 255)).save(path)
+
+    def given(path: Path) -> EditorData:
+        own = {"path": str(uploaded)}
+        parts: dict[str, Any] = {"background": own, "layers": [own], "composite": own}
+        return EditorData(**{**parts, part: [{"path": str(path)}] if part == "layers" else {"path": str(path)}})
+
+    board = painting("picture")
+    assert board.preprocess(given(uploaded)) is not None
+    with pytest.raises(gradio.Error, match="was not uploaded to this page"):
+        board.preprocess(given(private))
+
+
 def test_pictures_are_fetched_from_nowhere(page: str, tmp_path: Path) -> None:
     """An address in the place of a picture would have the page ask for it, and read without a bound."""
     named = {"path": f"{page}config", "url": f"{page}config", "meta": {"_type": "gradio.FileData"}}

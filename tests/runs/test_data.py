@@ -70,7 +70,8 @@ def test_changed_data_are_refused_moved_and_accepted(
     said = capsys.readouterr().err
     assert f"the data of {home / 'run'} changed since it was trained: 1 file moved (cat/3.png to dog/a cat.png)" in said
     assert (
-        "name the folder that holds them with --data, or go on with those of today with --accept-changed-data" in said
+        "name the folder that holds them with --data, or continue with those of today with --accept-changed-data"
+        in said
     )
     assert main([*command, "--data", str(home / "elsewhere")]) == 0
     if name == "train":
@@ -96,7 +97,7 @@ def test_a_run_of_before_remembers_from_now_on(home: Path) -> None:
     assert main(["train", "--resume", str(home / "run"), "--device", "cpu"]) == 0
     kept = json.loads((home / "run" / NAME).read_text())
     assert len(kept["files"]) == 80
-    assert len(kept["kept"]) == kept["heldout"] == 8
+    assert len(kept["held_out"]) == kept["heldout"] == 8
 
 
 def test_others_are_warned(home: Path) -> None:
@@ -106,7 +107,7 @@ def test_others_are_warned(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"digest": "", "train": 1, "heldout": 1, "files": {"a": [1]}, "kept": []}']
+    "text", ["{", "[]", '{"digest": "", "train": 1, "heldout": 1, "files": {"a": [1]}, "held_out": []}']
 )
 def test_a_damaged_memory_is_a_sentence(home: Path, text: str) -> None:
     (home / "run" / NAME).write_text(text)

@@ -4,8 +4,11 @@ import dataclasses
 import json
 import math
 import os
+import pty
+import select
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -366,7 +369,7 @@ def test_ten_non_finite_steps_in_a_row_stop_the_run_and_leave_it_finite(tiny: Ma
     loop.write_recipe(trainer)
     with pytest.raises(UserError, match=r"not finite 10 times in a row, at step 18.*lower optimizer\.lr") as stopped:
         loop.train(trainer, QUIET)
-    assert f"from the last finite weights, with --init-from {tmp_path}" in str(stopped.value)
+    assert f"from the last finite weights, with `init_from` {tmp_path}" in str(stopped.value)
     assert ("training.precision=float32" in str(stopped.value)) == (trainer.precision != "float32")
     tensors, state = checkpoint.latest(tmp_path / "checkpoints")
     assert state["step"] in (8, 16)
@@ -989,6 +992,41 @@ def test_a_signal_has_its_exit_code_and_the_run_can_go_on(family: Family, name: 
         assert last.startswith("unfog: stopped and saved")
         assert f"--resume {family.folder / name}" in last
     assert "Traceback" not in message
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_saves_too(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [
+        word
+        for setting in (*SETTINGS, "training.images=320000", "training.reports=1000")
+        for word in ("--set", setting)
+    ]
+    process, terminal = pty.fork()
+    if not process:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
+        os.execv(sys.executable, [sys.executable, "-m", "unfog", "train", "digits", "--out", str(out), *words])
+
+    def trained() -> bool:
+        if select.select([terminal], [], [], 0)[0]:  # or the training would wait for what is shown to be read
+            os.read(terminal, 4096)
+        return bool(list(out.glob("checkpoints/0*")))
+
+    try:
+        until(trained)
+        os.close(terminal)
+        ended: list[int] = []
+
+        def stopped() -> bool:
+            ended[:] = os.waitpid(process, os.WNOHANG)
+            return ended[0] == process
+
+        until(stopped)
+    except AssertionError:
+        os.kill(process, signal.SIGKILL)
+        raise
+    assert os.waitstatus_to_exitcode(ended[1]) == 129
+    assert last_step(out) > 0
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ Guidance = Annotated[
 ]
 Seed = Annotated[int, tyro.conf.arg(help="Seed of the noise.")]
 AcceptChangedData = Annotated[
-    bool, tyro.conf.arg(help="Go on with the data as they are now, if they changed since the run was trained.")
+    bool, tyro.conf.arg(help="Continue with the data as they are now, if they changed since the run was trained.")
 ]
 MovedData = Annotated[SomeText, tyro.conf.arg(help="Folder of the run's data, if it was moved.")]
 Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1, mps, or auto.")]

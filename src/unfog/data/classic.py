@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from unfog.data.download import cache_folder, fetch
-from unfog.data.source import Data, InMemory, split
+from unfog.data.source import Data, InMemory, MissingDataError, split
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, locked, unreadable
 
@@ -116,9 +116,9 @@ def existing(path: str) -> Path:
     except (RuntimeError, OSError, ValueError):  # no such user's home, a name too long, a zero byte
         exists = False
     if not exists:
-        raise UserError(f"the data folder {folder} does not exist: check data.path")
+        raise MissingDataError(f"the data folder {folder} does not exist", "check data.path")
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: set data.path to the folder that contains the data")
+        raise MissingDataError(f"{folder} is not a folder", "set data.path to the folder that contains the data")
     return folder
 
 

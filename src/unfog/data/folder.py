@@ -16,7 +16,7 @@ import torch
 from unfog.data.classic import existing
 from unfog.data.modality import images
 from unfog.data.pictures import Pixels, UnreadableError, describe_picture, read_picture
-from unfog.data.source import Batch, Data, Indices, InMemory, Source, split, split_rows
+from unfog.data.source import Batch, Data, Indices, InMemory, MissingDataError, Source, split, split_rows
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import parse_json
 
@@ -84,7 +84,7 @@ def list_pictures(path: str, where: str = "") -> Listing:
         raise UserError(f"data.where selects lines of metadata.jsonl, but {root} has none: omit data.where")
     files = pictures_below(root)
     if not files:
-        raise UserError(f"{root} contains no images ({', '.join(sorted(images.suffixes))}): check data.path")
+        raise MissingDataError(f"{root} contains no images ({', '.join(sorted(images.suffixes))})", "check data.path")
     tops = [file.split("/")[0] if "/" in file else "" for file in files]
     classes = tuple(sorted(set(tops)))
     if "" in classes or len(classes) < 2:
@@ -399,7 +399,7 @@ def look(listing: Listing, sample: int = 200) -> tuple[int, int, int]:
         except UnreadableError:
             continue
     if not seen:
-        raise UserError(f"none of the images in {listing.root} can be read: check data.path")
+        raise MissingDataError(f"none of the images in {listing.root} can be read", "check data.path")
     short = float(np.median([min(height, width) for _, height, width in seen]))
     side = max([side for side in (8, 16, 28, 32, 48, 64) if side <= short], default=8)
     return max(channels for channels, _, _ in seen), side, side

@@ -16,6 +16,20 @@ from unfog.data.modality import images
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import stream
 
+
+class MissingDataError(UserError):
+    """Data that a recipe names are not where it says.
+
+    Attributes:
+        what: What is missing, without what helps.
+    """
+
+    def __init__(self, what: str, cure: str) -> None:
+        """Take both halves of the sentence."""
+        super().__init__(f"{what}: {cure}")
+        self.what = what
+
+
 Indices = npt.NDArray[np.int64]
 
 

@@ -58,9 +58,9 @@ def sample(
     like = _weight(denoiser)
     if noise is None:
         noise = normal(seed, "start", 0, 0, count, tuple(row))
-    elif not isinstance(noise, Tensor) or noise.shape != torch.Size((count, *row)):
-        if not isinstance(noise, Tensor):
-            raise UserError(f"the noise must be a tensor, not {noise!r}")
+    elif not isinstance(noise, Tensor):
+        raise UserError(f"the noise must be a tensor, not {noise!r}")
+    elif noise.shape != torch.Size((count, *row)):
         raise UserError(f"the noise has the shape {tuple(noise.shape)}, where the samples have {tuple(shape)}")
     with torch.no_grad(), _evaluating(denoiser):
         denoise = _guided(denoiser, cond, guidance, count)

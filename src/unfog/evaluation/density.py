@@ -79,8 +79,8 @@ def density(run: Run, data: Data, count: int, seed: int = 0) -> Density:
     steps = run.denoiser.schedule.steps or STEPS
     protocol = (
         f"{min(count, len(data.train))} training and {min(count, len(data.heldout))} held-out rows, seed {seed}; "
-        f"rtol and atol 1e-4, one probe a row; bound in {steps} steps of {_variance(run)} variance, open at the ends; "
-        "± standard error"
+        f"rtol and atol 1e-4, one probe a row; bound in {steps} steps of {_variance(run)} variance, with open "
+        "end bins; ± standard error"
     )
     return Density(_bits(run, data.train, count, steps, seed), _bits(run, data.heldout, count, steps, seed), protocol)
 

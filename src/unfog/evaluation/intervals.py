@@ -42,8 +42,8 @@ def bootstrap(
       whole by as much as the whole does from the population (1/(n/2) - 1/n = 1/n). For the Fréchet distance: the
       interval is of what sets of as many rows score on average, with the bias of few rows that the value has too.
 
-    Measured for the Fréchet distance of Gaussians, 16 features, 200 rows: 95 % intervals from halves held the mean of
-    many such sets in 94 % of cases, percentiles in none.
+    Measured for the Fréchet distance of Gaussians, 16 features, 200 rows (1,000 rows): 95 % intervals from halves held
+    the mean of many such sets in 97 % (97 %) of cases, percentiles in 5 % (58 %).
 
     No method is valid for a statistic of distances to nearest neighbours, whose meaning changes with n.
 

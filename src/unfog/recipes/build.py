@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from unfog.data.codecs import Codec
-from unfog.data.source import Data
+from unfog.data.source import Data, MissingDataError
 from unfog.diffusion.denoiser import Denoiser
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditioning import Embedder
@@ -55,13 +55,11 @@ def _read(recipe: Recipe) -> Data:
     """Read the data that a recipe names; for a run, whose recipe has a shape, say what helps there."""
     try:
         return recipe.data.build()
-    except UserError as error:
-        what, _, cure = str(error).rpartition(": ")
-        if recipe.shape is None or "data.path" not in cure:
+    except MissingDataError as error:
+        if recipe.shape is None:
             raise
-        raise UserError(
-            f"{what}: the run was trained on it; put it back where it was, or change the path in the run's recipe.json"
-        ) from error
+        cure = "the run was trained on it; put it back where it was, or change the path in the run's recipe.json"
+        raise MissingDataError(error.what, cure) from error
 
 
 def stored_shape(recipe: Recipe) -> tuple[int, ...]:

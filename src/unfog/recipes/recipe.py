@@ -258,7 +258,11 @@ class Recipe:
         values: dict[str, Any] = {
             name: from_plain(name, value) if name in KINDS else value for name, value in plain.items()
         }
-        if isinstance(values.get("solver"), VelocitySolver) and "clock" not in plain["solver"]:
+        if (
+            plain["version"] == 1
+            and isinstance(values.get("solver"), VelocitySolver)
+            and "clock" not in plain["solver"]
+        ):
             values["solver"] = _as_before(values["solver"], values.get("schedule", cls.schedule))
         shape = values.get("shape")
         check_value("shape", shape, list[int] | None)

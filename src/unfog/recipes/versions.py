@@ -13,11 +13,9 @@ def corrections(recipe: Recipe) -> list[str]:
     found = []
     if isinstance(recipe.optimizer, Muon) and recipe.optimizer.weight_decay != AdamW().weight_decay:
         found.append(
-            f"optimizer.weight_decay={recipe.optimizer.weight_decay:g} now also holds for what is no matrix, which "
-            f"decayed by {AdamW().weight_decay:g} when this run began"
+            f"optimizer.weight_decay={recipe.optimizer.weight_decay:g} now also holds for weights that are no "
+            f"matrices, which decayed by {AdamW().weight_decay:g} when this run began"
         )
     if isinstance(recipe.variance, LearnedVariance) and isinstance(recipe.codec, Pixels):
-        found.append(
-            "the bound that teaches the variance now counts black and white pixels by bins without an outer end"
-        )
+        found.append("the bound that teaches the variance now has open bins for black and white pixels")
     return found

@@ -12,10 +12,10 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from unfog.data.pictures import save_picture
-from unfog.data.source import Source
+from unfog.data.source import Data, Source
 from unfog.generation.sampler import Sampler
 from unfog.interop.card import facts, text
-from unfog.recipes.build import build_codec, build_data
+from unfog.recipes.build import build_codec
 from unfog.reports.film import Film, film
 from unfog.reports.html import page
 from unfog.runs.data import Changed, ChangedDataError, read_data
@@ -82,15 +82,16 @@ def report(run: Run, folder: Path, seed: int = 0, changed: Changed = "refuse") -
     Raises: ChangedDataError: If they differ, and `changed` refuses them.
         EnvironmentFailure: If the disk fails.
     """
+    data: Data | UserError
     try:
-        read_data(run.path, run.recipe, changed)
+        data = read_data(run.path, run.recipe, changed)[1]
     except ChangedDataError:
         raise
-    except UserError:
-        pass  # sections that need the data say that they are missing
+    except UserError as error:
+        data = error  # sections that need the data say so
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    parts = _drawn(run, folder, seed)
+    parts = _drawn(run, data, folder, seed)
     known = facts(run)
     curves: list[str] = []
     figure = losses(run.path)
@@ -119,11 +120,11 @@ def _frames(sampler: Sampler) -> int:
     return FRAMED if sampler.modality.together else max(1, min(FRAMED, WIDEST // max(64, sampler.stored[-1])))
 
 
-def _drawn(run: Run, folder: Path, seed: int) -> dict[str, list[str]]:
+def _drawn(run: Run, data: Data | UserError, folder: Path, seed: int) -> dict[str, list[str]]:
     """Draw samples, their film and their neighbours, and return the sections on them."""
     generator = run.generator(seed=seed)
     try:
-        asked = _asked(run)
+        asked = _asked(run, data)
         count = min(SHOWN, max(generator.size, DRAWN // math.prod(generator.stored)))
         samples = generator(count, asked)
         shot = None
@@ -138,11 +139,11 @@ def _drawn(run: Run, folder: Path, seed: int) -> dict[str, list[str]]:
     return {
         "Samples": [*_image("samples.png", f"{count} samples"), f"{count} samples: {settings}."],
         "Film": [] if shot is None else _film(shot, folder),
-        "Nearest neighbours": _neighbours(run, samples, folder),
+        "Nearest neighbours": _neighbours(run, data, samples, folder),
     }
 
 
-def _asked(run: Run) -> Any:
+def _asked(run: Run, data: Data | UserError) -> Any:
     """Return the condition of the samples: the default, or a held-out row's where there is none.
 
     Raises: UserError: If that takes data that are not available.
@@ -150,7 +151,9 @@ def _asked(run: Run) -> Any:
     kind = run.recipe.kind("conditioning")
     if kind not in ("values", "image"):
         return None
-    batch = build_data(run.recipe)[1].heldout.take(np.arange(1))
+    if isinstance(data, UserError):
+        raise data
+    batch = data.heldout.take(np.arange(1))
     if kind == "image" or batch.values is None:
         return build_codec(run.recipe).encode(batch.x)
     return tuple(batch.values[0].tolist())
@@ -167,12 +170,11 @@ def _film(shot: Film, folder: Path) -> list[str]:
     ]
 
 
-def _neighbours(run: Run, samples: Tensor, folder: Path) -> list[str]:
+def _neighbours(run: Run, data: Data | UserError, samples: Tensor, folder: Path) -> list[str]:
     """Draw samples above the training rows nearest to them, and return the section on them."""
-    try:
-        train = build_data(run.recipe)[1].train
-    except UserError as error:
-        return [f"Not available: {error}."]
+    if isinstance(data, UserError):
+        return [f"Not available: {data}."]
+    train = data.train
     rows = _some(train)
     flat = rows.float().flatten(1).numpy()
     nearest = NearestNeighbors(n_neighbors=1).fit(flat)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from unfog.data.identity import File, Identity, identity
+from unfog.data.fingerprint import File, Fingerprint, fingerprint
 from unfog.data.source import Data
 from unfog.recipes.build import build_data
 from unfog.recipes.recipe import Recipe
@@ -42,14 +42,14 @@ def read_data(folder: Path, recipe: Recipe, changed: Changed = "warn", data: Dat
     if getattr(recipe.data, "computed", False):  # a function of the recipe
         return found, rows
     before = _remembered(folder)
-    now = identity(rows, before)
+    now = fingerprint(rows, before)
     differences = "" if before is None else before.differences(now)
     if differences:
         sentence = f"the data of {folder} changed since it was trained: {differences}"
         if changed == "refuse":
             raise ChangedDataError(
-                f"{sentence}: restore them, name the folder that holds them with `data`, or go on with those of today "
-                "with `accept_changed_data`"
+                f"{sentence}: restore them, name the folder that holds them with `data`, or continue with those of "
+                "today with `accept_changed_data`"
             )
         warnings.warn(sentence, stacklevel=3)
     return found, rows
@@ -59,10 +59,10 @@ def remember(folder: Path, recipe: Recipe, data: Data) -> None:
     """Write what the data of a run are into its folder."""
     if distributed.rank() or getattr(recipe.data, "computed", False):
         return
-    now = identity(data, _remembered(folder))
+    now = fingerprint(data, _remembered(folder))
     listed = len(now.files) <= LISTED
     kept = {"digest": now.digest, "train": now.train, "heldout": now.heldout}
-    files = {"files": now.files if listed else {}, "kept": sorted(now.kept) if listed else []}
+    files = {"files": now.files if listed else {}, "held_out": sorted(now.held_out) if listed else []}
     write_whole(folder / NAME, json.dumps({"version": 1, **kept, **files}, indent=0).encode())
 
 
@@ -78,7 +78,7 @@ def moved(recipe: Recipe, where: str | None) -> Recipe:
     return replace(recipe, data=replace(recipe.data, path=where))  # type: ignore[type-var]  # a spec is a dataclass
 
 
-def _remembered(folder: Path) -> Identity | None:
+def _remembered(folder: Path) -> Fingerprint | None:
     """Return what the data of a run were, or None for a run that does not say.
 
     Raises: UserError: If the file is damaged.
@@ -90,9 +90,9 @@ def _remembered(folder: Path) -> Identity | None:
         kept = parse_json(read_bounded(where, LARGEST))
         digest, train, heldout = str(kept["digest"]), int(kept["train"]), int(kept["heldout"])
         files = {str(name): _file(entry) for name, entry in kept["files"].items()}
-        return Identity(digest, train, heldout, files, frozenset(map(str, kept["kept"])))
+        return Fingerprint(digest, train, heldout, files, frozenset(map(str, kept["held_out"])))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where} is damaged: remove it, and the data are not compared any more") from error
+        raise UserError(f"{where} is damaged: remove it, and the data are no longer compared") from error
 
 
 def _file(entry: list[object]) -> File:

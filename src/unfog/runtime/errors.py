@@ -36,7 +36,7 @@ class Stopped(Exception):
         self.code = 128 + number
 
 
-def whole_number(what: str, value: object, least: int, most: int | None = None) -> int:
+def whole_number(what: str, value: object, least: int, most: int | None = None, bounds: str = "") -> int:
     """Return a whole number of any integer type.
 
     Args:
@@ -44,16 +44,17 @@ def whole_number(what: str, value: object, least: int, most: int | None = None) 
         value: The number.
         least: The least that it may be.
         most: The most that it may be.
+        bounds: Both in words, where the numbers are long.
 
     Raises: UserError: If it is no whole number, or out of range.
     """
-    wanted = f"a whole number, {least:,} or more" if most is None else f"a whole number from {least:,} to {most:,}"
+    wanted = f", {least:,} or more" if most is None else f" {bounds or f'from {least:,} to {most:,}'}"
     try:
         number = least - 1 if isinstance(value, bool) else index(value)  # type: ignore[arg-type]  # refused below
     except TypeError:
         number = int(value) if isinstance(value, float) and value.is_integer() else least - 1
     if number < least or (most is not None and number > most):
-        raise UserError(f"{what} must be {wanted}, not {value!r}")
+        raise UserError(f"{what} must be a whole number{wanted}, not {value!r}")
     return number
 
 

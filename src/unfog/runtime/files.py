@@ -167,7 +167,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 def locked_file(path: Path) -> Iterator[None]:
     """Hold the lock of a file, in a file next to it, while one process works out what to write there.
 
-    Pipes and devices are written through, and have none.
+    Pipes and devices have no lock.
 
     Raises: UserError: If another process holds the lock.
         EnvironmentFailure: If the disk fails.

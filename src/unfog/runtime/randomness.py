@@ -6,14 +6,13 @@ one.
 
 import hashlib
 import math
-from operator import index
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import whole_number
 
 _WORD = (1 << 64) - 1
 
@@ -33,25 +32,11 @@ def stream(seed: int, purpose: str, step: int = 0, index: int = 0, skip: int = 0
     Source: Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3.
     """
     if not (type(seed) is int and -(1 << 63) <= seed <= _WORD):
-        seed = _seed(seed)
+        seed = whole_number("a seed", seed, -(1 << 63), _WORD, "from -2^63 to 2^64 - 1")
     word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
     key = np.array([seed & _WORD, word], dtype=np.uint64)
     counter = np.array([skip, 0, step & _WORD, index & _WORD], dtype=np.uint64)  # the low words count the draws
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-def _seed(seed: object) -> int:
-    """Return a seed of any integer type.
-
-    Raises: UserError: If it is no integer of 64 bits.
-    """
-    try:
-        number = index(seed)  # type: ignore[arg-type]  # refused below
-    except TypeError:
-        number = _WORD + 1
-    if not -(1 << 63) <= number <= _WORD:
-        raise UserError(f"a seed must be a whole number from -2^63 to 2^64 - 1, not {seed!r}")
-    return number
 
 
 def uniform(seed: int, purpose: str, step: int, first: int, count: int, each: int = 1) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from unfog.data.codecs import PORTION, Codec, Identity, Latents
-from unfog.data.identity import rows_digest
+from unfog.data.fingerprint import rows_digest
 from unfog.data.source import Augment, Batch, Data, Indices, Source
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError

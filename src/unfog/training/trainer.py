@@ -233,7 +233,7 @@ class Trainer:
         if not checkpoint.steps(self.folder / "checkpoints"):
             return f"nothing was saved yet; start anew with {' or '.join(ways)}"
         return (
-            f"start a new run with {' or '.join(ways)}, for instance from the last finite weights, with --init-from "
+            f"start a new run with {' or '.join(ways)}, for instance from the last finite weights, with `init_from` "
             f"{self.folder}"
         )
 

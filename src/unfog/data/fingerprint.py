@@ -44,7 +44,7 @@ class File(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Identity:
+class Fingerprint:
     """What the rows of a data set are.
 
     Attributes:
@@ -52,23 +52,23 @@ class Identity:
         train: Number of training rows.
         heldout: Number of held-out rows.
         files: The files by their names relative to the folder; empty for data that are no files.
-        kept: Names of the held-out files.
+        held_out: Names of the held-out files.
     """
 
     digest: str
     train: int
     heldout: int
     files: Mapping[str, File]
-    kept: frozenset[str]
+    held_out: frozenset[str]
 
-    def differences(self, now: "Identity") -> str:
+    def differences(self, now: "Fingerprint") -> str:
         """Say in one clause what changed since; empty if nothing did."""
         if self.digest == now.digest:
             return ""
         before, after = self.files, now.files
         if not (before and after):
             return (
-                f"{self.train:,} + {self.heldout:,} rows then, {now.train:,} + {now.heldout:,} now, of other contents"
+                f"{self.train:,} + {self.heldout:,} rows then, {now.train:,} + {now.heldout:,} now, with other contents"
             )
         gone, new = before.keys() - after.keys(), after.keys() - before.keys()
         places = {after[name].contents: name for name in sorted(new)}
@@ -92,12 +92,12 @@ def _clause(names: Iterable[str], kind: str) -> str:
     return f"{len(listed):,} {'file' if len(listed) == 1 else 'files'} {kind} ({', '.join(listed[:NAMED])}{more})"
 
 
-def identity(data: Data, known: Identity | None = None) -> Identity:
+def fingerprint(data: Data, known: Fingerprint | None = None) -> Fingerprint:
     """Return what the rows of a data set are.
 
     Args:
         data: The data set.
-        known: An earlier identity; files of the same name, size and time of change are not hashed again.
+        known: An earlier fingerprint; files of the same name, size and time of change are not hashed again.
 
     Raises: UserError: If a file vanished.
     """
@@ -105,7 +105,7 @@ def identity(data: Data, known: Identity | None = None) -> Identity:
     parts = [_rows_digest(source, own) for source, own in zip((data.train, data.heldout), files, strict=True)]
     about = [text for source in (data.train, data.heldout) for text in _described(source)]
     digest = hashlib.sha256(repr((parts, about)).encode("utf-8", "surrogateescape")).hexdigest()
-    return Identity(digest, len(data.train), len(data.heldout), files[0] | files[1], frozenset(files[1]))
+    return Fingerprint(digest, len(data.train), len(data.heldout), files[0] | files[1], frozenset(files[1]))
 
 
 def rows_digest(source: Source) -> str:
@@ -131,7 +131,7 @@ def _inner(source: Source) -> Source:
     return source.source if isinstance(source, Subset) else source
 
 
-def _files(source: Source, known: Identity | None) -> dict[str, File]:
+def _files(source: Source, known: Fingerprint | None) -> dict[str, File]:
     """Return the files of a source in the order of its rows, empty if its rows are no files."""
     inner = _inner(source)
     root = inner.root if isinstance(inner, InMemory | Streamed) else None
@@ -169,7 +169,9 @@ def _file(root: Path, earlier: Mapping[str, File], name: str) -> tuple[str, int,
             return before.contents, before.size, before.changed
         return _hashed(root / name, stat.st_size, stat.st_mtime_ns), stat.st_size, stat.st_mtime_ns
     except FileNotFoundError:
-        raise UserError(f"{root / name} vanished while it was read: leave the data in peace, and begin again") from None
+        raise UserError(
+            f"{root / name} vanished while the data were read: start again, and change no data meanwhile"
+        ) from None
 
 
 @lru_cache(maxsize=1 << 20)  # a training asks for the same files twice
@@ -185,7 +187,7 @@ def _described(source: Source) -> list[str]:
     if not isinstance(inner, InMemory | Streamed):
         return []
     about = source.about(np.arange(len(source)))
-    columns: list[list[object]] = [list(column) for column in (about.captions,) if column is not None]
+    columns: list[list[object]] = [] if about.captions is None else [list(about.captions)]
     if about.labels is not None:
         names = source.classes
         columns.append(

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from unfog.data import folder as folders
+from unfog.data.fingerprint import fingerprint, rows_digest
 from unfog.data.folder import folder
-from unfog.data.identity import identity, rows_digest
 from unfog.data.shapes import shapes
 from unfog.data.source import InMemory, Subset, split
 
@@ -66,21 +66,21 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changed_is_said(pets: Path, change: str, streamed: bool) -> None:
-    before = identity(folder(str(pets), size=8))
+    before = fingerprint(folder(str(pets), size=8))
     act, words = CHANGES[change]
     act(pets)
-    now = identity(folder(str(pets), size=8), before)
+    now = fingerprint(folder(str(pets), size=8), before)
     assert now.digest != before.digest
     assert before.differences(now) == words
 
 
 def test_a_moved_or_copied_folder_is_the_same(pets: Path, streamed: bool) -> None:
-    before = identity(folder(str(pets), size=8))
+    before = fingerprint(folder(str(pets), size=8))
     other = pets.with_name("copied")
     shutil.copytree(pets, other)  # the times of change are those of now
     for file in other.rglob("*.png"):
         os.utime(file, (1, 1))
-    now = identity(folder(str(other), size=8), before)
+    now = fingerprint(folder(str(other), size=8), before)
     assert (now.digest, before.differences(now)) == (before.digest, "")
 
 
@@ -89,21 +89,21 @@ def test_other_annotations_are_said(pets: Path, streamed: bool) -> None:
         file.rename(pets / f"{file.parent.name}{file.name}")
     lines = [f'{{"file_name": "{file.name}", "text": "a {file.stem[:3]}"}}\n' for file in sorted(pets.glob("*.png"))]
     (pets / "metadata.jsonl").write_text("".join(lines))
-    before = identity(folder(str(pets), size=8))
+    before = fingerprint(folder(str(pets), size=8))
     (pets / "metadata.jsonl").write_text("".join([*lines[:3], lines[3].replace("a cat", "a lion"), *lines[4:]]))
-    now = identity(folder(str(pets), size=8), before)
+    now = fingerprint(folder(str(pets), size=8), before)
     assert before.differences(now) == "1 file with another label, caption or number (cat3.png)"
 
 
 def test_another_share_is_another_set(pets: Path) -> None:
-    before = identity(folder(str(pets), size=8))
-    now = identity(folder(str(pets), size=8, heldout=0.3), before)
+    before = fingerprint(folder(str(pets), size=8))
+    now = fingerprint(folder(str(pets), size=8, heldout=0.3), before)
     assert before.differences(now) == "other rows are held out"
-    assert before.kept < now.kept
+    assert before.held_out < now.held_out
 
 
 def test_size_and_time_save_hashing(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = identity(folder(str(pets), size=8))
+    before = fingerprint(folder(str(pets), size=8))
     paint(pets / "dog" / "1.png", 98)
     read: list[str] = []
 
@@ -111,8 +111,8 @@ def test_size_and_time_save_hashing(pets: Path, monkeypatch: pytest.MonkeyPatch)
         read.append(path.name)
         return "another"
 
-    monkeypatch.setattr("unfog.data.identity._hashed", hashed)
-    assert identity(folder(str(pets), size=8), before).digest != before.digest
+    monkeypatch.setattr("unfog.data.fingerprint._hashed", hashed)
+    assert fingerprint(folder(str(pets), size=8), before).digest != before.digest
     assert read == ["1.png"]
 
 
@@ -121,14 +121,16 @@ def test_rows_in_memory_are_their_contents() -> None:
     labels = torch.arange(20) % 2
 
     def of(x: torch.Tensor, labels: torch.Tensor) -> str:
-        return identity(split(InMemory(x, labels, ("a", "b")), 0.2)).digest
+        return fingerprint(split(InMemory(x, labels, ("a", "b")), 0.2)).digest
 
     one = of(x, labels)
     assert one == of(x.clone(), labels.clone())
     assert one != of(x.flip(0), labels)
     assert one != of(x, 1 - labels)
     assert one != of(x + 1e-5, labels)
-    assert "of other contents" in identity(split(InMemory(x), 0.2)).differences(identity(split(InMemory(x + 1), 0.2)))
+    assert "with other contents" in fingerprint(split(InMemory(x), 0.2)).differences(
+        fingerprint(split(InMemory(x + 1), 0.2))
+    )
 
 
 def test_the_rows_of_one_source_have_an_order() -> None:
@@ -140,4 +142,8 @@ def test_the_rows_of_one_source_have_an_order() -> None:
 
 def test_rows_that_are_drawn_are_not_all_drawn() -> None:
     data = shapes(100_000, 32)
-    assert identity(data).digest == identity(shapes(100_000, 32)).digest != identity(shapes(100_000, 32, seed=1)).digest
+    assert (
+        fingerprint(data).digest
+        == fingerprint(shapes(100_000, 32)).digest
+        != fingerprint(shapes(100_000, 32, seed=1)).digest
+    )
