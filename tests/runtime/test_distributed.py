@@ -16,7 +16,8 @@ from tests import forked
 from tests.conftest import PATIENCE, until
 from unfog.cli.main import main
 from unfog.runtime import distributed
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import EnvironmentFailure, UserError
+from unfog.training.loop import _signals
 from unfog.training.metrics import read_metrics
 
 SETTINGS = (
@@ -187,6 +188,20 @@ def test_a_lost_process_is_started_again(tmp_path: Path) -> None:
     message, code = lose(tmp_path, signal.SIGKILL, 3, 600)
     assert code != 0
     assert "stopped and saved" in message
+
+
+def test_the_launcher_does_not_cut_off_what_a_process_says_of_a_lost_one() -> None:
+    """Torchrun sends SIGTERM to the others at once, perhaps after the training has stopped to listen for it."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(EnvironmentFailure, match="lost another process"), _signals(), distributed._exchange():
+            raise RuntimeError("[gloo] Connection closed by peer")
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with _signals():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_rows_are_shared_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:

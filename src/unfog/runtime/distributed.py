@@ -5,6 +5,8 @@ rank 0 writes files and prints. With a single process everything here is a no-op
 """
 
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -179,6 +181,10 @@ def _exchange() -> Iterator[None]:
         signs = ("gloo", "NCCL", "closed by peer", "Connection", "Timed out", "timed out")
         if isinstance(error, EnvironmentFailure) or not any(sign in str(error) for sign in signs):
             raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGTERM, signal.SIG_IGN
+            )  # torchrun now ends this process too: what it lost comes first
         which = f"process {os.environ.get('RANK', 0)} of {os.environ.get('WORLD_SIZE', 1)}"
         raise EnvironmentFailure(
             f"{which} lost another process, or waited too long for it: check the output of the others; the last "

@@ -318,4 +318,5 @@ def _signals() -> Iterator[list[int]]:
         yield caught
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is take:  # after a loss, runtime.distributed has set its own
+                signal.signal(number, handler)
