@@ -333,16 +333,16 @@ def verify(*, json: SomePath = None, peers: bool = False) -> None:
     from unfog.proofs.diffusers_check import report
     from unfog.proofs.verify import Report
     from unfog.proofs.verify import verify as proof
-    from unfog.runtime.files import write_whole
+    from unfog.runtime.files import write_output
 
     console = Console()
     with arguments.writing(json, "--json"):
-        if json is not None:  # fail early, before minutes are spent
-            write_whole(json, b"")
+        if json is not None and (json.is_file() or not json.exists()):  # fail early, before minutes are spent
+            write_output(json, b"")
         proven: Report = report(console) if peers else proof(console)
         console.print(proven.table())
         if json is not None:
-            write_whole(json, proven.to_json().encode())
+            write_output(json, proven.to_json().encode())
             print(f"measurements: {json}")
     if not proven.passed:
         raise EnvironmentFailure("verification failed: see the rows marked FAIL, and report them with this table")

@@ -98,7 +98,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     with disk(final):
         shutil.rmtree(part, ignore_errors=True)
         try:
-            part.mkdir(parents=True)
+            folder.mkdir(exist_ok=True)  # but not the run folder: it is gone if somebody moved it
+            part.mkdir()
             write_tensors(part / "state.safetensors", tensors)
             plain = {**state, "step": step, "sha256": _digest(part / "state.safetensors")}
             write_whole(part / "state.json", json.dumps(plain, indent=1).encode())
