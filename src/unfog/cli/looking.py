@@ -88,7 +88,8 @@ def explain(
     loaded = load(run, device)
     with locked(folder):
         found = work_out(loaded, step, row, seed)
-        print(f"{found.text()}\n\npage: {found.write(folder, f'step-{step}')}")
+        print(found.text())
+        print(f"\npage: {found.write(folder, f'step-{step}')}")
 
 
 def report(

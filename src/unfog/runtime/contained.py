@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unfog.runtime.errors import EnvironmentFailure, UserError
-from unfog.runtime.files import disk
+from unfog.runtime.files import check_name, disk
 
 MOST_ENTRIES = 1_000_000
 """Files and folders in a run or model folder, at most."""
@@ -21,6 +21,7 @@ def check_contained(folder: Path) -> None:
     Raises: UserError: If a link leads out of the folder, something in it is neither file, folder nor link, or it has
         more than a million entries.
     """
+    check_name(folder)
     real = folder.resolve()
     roots = [real]
     if real.parent.name == "snapshots" and real.parent.parent.name.startswith(("models--", "datasets--")):

@@ -203,6 +203,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises: UserError: If another process holds the lock, or the path is that of a file.
         EnvironmentFailure: If the disk fails.
     """
+    check_name(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another `out`")
     made = [one for one in (folder, *folder.parents) if not one.exists()]
@@ -213,6 +214,17 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         with contextlib.suppress(OSError):
             for one in made:
                 one.rmdir()
+
+
+def check_name(path: Path) -> None:
+    """Refuse a path that is no text, since safetensors can neither write nor read weights there.
+
+    Raises: UserError: If its bytes are not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name {path} is not valid UTF-8, and no weights can be kept there: rename it") from None
 
 
 @contextlib.contextmanager
