@@ -545,7 +545,7 @@ def change(file: Path, **entries: Any) -> None:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "no folder": (lambda f: shutil.rmtree(f), "is not a folder: pass a diffusers folder"),
-    "empty": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json and no config.json"),
+    "empty": (lambda f: (f / "model_index.json").unlink(), "is a U-Net alone, without the text encoder"),
     "index": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not JSON"),
     "list": (lambda f: (f / "model_index.json").write_text("[]"), "is not a JSON object"),
     "no unet": (lambda f: change(f / "model_index.json", unet="away"), "has no unet"),
@@ -712,9 +712,9 @@ def test_a_tokenizer_without_its_vocabulary(broken: Path, tmp_path: Path, capsys
     for file in (broken / "tokenizer").iterdir():
         if file.name != "tokenizer_config.json":
             file.unlink()
-    assert main(["import", str(broken), str(tmp_path / "run")]) == 0
-    assert main(["sample", str(tmp_path / "run"), "-n", "1", "--prompt", "a", "--device", "cpu"]) == 2
-    assert "tokenizer" in capsys.readouterr().err
+    assert main(["import", str(broken), str(tmp_path / "run")]) == 2
+    assert "has no vocabulary: restore its tokenizer.json" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_transformers_one_sentence(
@@ -725,6 +725,7 @@ def test_without_transformers_one_sentence(
     for name in ("transformers", "huggingface_hub", "diffusers"):
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["import", str(pictured[1]), str(tmp_path / "run")]) == 0
+    assert "note: its text encoder was not tried, since transformers is not installed" in capsys.readouterr().out
     assert main(["sample", str(tmp_path / "run"), "-n", "1", "--prompt", "a", "--device", "cpu"]) == 2
     assert "conditioning=pretrained needs transformers: pip install 'unfog[text]'" in capsys.readouterr().err
     assert main(["import", "some/model", str(tmp_path / "other")]) == 2

@@ -9,7 +9,7 @@ from unfog.networks.conditional import ConditionalUNet
 from unfog.networks.unet import UNet
 from unfog.recipes.networks import NetworkSpec
 from unfog.recipes.parse import named
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import UserError, whole_number
 
 Given = Mapping[str, Any]
 _UNET: dict[str, tuple[Any, ...]] = {
@@ -113,6 +113,12 @@ def _same(value: Any, count: int, name: str, where: str) -> int:
     return numbers.pop()
 
 
+def _whole(config: Given, name: str, default: int, where: str, least: int = 1) -> int:
+    """Return a number of channels, groups or heads that memory can be taken for."""
+    given = config.get(name, default)
+    return whole_number(f"{where}: {name}", default if given is None else given, least, WIDEST)
+
+
 def _common(config: Given, where: str) -> dict[str, Any]:
     """Return the options shared by both U-Nets."""
     widths = config["block_out_channels"]
@@ -120,10 +126,10 @@ def _common(config: Given, where: str) -> dict[str, Any]:
         "widths": widths,
         "blocks": _same(config.get("layers_per_block", 2), len(widths), "layers_per_block", where),
         "dropout": float(config.get("dropout", 0.0)),
-        "groups": config.get("norm_num_groups") or 32,
+        "groups": _whole(config, "norm_num_groups", 32, where),
         "epsilon": float(config.get("norm_eps", 1e-5)),
         "pad_behind": config.get("downsample_padding", 1) == 0,
-        "time_shift": config.get("freq_shift", 0),
+        "time_shift": _whole(config, "freq_shift", 0, where, 0),
         "sines_first": not config.get("flip_sin_to_cos", True),
     }
 
@@ -143,7 +149,8 @@ def _network(config: Given, where: str) -> NetworkSpec:
     if kind == "UNet2DModel":
         _check(config, _PLAIN, where)
         attends = _levels(config, "Attn", "", where)
-        head = config.get("attention_head_dim", 8) or max(config["block_out_channels"])
+        given = config.get("attention_head_dim", 8)  # None is one head as wide as its level
+        head = max(config["block_out_channels"]) if given is None else _whole(config, "attention_head_dim", 8, where)
         unet: NetworkSpec = named("network", "unet", attention=attends, head=head, **_common(config, where))
         return unet
     if kind == "UNet2DConditionModel":
@@ -164,10 +171,10 @@ def _network(config: Given, where: str) -> NetworkSpec:
         autoencoder: NetworkSpec = named(
             "network",
             "autoencoder",
-            latent=config.get("latent_channels", 4),
+            latent=_whole(config, "latent_channels", 4, where),
             widths=config["block_out_channels"],
             blocks=_same(config.get("layers_per_block", 1), 1, "layers_per_block", where),
-            groups=config.get("norm_num_groups", 32),
+            groups=_whole(config, "norm_num_groups", 32, where),
             attention=config.get("mid_block_add_attention", True),
             quant=config.get("use_quant_conv", True),
             post_quant=config.get("use_post_quant_conv", True),

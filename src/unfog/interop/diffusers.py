@@ -1,7 +1,10 @@
 """Import of diffusers models as run folders, without diffusers: networks, autoencoders, text encoders, schedulers."""
 
 import math
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ from torch import Tensor, nn
 from unfog.data.codecs import Pixels
 from unfog.diffusion.solvers import DDIM, Ancestral, Solver
 from unfog.diffusion.times import DiscreteTimes, Uniform
-from unfog.interop import configs, files, names, schedulers
+from unfog.interop import configs, files, names, ours, schedulers
+from unfog.interop.trial import tried, tried_autoencoder
 from unfog.networks.autoencoder import Autoencoder
 from unfog.recipes.conditions import ClassConditioning, Conditioning, NoConditioning
 from unfog.recipes.latents import LatentCodec, weights_of
@@ -20,8 +24,8 @@ from unfog.recipes.recipe import CodecSpec, Recipe
 from unfog.recipes.settings import FixedVariance, Inputs, LearnedVariance, Sampling
 from unfog.recipes.sources import Elsewhere
 from unfog.recipes.text_encoders import ENCODER_FILES, ENCODERS, PretrainedConditioning
-from unfog.runtime.contained import copy_flat
-from unfog.runtime.errors import UserError
+from unfog.runtime.contained import check_contained, copy_flat
+from unfog.runtime.errors import UserError, whole_number
 from unfog.runtime.files import disk, locked, write_whole
 from unfog.runtime.tensors import write_tensors
 from unfog.training.objectives.reconstruction import Reconstruction
@@ -66,15 +70,14 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
     """Import a model; values are not checked."""
     if (out / "model.safetensors").exists() or (out / "checkpoints").exists():
         raise UserError(f"{out} already contains a run: choose another folder")
-    folder = files.found(source)
-    if not (folder / "model_index.json").is_file() and (folder / "config.json").is_file():
+    folder, where, unsaid = _located(files.found(source))
+    if not (folder / "model_index.json").is_file() and where is None:
         return _autoencoder_alone(folder, out, trust)
-    index = _index(folder)
-    where = folder / "unet" if (folder / "unet").is_dir() else folder
+    where = where or folder
+    index = _index(folder) if (folder / "model_index.json").is_file() else {}
     given = files.config(where / "config.json")
     network = configs.network(given, str(where / "config.json"))
-    place = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    sampled = schedulers.read(files.config(place / "scheduler_config.json"), str(place / "scheduler_config.json"))
+    sampled = _scheduler(folder, alone=not index)
     codec: CodecSpec = Pixels()
     coder, shape = None, _shape(given, str(where))
     kind = next((name for name in ("vae", "vqvae") if index.get(name)), None)
@@ -82,8 +85,15 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
         coder = _autoencoder(folder / kind, trust)
         codec = LatentCodec(path="autoencoder")
         shape = (coder.made.channels, *(side * coder.made.factor for side in shape[1:]))
+    _plain_channels(given, coder, str(where / "config.json"))
     conditioning, classes, embedder = _conditioning(folder, index, given, network)
-    notes = sampled.notes + tuple(f"{name} is ignored" for name in IGNORED if index.get(name))
+    kept = ours.read(folder)
+    notes = (
+        unsaid
+        + files.unused(where, trust)
+        + sampled.notes
+        + tuple(f"{name} is ignored" for name in IGNORED if index.get(name))
+    )
     recipe = Recipe(
         str(index.get("_class_name", "imported")),
         data=Elsewhere(),
@@ -97,17 +107,78 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
         times=Uniform() if sampled.network_time == "thousand" else DiscreteTimes(),
         solver=sampled.solver,
         grid=sampled.grid,
-        sampling=_sampling(sampled, conditioning, coder is not None),
+        sampling=replace(_sampling(sampled, conditioning, coder is not None), **(kept.sampling if kept else {})),
         shape=shape,
         classes=classes,
     )
     channels = given.get("in_channels", 4 if kind else 3)
-    tensors = _denoiser(network, channels, files.weights(where, trust), str(where), embedder)
-    _write(out, recipe, tensors, coder)
-    if isinstance(conditioning, PretrainedConditioning):
-        for name in ("text_encoder", "tokenizer"):
-            copy_flat(folder / name, out / "text" / name, ENCODER_FILES)
-    return Imported(recipe, sum(tensor.numel() for tensor in tensors.values()), notes)
+    tensors = _denoiser(network, channels, files.weights(where, trust), str(where), embedder, len(classes))
+    count = sum(tensor.numel() for tensor in tensors.values())
+    with _undone(out):
+        _write(out, recipe, tensors, coder)
+        if isinstance(conditioning, PretrainedConditioning):
+            for name in ("text_encoder", "tokenizer"):
+                copy_flat(folder / name, out / "text" / name, ENCODER_FILES)
+        del tensors, coder  # a second copy of the weights is loaded
+        notes += tried(out)
+    return Imported(recipe, count, notes)
+
+
+@contextmanager
+def _undone(out: Path) -> Iterator[None]:
+    """Remove what an import wrote if it fails."""
+    try:
+        yield
+    except BaseException:
+        for name in ("recipe.json", "model.safetensors"):
+            (out / name).unlink(missing_ok=True)
+        for name in ("autoencoder", "text"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        raise
+
+
+def _located(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
+    """Return the folder of a pipeline and that of its U-Net, and what was found elsewhere.
+
+    A U-Net alone, `unet/` or `checkpoint-500/unet`, is completed from the pipeline in whose folder it lies.
+    """
+    if (folder / "model_index.json").is_file():
+        return folder, folder / "unet" if (folder / "unet").is_dir() else folder, ()
+    where = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    file = where / "config.json"
+    if not file.is_file() or not str(files.config(file).get("_class_name", "")).startswith("UNet"):
+        return folder, None, ()
+    for above in folder.resolve().parents[:2]:
+        if (above / "model_index.json").is_file():
+            check_contained(above)
+            return above, where, (f"only the U-Net is that of {where}: the other parts are those of {above}",)
+    return folder, where, (f"{where} is a U-Net alone, without a pipeline around it",)
+
+
+def _scheduler(folder: Path, alone: bool) -> schedulers.Sampled:
+    """Return how a pipeline samples; of a U-Net without one, as diffusers' DDPM does by default."""
+    place = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    file = place / "scheduler_config.json"
+    if not alone or file.is_file():
+        return schedulers.read(files.config(file), str(file))
+    sampled = schedulers.read({"_class_name": "DDPMScheduler"}, str(file))
+    guess = (
+        "its scheduler is unknown, and taken to be a DDPMScheduler with its defaults (1,000 steps, linear betas, eps): "
+        "if it is another, put its folder scheduler/ next to the weights"
+    )
+    return replace(sampled, notes=(*sampled.notes, guess))
+
+
+def _plain_channels(given: dict[str, Any], coder: "Coder | None", where: str) -> None:
+    """Refuse a U-Net that takes more than the state, such as those trained for inpainting or for depth."""
+    channels = whole_number(f"{where}: in_channels", given.get("in_channels", 4 if coder else 3), 1, configs.WIDEST)
+    outputs = whole_number(f"{where}: out_channels", given.get("out_channels", channels), 1, configs.WIDEST)
+    state = coder.made.latent if coder else outputs if outputs <= channels else channels
+    if channels != state:
+        raise UserError(
+            f"{where}: the U-Net takes {channels} channels where the state has {state}, as models do that take a mask "
+            "and a picture with it, which are not supported: import the plain model, and use `unfog edit inpaint`"
+        )
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -147,10 +218,11 @@ def _conditioning(
     if isinstance(network, UNetSpec):
         if classes is None:
             return NoConditioning(), (), None
-        return (
-            ClassConditioning(),
-            tuple(str(number) for number in range(classes)),
-            "class_embedding.weight",
+        return ClassConditioning(), ours.class_names(folder, index, given)[0], "class_embedding.weight"
+    if not index:
+        raise UserError(
+            f"{folder} is a U-Net alone, without the text encoder that it was trained with: put it into the folder of "
+            "its pipeline, next to model_index.json"
         )
     if index.get("text_encoder") not in ENCODERS.values():
         raise UserError(
@@ -179,7 +251,7 @@ def _sampling(sampled: schedulers.Sampled, conditioning: Conditioning, latent: b
 
 
 def _denoiser(
-    config: NetworkSpec, channels: int, theirs: dict[str, Tensor], where: str, embedder: str | None
+    config: NetworkSpec, channels: int, theirs: dict[str, Tensor], where: str, embedder: str | None, classes: int
 ) -> dict[str, Tensor]:
     """Return the weights of a denoiser with our names."""
     table = theirs.pop(embedder, None) if embedder else None
@@ -196,8 +268,9 @@ def _denoiser(
     if embedder:
         if table is None:
             raise UserError(f"{where} lacks {embedder}: weights and config do not match")
-        # diffusers has no null class: a zero vector adds nothing to the time embedding
-        weights["embedder.table.weight"] = torch.cat([table.float(), torch.zeros(1, table.shape[1])])
+        # diffusers has no null class: a zero vector adds nothing to the time embedding; exports of ours have one
+        null = torch.zeros(classes + 1 - len(table), table.shape[1])
+        weights["embedder.table.weight"] = torch.cat([table.float(), null])
     return weights
 
 
@@ -225,7 +298,10 @@ def _autoencoder(folder: Path, trust: Path | None) -> Coder:
     """Import an autoencoder."""
     given = files.config(folder / "config.json")
     config = configs.network(given, str(folder / "config.json"))
-    channels = given.get("in_channels", 3)
+    channels, side = (
+        whole_number(f"{folder / 'config.json'}: {name}", given.get(name, default), 1, configs.WIDEST)
+        for name, default in (("in_channels", 3), ("sample_size", 32))
+    )
     with torch.device("meta"):  # so that a mismatch is found before memory is allocated
         sketch: object = config.build(channels=channels, outputs=channels, dims=2, context=None)
     if not isinstance(sketch, Autoencoder):
@@ -240,14 +316,16 @@ def _autoencoder(folder: Path, trust: Path | None) -> Coder:
         raise UserError(f"{folder / 'config.json'}: scaling_factor and shift_factor must be numbers, the first not 0")
     autoencoder.scale.fill_(scale)
     autoencoder.shift.fill_(shift)
-    return Coder(config, autoencoder.eval(), int(given.get("sample_size", 32)))
+    tried_autoencoder(autoencoder.eval(), folder)
+    return Coder(config, autoencoder.eval(), side)
 
 
 def _autoencoder_alone(folder: Path, out: Path, trust: Path | None) -> Imported:
     """Import an autoencoder as a run folder, so that models can be trained in its latents."""
     coder = _autoencoder(folder, trust)
     recipe = _coder_recipe(coder, (coder.made.channels, coder.side, coder.side))
-    _write(out, recipe, weights_of(coder.made), None)
+    with _undone(out):
+        _write(out, recipe, weights_of(coder.made), None)
     return Imported(recipe, sum(parameter.numel() for parameter in coder.made.parameters()), ())
 
 

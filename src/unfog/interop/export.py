@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unfog.data.codecs import Latents
-from unfog.interop import configs, names, schedulers
+from unfog.interop import configs, names, ours, schedulers
 from unfog.interop.card import card
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditional import ConditionalUNet
@@ -93,6 +93,7 @@ def _export(run: Run, folder: Path) -> tuple[str, ...]:
         _write_autoencoder(codec.autoencoder, made_with, where, recipe.shape or ())
     index = {"_class_name": pipeline, "unet": ["diffusers", config["_class_name"]]}
     _json(folder / "model_index.json", {**index, "scheduler": ["diffusers", scheduler["_class_name"]], **parts})
+    ours.write(folder, recipe)
     write_whole(folder / "README.md", card(run, notes).encode())
     return notes
 

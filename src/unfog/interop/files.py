@@ -13,11 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unfog.runtime.contained import check_contained
-from unfog.runtime.errors import EnvironmentFailure, UserError
+from unfog.runtime.errors import EnvironmentFailure, UserError, out_of_memory
 from unfog.runtime.files import parse_json, read_bounded, unreadable
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Names of weight files, without variant and suffix."""
+SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
+"""The end of the name of a part of a file of weights."""
+WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|module)\.")
+"""Prefixes, of a whole name or of a part of it, that wrappers of a network leave behind."""
 WANTED = ["*.json", "*.txt", "*.safetensors", "*.model"]
 """Files downloaded from the hub: everything but pickles."""
 
@@ -56,10 +60,13 @@ def meant(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, EnvironmentFailure):
         raise
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{where} contains an invalid value ({error}): restore it") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{where} contains an invalid value ({reason}): restore it") from error
 
 
 def config(file: Path) -> dict[str, Any]:
@@ -81,33 +88,58 @@ def config(file: Path) -> dict[str, Any]:
 def weights(folder: Path, trust: Path | None = None) -> dict[str, Tensor]:
     """Read the weights of a folder, from one file or several shards.
 
+    Full precision is preferred to variants such as fp16. Prefixes that wrappers of a network leave in the names
+    (`_orig_mod.` of torch.compile, `module.` of data parallelism) are dropped.
+
     Args:
         folder: The folder.
         trust: A pickle of weights that may be loaded, with a loader restricted to tensors.
 
-    Raises: UserError: If there are no weights but pickles, or a file is damaged.
+    Raises: UserError: If there are no weights but pickles, a file is damaged, or a weight is not finite.
     """
-    whole = [folder / f"{stem}.safetensors" for stem in STEMS]
-    variants = [file for stem in STEMS for file in sorted(folder.glob(f"{stem}.*.safetensors"))]
-    listed = [folder / f"{stem}.safetensors.index.json" for stem in STEMS]
+    file = chosen(folder, trust)
+    tensors = _unpickled(file) if file == trust else _parts(file) if ".index." in file.name else _read(file)
+    named = {WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
+    if len(named) < len(tensors):
+        raise UserError(f"{file} holds some weights twice, with and without the prefix of a wrapper: keep one of each")
+    for name, tensor in named.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{file}: the weight {name} is not finite: the model is damaged, get it anew")
+    return named
+
+
+def chosen(folder: Path, trust: Path | None = None) -> Path:
+    """Return the file of weights of a folder, or the index of its shards.
+
+    Raises: UserError: If there are no weights but pickles.
+    """
+    found = candidates(folder)
+    if found:
+        return found[0]
     pickles = [file for stem in STEMS for file in sorted(folder.glob(f"{stem}*.bin"))]
-    for file in whole:
-        if file.is_file():
-            return _read(file)
-    for file in listed:
-        if file.is_file():
-            return _parts(file)
-    for file in variants:
-        if "-of-" not in file.name:
-            return _read(file)
     if trust is not None and any(trust.resolve() == file.resolve() for file in pickles):
-        return _unpickled(trust)
+        return trust
     if pickles:
         raise UserError(
             f"{pickles[0]} is a pickle, which can run arbitrary code when loaded: convert it to safetensors, or set "
             f"trust to {pickles[0]}"
         )
     raise UserError(f"{folder} contains no weights: {STEMS[0]}.safetensors is missing")
+
+
+def unused(folder: Path, trust: Path | None = None) -> tuple[str, ...]:
+    """Return which weights of a folder, and whether a pickle that was named, are not read beside those that are."""
+    read = chosen(folder, trust)
+    others = [file.name for file in candidates(folder) if file != read]
+    others += [str(trust)] if trust is not None and trust != read else []
+    return (f"the weights are read from {read.name}, and not from {', '.join(others)}",) if others else ()
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Return the files from which the weights of a folder could be read, the one that is read first."""
+    forms = "{}.safetensors", "{}.safetensors.index.json", "{}.*.safetensors", "{}.safetensors.index.*.json"
+    found = [file for form in forms for stem in STEMS for file in sorted(folder.glob(form.format(stem)))]
+    return [file for file in found if file.is_file() and not SHARD.search(file.name)]
 
 
 def _read(file: Path) -> dict[str, Tensor]:
