@@ -32,6 +32,11 @@ def _deleted(run: Path) -> None:
     shutil.rmtree(run)
 
 
+def _emptied(run: Path) -> None:
+    for one in run.iterdir():
+        shutil.rmtree(one) if one.is_dir() else one.unlink()
+
+
 def _taken(run: Path) -> None:
     shutil.rmtree(run)
     run.write_text("mine")
@@ -64,6 +69,7 @@ def peace(short: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         (_moved, "saving", "moved", "moved to .*moved"),
         (_replaced, "reported", "moved", "moved to .*moved"),
         (_deleted, "saving", "run", "deleted"),
+        (_emptied, "serializing", "run", "deleted"),
         (_taken, "reported", "run-2", "deleted"),
     ],
 )
@@ -78,7 +84,7 @@ def test_the_progress_is_saved_and_goes_on(
     what: str,
 ) -> None:
     """The resumed training ends as one in peace does, and what somebody else put there stays as it was."""
-    run, save, met = tmp_path / "run", checkpoint.save, []
+    run, met, save, write = tmp_path / "run", [], checkpoint.save, checkpoint.write_tensors
 
     def meddle(moment: str) -> None:
         if moment == when and not met:
@@ -90,6 +96,7 @@ def test_the_progress_is_saved_and_goes_on(
         save(*words)
 
     monkeypatch.setattr(checkpoint, "save", saved)
+    monkeypatch.setattr(checkpoint, "write_tensors", lambda *words: (meddle("serializing"), write(*words)))
     hooks = Hooks(callbacks=(lambda report: meddle("reported"),))
     with pytest.raises(EnvironmentFailure, match=rf"run was {what}.* while it was trained: stopped and saved") as said:
         fit(short, run, device="cpu", console=QUIET, hooks=hooks)

@@ -191,8 +191,8 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None, hook
     try:
         try:
             signalled = _steps(trainer, console, budget, metrics, hooks, home)
-        except EnvironmentFailure:
-            if home.intact() or distributed.size() > 1:
+        except EnvironmentFailure as failure:
+            if distributed.size() > 1 or (home.intact() and not home.vanishing(failure)):
                 raise
             signalled = LEFT  # while something was written
         if signalled == LEFT:
@@ -218,15 +218,14 @@ def _rescued(trainer: Trainer, home: Home) -> str:
         return f"{before} was moved or deleted before the budget was measured: start the training from the beginning"
     recipe = trainer.recipe.relocated(before, relative=True)
     trainer.folder, moved = home.refuge()
-    if not moved:
-        with disk(trainer.folder):
-            trainer.folder.mkdir(parents=True)
+    with disk(trainer.folder):
+        trainer.folder.mkdir(parents=True, exist_ok=True)
+    if not (trainer.folder / "recipe.json").exists():
         write_whole(trainer.folder / "recipe.json", recipe.to_json().encode())
     saved_now = "saved" if trainer.save() else "not saved, since a weight is not finite,"
-    what = f"was moved to {trainer.folder} while it was trained: stopped and {saved_now} there"
-    if not moved:
-        what = f"was deleted while it was trained: stopped and {saved_now} in a new folder, {trainer.folder}"
-    return f"{before} {what}: resume with {_resuming(trainer)}"
+    what = f"moved to {trainer.folder}" if moved else "deleted"
+    ended = f"stopped and {saved_now} in {trainer.folder}"
+    return f"{before} was {what} while it was trained: {ended}: resume with {_resuming(trainer)}"
 
 
 def _resuming(trainer: Trainer) -> str:
