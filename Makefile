@@ -1,5 +1,5 @@
-# make demo | test | test-all | test-app | explore | check | torture | pages | docs | figures | bench | race: each sets up
-# what it needs; PIP_FLAGS passes through to pip.
+# make demo | test | test-all | test-app | explore | check | torture | torture-page | pages | docs | figures | bench | race: each sets
+# up what it needs; PIP_FLAGS passes through to pip.
 PYTHON ?= python3
 PIP_FLAGS ?=
 DATA ?=
@@ -9,7 +9,7 @@ RUN := runs/digits
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-rest test-all test-app explore check torture pages docs figures bench race clean
+.PHONY: demo test test-rest test-all test-app explore check torture torture-page pages docs figures bench race clean
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -79,6 +79,9 @@ torture: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --kills 200
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture_files --count 2000
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture_together --count 1000
+
+torture-page: .venv/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture_page --count 2000
 
 # The pages in build/docs, strictly.
 pages: .venv/docs

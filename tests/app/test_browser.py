@@ -2,7 +2,9 @@
 
 import base64
 import io
+import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -251,6 +253,42 @@ def test_a_mistake_is_a_toast(visit: Visit) -> None:
     toast = visit.page.get_by_text("eleven").locator("visible=true").first
     toast.wait_for()
     assert "Traceback" not in visit.page.content()
+
+
+NAME = "<img src=x onerror=window.hit=1>"
+
+
+def test_a_strangers_names_are_text(digits_run: Path, tmp_path: Path) -> None:
+    """Of runs and classes, in choices, toasts and Markdown: the browser makes no element of them, and asks nobody."""
+    from playwright.sync_api import sync_playwright
+
+    folder = shutil.copytree(digits_run, tmp_path / NAME)
+    recipe = json.loads((folder / "recipe.json").read_text())
+    (folder / "recipe.json").write_text(json.dumps({**recipe, "classes": [NAME, *recipe["classes"][1:]]}))
+    scores = {f"![]({digits_run.name}) {NAME}": {"value": 1.0, "floor": 1.0, "n": NAME}}
+    kept = {"evaluations": [{"guidance": 1.0, "scores": scores}], "protocol": NAME}
+    (folder / "evaluation.json").write_text(json.dumps(kept))
+    with served(folder) as address, sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        visit = Visit(browser, address)
+        for words in (NAME, "8 <b>bold</b>"):
+            visit.tab("Edit")
+            visit.fill("Show", words)
+            visit.press("Restyle")
+            visit.page.get_by_text("give a picture").or_(visit.page.get_by_text("<b>bold</b>")).last.wait_for()
+        visit.tab("Generate")
+        visit.fill("Show", f"0 {NAME}")
+        visit.press("Generate")
+        visit.page.get_by_test_id("toast-body").get_by_text(NAME).last.wait_for()
+        visit.tab("Measure")
+        visit.press("Look")
+        visit.page.get_by_role("heading", name=NAME).locator("visible=true").wait_for()
+        visit.page.get_by_text(f"Protocol: {NAME}").wait_for()
+        assert visit.page.evaluate("window.hit") is None
+        assert visit.page.locator("img[src=x], b:text('bold'), img[src*=digits]").count() == 0
+        asked = [url for url in visit.requests if url.rstrip("/").endswith(("/x", "/digits"))]
+        browser.close()
+    assert asked == []
 
 
 def test_a_denoising_is_stopped(visit: Visit) -> None:

@@ -1,5 +1,6 @@
 """The playground's page, asked by programs: many at once, one too many, and one that leaves in the middle."""
 
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from PIL import Image
 
 from tests.app.playground import served
 from tests.conftest import PATIENCE, until
+from tests.torture_page import Stranger
 from unfog.runs.run import load
 
 PLACES = 10
@@ -221,6 +223,97 @@ def test_no_part_of_a_painting_is_a_path_of_the_machine(part: str, tmp_path: Pat
     assert board.preprocess(given(uploaded)) is not None
     with pytest.raises(gradio.Error, match="was not uploaded to this page"):
         board.preprocess(given(private))
+
+
+def uploaded(one: httpx.Client, data: bytes) -> dict[str, Any]:
+    """Upload a picture, and return it as a browser names it."""
+    answer = one.post("gradio_api/upload", files={"files": ("picture.png", data)}).raise_for_status()
+    return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
+
+
+def png(*shape: int, mode: str = "L") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, shape[::-1]).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_visitor_reads_only_their_own(page: str) -> None:
+    """Gradio's folder is common to all: whoever knew the bytes of another's picture was given it."""
+    mine, other = (httpx.Client(base_url=page, timeout=PATIENCE) for _ in range(2))
+    with mine, other:
+        for one in (mine, other):
+            one.get("config")
+        picture = uploaded(mine, png(8, 8))
+        body = {"data": [picture, 0.5], "session_hash": "mine-alone"}
+        drawn = mine.post("gradio_api/run/fog", json=body).raise_for_status().json()["data"][0]
+        assert len(drawn) == 5
+        for path in (picture["path"], drawn[0]["image"]["path"]):
+            assert mine.get(f"gradio_api/file={path}").status_code == 200
+            assert other.get(f"gradio_api/file={path}").status_code == 403
+            assert httpx.get(f"{page}gradio_api/file={path}", timeout=PATIENCE).status_code == 403
+            for way in ("run", "api"):
+                answer = other.post(f"gradio_api/{way}/fog", json={"data": [{**picture, "path": path}, 0.5]})
+                assert "was not uploaded to this page" in answer.text
+            bare = other.post("gradio_api/run/fog", json={"data": [{"path": path}, 0.5], "session_hash": "other"})
+            assert "was not uploaded to this page" in bare.text
+        assert other.post("gradio_api/run/fog", json=body).status_code == 403
+        assert other.post("gradio_api/queue/join", json={**body, "fn_index": 0}).status_code == 403
+        assert uploaded(other, png(8, 8)) == picture  # the same bytes: now it is theirs, too
+        assert other.get(f"gradio_api/file={picture['path']}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("layers", "sentence"),
+    [
+        (["small"] * 5, "at most 4 layers"),
+        (["large"], "16,777,216 pixels"),
+        (["text"], "no picture"),
+        (["other"], "a layer of (9, 8) pixels"),
+        (["small"], "the mask is all white"),
+    ],
+    ids=["many", "large", "text", "other", "fair"],
+)
+def test_a_painting_is_bounded_from_its_headers(page: str, layers: list[str], sentence: str) -> None:
+    """Some kilobytes of a picture are half a gigabyte of pixels."""
+    with httpx.Client(base_url=page, timeout=PATIENCE) as one:
+        one.get("config")
+        data = {"small": png(8, 8), "other": png(8, 9), "large": png(8000, 8000, mode="1"), "text": b"%!PS\n(x) print"}
+        assert len(data["large"]) < 20_000
+        files = {name: uploaded(one, file) for name, file in data.items()}
+        drawn = {"background": files["small"], "layers": [files[name] for name in layers], "composite": None}
+        body = {"data": [FIELDS[0], "3", *FIELDS[2:4], 1, 0, 0, 1, drawn]}
+        assert sentence in one.post("gradio_api/run/inpaint", json=body).json()["error"]
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", '["digits"]', "1e999", "-1e999", '"x"', "1" + "0" * 400, "null", "NaN"])
+@pytest.mark.parametrize("place", range(len(FIELDS) - 1))
+def test_what_no_field_holds_is_a_sentence(page: str, place: int, value: str) -> None:
+    """A list as a run, numbers that are not finite, text where a number stands; `served` finds every traceback."""
+    fields = [json.dumps(field) for field in (*FIELDS[:4], 1, *FIELDS[5:])]
+    fields[place] = value
+    body = f'{{"data": [{", ".join(fields)}]}}'.encode()
+    headers = {"content-type": "application/json"}
+    answer = httpx.post(f"{page}gradio_api/run/generate", content=body, headers=headers, timeout=PATIENCE)
+    assert answer.status_code == 200 or len(answer.json()["error"]) > 20, answer.text
+    assert "this is a bug" not in answer.text
+    assert place or answer.status_code >= 400
+
+
+@pytest.mark.parametrize(
+    "changes", [{"words": "<img src=x onerror=alert(1)>"}, {"run": "<img src=x onerror=alert(1)>"}]
+)
+def test_a_toast_is_plain_text(page: str, tmp_path: Path, changes: dict[str, object]) -> None:
+    """Gradio takes it for HTML: the words of others are escaped."""
+    with pytest.raises(Exception, match="&lt;img src=x") as caught:
+        generate(client(page, tmp_path), **changes).result(timeout=PATIENCE)
+    assert "<img" not in str(caught.value)
+
+
+def test_a_hundred_hostile_requests(page: str, tmp_path: Path) -> None:
+    """`make torture-page` asks two thousand times."""
+    outcome = Stranger(page, tmp_path, 0).ask(100)
+    assert outcome.troubles == []
+    assert outcome.own
 
 
 def test_pictures_are_fetched_from_nowhere(page: str, tmp_path: Path) -> None:

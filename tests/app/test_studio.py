@@ -1,5 +1,6 @@
 """What the playground does, without a browser: the pictures of the command line, and a sentence for every mistake."""
 
+import json
 import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from unfog.app.studio import MOST, Studio, Wish, draw_curves, fog, laid_out, schedules
@@ -176,6 +178,30 @@ def test_measures_are_read_from_the_run(studio: Studio) -> None:
     assert next(caption for _, caption in pictures) == "The loss over the images seen"
 
 
+MARKUP = "<img src=x onerror=alert(1)> ![](http:x) [y](z)"
+
+
+def test_a_strangers_name_is_shown_as_it_is(digits_run: Path, tmp_path: Path) -> None:
+    """No picture, link or HTML of a run's makes its way into what the page shows as Markdown."""
+    folder = shutil.copytree(digits_run, tmp_path / MARKUP)
+    scores = {MARKUP: {"value": 1.0, "floor": 1.0, "n": MARKUP}}
+    kept = {"evaluations": [{"guidance": 1.0, "scores": scores}], "protocol": MARKUP}
+    (folder / "evaluation.json").write_text(json.dumps(kept))
+    words, _ = Studio([folder], "cpu").measures(MARKUP)
+    card, _, recipe = words.partition("```json")
+    html = MarkdownIt("commonmark").enable("table").render(card)
+    assert html.count("&lt;img src=x onerror=alert(1)&gt; ![](http:x) [y](z)") == 4
+    assert "<img" not in html
+    assert "<a" not in html
+    assert json.loads(recipe.partition("```")[0])
+
+
+def test_scores_of_another_form_are_a_sentence(digits_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(digits_run, tmp_path / "run")
+    (folder / "evaluation.json").write_text('{"evaluations": [{"scores": []}], "protocol": ""}')
+    assert "evaluation.json has no scores" in Studio([folder], "cpu").measures("run")[0]
+
+
 def test_a_row_of_the_data(studio: Studio) -> None:
     data = build_data(load(studio.paths["digits"], "cpu").recipe)[1].heldout
     assert np.array_equal(pixels(studio.row("digits", 4))[..., 0], data.take(np.array([4])).x[0, 0].numpy())
@@ -184,6 +210,10 @@ def test_a_row_of_the_data(studio: Studio) -> None:
 MISTAKES = {
     "steps of zero": (lambda s: s.sweep(Wish("digits"), "steps", "0"), "1 to 1000 steps, not 0"),
     "no picture to fog": (lambda s: fog("pyproject.toml", 0.5), "cannot be read"),
+    "a list as a run": (lambda s: s.run([]), "there is no run []"),
+    "a list as a part": (lambda s: s.sweep(Wish("digits"), ["run"], "a"), "not ['run']"),
+    "a list as a solver": (lambda s: Wish("digits", solver=["ddim"]), "not ['ddim']"),
+    "a time that is none": (lambda s: draw_curves(float("nan")), "from 0 to 1, not to nan"),
     "no such run": (lambda s: s.run("../secrets"), "there is no run '../secrets' on this page"),
     "too many": (lambda s: Wish("digits", count=MOST + 1), "draws 1 to 16 pictures at once, not 17"),
     "none": (lambda s: Wish("digits", count=0), "not 0"),

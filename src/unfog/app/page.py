@@ -1,19 +1,21 @@
 """The playground's page, in Gradio: generate, compare, fog, edit, measure."""
 
-import functools
-import inspect
+import math
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 from PIL import Image
+from starlette.middleware import Middleware
 
 from unfog.app import FOLDER, studio
+from unfog.app.door import LARGEST, Door
+from unfog.app.guard import guard, painting, said, upload
 from unfog.app.studio import Studio, Wish
+from unfog.app.visitors import Visitors
 from unfog.data.pictures import row_of, save_film, save_picture
 from unfog.recipes.kinds import KINDS
 from unfog.runtime.errors import EnvironmentFailure, UserError
@@ -23,8 +25,6 @@ img { image-rendering: pixelated; } footer { opacity: .6; }
 .image-frame, .image-frame img { width: 100%; height: 100%; object-fit: contain; }
 .grid-wrap { height: auto !important; max-height: none !important; } .thumbnail-lg { aspect-ratio: auto !important; }
 """
-LARGEST = "10mb"
-"""Size limit of an upload."""
 HOLD = 1800
 """Seconds that pictures of the page are kept."""
 MILLISECONDS = 80
@@ -36,115 +36,9 @@ LIVE: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"
 Frames = list[tuple[Image.Image, Image.Image]]
 
 
-def said(work: Callable[..., Any]) -> Callable[..., Any]:
-    """Show a user's mistake as a toast with its sentence, and a bug as a toast that says only that it is one."""
-
-    def toast(error: Exception) -> gr.Error:
-        if isinstance(error, UserError | EnvironmentFailure):
-            return gr.Error(str(error), print_exception=False)
-        traceback.print_exception(error)
-        return gr.Error("this is a bug of the page, not your mistake: see its terminal", print_exception=False)
-
-    @functools.wraps(work)
-    def once(*arguments: Any) -> Any:
-        try:
-            return work(*arguments)
-        except Exception as error:
-            raise toast(error) from None
-
-    @functools.wraps(work)
-    def streamed(*arguments: Any) -> Iterator[Any]:
-        try:
-            yield from work(*arguments)
-        except Exception as error:
-            raise toast(error) from None
-
-    return streamed if inspect.isgeneratorfunction(work) else once
-
-
-def upload(**options: Any) -> gr.Image:
-    """Return an input for a picture from a file or the clipboard; an unreadable one gives a toast."""
-    image = gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], **options)  # as it is
-    read = image.preprocess
-
-    def preprocess(payload: Any) -> Any:
-        try:
-            return read(payload)
-        except gr.Error:
-            raise
-        except Exception:
-            raise gr.Error("this file is no picture that can be read: choose another", print_exception=False) from None
-
-    image.preprocess = preprocess  # type: ignore[method-assign]  # of a class Gradio would write a file next to this
-    return closed(image)
-
-
 def answer(label: str) -> gr.Image:
     """Return an output for a picture, shown pixel by pixel."""
     return gr.Image(label=label, format="png", interactive=False, height=360, buttons=["download", "fullscreen"])
-
-
-Place = TypeVar("Place", gr.Image, gr.ImageEditor)
-
-
-def closed(place: Place) -> Place:
-    """Make an input refuse addresses, and files that were not uploaded to the page.
-
-    Gradio looks at a path itself only where the request marks it as a file's, which is for whoever sends it to do.
-    """
-    keep, read = place.async_move_resource_to_block_cache, place.preprocess
-
-    def preprocess(payload: Any) -> Any:
-        named = payload if payload is None or isinstance(payload, str | dict | list) else payload.model_dump()
-        if not all(map(_uploaded, _paths(named))):
-            raise gr.Error("this file was not uploaded to this page: upload the picture", print_exception=False)
-        return read(payload)
-
-    async def own(path: str | Path | None) -> str | None:
-        if path is not None and "://" in str(path):
-            raise gr.Error("the page fetches no pictures from addresses: upload the file", print_exception=False)
-        return await keep(path)
-
-    place.async_move_resource_to_block_cache = own  # type: ignore[method-assign,assignment]
-    place.preprocess = preprocess  # type: ignore[method-assign]
-    return place
-
-
-def _paths(value: object) -> Iterator[str]:
-    """Yield every path in what a request gives for an input, however deep."""
-    if isinstance(value, dict):
-        if isinstance(path := value.get("path"), str):
-            yield path
-        for part in value.values():
-            yield from _paths(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _paths(part)
-
-
-def _uploaded(path: str) -> bool:
-    """Return whether a path, its links followed, is that of a file in the page's own folder."""
-    try:
-        real = Path(path).resolve()
-        return real.is_relative_to(FOLDER.resolve()) and real.is_file()
-    except (ValueError, OSError, RuntimeError):  # a zero byte, a name too long, a loop of links
-        return False
-
-
-def painting(label: str) -> gr.ImageEditor:
-    """Return an input for a picture that can be painted on."""
-    brush = gr.Brush(default_size=24, colors=["#d02090"], color_mode="fixed")
-    board = gr.ImageEditor(
-        type="pil",
-        label=label,
-        brush=brush,
-        layers=False,
-        sources=["upload", "clipboard"],
-        transforms=(),
-        format="png",
-        height=420,
-    )
-    return closed(board)
 
 
 class Playground:
@@ -166,6 +60,8 @@ class Playground:
                 with gr.Tab(name):
                     build()
         self.blocks.queue(max_size=places, default_concurrency_limit=4)
+        self.visitors = Visitors()
+        guard(self.blocks, self.visitors)
 
     # ------------------------------------------------------------------------------------------- shared by tabs
 
@@ -230,11 +126,11 @@ class Playground:
             yield shot.x, shot.x0, shot.words, line, *_saved(shots), shots, gr.Slider(maximum=last, value=last)
 
         @said
-        def scrub(shots: Frames, number: float) -> tuple[Image.Image, Image.Image]:
+        def scrub(shots: Frames, number: float | None) -> tuple[Image.Image, Image.Image]:
             """Show one moment of the film."""
             if not shots:
                 raise UserError("there is no film yet: generate something first")
-            return shots[min(int(number), len(shots) - 1)]
+            return shots[min(_whole(number), len(shots) - 1)]
 
         outputs = [x, x0, status, command, png, gif, film, place]
         begun = go.click(generate, wish, outputs, api_name="generate", show_progress="hidden", **MODEL)
@@ -297,8 +193,8 @@ class Playground:
             drawn = gr.skip() if image is None else studio.fog(image, share)
             return drawn, studio.draw_curves(share)
 
-        self.blocks.load(studio.draw_curves, t, curves, api_visibility="private", show_progress="hidden")
-        row = said(lambda name, place: self.studio.row(name, int(place or 0)))
+        self.blocks.load(said(studio.draw_curves), t, curves, api_visibility="private", show_progress="hidden")
+        row = said(lambda name, place: self.studio.row(name, _whole(place)))
         take.click(row, [run, number], picture, api_name="row")
         t.input(fog, [picture, t], [shown, curves], api_name="fog", **LIVE)
         picture.change(fog, [picture, t], [shown, curves], api_visibility="private", **LIVE)
@@ -354,11 +250,19 @@ class Playground:
         words = gr.Markdown()
         look.click(said(self.studio.measures), run, [words, drawn], api_name="measure")
 
-    def launch(self, host: str, port: int) -> str:
+    def launch(self, host: str, port: int, names: Sequence[str] = ()) -> str:
         """Serve the page in the background, and return its address.
+
+        Args:
+            host: Address to listen on.
+            port: Port to listen on.
+            names: Further names that the page has, of tunnels or proxies.
 
         Raises: EnvironmentFailure: If the port is taken.
         """
+        works = [work for work in self.blocks.fns.values() if work.fn is not None]
+        endpoints = {part for work in works for part in (work._id, str(work.api_name))}
+        door = Middleware(Door, visitors=self.visitors, endpoints=endpoints, folder=FOLDER, host=host, names=names)
         try:
             return str(
                 self.blocks.launch(
@@ -373,6 +277,7 @@ class Playground:
                     enable_monitoring=False,
                     footer_links=["api"],
                     max_file_size=LARGEST,
+                    app_kwargs={"middleware": [door]},
                     theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
                     css=STYLE,
                 )[1]
@@ -386,8 +291,28 @@ class Playground:
 def _wished(fields: Any) -> Wish:
     """Return the wish in the fields of the page; empty fields, and zeros where 0 is the run's own, are None."""
     run, words, negative, solver, steps, guidance, seed, count, *image = fields
-    own = (negative or None, solver or None, int(steps or 0) or None, float(guidance or 0) or None)
-    return Wish(run, words or "", *own, int(seed or 0), int(count or 1), *image)
+    own = (negative or None, solver or None, _whole(steps) or None, _number(guidance) or None)
+    return Wish(run, words or "", *own, _whole(seed), _whole(count) or 1, *image)
+
+
+def _number(given: object) -> float:
+    """Return a number of the page; an empty field is 0.
+
+    Raises: UserError: If it is none, or not finite.
+    """
+    try:
+        number = float(given or 0)  # type: ignore[arg-type]  # refused below
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{str(given)[:40]!r} is no number that the page takes: give a finite one")
+    return number
+
+
+def _whole(given: object) -> int:
+    """Return a whole number of the page, as `_number`."""
+    number = _number(given)
+    return given if isinstance(given, int) else int(number)
 
 
 def _saved(shots: Frames) -> tuple[str, str]:
@@ -409,5 +334,7 @@ def _painted(drawn: dict[str, Any]) -> Image.Image:
     """Return where the layers of a board are painted, white on black."""
     mask = Image.new("L", drawn["background"].size, 0)
     for layer in drawn["layers"]:
+        if layer.size != mask.size:
+            raise UserError(f"a layer of {layer.size} pixels does not lie on a picture of {mask.size}")
         mask.paste(255, mask=layer.convert("RGBA").getchannel("A").point(lambda alpha: 255 * (alpha > 0)))
     return mask

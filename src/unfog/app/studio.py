@@ -81,6 +81,8 @@ class Wish:
             )
         if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
             raise UserError(f"the page takes 1 to {MOST_STEPS} steps, not {self.steps}")
+        if not isinstance(self.solver, str | None):
+            raise UserError(f"a solver has a name, not {self.solver!r}")
 
 
 class Shot(NamedTuple):
@@ -113,9 +115,10 @@ class Studio:
             drawing_recipe(path)
         if not paths:
             raise UserError("there is no run to show: train one with `unfog train digits`, or name run folders")
-        names = [path.resolve().name for path in paths]
+        names = [_readable(path.resolve().name) for path in paths]
         twice = {name for name in names if names.count(name) > 1}
-        self.paths = {str(path) if name in twice else name: path for path, name in zip(paths, names, strict=True)}
+        called = (_readable(path) if name in twice else name for path, name in zip(paths, names, strict=True))
+        self.paths = dict(zip(called, paths, strict=True))
         self.device = device
         self._loaded: dict[str, Run] = {}
         self._lock, self._at_work = threading.Lock(), threading.Lock()
@@ -125,7 +128,7 @@ class Studio:
 
         Raises: UserError: If there is no such run, or it cannot be loaded.
         """
-        if name not in self.paths:
+        if not isinstance(name, str) or name not in self.paths:  # a page's field can hold anything
             raise UserError(f"there is no run {name!r} on this page: choose one of {', '.join(self.paths)}")
         with self._lock:
             if name not in self._loaded:
@@ -136,7 +139,7 @@ class Studio:
         """Return the command that draws the same pictures."""
         kind = self.run(wish.run).recipe.kind("conditioning")
         option = {"text": "--prompt", "pretrained": "--prompt", "values": "--values"}.get(kind, "--label")
-        words = ["unfog", "sample", str(self.paths[wish.run]), "-n", str(wish.count)]
+        words = ["unfog", "sample", _readable(self.paths[wish.run]), "-n", str(wish.count)]
         asked = wish.words.strip()
         if asked:
             words += [option, *(asked.replace(",", " ").split() if kind == "values" else [asked])]
@@ -237,7 +240,7 @@ class Studio:
 
         Raises: UserError: If the field is unknown, or a value is not of its type.
         """
-        if name not in SWEPT:
+        if not isinstance(name, str) or name not in SWEPT:
             raise UserError(f"a sweep goes through {', '.join(SWEPT)}, not {name!r}")
         words = [word.strip() for word in values.split(",") if word.strip()]
         if not 1 <= len(words) <= MOST:
@@ -313,6 +316,11 @@ class Studio:
         return text(run, facts(run)), drawn
 
 
+def _readable(name: str | Path) -> str:
+    """Return a name without what no page can show: a file's name need not be UTF-8."""
+    return str(name).encode(errors="replace").decode()
+
+
 def _progress(moment: Moment, passed: float, nfe: int) -> str:
     """Return the progress of samples while they are denoised, in words."""
     if moment.number == moment.last:
@@ -348,8 +356,7 @@ def fog(file: str | Path, share: float, seed: int = 0) -> list[tuple[Image.Image
 
     Raises: UserError: If the share is none, or the picture cannot be read.
     """
-    if not 0 <= share <= 1:
-        raise UserError(f"the time runs from 0 to 1, not to {share:g}")
+    _check_share(share)
     try:
         _, *sides = describe_picture(Path(file))
         height, width = (max(1, round(side * min(1, FOGGED / max(sides)))) for side in sides)
@@ -366,10 +373,20 @@ def fog(file: str | Path, share: float, seed: int = 0) -> list[tuple[Image.Image
     return fogged
 
 
+def _check_share(share: object) -> None:
+    """Raise a UserError if a share of the way from clean data to noise is none."""
+    if not (isinstance(share, int | float) and 0 <= share <= 1):
+        raise UserError(f"the time runs from 0 to 1, not to {share}")
+
+
 def draw_curves(share: float) -> Any:
-    """Return a figure of alpha, sigma and log-SNR of each schedule over time, with one moment marked."""
+    """Return a figure of alpha, sigma and log-SNR of each schedule over time, with one moment marked.
+
+    Raises: UserError: If the moment is none.
+    """
     from matplotlib.figure import Figure  # here, since matplotlib takes half a second to import
 
+    _check_share(share)
     figure = Figure(figsize=(10, 3), layout="constrained")
     panels = figure.subplots(1, 3)
     for name, schedule in schedules().items():

@@ -8,6 +8,8 @@ import tyro
 from unfog.cli.options import Device, RunFolders
 from unfog.runtime.errors import Stopped, UserError
 
+Hosts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")]
+
 
 def app(
     runs: Annotated[RunFolders, tyro.conf.arg(metavar="[RUN ...]")] = (),
@@ -15,6 +17,7 @@ def app(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
+    allow_host: Hosts = (),
     places: int = 10,
     device: Device = "auto",
 ) -> None:
@@ -26,13 +29,17 @@ def app(
 
       unfog app runs/digits
       unfog app runs/mnist runs/shapes --port 8000
+      unfog app runs/digits --allow-host page.example.org
 
     Args:
         runs: Run folders. Default: those in ./runs.
         host: Address to listen on; 127.0.0.1 admits this machine only.
         port: Port to listen on.
+        allow_host: A further name of the page, such as that of a tunnel or proxy; repeat for several. Requests under
+            any other name are refused.
         places: Requests that may wait while another one runs; further ones are refused.
     """
+    import re
     import signal
     import threading
     from importlib.util import find_spec
@@ -41,6 +48,11 @@ def app(
         raise UserError("the playground needs the extra 'app': pip install 'unfog[app]'")
     if not (1 <= places <= 1000 and 0 < port < 65536):
         raise UserError(f"--places must be 1 to 1000 and --port 1 to 65535, not {places} and {port}")
+    for name in allow_host:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise UserError(
+                f"--allow-host takes a name such as page.example.org, without scheme and port, not {name!r}"
+            )
     from unfog.app.page import Playground
     from unfog.app.studio import Studio
     from unfog.runs.run import read_recipe
@@ -52,7 +64,7 @@ def app(
     def close(number: int, frame: object) -> None:
         raise Stopped("the playground is closed", number)
 
-    print(f"the playground: {page.launch(host, port)}   (Ctrl-C ends it)", flush=True)
+    print(f"the playground: {page.launch(host, port, allow_host)}   (Ctrl-C ends it)", flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, close)
     studio.run(next(iter(studio.paths)))  # loads the first run before it is needed

@@ -1,6 +1,7 @@
 """The facts about a run, and its model card."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,17 @@ def facts(run: Run) -> dict[str, list[str]]:
 def text(run: Run, parts: Mapping[str, list[str]]) -> str:
     """Join sections into one text titled with the run's name; empty sections are omitted."""
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    lines = [f"# {run.path.resolve().name}", ""]
+    lines = [f"# {plain(run.path.resolve().name)}", ""]
     what = "A diffusion model" if run.denoises else f"A model of the objective `{run.recipe.kind('objective')}`"
     lines.append(f"{what} with {parameters:,} parameters, trained with unfog {__version__}.")
     for head, part in parts.items():
         lines += ["", f"## {head}", "", *part] if part else []
     return "\n".join([*lines, ""])
+
+
+def plain(words: object) -> str:
+    """Return words of a stranger's as Markdown that shows them as they are: no link, no picture, no HTML."""
+    return re.sub(r"([\\`*_\[\]<>&|!#~$])", r"\\\1", " ".join(str(words).split()))
 
 
 def _data(run: Run) -> list[str]:
@@ -53,7 +59,7 @@ def _data(run: Run) -> list[str]:
     try:
         train = read_data(run.path, recipe)[1].train
     except UserError as error:
-        return [line, f"Hash unknown: {error}."]
+        return [line, f"Hash unknown: {plain(error)}."]
     return [line, f"{len(train):,} training rows, SHA-256 of {digest(train)}."]
 
 
@@ -94,9 +100,9 @@ def _evaluation(path: Path) -> list[str]:
         for evaluation in results["evaluations"]:
             for name, score in evaluation["scores"].items():
                 numbers = (evaluation["guidance"], score["value"], score["floor"])
-                cells = [name, *(f"{value:.4g}" for value in numbers)]
-                rows.append(f"| {' | '.join(cells)} | {score['n']} |")
-        protocol = results["protocol"]
+                cells = [plain(name), *(f"{value:.4g}" for value in numbers), plain(score["n"])]
+                rows.append(f"| {' | '.join(cells)} |")
+        protocol = plain(results["protocol"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return ["Unknown: evaluation.json has no scores of samples. `unfog evaluate` writes it anew."]
     if not rows:
