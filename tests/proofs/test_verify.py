@@ -12,14 +12,17 @@ from torch import Tensor
 
 from unfog.cli.main import main
 from unfog.diffusion.denoiser import Clipped, Denoise, Denoiser
-from unfog.diffusion.grids import UniformGrid
+from unfog.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, UniformGrid
 from unfog.diffusion.guidance import ClassifierFree
-from unfog.diffusion.schedules import as_time
+from unfog.diffusion.oracle import MixtureDenoiser
+from unfog.diffusion.sampling import follow
+from unfog.diffusion.schedules import EDM, as_time
 from unfog.diffusion.solvers import (
     DDIM,
     AdamsBashforth,
     Ancestral,
     DPMSolverPP2M,
+    DPMSolverPP3M,
     DPMSolverPPSDE2M,
     Euler,
     EulerAncestral,
@@ -34,9 +37,10 @@ from unfog.diffusion.weightings import MinSNR
 from unfog.proofs import checks as proofs
 from unfog.proofs import orders, verify
 from unfog.proofs.checks import RECURSIONS, Proof
-from unfog.proofs.combinations import combinations
+from unfog.proofs.combinations import _data, combinations
 from unfog.proofs.limits import in_distribution, on_a_kink
-from unfog.proofs.orders import TOLERANCE, Problem, problems
+from unfog.proofs.orders import TOLERANCE, Problem, mixture, problems
+from unfog.recipes.fitting import extrapolates_far
 
 
 def _problem(name: str) -> Problem:
@@ -104,6 +108,36 @@ def test_the_adaptive_rule_has_its_order_where_it_may_not_adapt() -> None:
     rule, problem = RungeKutta45(rtol=1e9, atol=1e9, clock="own"), _problem("linear, 2-D, log-snr")
     few, many = (problem.error(rule, steps, given=False) for steps in (10, 20))
     assert math.log2(few / many) == pytest.approx(rule.order, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("grid", "steps", "low", "high"),
+    [
+        (KarrasGrid(), 6, 4.0, 16.0),
+        (KarrasGrid(), 10, 1.2, 5.0),
+        (KarrasGrid(), 30, 0.0, 1.0),
+        (LogSNRGrid(), 6, 2.9, 11.0),
+        (LogSNRGrid(), 12, 0.0, 0.6),
+        (LogSNRGrid(), 20, 0.0, 0.5),
+    ],
+)
+def test_the_third_order_pays_where_bench_and_docs_say_so(grid: Grid, steps: int, low: float, high: float) -> None:
+    """The error of 3M over that of 2M, on two mixtures: it loses in few steps, and UniPC with p = 3 alike."""
+    schedule = EDM()
+    times = grid(schedule, steps)
+    for data in (_data(), mixture(2, 2)):
+        denoise = MixtureDenoiser(data, schedule)
+        z = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        x = float(times[0]) * z
+        exact = follow(denoise, x, times[[0, -1]], RungeKutta45(1e-6, 1e-6, clock="own"))
+        third, second, corrected = (
+            float((follow(denoise, x, times, rule) - exact).square().mean().sqrt())
+            for rule in (DPMSolverPP3M(), DPMSolverPP2M(), UniPC(3))
+        )
+        assert low <= third / second <= high
+        assert [extrapolates_far(rule, grid, steps) for rule in (DPMSolverPP3M(), UniPC(3))] == [low > 0] * 2
+        assert low == 0 or corrected > 0.9 * second
+        assert not extrapolates_far(DPMSolverPP2M(), grid, steps)
 
 
 def test_a_stochastic_rule_that_forgets_its_past_is_found() -> None:
@@ -207,7 +241,7 @@ def test_every_stochastic_rule_has_its_recursion() -> None:
 def test_exact_states_agree_with_a_closed_form() -> None:
     """The flow of one Gaussian carries x - alpha·mean along with the standard deviation."""
     problem = _problem("linear, 2-D, log-snr")
-    denoise = proofs.MixtureDenoiser(proofs.gaussian(0.4, 0.3, 2), problem.schedule)
+    denoise = MixtureDenoiser(proofs.gaussian(0.4, 0.3, 2), problem.schedule)
     x = torch.randn(5, 2, dtype=torch.float64)
     t, s = problem.times(1).tolist()
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (

@@ -57,7 +57,7 @@ class Verification:
     @property
     def passed(self) -> bool:
         """Whether nothing failed."""
-        return all(row.passed for row in (*self.orders, *self.limits, *self.proofs))
+        return all(row.passed for rows in (self.orders, self.limits, self.proofs) for row in rows)
 
     def to_json(self) -> str:
         """Return all of it as JSON text."""
