@@ -78,6 +78,7 @@ check: .venv/test
 torture: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --kills 200
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture_files --count 2000
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture_together --count 1000
 
 # The pages in build/docs, strictly.
 pages: .venv/docs

@@ -7,9 +7,12 @@ import os
 import re
 import resource
 import shutil
+import socket
+import stat
 import struct
 import sys
 import tarfile
+import tempfile
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -43,14 +46,33 @@ from unfog.recipes.kinds import KINDS, class_of, options_of, register
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.schema import MOST, fits
+from unfog.recipes.text_encoders import ENCODER_FILES
+from unfog.reports.report import kept
 from unfog.runs import run as run_module
 from unfog.runs.run import load, resume, train
-from unfog.runtime.errors import UserError
+from unfog.runtime import contained
+from unfog.runtime.contained import check_contained, copy_flat
+from unfog.runtime.errors import EnvironmentFailure, UserError
 from unfog.runtime.files import DEEPEST, parse_json, read_bounded, whole
 from unfog.training.metrics import read_metrics
 
 SEEDS = 10
 """Cases of each kind here; `python -m tests.torture_files` runs thousands."""
+
+
+def _device(path: Path) -> None:
+    """Make a device that gives zeros without end."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    except PermissionError:
+        pytest.skip("only root makes devices")
+
+
+def _socket(path: Path) -> None:
+    """Leave the file of a socket."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"{folder}/0")  # a path of any length is refused
+        os.rename(f"{folder}/0", path)
 
 
 @pytest.fixture(scope="module")
@@ -496,28 +518,101 @@ def test_a_link_beside_a_file_is_not_written_through(tmp_path: Path) -> None:
     assert not (tmp_path / "x").is_symlink()
 
 
-def test_losses_are_not_drawn_through_a_link(unfinished: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("mine")
-    for name in ("loss.png", "metrics.jsonl", "model.safetensors", "samples"):
-        path = unfinished / name
-        if name != "samples":
-            path.unlink(missing_ok=True)
-            path.symlink_to(tmp_path / "mine")
-    resume(unfinished, device="cpu")
-    assert (tmp_path / "mine").read_text() == "mine"
+@pytest.mark.parametrize("name", ["loss.png", "metrics.jsonl", "model.safetensors", "samples", "text/text_encoder"])
+@pytest.mark.parametrize("act", [resume, load])
+def test_a_run_leads_nowhere_else(unfinished: Path, tmp_path: Path, name: str, act: Callable[..., object]) -> None:
+    """Neither a file nor a folder in it, whoever opens it, and whether it is read or written."""
+    (tmp_path / "mine").mkdir()
+    path = unfinished / name
+    path.parent.mkdir(exist_ok=True)
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path.symlink_to(os.path.relpath(tmp_path / "mine", path.parent))
+    with pytest.raises(UserError, match=rf"run/{name} is a link to .*mine, which is outside of .*run: replace it"):
+        act(unfinished, device="cpu")
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_pictures_of_another_request_are_not_removed_through_a_link(
-    digits_run: Path, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("make", [os.mkfifo, _device, _socket], ids=["pipe", "device", "socket"])
+@pytest.mark.parametrize("verb", ["sample", "report", "evaluate"])
+def test_a_run_holds_only_files(
+    broken: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None], verb: str
 ) -> None:
-    words = ["-n", "2", "--steps", "1", "--device", "cpu"]
-    assert main(["sample", str(digits_run), *words, "--out", str(tmp_path / "mine")]) == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
-    (broken / "samples").mkdir()
-    (broken / "samples" / "seed-0").symlink_to(tmp_path / "mine")
-    assert main(["sample", str(broken), *words, "--label", "3"]) == 2
-    assert "holds the pictures of another request" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()} == before
+    (broken / "evaluation").mkdir()
+    make(broken / "evaluation" / "levels.png")
+    assert main([verb, str(broken), "--device", "cpu"]) == 2
+    assert re.search(r"levels.png is neither a file nor a folder, but a pipe or a device", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("where", ["{}", "../mine"])
+def test_a_recipe_names_nothing_outside_of_its_run(broken: Path, tmp_path: Path, where: str) -> None:
+    (tmp_path / "mine").mkdir()
+    plain = json.loads((broken / "recipe.json").read_text())
+    plain["codec"] = {"kind": "latents", "path": where.format(tmp_path / "mine")}
+    (broken / "recipe.json").write_text(json.dumps(plain))
+    with pytest.raises(UserError, match="mine is outside of the run folder, where nothing is read"):
+        load(broken, "cpu")
+
+
+def test_links_within_a_folder_are_its_own(tmp_path: Path) -> None:
+    """As those of trackers are, and those from a snapshot in the hub's cache to its blobs."""
+    run = tmp_path / "models--a--b" / "snapshots" / "1"
+    (run / "wandb" / "run-1").mkdir(parents=True)
+    (run / "wandb" / "latest-run").symlink_to("run-1")
+    (run / "loop").symlink_to(".")
+    (run / "config.json").symlink_to("../../blobs/0")
+    check_contained(run)
+    (run / "other").symlink_to("../../refs/main")
+    with pytest.raises(UserError, match="outside"):
+        check_contained(run)
+    (run / "other").unlink()
+    elsewhere = tmp_path / "snapshots" / "1"
+    shutil.copytree(run, elsewhere, symlinks=True)
+    with pytest.raises(UserError, match="outside"):
+        check_contained(elsewhere)
+
+
+def test_a_folder_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contained, "MOST_ENTRIES", 3)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).touch()
+    check_contained(folder)
+    (folder / "d").touch()
+    with pytest.raises(UserError, match="more than 3 entries"):
+        check_contained(folder)
+
+
+def test_only_files_of_an_encoder_are_copied(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("config.json", "vocab.txt", "model.safetensors", "modeling.py", "pytorch_model.bin"):
+        (source / name).write_text(name)
+    (source / "again").symlink_to(".")
+    (source / "same.json").symlink_to("config.json")
+    copy_flat(source, tmp_path / "target", ENCODER_FILES)
+    copied = {one.name: one.read_text() for one in (tmp_path / "target").iterdir()}
+    assert copied.keys() == {"config.json", "vocab.txt", "model.safetensors", "same.json"}
+    assert copied["same.json"] == "config.json"
+
+
+def test_a_copy_that_the_disk_does_not_hold_is_not_begun(tmp_path: Path) -> None:
+    """A file can claim any length without taking room."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    with (source / "model.safetensors").open("wb") as file:
+        file.truncate(1 << 43)
+    with pytest.raises(EnvironmentFailure, match="make room"):
+        copy_flat(source, tmp_path / "target", ENCODER_FILES)
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_what_pretends_to_be_a_picture_is_not_in_the_report(broken: Path, tmp_path: Path) -> None:
+    (broken / "evaluation").mkdir()
+    (broken / "evaluation" / "levels.png").write_text("root:x:0:0")
+    with pytest.warns(UserWarning, match=r"levels.png is left out: cannot identify its format"):
+        assert kept(load(broken, "cpu")) == []
 
 
 def test_a_request_that_claims_endless_pictures(broken: Path, tmp_path: Path) -> None:

@@ -249,6 +249,12 @@ def test_nothing_is_pickled_or_evaluated() -> None:
     assert [line for line in found if ".eval()" not in line] == []
 
 
+def test_pictures_are_opened_in_one_place() -> None:
+    """Which knows the formats that run no programs, and looks at the size before the pixels."""
+    found = [path.name for path in MODULES if re.search(r"\bImage\.open\(", path.read_text())]
+    assert found == ["pictures.py"]
+
+
 def test_no_machine_paths_are_committed() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split(
         "\n"

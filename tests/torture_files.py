@@ -297,6 +297,95 @@ def broken_image(shop: Shop, folder: Path, draw: random.Random) -> Arguments:
     return ["sample", shop.image_run, "-n", "1", "--steps", "1", *asked, *CPU]
 
 
+FOREIGN = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(/tmp/x) (w) file\n%%EOF\n",
+    b"%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\n",
+    b"\xd7\xcd\xc6\x9a" + bytes(18) + b"\x01\x00\t\x00\x00\x03",
+    b"8BPS\x00\x01" + bytes(6) + b"\x00\x03\x00\x00\x00\t\x00\x00\x00\t\x00\x08\x00\x03",
+    b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
+    b"SIMPLE  =                    T" + bytes(2850),
+    b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93.",
+    b"PK\x03\x04" + bytes(26),
+    b"#!/bin/sh\ntouch here\n",
+    b"#define a_width 9\n#define a_height 9\nstatic char a_bits[] = {0x00};",
+)
+"""The beginnings of files of other formats, for some of which Pillow would run a program or read another file."""
+
+
+def foreign(shop: Shop, folder: Path, draw: random.Random) -> Arguments:
+    """Files of other formats under the names of pictures: as data, as what a model is asked by, in a run's folder."""
+    raw, suffix = draw.choice(FOREIGN), draw.choice(("png", "jpg", "tif", "gif", "webp"))
+    where = draw.randrange(3)
+    if where == 0:
+        shutil.copytree(shop.data, folder / "data")
+        (folder / "data" / "a" / f"x.{suffix}").write_bytes(raw)
+        return _train_folder(folder)
+    if where == 1:
+        (folder / f"asked.{suffix}").write_bytes(raw)
+        return [
+            "sample",
+            shop.image_run,
+            "-n",
+            "1",
+            "--image",
+            folder / f"asked.{suffix}",
+            "--out",
+            folder / "out",
+            *CPU,
+        ]
+    run = shop.copy_run(folder, "recipe.json", "model.safetensors")
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / draw.choice(("levels.png", "samples.png"))).write_bytes(raw)
+    return ["report", run, "--out", folder / "out", *CPU]
+
+
+def odd(shop: Shop, folder: Path, draw: random.Random) -> Arguments:
+    """A run folder with a link that leads out of it, in a circle or nowhere, a pipe or a device, in any place."""
+    run, _, command = _resume(shop, folder)
+    names = (
+        "recipe.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "evaluation.json",
+        "data.json",
+        "loss.png",
+        "note.txt",
+    )
+    inner = (
+        "evaluation/levels.png",
+        "bench/results.jsonl",
+        "autoencoder/recipe.json",
+        "text/tokenizer",
+        "samples",
+        "x/y/z",
+    )
+    place = run / draw.choice((*names, *inner))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    if draw.random() < 0.3:
+        os.mkfifo(place)
+    else:
+        secret = folder / "sentinel" / "file"
+        target = draw.choice(
+            (secret, secret.parent, "/dev/zero", "/proc/self/environ", ".", "..", "nowhere", place.name)
+        )
+        place.symlink_to(target)
+    return draw.choice((command, _sample(folder, draw), ["report", run, "--out", folder / "out", *CPU]))
+
+
+def damaged_beside(shop: Shop, folder: Path, draw: random.Random) -> Arguments:
+    """Whole checkpoints beside damaged ones, earlier and later: the training goes on from a whole one."""
+    _, newest, command = _resume(shop, folder)
+    for step in draw.sample(range(1, 40), draw.randrange(1, 5)):
+        if (other := newest.with_name(f"{step:09}")) == newest:
+            continue
+        shutil.copytree(newest, other)
+        file = other / draw.choice(("state.json", "state.safetensors"))
+        raw = file.read_bytes()
+        file.write_bytes(draw.choice((b"", raw[: len(raw) // 2], mutate.mutate_bytes(raw, draw))))
+    return command
+
+
 KINDS: dict[str, Callable[[Shop, Path, random.Random], Arguments]] = {
     "recipe": broken_recipe,
     "recipe-resumed": broken_recipe_resumed,
@@ -313,6 +402,9 @@ KINDS: dict[str, Callable[[Shop, Path, random.Random], Arguments]] = {
     "cifar": broken_cifar,
     "archive": broken_archive,
     "image": broken_image,
+    "foreign": foreign,
+    "odd": odd,
+    "damaged-beside": damaged_beside,
 }
 
 

@@ -1,7 +1,24 @@
-"""`python -m unfog`, and so `torchrun -m unfog`."""
+"""`unfog`, `python -m unfog`, and so `torchrun -m unfog`."""
 
+import signal
 import sys
 
-from unfog.cli.main import main
 
-sys.exit(main())
+def start() -> int:
+    """Run the command line, and return its exit code; Ctrl-C while Python loads or unloads it ends without words."""
+    interrupted = signal.getsignal(signal.SIGINT)
+    noisy = interrupted is signal.default_int_handler  # and not ignored, as in the background of a shell
+    if noisy:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from unfog.cli.main import main
+
+    if noisy:
+        signal.signal(signal.SIGINT, interrupted)
+    code = main()
+    if noisy:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(start())

@@ -3,6 +3,8 @@
 import fcntl
 import os
 import re
+import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +22,8 @@ from unfog.data.classic import read_idx
 from unfog.data.pictures import UnreadableError, describe_picture
 from unfog.runs import run as runs
 from unfog.runtime import files, tensors
-from unfog.runtime.errors import UserError
-from unfog.runtime.files import locked, locked_file
+from unfog.runtime.errors import EnvironmentFailure, UserError
+from unfog.runtime.files import locked, locked_file, write_output, write_whole
 
 TRAIN = ("train", "digits", "--device", "cpu", "--set", "network.width=8", "--set", "sampling.batch=64")
 
@@ -116,9 +118,7 @@ def test_every_verb_that_writes_holds_a_lock(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("run").mkdir()
-    for name in ("recipe.json", "model.safetensors", "checkpoints"):
-        Path("run", name).symlink_to(digits_run / name)
+    shutil.copytree(digits_run, "run", copy_function=os.link)
     picture = digits_run / "samples" / "000000016.png"
     Path("three.png").symlink_to(picture)
     Path("pictures").mkdir()
@@ -133,6 +133,56 @@ def test_every_verb_that_writes_holds_a_lock(
     assert {path.name for path in Path().iterdir()} <= {"run", "three.png", "pictures", "out", where.name}
     if lock == "out":
         assert [path.name for path in Path("out").iterdir()] == [".lock"]
+
+
+def test_what_is_no_file_is_written_through_where_the_user_named_it(tmp_path: Path) -> None:
+    """And a link stays a link; a folder is refused."""
+    pipe, link, taken = (tmp_path / name for name in ("pipe", "link", "taken"))
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_output(pipe, b"through")
+    assert (os.read(reader, 99), pipe.is_fifo()) == (b"through", True)
+    os.close(reader)
+    link.symlink_to("target")
+    write_output(link, b"data")
+    assert (link.is_symlink(), (tmp_path / "target").read_bytes()) == (True, b"data")
+    taken.mkdir()
+    with pytest.raises(EnvironmentFailure, match="a folder has this name"):
+        write_output(taken, b"data")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["link", "pipe", "taken", "target"]
+
+
+@pytest.mark.parametrize("name", ["null", "stdout", "/proc/self/fd/1"])
+def test_devices_and_what_is_printed_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Standard output is a file here, of which nothing that was printed before is overwritten.
+
+    The names are those of /dev, in a folder where a fault does no harm.
+    """
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save("pictures/0.png")
+    Path("stdout").symlink_to("/proc/self/fd/1")
+    try:
+        os.mknod("null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    except PermissionError:
+        Path("null").symlink_to("/dev/null")
+    before = os.lstat(name).st_mode
+    print("first")
+    assert main(["inspect", "pictures", "--json", name]) == 0
+    assert os.lstat(name).st_mode == before
+    printed = capfd.readouterr().out
+    assert printed.startswith("first\n")
+    assert ('"files"' in printed or '"pictures"' in printed) == (name != "null")
+    assert printed.endswith(f"all findings: {name}\n")
+
+
+def test_a_run_writes_into_no_pipe_and_no_device(tmp_path: Path) -> None:
+    """There a stranger may have put them."""
+    os.mkfifo(tmp_path / "evaluation.json")
+    with pytest.raises(EnvironmentFailure, match="a pipe or a device has this name"):
+        write_whole(tmp_path / "evaluation.json", b"data")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from unfog.data.modality import Modality, modality_of_rows
-from unfog.data.pictures import UnreadableError, describe_picture, read_picture
+from unfog.data.pictures import UnreadableError, describe_picture, opened, read_picture
 from unfog.diffusion.schedules import Schedule
 from unfog.generation import edits
 from unfog.generation.drawing import Drawing
@@ -25,7 +25,7 @@ from unfog.interop.card import facts, text
 from unfog.recipes.conditions import Asked
 from unfog.recipes.parse import named
 from unfog.reports.film import STILLS
-from unfog.reports.report import KEPT, LOSSES
+from unfog.reports.report import LOSSES, kept
 from unfog.runs import asking
 from unfog.runs.data import read_data
 from unfog.runs.run import Run, drawing_recipe, load
@@ -307,11 +307,9 @@ class Studio:
         if figure is not None:
             canvas = io.BytesIO()
             figure.savefig(canvas, dpi=120, format="png")
-            drawn.append((Image.open(canvas).convert("RGB"), LOSSES))
-        for file, caption in KEPT.items():
-            if (run.path / file).is_file():
-                with Image.open(run.path / file) as picture:
-                    drawn.append((picture.convert("RGB"), caption))
+            with opened(canvas) as picture:
+                drawn.append((picture.convert("RGB"), LOSSES))
+        drawn += [(picture, caption) for _, picture, caption in kept(run)]
         return text(run, facts(run)), drawn
 
 

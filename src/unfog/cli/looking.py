@@ -26,7 +26,7 @@ def inspect(path: tyro.conf.Positional[Path], /, *, json: SomePath = None, sheet
     """
     from unfog.data.inspect import inspect as look_over
     from unfog.data.pictures import save_picture
-    from unfog.runtime.files import write_whole
+    from unfog.runtime.files import output, write_output
 
     if sheet is not None and sheet.resolve().is_relative_to(path.resolve()):
         raise UserError(f"{sheet} would be one of the pictures: choose a --sheet outside of {path}")
@@ -34,10 +34,11 @@ def inspect(path: tyro.conf.Positional[Path], /, *, json: SomePath = None, sheet
         report = look_over(path)
         print(report.text())
         if json is not None:
-            write_whole(json, report.to_json().encode())
+            write_output(json, report.to_json().encode())
             print(f"all findings: {json}")
         if sheet is not None and (drawn := report.sheet()) is not None:
-            save_picture(drawn, sheet)
+            with output(sheet) as part:
+                save_picture(drawn, part)
             print(f"pictures: {sheet}")
 
 
@@ -87,7 +88,8 @@ def explain(
     loaded = load(run, device)
     with locked(folder):
         found = work_out(loaded, step, row, seed)
-        print(f"{found.text()}\n\npage: {found.write(folder, f'step-{step}')}")
+        print(found.text())
+        print(f"\npage: {found.write(folder, f'step-{step}')}")
 
 
 def report(

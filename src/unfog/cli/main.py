@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns: 0 done; 1 the environment failed; 2 the user's mistake; 128 + signal if stopped.
     """
-    terminal.prepare()
     try:
+        terminal.prepare()
         given = sys.argv[1:] if argv is None else argv
         files, words = importing.taken_out([HOME.sub(_expanded, word) for word in given])
         if "--version" in words[:1]:

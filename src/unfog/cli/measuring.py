@@ -99,8 +99,8 @@ def evaluate(
         extra = {"batch": batch, "seed": seed, "console": console, "inception": inception, "dinov2": dinov2}
         with locked(run) if run.is_dir() else nullcontext():
             evaluated = compare_sets(run, real, most=n, **extra)  # type: ignore[arg-type]  # options of many types
+            print(evaluated.table())  # first, since the folder may not be for us to write
             write_whole(run / "evaluation.json", evaluated.to_json().encode())
-        print(evaluated.table())
         print(f"written: {run / 'evaluation.json'}")
         return
     recipe = read_recipe(run)
@@ -136,8 +136,8 @@ def _evaluate_autoencoder(run: Path, n: int, seed: int, device: str, data: str |
     from unfog.evaluation.reconstruction import reconstruction
 
     kept = reconstruction(run, n, seed, device, data=data, changed=changed)
-    kept.write(run)
     print(kept.table())
+    kept.write(run)
     print(f"written: {run / 'evaluation.json'}, and originals above their reconstructions: {run / 'evaluation'}")
 
 
@@ -147,8 +147,8 @@ def _evaluate_likelihood(run: "Run", data: "Data", count: int, seed: int) -> Non
     from unfog.runtime.files import write_whole
 
     bits = density(run, data, count, seed)
-    write_whole(run.path / "likelihood.json", json.dumps(bits.to_json(), indent=1).encode())
     print(bits.table())
+    write_whole(run.path / "likelihood.json", json.dumps(bits.to_json(), indent=1).encode())
     print(f"written: {run.path / 'likelihood.json'}")
 
 
@@ -180,6 +180,7 @@ def _evaluate_samples(
     for scale in scales:
         evaluations.append(evaluate_run(run, judge, n, guidance=scale, steps=steps, seed=seed, console=console))
     levels = measure_levels(run, judge, seed) if run.denoises else None
+    print(table(evaluations, judge))
     folder = run.path / "evaluation"
     with disk(folder):
         folder.mkdir(exist_ok=True)
@@ -187,7 +188,6 @@ def _evaluate_samples(
     if levels is not None:
         levels.draw(folder / "levels.png")
     write_whole(run.path / "evaluation.json", to_json(evaluations, judge, levels).encode())
-    print(table(evaluations, judge))
     print(f"written: {run.path / 'evaluation.json'}, and pictures: {folder}")
 
 
@@ -259,6 +259,7 @@ def bench(
     loaded = load(run, device)
     with locked(run if save else run / "bench"):
         measured = measure.bench(loaded, solvers, grids, guidance, nfe, count=n, seed=seed, console=console)
+        print(measured.table())
         print(measured.write(run / "bench"))
         if save:
             measure.save(loaded, measured.recommended)
@@ -309,6 +310,7 @@ def compare(
     console = Console(stderr=True)
     with locked(folder):
         comparison = sides.compare(models, names, n, solver, steps, guidance, seed=seed, console=console)
+        print(comparison.table())
         print(comparison.write(folder))
 
 
@@ -333,16 +335,16 @@ def verify(*, json: SomePath = None, peers: bool = False) -> None:
     from unfog.proofs.diffusers_check import report
     from unfog.proofs.verify import Report
     from unfog.proofs.verify import verify as proof
-    from unfog.runtime.files import write_whole
+    from unfog.runtime.files import write_output
 
     console = Console()
     with arguments.writing(json, "--json"):
-        if json is not None:  # fail early, before minutes are spent
-            write_whole(json, b"")
+        if json is not None and (json.is_file() or not json.exists()):  # fail early, before minutes are spent
+            write_output(json, b"")
         proven: Report = report(console) if peers else proof(console)
         console.print(proven.table())
         if json is not None:
-            write_whole(json, proven.to_json().encode())
+            write_output(json, proven.to_json().encode())
             print(f"measurements: {json}")
     if not proven.passed:
         raise EnvironmentFailure("verification failed: see the rows marked FAIL, and report them with this table")

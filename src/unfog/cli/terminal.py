@@ -50,7 +50,7 @@ def end(error: BaseException) -> int:
         code, words = 1, str(error)
     elif isinstance(error, Stopped):
         code, words = error.code, str(error)
-    elif isinstance(error, KeyboardInterrupt):
+    elif _interrupted(error):
         code, words = 130, "stopped"
     elif isinstance(error, OSError) or out_of_memory(error):
         why = (str(error) or "out of memory").splitlines()[0]
@@ -59,6 +59,16 @@ def end(error: BaseException) -> int:
         raise error
     say("unfog", words)
     return code
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Return whether Ctrl-C is behind an error: a library that is being imported may turn it into one of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 @contextmanager

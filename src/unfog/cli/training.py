@@ -150,4 +150,6 @@ def replay(
     folder = arguments.folder(out or run / "replay")
     read_recipe(run)  # nothing is made where there is no run
     with locked(folder):
-        print(draw_again(run, step, device).write(folder))
+        found = draw_again(run, step, device)
+        print(found.table())
+        print(found.write(folder))

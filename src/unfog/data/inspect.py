@@ -20,7 +20,7 @@ from rich.progress import track
 
 from unfog.data.folder import Listing, list_pictures, look, metadata_lines, pictures_below
 from unfog.data.modality import images
-from unfog.data.pictures import UnreadableError, describe_picture, orientation, read_picture
+from unfog.data.pictures import UnreadableError, describe_picture, opened, orientation, read_picture
 from unfog.data.source import Data, InMemory
 from unfog.runtime.errors import UserError
 
@@ -334,7 +334,7 @@ def _examine(path: Path) -> Picture | tuple[str, str]:
 
 def _kind(path: Path) -> tuple[str, str, int]:
     """Return mode, format and orientation."""
-    with Image.open(path) as picture:
+    with opened(path) as picture:
         return picture.mode, picture.format or "", orientation(picture)
 
 

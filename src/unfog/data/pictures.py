@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,8 @@ def read_picture(path: Path, channels: int, height: int, width: int) -> Pixels:
         if path.suffix.lower() == ".npy":
             planes = [Image.fromarray(plane) for plane in _array_planes(path, channels)]
         else:
-            with _opened(path) as opened:
-                planes = [_to_mode(opened, "L" if channels == 1 else "RGB")]
+            with opened(path) as picture:
+                planes = [_to_mode(picture, "L" if channels == 1 else "RGB")]
         fitted = [ImageOps.fit(plane, (width, height), Image.Resampling.LANCZOS) for plane in planes]
     except UnreadableError:
         raise
@@ -70,11 +70,25 @@ def describe_picture(path: Path) -> tuple[int, int, int]:
             if array.ndim not in (2, 3):
                 raise UnreadableError(f"an array with {array.ndim} axes is not an image")
             return (1 if array.ndim == 2 else array.shape[2]), array.shape[0], array.shape[1]
-        with _opened(path) as picture:
+        with opened(path) as picture:
             grey = picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;16")
             turned = orientation(picture) >= 5 and picture.format != "TIFF"  # for TIFF, Pillow swaps the sides itself
             width, height = picture.size[::-1] if turned else picture.size
             return (1 if grey else 3), height, width
+    except UnreadableError:
+        raise
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
+        raise UnreadableError(_reason(error, path)) from error
+
+
+def decoded(path: Path) -> Image.Image:
+    """Return an image file as RGB, whatever its size.
+
+    Raises: UnreadableError: If the file is not a readable image.
+    """
+    try:
+        with opened(path) as picture:
+            return picture.convert("RGB")
     except UnreadableError:
         raise
     except Exception as error:  # decoders raise all kinds of errors for damaged files
@@ -94,11 +108,21 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image; refuse one with more pixels than Pillow's limit for decompression bombs."""
-    if not path.is_file():  # opening a named pipe would block forever
-        raise UnreadableError("there is no such file")
-    with path.open("rb") as file, Image.open(file, formats=FORMATS) as picture:
+def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open an image, the only way in which unfog opens one: its header is read, and its pixels where they are used.
+
+    Args:
+        source: The path of a file, or a file that is open.
+
+    Raises: UnreadableError: If there is no such file, or it has more pixels than Pillow thinks harmless.
+        OSError: If it is of none of the `FORMATS`, or damaged.
+    """
+    with ExitStack() as stack:
+        if isinstance(source, Path):
+            if not source.is_file():  # opening a named pipe would block forever
+                raise UnreadableError("there is no such file")
+            source = stack.enter_context(source.open("rb"))
+        picture = stack.enter_context(Image.open(source, formats=FORMATS))
         _check_pixels(picture.width * picture.height)
         yield picture
 

@@ -107,13 +107,13 @@ class Bench:
         )
 
     def write(self, folder: Path) -> str:
-        """Write bench.json and bench.png; return the table, and where they are.
+        """Write bench.json and bench.png; return where they are.
 
         Raises: EnvironmentFailure: If the disk fails.
         """
         write_whole(folder / "bench.json", json.dumps(self.to_json(), indent=1).encode())
         self.draw(folder / "bench.png")
-        return f"{self.table()}\nplot:        {folder / 'bench.png'}\nnumbers:     {folder / 'bench.json'}"
+        return f"plot:        {folder / 'bench.png'}\nnumbers:     {folder / 'bench.json'}"
 
     def to_json(self) -> dict[str, object]:
         """Return everything as plain values."""

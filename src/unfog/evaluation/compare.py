@@ -99,7 +99,7 @@ class Comparison:
     modality: Modality
 
     def write(self, folder: Path) -> str:
-        """Write comparison.json, and sheet.png with a row for each model; return the table, and where they are.
+        """Write comparison.json, and sheet.png with a row for each model; return where they are.
 
         Raises: EnvironmentFailure: If the disk fails.
         """
@@ -111,7 +111,7 @@ class Comparison:
         sheets = [self.modality.sheet(samples, len(samples)) for samples in self.shown]
         rows = [_titled(model.name, sheet) for model, sheet in zip(self.models, sheets, strict=True)]
         save_picture(row_of(rows, down=True), folder / "sheet.png")
-        return f"{self.table()}\nside by side: {folder / 'sheet.png'}\nnumbers:      {folder / 'comparison.json'}"
+        return f"side by side: {folder / 'sheet.png'}\nnumbers:      {folder / 'comparison.json'}"
 
     def ranked(self) -> "Comparison":
         """Return the same with the least Fréchet distance first."""

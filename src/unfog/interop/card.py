@@ -96,9 +96,10 @@ def _evaluation(path: Path) -> list[str]:
                 numbers = (evaluation["guidance"], score["value"], score["floor"])
                 cells = [name, *(f"{value:.4g}" for value in numbers)]
                 rows.append(f"| {' | '.join(cells)} | {score['n']} |")
-    except (ValueError, KeyError, TypeError):
-        rows = []
+        protocol = results["protocol"]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return ["Unknown: evaluation.json has no scores of samples. `unfog evaluate` writes it anew."]
     if not rows:
         return ["Not evaluated: `unfog evaluate` was not run."]
     head = ["| score | guidance | value | of held-out rows | samples |", "|---|---|---|---|---|"]
-    return [*head, *rows, "", f"Protocol: {results['protocol']}."]
+    return [*head, *rows, "", f"Protocol: {protocol}."]

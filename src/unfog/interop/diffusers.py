@@ -1,7 +1,6 @@
 """Import of diffusers models as run folders, without diffusers: networks, autoencoders, text encoders, schedulers."""
 
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from unfog.recipes.networks import NetworkSpec, UNetSpec
 from unfog.recipes.recipe import CodecSpec, Recipe
 from unfog.recipes.settings import FixedVariance, Inputs, LearnedVariance, Sampling
 from unfog.recipes.sources import Elsewhere
-from unfog.recipes.text_encoders import ENCODERS, PretrainedConditioning
+from unfog.recipes.text_encoders import ENCODER_FILES, ENCODERS, PretrainedConditioning
+from unfog.runtime.contained import copy_flat
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, locked, write_whole
 from unfog.runtime.tensors import write_tensors
@@ -106,7 +106,7 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
     _write(out, recipe, tensors, coder)
     if isinstance(conditioning, PretrainedConditioning):
         for name in ("text_encoder", "tokenizer"):
-            shutil.copytree(folder / name, out / "text" / name, dirs_exist_ok=True)
+            copy_flat(folder / name, out / "text" / name, ENCODER_FILES)
     return Imported(recipe, sum(tensor.numel() for tensor in tensors.values()), notes)
 
 

@@ -1,7 +1,6 @@
 """Export of run folders as diffusers folders, with a model card."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from unfog.networks.unet import UNet
 from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.conditions import Conditioning, NoConditioning
 from unfog.recipes.parse import options
-from unfog.recipes.text_encoders import PretrainedConditioning
+from unfog.recipes.text_encoders import ENCODER_FILES, PretrainedConditioning
 from unfog.runs.run import Run, read_recipe
+from unfog.runtime.contained import copy_flat
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, locked, occupied, write_whole
 from unfog.runtime.tensors import write_tensors
@@ -83,7 +83,7 @@ def _export(run: Run, folder: Path) -> tuple[str, ...]:
             (folder / part).mkdir(parents=True, exist_ok=True)
         for part in (part for part in parts if part in ("text_encoder", "tokenizer")):
             assert isinstance(recipe.conditioning, PretrainedConditioning)
-            shutil.copytree(Path(recipe.conditioning.path) / part, folder / part)
+            copy_flat(Path(recipe.conditioning.path) / part, folder / part, ENCODER_FILES)
     _json(folder / "unet" / "config.json", config)
     write_tensors(folder / "unet" / WEIGHTS, weights)
     _json(folder / "scheduler" / "scheduler_config.json", scheduler)

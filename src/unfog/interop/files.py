@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from unfog.runtime.contained import check_contained
 from unfog.runtime.errors import EnvironmentFailure, UserError
 from unfog.runtime.files import parse_json, read_bounded, unreadable
 
@@ -29,6 +30,7 @@ def found(source: str) -> Path:
     """
     folder = Path(source)
     if folder.is_dir():
+        check_contained(folder)
         return folder
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise UserError(f"{source} is not a folder: pass a diffusers folder, or a name on the hub such as owner/name")

@@ -12,6 +12,7 @@ from unfog.recipes.build import build_autoencoder
 from unfog.recipes.networks import AutoencoderSpec
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import positive
+from unfog.runtime.contained import check_contained
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import read_bounded
 from unfog.runtime.tensors import load_into, read_tensors
@@ -67,6 +68,7 @@ def autoencoder(path: str | Path, channels: int) -> Autoencoder:
     Raises: UserError: If there is none, it is damaged, or it is for another number of channels.
     """
     where = Path(path)
+    check_contained(where)
     for name in ("recipe.json", "model.safetensors"):
         if not (where / name).is_file():
             raise UserError(f"{where} is not the run folder of an autoencoder (it has no {name}): check codec.path")

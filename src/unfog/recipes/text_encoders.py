@@ -17,6 +17,8 @@ from unfog.runtime.files import parse_json, read_bounded
 
 ENCODERS = {"clip_text_model": "CLIPTextModel", "clip": "CLIPTextModel", "t5": "T5EncoderModel"}
 """Classes of the library transformers, by the `model_type` of a config."""
+ENCODER_FILES = frozenset({".json", ".txt", ".safetensors", ".model"})
+"""Suffixes of the files of an encoder: nothing that could run."""
 MASKED = {"t5"}
 """Encoders whose padding tokens are masked for the network."""
 REMEMBERED = 2048

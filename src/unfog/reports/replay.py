@@ -95,7 +95,7 @@ class Replay:
         return "\n".join(lines)
 
     def write(self, folder: Path) -> str:
-        """Write step-N.json and step-N.png; return the table, and where they are.
+        """Write step-N.json and step-N.png; return where they are.
 
         Raises: EnvironmentFailure: If the disk fails.
         """
@@ -106,7 +106,7 @@ class Replay:
         text = json.dumps({**plain, "loss": _plain(self.loss), "rows": rows}, indent=1)
         write_whole(folder / f"step-{self.step}.json", text.encode())
         save_picture(self.picture, folder / f"step-{self.step}.png")
-        return f"{self.table()}\nx0 above x_t: {folder / f'step-{self.step}.png'}, and the rest in the .json next to it"
+        return f"x0 above x_t: {folder / f'step-{self.step}.png'}, and the rest in the .json next to it"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

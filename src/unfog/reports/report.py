@@ -1,17 +1,18 @@
 """`unfog report`: everything that is known about a run in one HTML file, and the same as Markdown."""
 
 import math
-import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from unfog.data.pictures import save_picture
+from unfog.data.pictures import UnreadableError, decoded, save_picture
 from unfog.data.source import Data, Source
 from unfog.generation.sampler import Sampler
 from unfog.interop.card import facts, text
@@ -99,15 +100,28 @@ def report(run: Run, folder: Path, seed: int = 0, changed: Changed = "refuse") -
         with whole(folder / "loss.png") as part:
             figure.savefig(part, dpi=120, format="png")
         curves += [*_image("loss.png", LOSSES), f"{LOSSES}.", ""]
-    for name, caption in KEPT.items():
-        if (run.path / name).is_file():
-            own = name.replace("/", "-")
-            with disk(folder):
-                shutil.copyfile(run.path / name, folder / own)
-            curves += [*_image(own, caption), f"{caption}.", ""]
+    for name, picture, caption in kept(run):
+        save_picture(picture, folder / name)
+        curves += [*_image(name, caption), f"{caption}.", ""]
     parts |= {head: known[head] for head in ("Data", "Cost", "Evaluation")}
     parts |= {"Curves and pictures": curves, "Recipe": known["Recipe"]}
     return Report(run.path.resolve().name, text(run, parts), folder)
+
+
+def kept(run: Run) -> list[tuple[str, Image.Image, str]]:
+    """Return the pictures that other verbs wrote into a run folder: name in a report, pixels and caption.
+
+    They are decoded, since a run of a stranger can hold anything under their names; what is no picture is left out
+    with a warning.
+    """
+    found = []
+    for name, caption in KEPT.items():
+        if (run.path / name).is_file():
+            try:
+                found.append((name.replace("/", "-"), decoded(run.path / name), caption))
+            except UnreadableError as error:
+                warnings.warn(f"{run.path / name} is left out: {error}", stacklevel=2)
+    return found
 
 
 def _image(name: str, caption: str) -> list[str]:

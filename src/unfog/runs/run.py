@@ -25,6 +25,7 @@ from unfog.runs.data import Changed, moved, read_data, remember
 from unfog.runs.dataset import Dataset, Read, fitted, read
 from unfog.runs.model import Run as Run
 from unfog.runtime import distributed
+from unfog.runtime.contained import check_contained
 from unfog.runtime.device import Precision, choose_device, choose_precision, keep_memory, place
 from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError
 from unfog.runtime.files import disk, locked, read_bounded, whole, write_whole
@@ -76,6 +77,7 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises: UserError: If there is none, or it is damaged or from a newer version.
     """
+    check_contained(path)
     where = path / "recipe.json"
     if not where.is_file():
         raise UserError(f"{path} is no run folder (it has no recipe.json): give a folder that `unfog train` wrote")
@@ -86,7 +88,11 @@ def read_recipe(path: Path) -> Recipe:
         raise UserError(f"{where}: {error}") from error
     if recipe.shape is None:
         raise UserError(f"{where}: the recipe names no shape, so the run never began: train it")
-    return recipe.relocated(path)
+    recipe = recipe.relocated(path)
+    for part in (recipe.codec, recipe.conditioning):
+        if (inner := getattr(part, "path", "")) and not Path(inner).resolve().is_relative_to(path.resolve()):
+            raise UserError(f"{where}: {inner} is outside of the run folder, where nothing is read: copy it there")
+    return recipe
 
 
 def drawing_recipe(path: Path) -> Recipe:
@@ -465,10 +471,12 @@ def check_vacant(out: Path) -> None:
 def _train(trainer: Trainer, budget: Budget | None, console: Console | None, hooks: Hooks) -> None:
     """Run the loop."""
     write_recipe(trainer)
-    remember(trainer.folder, trainer.recipe, trainer.data)
+    remember(began := trainer.folder, trainer.recipe, trainer.data)
     try:
         run_loop(trainer, console or Console(stderr=True), budget, hooks)
     except EnvironmentFailure:
+        if not (began / "data.json").exists() and trainer.folder.is_dir():  # it was deleted, and made anew
+            remember(trainer.folder, trainer.recipe, trainer.data)
         raise  # with no picture: a full disk has no room, and who lost a process is about to be stopped
     except BaseException:
         draw_losses(trainer.folder)

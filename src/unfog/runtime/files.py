@@ -4,6 +4,9 @@ import contextlib
 import errno
 import json
 import os
+import stat
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,8 +117,13 @@ def sync(path: Path) -> None:
 def whole(path: Path) -> Iterator[Path]:
     """Write `path` atomically: yield a temporary path next to it, then sync and rename; remove it after an error.
 
-    Raises: EnvironmentFailure: If the disk fails.
+    A link there is replaced, and what it leads to stays as it is.
+
+    Raises: EnvironmentFailure: If the disk fails, or there is a folder, a pipe or a device at `path`.
     """
+    if not _replaceable(path):
+        what = "folder" if path.is_dir() else "pipe or a device"
+        raise EnvironmentFailure(f"cannot write {path}: a {what} has this name, so remove it or choose another place")
     rank = os.environ.get("RANK", "0")  # if several processes write the same file, the last one wins
     part = path.with_name(f".{path.name}.part" if rank == "0" else f".{path.name}.{rank}.part")
     with disk(path):
@@ -127,6 +135,50 @@ def whole(path: Path) -> Iterator[Path]:
             sync(path.parent)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _replaceable(path: Path) -> bool:
+    """Return whether there is a file, a link or nothing at a path."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # whoever writes there gets to know why
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+
+
+@contextlib.contextmanager
+def output(path: Path) -> Iterator[Path]:
+    """Write a file that the user named: as `whole`, but through links, and into pipes and devices as they are.
+
+    Raises: EnvironmentFailure: If the disk fails, nobody reads the pipe any longer, or there is a folder at `path`.
+    """
+    descriptor, target = _descriptor(path), path.resolve()
+    if descriptor is None and (_replaceable(target) or target.is_dir()):
+        with whole(target) as part:
+            yield part
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "part"
+        yield part
+        with disk(path), open(path if descriptor is None else os.dup(descriptor), "wb") as stream:
+            for printed in (sys.stdout, sys.stderr):
+                printed.flush()
+            stream.write(part.read_bytes())
+
+
+def _descriptor(path: Path) -> int | None:
+    """Return the open file that a path such as /dev/stdout names: opening it anew would overwrite its beginning."""
+    own = {Path(name).resolve() for name in ("/proc/self/fd", "/dev/fd")}
+    for one in (path, path.parent / os.readlink(path) if path.is_symlink() else path):
+        if one.name.isdecimal() and one.parent.resolve() in own:
+            return int(one.name)
+    return None
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file that the user named, see `output`."""
+    with output(path) as part:
+        part.write_bytes(data)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -151,6 +203,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises: UserError: If another process holds the lock, or the path is that of a file.
         EnvironmentFailure: If the disk fails.
     """
+    check_name(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another `out`")
     made = [one for one in (folder, *folder.parents) if not one.exists()]
@@ -163,19 +216,31 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
                 one.rmdir()
 
 
+def check_name(path: Path) -> None:
+    """Refuse a path that is no text, since safetensors can neither write nor read weights there.
+
+    Raises: UserError: If its bytes are not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name {path} is not valid UTF-8, and no weights can be kept there: rename it") from None
+
+
 @contextlib.contextmanager
 def locked_file(path: Path) -> Iterator[None]:
     """Hold the lock of a file, in a file next to it, while one process works out what to write there.
 
-    Pipes and devices have no lock.
+    Pipes and devices have no lock, nor has what is open already.
 
     Raises: UserError: If another process holds the lock.
         EnvironmentFailure: If the disk fails.
     """
-    if path.exists() and not path.is_file():
+    target = path.resolve()
+    if _descriptor(path) is not None or not _replaceable(target):
         yield
         return
-    with _held(path.with_name(f".{path.name}{LOCK}"), path, "choose another file"):
+    with _held(target.with_name(f".{target.name}{LOCK}"), path, "choose another file"):
         yield
 
 

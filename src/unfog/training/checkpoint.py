@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -98,7 +99,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
     with disk(final):
         shutil.rmtree(part, ignore_errors=True)
         try:
-            part.mkdir(parents=True)
+            folder.mkdir(exist_ok=True)  # but not the run folder: it is gone if somebody moved it
+            part.mkdir()
             write_tensors(part / "state.safetensors", tensors)
             plain = {**state, "step": step, "sha256": _digest(part / "state.safetensors")}
             write_whole(part / "state.json", json.dumps(plain, indent=1).encode())
@@ -148,7 +150,12 @@ def latest(folder: Path, most: int | None = None) -> tuple[dict[str, Tensor], di
 
 def steps(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, intact or damaged, oldest first."""
-    return sorted(path for path in folder.glob("*") if path.name.isdigit())
+    return sorted((path for path in folder.glob("*") if numbered(path.name)), key=lambda path: int(path.name))
+
+
+def numbered(name: str) -> bool:
+    """Return whether a name is the number of a step as unfog writes it."""
+    return re.fullmatch(r"[0-9]{9,12}", name) is not None
 
 
 def _verified(checkpoint: Path) -> dict[str, Any] | None:

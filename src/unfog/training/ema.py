@@ -15,6 +15,7 @@ from unfog.recipes.settings import Average, PowerAverage
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
 from unfog.runtime.tensors import read_tensors
+from unfog.training.checkpoint import numbered
 
 GAMMAS = (16.97, 6.94)
 """Exponents of the averages in a snapshot: lengths of 0.05 and 0.10."""
@@ -182,7 +183,7 @@ def reconstruct(folder: Path, length: float) -> Reconstruction:
     Raises: UserError: If there are no snapshots, the length is out of range, or the snapshots are too few for it.
     """
     gamma = gamma_of(length)
-    files = sorted(path for path in folder.glob("*.safetensors") if path.stem.isdigit())
+    files = sorted(path for path in folder.glob("*.safetensors") if numbered(path.stem))
     if not files:
         raise UserError(f"{folder} contains no snapshots of averages: train with training.snapshots=32 to write them")
     step = int(files[-1].stem)

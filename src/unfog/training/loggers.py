@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
-
+from unfog.data.pictures import opened
 from unfog.runtime.errors import UserError, unknown
 from unfog.runtime.files import read_bounded, write_whole
 
@@ -58,7 +57,7 @@ class TensorBoard:
         """Log a sheet of samples."""
         import numpy as np
 
-        with Image.open(path) as sheet:
+        with opened(path) as sheet:
             pixels = np.asarray(sheet.convert("RGB"))
         self.writer.add_image("samples", pixels, step, dataformats="HWC")
 

@@ -16,9 +16,10 @@ from unfog.recipes.objective import Draw
 from unfog.recipes.sources import Given
 from unfog.runtime import distributed
 from unfog.runtime.device import peak_memory
-from unfog.runtime.errors import Stopped
-from unfog.runtime.files import write_whole
+from unfog.runtime.errors import EnvironmentFailure, Stopped
+from unfog.runtime.files import disk, write_whole
 from unfog.training.draws import ahead, in_turn, pinned
+from unfog.training.home import Home
 from unfog.training.hooks import Hooks, Report
 from unfog.training.loggers import Trackers, loggers
 from unfog.training.metrics import Display, Metrics
@@ -28,6 +29,8 @@ LOOK = 1 / 3
 """Fraction of the remaining budget after which the speed is measured again."""
 ASKED = 127
 """Takes the place of a signal number if the hooks ask to stop; no signal has it."""
+LEFT = 128
+"""Takes the place of a signal number if the run folder was moved or deleted."""
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that stop a training: Ctrl-C, a scheduler or `kill`, and a terminal that is closed."""
 NO_HOOKS = Hooks()
@@ -184,8 +187,16 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None, hook
         () if distributed.rank() else loggers(hooks.log, trainer.folder, trainer.recipe.to_json(), trainer.step)
     )
     metrics = Metrics(trainer.folder / "metrics.jsonl", trainer.settings.batch, trainer.step, trackers)
+    home = Home(trainer.folder)
     try:
-        signalled = _steps(trainer, console, budget, metrics, hooks)
+        try:
+            signalled = _steps(trainer, console, budget, metrics, hooks, home)
+        except EnvironmentFailure:
+            if home.intact() or distributed.size() > 1:
+                raise
+            signalled = LEFT  # while something was written
+        if signalled == LEFT:
+            raise EnvironmentFailure(_rescued(trainer, home))
         if trainer.finished:
             return
         if trainer.images is None:
@@ -197,6 +208,25 @@ def train(trainer: Trainer, console: Console, budget: Budget | None = None, hook
         raise Stopped(f"stopped and {saved_now}: resume with {_resuming(trainer)}", signalled)
     finally:
         trackers.close()  # after saving, since it may wait for a network
+        home.close()
+
+
+def _rescued(trainer: Trainer, home: Home) -> str:
+    """Save a training whose run folder was moved or deleted, and return what happened and how to resume it."""
+    before = trainer.folder
+    if trainer.images is None:
+        return f"{before} was moved or deleted before the budget was measured: start the training from the beginning"
+    recipe = trainer.recipe.relocated(before, relative=True)
+    trainer.folder, moved = home.refuge()
+    if not moved:
+        with disk(trainer.folder):
+            trainer.folder.mkdir(parents=True)
+        write_whole(trainer.folder / "recipe.json", recipe.to_json().encode())
+    saved_now = "saved" if trainer.save() else "not saved, since a weight is not finite,"
+    what = f"was moved to {trainer.folder} while it was trained: stopped and {saved_now} there"
+    if not moved:
+        what = f"was deleted while it was trained: stopped and {saved_now} in a new folder, {trainer.folder}"
+    return f"{before} {what}: resume with {_resuming(trainer)}"
 
 
 def _resuming(trainer: Trainer) -> str:
@@ -206,13 +236,17 @@ def _resuming(trainer: Trainer) -> str:
     return f"`unfog train --resume {trainer.folder}`"
 
 
-def _steps(trainer: Trainer, console: Console, budget: Budget | None, metrics: Metrics, hooks: Hooks) -> int:
+def _steps(
+    trainer: Trainer, console: Console, budget: Budget | None, metrics: Metrics, hooks: Hooks, home: Home
+) -> int:
     """Take steps to the end of the recipe or until a signal; return the signal's number, or 0."""
     saved, seconds, signalled = time.monotonic(), 60 * trainer.settings.checkpoint_minutes, 0
     with Display(console) as display, _signals() as caught, torch.random.fork_rng():
         display.say(headline(trainer))
         for draw in batches(trainer):
             loss = trainer.descend(draw)
+            if signalled := distributed.most(0 if home.intact() else LEFT):  # asked before anything is written
+                break
             metrics.add(trainer.step, loss, trainer.rate)
             display.advance(trainer.seen, trainer.images, metrics)
             if budget and (plan := budget.measure(trainer)):

@@ -1,0 +1,118 @@
+"""How commands end: by Ctrl-C, in folders that are not for us to write, and with names and files that are no text."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unfog import __main__ as program
+from unfog.cli import main as commands
+from unfog.cli.main import main
+from unfog.interop.card import facts
+from unfog.runs.run import load
+from unfog.runtime import files
+from unfog.training import checkpoint
+
+
+@pytest.fixture
+def interrupts() -> None:
+    """Put the handler of Ctrl-C back."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_outside_of_a_verb_leaves_no_traceback(
+    handler: Callable[..., object], interrupts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the modules load it ends the process at once, within a verb it is a sentence; where it is ignored it is."""
+    seen = []
+    signal.signal(signal.SIGINT, handler)
+    monkeypatch.setattr(commands, "main", lambda: seen.append(signal.getsignal(signal.SIGINT)) or 0)
+    assert program.start() == 0
+    seen.append(signal.getsignal(signal.SIGINT))
+    assert seen == [handler, signal.SIG_DFL if handler is signal.default_int_handler else handler]
+
+
+def test_ctrl_c_within_an_import_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some libraries turn it into an error of their own."""
+
+    def interrupted() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("numpy failed to import") from error
+
+    monkeypatch.setitem(commands.VERBS, "recipes", interrupted)
+    assert main(["recipes"]) == 130
+    assert capsys.readouterr().err == "unfog: stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["explain", "--step", "5"], "x_t"),
+        (["evaluate", "--likelihood", "4"], "bits"),
+        (["replay", "--step", "1"], "loss"),
+        pytest.param(["evaluate", "-n", "359"], "fidelity", marks=pytest.mark.slow),
+    ],
+)
+def test_what_was_measured_is_printed_where_nothing_can_be_written(
+    digits_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], shown: str
+) -> None:
+    def refused(path: Path, folder: bool = False) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(files, "sync", refused)
+    assert main([words[0], str(digits_run), *words[1:], "--device", "cpu"]) == 1
+    printed = capsys.readouterr()
+    assert shown in printed.out
+    assert "cannot write" in printed.err
+    assert "Read-only file system" in printed.err
+
+
+@pytest.mark.parametrize("verb", ["sample", "train"])
+def test_a_folder_that_is_no_text_is_refused_before_any_work(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    """Safetensors could not write there: such a training was 'damaged' at its end."""
+    odd = tmp_path / os.fsdecode(b"run\xff")
+    words = [verb, "digits", "--out", str(odd)]
+    if verb == "sample":
+        (tmp_path / "link").symlink_to(digits_run)
+        (tmp_path / "link").rename(odd)
+        words = [verb, str(odd)]
+    assert main([*words, "--device", "cpu"]) == 2
+    assert "is not valid UTF-8, and no weights can be kept there: rename it" in capsys.readouterr().err
+    assert os.listdir(os.fsencode(tmp_path)) == ([os.fsencode(odd.name)] if verb == "sample" else [])
+
+
+def test_only_our_own_numbers_are_those_of_steps(tmp_path: Path) -> None:
+    for name in ("²", "٣٣٣٣٣٣٣٣٣", "000000007", "000000010", "1000000000", "7", "9" * 200):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["000000007", "000000010", "1000000000"]
+
+
+OTHERS = (
+    "[]",
+    "null",
+    "{",
+    '{"evaluations": [1], "protocol": ""}',
+    '{"evaluations": [{"guidance": 1, "scores": []}], "protocol": ""}',
+    '{"evaluations": [{"guidance": 1, "scores": {"a": {"value": "x", "floor": 1, "n": 1}}}], "protocol": ""}',
+    '{"evaluations": {"a": 1}, "protocol": ""}',
+    '{"psnr": 20.0, "rows": 9}',
+)
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_an_evaluation_of_another_form_is_called_one(broken: Path, text: str) -> None:
+    """In the report, and on the page of measurements of the playground."""
+    (broken / "evaluation.json").write_text(text)
+    said = facts(load(broken, "cpu"))["Evaluation"]
+    assert said == ["Unknown: evaluation.json has no scores of samples. `unfog evaluate` writes it anew."]
