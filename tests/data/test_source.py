@@ -638,6 +638,21 @@ def test_sixteen_bits_have_one_scale(tmp_path: Path, suffix: str) -> None:
     assert (int(dark.max()), int(light.max())) == (1, 233)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("suffix", ["tiff", "ppm", "npy"])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, suffix: str, value: float) -> None:
+    """One in a float TIFF, PFM or array: NaN would have made the whole picture black, or any grey."""
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    values[3, 4] = value
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "npy":
+        np.save(path, values)
+    else:
+        Image.fromarray(values).save(path, format={"tiff": "TIFF", "ppm": "PPM"}[suffix])
+    with pytest.raises(UnreadableError, match="not finite|not all between 0 and 1"):
+        read_picture(path, 1, 8, 8)
+
+
 def test_float_tiff_follows_the_rule_of_float_arrays(tmp_path: Path) -> None:
     """Floats in [0, 1] are the full range, wherever they come from; black would be a silent loss."""
     seen = read_picture(save(flat("F", 1.0), tmp_path / "x.tif"), 1, 8, 8)

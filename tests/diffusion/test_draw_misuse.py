@@ -66,6 +66,9 @@ def draw(shape: Any = (4, 2), steps: Any = 2, **options: Any) -> Tensor:
             lambda: unfog.denoising_loss(unfog.Denoiser(Pair(), unfog.RectifiedFlow()), ROWS),
             "the network must return a tensor, not a tuple",
         ),
+        (lambda: unfog.Mixture(torch.ones(2), torch.zeros(2, 1), torch.ones(2, 1)), "sum to 1, not to 2: divide them"),
+        (lambda: unfog.Mixture(torch.tensor([1.5, -0.5]), torch.zeros(2, 1), torch.ones(2, 1)), "are 0 or more"),
+        (lambda: unfog.Mixture(torch.ones(1), torch.zeros(2, 1), torch.ones(2, 1)), "one weight for each row"),
         (lambda: unfog.wrap_diffusers(Network(), None), "not Network and NoneType"),  # type: ignore[arg-type]
     ],
 )

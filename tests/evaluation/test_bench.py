@@ -212,6 +212,25 @@ def test_best_recommended_and_front_by_brute_force(rows: list[tuple[int, float, 
     )
 
 
+def test_a_rule_that_extrapolates_too_far_is_measured_and_not_recommended(run: Run) -> None:
+    """A third-order multistep rule in few steps of most grids, however well it scored by chance."""
+    settings = [Setting(solver, grid, 1.0) for solver in ("dpmpp-3m", "dpmpp-2m") for grid in ("karras", "log-snr")]
+    plan, _ = module._plan(run, settings, [10, 12, 24, 30], 0, torch.zeros(1, dtype=torch.long))
+    doubtful = frozenset(cell for cell, (sampler, _) in plan.items() if module._doubtful(sampler))
+    assert {(setting.grid, nfe) for setting, nfe in doubtful} == {("log-snr", 10)} | {
+        ("karras", n) for n in (10, 12, 24)
+    }
+    assert {setting.solver for setting, _ in doubtful} == {"dpmpp-3m"}
+    scores = {True: Scored(1.0, 0.9, 1.1, 10, 0, 2, PROTOCOL), False: Scored(1.5, 1.4, 1.6, 10, 0, 2, PROTOCOL)}
+    cells = {cell: Measured(cell[0], cell[1], cell[1], scores[cell in doubtful], None) for cell in plan}
+    found = Bench("run", (10, 12, 24, 30), cells, {}, doubtful)
+    assert found.best.setting.solver == "dpmpp-3m"
+    assert found.recommended == cells[settings[2], 10]
+    assert "not recommended: dpmpp-3m, grid karras, up to 24 steps: they are too long" in found.table()
+    alone = {cell: one for cell, one in cells.items() if cell in doubtful}
+    assert Bench("run", (10,), alone, {}, doubtful & alone.keys()).recommended.nfe == 10, "of nothing else"
+
+
 def test_the_table_marks_the_best_of_each_column_and_shows_adherence_under_guidance(found: Bench) -> None:
     rows = {line.split("  ")[0].strip(): line for line in found.table().splitlines()}
     assert rows["evaluations up to"].split()[-3:] == ["1", "4", "5"]

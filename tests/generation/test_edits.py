@@ -236,6 +236,27 @@ def test_a_picture_goes_on_beyond_its_edges(run: Run, picture: Tensor) -> None:
     for wrong in ((0, 0, 0, 0), (-1, 2, 0, 0)):
         with pytest.raises(UserError, match="margins are pixels"):
             edits.outpaint(run.sampler(), picture, wrong, 1, 3)
+    assert torch.equal(edits.outpaint(run.sampler(steps=3), picture, (1.0, np.int64(2), 0.0, 3), 2, 3), found)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (lambda run, one: run.outpaint(one, left=1.5, label=3), "a margin in pixels must be a whole number"),
+        (lambda run, one: run.outpaint(one, left=math.nan, label=3), "a margin in pixels must be a whole number"),
+        (lambda run, one: run.outpaint(one, left=math.inf, label=3), "a margin in pixels must be a whole number"),
+        (lambda run, one: run.outpaint(one / 255, left=2, label=3), "a picture to edit is uint8"),
+        (lambda run, one: run.restyle(one, count=1.5, label=3), "number of pictures must be a whole number"),
+        (lambda run, one: run.vary(one, count=1.5, label=3), "number of pictures must be a whole number"),
+        (lambda run, one: run.interpolate(one, one, count=2.5, label=3), "number of pictures must be a whole number"),
+        (lambda run, one: run.inpaint(one, one[0] > 9, repeats=1.5, label=3), "number of repeats must be a whole"),
+    ],
+)
+def test_numbers_of_an_edit_that_are_not_whole(
+    run: Run, picture: Tensor, edit: Callable[[Run, Tensor], Tensor], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        edit(run, picture)
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,23 @@ from torch import Tensor
 
 from unfog.cli.main import main
 from unfog.diffusion.denoiser import Clipped, Denoise, Denoiser
-from unfog.diffusion.grids import UniformGrid
+from unfog.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, UniformGrid
 from unfog.diffusion.guidance import ClassifierFree
-from unfog.diffusion.schedules import as_time
+from unfog.diffusion.oracle import MixtureDenoiser
+from unfog.diffusion.sampling import follow
+from unfog.diffusion.schedules import EDM, as_time
 from unfog.diffusion.solvers import (
     DDIM,
     AdamsBashforth,
     Ancestral,
     DPMSolverPP2M,
+    DPMSolverPP3M,
+    DPMSolverPPSDE2M,
     Euler,
     EulerAncestral,
     Heun,
     Noise,
+    RungeKutta45,
     Solver,
     Step,
     UniPC,
@@ -32,8 +37,10 @@ from unfog.diffusion.weightings import MinSNR
 from unfog.proofs import checks as proofs
 from unfog.proofs import orders, verify
 from unfog.proofs.checks import RECURSIONS, Proof
-from unfog.proofs.combinations import combinations
-from unfog.proofs.orders import TOLERANCE, Problem, problems
+from unfog.proofs.combinations import _data, combinations
+from unfog.proofs.limits import in_distribution, on_a_kink
+from unfog.proofs.orders import TOLERANCE, Problem, mixture, problems
+from unfog.recipes.fitting import extrapolates_far
 
 
 def _problem(name: str) -> Problem:
@@ -54,6 +61,9 @@ def test_everything_is_proven(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert all(abs(order - row["stated"]) <= TOLERANCE for row in found["orders"] for order in row["exact"].values())
     assert all(len(row["exact"]) == 16 for row in found["orders"])
     assert all(math.isfinite(row[key]) for row in found["orders"] for key in ("end", "error_10", "error_20"))
+    assert {f"in distribution: {name}" for name in RECURSIONS} - {"in distribution: heun churn 0.2"} <= {
+        row["name"] for row in found["limits"]
+    }
     shown = capsys.readouterr().out
     assert "FAIL" not in shown
     assert all(f"order: {name}" in shown for name in orders.SOLVERS)
@@ -63,6 +73,7 @@ def test_a_failure_is_shown_and_exits_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(verify, "SOLVERS", {})
+    monkeypatch.setattr(verify, "limits", list)
     monkeypatch.setattr(verify, "CHECKS", {"one": lambda: [Proof("a known answer", 2e-3, 1e-3)]})
     assert main(["verify"]) == 1
     shown = capsys.readouterr()
@@ -80,6 +91,63 @@ def test_an_unwritable_file_is_said_first(tmp_path: Path, capsys: pytest.Capture
 
 
 # Faults
+
+
+def test_orders_that_hold_only_somewhere_are_measured_there() -> None:
+    """Churn that is the same in every number of steps costs an order, and a kink of the clock two."""
+    edm = [_problem("edm, 3-D, karras")]
+    assert (Heun().order, Heun(churn=0.2).order) == (2, 1)
+    for stated, rule in ((2, lambda steps: Heun(churn=4 / steps)), (1, lambda steps: Heun(churn=0.2))):
+        found = in_distribution("heun", stated, rule, edm, 40)
+        assert found.found["edm, 3-D, karras"] == pytest.approx(stated, abs=0.2)
+    assert on_a_kink().passed
+
+
+def test_the_adaptive_rule_has_its_order_where_it_may_not_adapt() -> None:
+    """With tolerances that everything meets, each step of the grid takes always the same inner steps."""
+    rule, problem = RungeKutta45(rtol=1e9, atol=1e9, clock="own"), _problem("linear, 2-D, log-snr")
+    few, many = (problem.error(rule, steps, given=False) for steps in (10, 20))
+    assert math.log2(few / many) == pytest.approx(rule.order, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("grid", "steps", "low", "high"),
+    [
+        (KarrasGrid(), 6, 4.0, 16.0),
+        (KarrasGrid(), 10, 1.2, 5.0),
+        (KarrasGrid(), 30, 0.0, 1.0),
+        (LogSNRGrid(), 6, 2.9, 11.0),
+        (LogSNRGrid(), 12, 0.0, 0.6),
+        (LogSNRGrid(), 20, 0.0, 0.5),
+    ],
+)
+def test_the_third_order_pays_where_bench_and_docs_say_so(grid: Grid, steps: int, low: float, high: float) -> None:
+    """The error of 3M over that of 2M, on two mixtures: it loses in few steps, and UniPC with p = 3 alike."""
+    schedule = EDM()
+    times = grid(schedule, steps)
+    for data in (_data(), mixture(2, 2)):
+        denoise = MixtureDenoiser(data, schedule)
+        z = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        x = float(times[0]) * z
+        exact = follow(denoise, x, times[[0, -1]], RungeKutta45(1e-6, 1e-6, clock="own"))
+        third, second, corrected = (
+            float((follow(denoise, x, times, rule) - exact).square().mean().sqrt())
+            for rule in (DPMSolverPP3M(), DPMSolverPP2M(), UniPC(3))
+        )
+        assert low <= third / second <= high
+        assert [extrapolates_far(rule, grid, steps) for rule in (DPMSolverPP3M(), UniPC(3))] == [low > 0] * 2
+        assert low == 0 or corrected > 0.9 * second
+        assert not extrapolates_far(DPMSolverPP2M(), grid, steps)
+
+
+def test_a_stochastic_rule_that_forgets_its_past_is_found() -> None:
+    class First(DPMSolverPPSDE2M):
+        def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
+            return super().step(denoise, x, t, s, (), noise)
+
+    where = [_problem("cosine, 4-D, log-snr")]
+    assert in_distribution("right", 2, lambda steps: DPMSolverPPSDE2M(), where, 40).passed
+    assert not in_distribution("wrong", 2, lambda steps: First(), where, 40).passed
 
 
 def test_swapped_step_sizes_in_2m_are_found() -> None:
@@ -173,7 +241,7 @@ def test_every_stochastic_rule_has_its_recursion() -> None:
 def test_exact_states_agree_with_a_closed_form() -> None:
     """The flow of one Gaussian carries x - alpha·mean along with the standard deviation."""
     problem = _problem("linear, 2-D, log-snr")
-    denoise = proofs.MixtureDenoiser(proofs._gaussian(0.4, 0.3, 2), problem.schedule)
+    denoise = MixtureDenoiser(proofs.gaussian(0.4, 0.3, 2), problem.schedule)
     x = torch.randn(5, 2, dtype=torch.float64)
     t, s = problem.times(1).tolist()
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (

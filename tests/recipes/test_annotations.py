@@ -243,6 +243,7 @@ def test_a_prompt_draws_the_same_beside_other_prompts(text_run: Path) -> None:
 def test_a_resumed_training_is_told_the_same(tiny: MakeRecipe, tmp_path: Path, settings: tuple[str, ...]) -> None:
     def begin(name: str) -> Trainer:
         chosen, data = build_data(tiny(*settings, "sampling.guidance=1"))
+        (tmp_path / name).mkdir(exist_ok=True)
         return Trainer(chosen, data, tmp_path / name, torch.device("cpu"))
 
     whole, first, second = begin("whole"), begin("stopped"), begin("stopped")

@@ -26,13 +26,14 @@ from unfog.diffusion.solvers import DDIM, Heun
 from unfog.diffusion.tables import Cosine, Linear, Table
 from unfog.diffusion.times import LogitNormal, LogNormal, Times, Uniform
 from unfog.recipes.build import build_data, build_denoiser
-from unfog.recipes.fitting import doubt_grid, doubt_times
+from unfog.recipes.fitting import doubt_grid, doubt_inputs, doubt_times
 from unfog.recipes.kinds import DECIDED_BY_DATA, KINDS, class_of, kind_of, options_of, register
 from unfog.recipes.networks import CompactSpec
 from unfog.recipes.optimizers import AdamW
 from unfog.recipes.parse import from_plain, named, options, to_plain
 from unfog.recipes.presets import RECIPES, recipe
 from unfog.recipes.recipe import VERSION, Recipe
+from unfog.recipes.settings import Inputs
 from unfog.recipes.sources import Digits, Folder
 from unfog.recipes.versions import corrections
 from unfog.runtime.errors import UserError
@@ -876,11 +877,39 @@ def test_times_and_grid_follow_the_schedule_unless_they_are_chosen(
     assert (chosen.times, chosen.grid) == (LogitNormal(mean=0.5), KarrasGrid(rho=3.0)), "what was chosen stays"
 
 
+def test_inputs_follow_the_schedule_unless_they_are_chosen() -> None:
+    """The state of EDM grows to 80 and its clock with it, which the network never sees; runs of before keep theirs."""
+    scaled = Inputs("unit", "log_snr")
+    assert recipe("digits").set("schedule=edm", "target=edm").inputs == scaled
+    assert recipe("digits").set("schedule=edm").set("schedule=flow").inputs == Inputs()
+    assert recipe("digits").set("inputs.sigma_data=1", "schedule=edm").inputs == replace(scaled, sigma_data=1.0)
+    assert recipe("digits").set("inputs.network_time=clock").set("schedule=edm").inputs == Inputs(network_time="clock")
+    assert recipe("tutorial").set("schedule=cosine").inputs == Inputs(network_time="index")
+    before = Recipe.from_json(recipe("digits").set("schedule=edm", "inputs.input_scale=none").to_json())
+    assert before.set("sampling.steps=5").inputs == Inputs(network_time="log_snr")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "cure"),
+    [
+        (Inputs(), "set inputs.input_scale=unit and inputs.network_time=log_snr"),
+        (Inputs(network_time="log_snr"), "set inputs.input_scale=unit"),
+        (Inputs("unit"), "set inputs.network_time=log_snr"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_warned_of(inputs: Inputs, cure: str) -> None:
+    with pytest.warns(UserWarning, match=rf"on the schedule 'edm' .* {cure}$"):
+        doubt_inputs(EDM(), inputs)
+    doubt_inputs(EDM(), Inputs("unit", "clock"))
+    doubt_inputs(RectifiedFlow(), inputs)
+
+
 @pytest.mark.parametrize("schedule", sorted(set(KINDS["schedule"]) - {"table"}))
 def test_times_and_grid_by_default_are_no_cause_for_doubt(schedule: str) -> None:
     found = recipe("digits").set(f"schedule={schedule}")
     doubt_times(found.schedule, found.times)
     doubt_grid(found.schedule, found.grid, 20)
+    doubt_inputs(found.schedule, found.inputs)
 
 
 def test_poor_times_and_grids_are_warned_of() -> None:

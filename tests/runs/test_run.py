@@ -268,6 +268,24 @@ def test_a_request_on_a_grid_that_is_too_coarse_is_warned_of() -> None:
     Sampler.of(chosen, Exact(torch.nn.Linear(1, 1), chosen.schedule)).check(None)
 
 
+def test_python_warns_of_such_a_grid_as_the_shell_does(flow: Run) -> None:
+    """`unfog.sample`, and the samples and edits of a run; Python itself says it once."""
+    chosen = flow.recipe.set("schedule=edm", "target=edm", "grid=uniform")
+    model = unfog.Denoiser(flow.denoiser.network, unfog.EDM(), embedder=flow.denoiser.embedder)
+    run = replace(flow, recipe=chosen, model=model)
+    sentence = r"last of 20 steps of the grid 'uniform' .* set grid=karras"
+    with pytest.warns(UserWarning, match=sentence) as said:
+        run.sample(1, steps=20)
+    assert len(said) == 1
+    with pytest.warns(UserWarning, match=sentence):
+        run.restyle(torch.zeros(1, 8, 8, dtype=torch.uint8), steps=20, strength=0.1, label=1)
+    with pytest.warns(UserWarning, match=sentence):
+        unfog.sample(Exact(torch.nn.Linear(1, 1), unfog.EDM()), (2, 2), 20, grid="uniform")
+    run.sample(1, steps=20, grid="karras")
+    unfog.sample(Exact(torch.nn.Linear(1, 1), unfog.EDM()), (2, 2), 20)
+
+
+@pytest.mark.filterwarnings("ignore:the last of 20 steps")
 @pytest.mark.parametrize("solver", ["euler", "heun", "adams-bashforth", "euler-ancestral", "rk45"])
 @pytest.mark.parametrize("kind", ["sigmoid", "laplace", "cosine", "shifted", "zero-terminal-snr", "edm"])
 def test_a_velocity_solver_of_a_run_finds_the_mean_whatever_the_schedule(kind: str, solver: str) -> None:

@@ -1,5 +1,6 @@
 """What a training will take: the arithmetic of budgets, memory that grows with the batch, and nothing left behind."""
 
+import math
 import os
 import re
 import tempfile
@@ -8,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import unfog
 from tests.conftest import MakeRecipe
 from unfog.cli.main import main
 from unfog.recipes.build import build_data
@@ -18,7 +21,7 @@ from unfog.recipes.objective import Draw
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Training
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import UserError, seconds
 from unfog.training import loop
 from unfog.training import plan as planning
 from unfog.training.loop import Budget, Pace, Stopwatch
@@ -44,6 +47,16 @@ def test_a_tenth_of_a_budget_is_for_reports_and_the_rest_for_steps(
     report: float, spent: float, expected: tuple[int, int]
 ) -> None:
     assert Pace(0.5, report).fit(1000, spent, 8) == expected
+
+
+@pytest.mark.parametrize("budget", [math.inf, math.nan, 0, -1.0, True, "2m"])
+def test_a_budget_is_a_number_of_seconds(budget: float, tmp_path: Path) -> None:
+    """An infinite one trained for ever."""
+    with pytest.raises(UserError, match="budget must be a number of seconds above 0, and finite"):
+        plan(recipe("digits"), budget=budget)
+    with pytest.raises(UserError, match="budget must be a number of seconds above 0, and finite"):
+        unfog.train("digits", tmp_path / "run", budget=budget)
+    assert seconds("it", np.int64(3)) == 3.0
 
 
 def test_what_fits_takes_no_longer_than_the_budget_and_one_step_more_does() -> None:

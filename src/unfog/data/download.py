@@ -13,9 +13,17 @@ from unfog.runtime.files import disk, locked, whole
 
 
 def cache_folder() -> Path:
-    """Return the cache folder: `$UNFOG_CACHE`, else `unfog` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("UNFOG_CACHE") or Path(home) / "unfog")
+    """Return the cache folder: `$UNFOG_CACHE`, else `unfog` in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises: EnvironmentFailure: If none of them is known.
+    """
+    own, shared = os.environ.get("UNFOG_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own or shared:
+        return Path(own) if own else Path(shared or "") / "unfog"
+    try:
+        return Path.home() / ".cache" / "unfog"
+    except RuntimeError:  # a container's user may have no entry and no HOME
+        raise EnvironmentFailure("this user has no home folder: set UNFOG_CACHE to a folder for downloads") from None
 
 
 def fetch(url: str, path: Path, md5: str) -> Path:

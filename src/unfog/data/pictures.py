@@ -178,6 +178,8 @@ def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise UnreadableError("it has values that are not finite")
         ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)  # the smallest that fits
         top = 65535.0 if sixteen_bits else next((limit for limit in ranges if values.max() <= limit), ranges[-1])
         return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8)).convert(mode)

@@ -1,9 +1,16 @@
-"""The defaults of each schedule: target, training times and grid."""
+"""The defaults of each schedule: target, training times and grid; and which grids do not fit."""
+
+import math
+import warnings
 
 from unfog.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, UniformGrid
+from unfog.diffusion.names import name_of
 from unfog.diffusion.schedules import RectifiedFlow, Schedule
 from unfog.diffusion.targets import EDMTarget, Eps, Flow, Target, V
 from unfog.diffusion.times import LogitNormal, LogNormal, Times, Uniform
+
+COARSE = 2.0
+"""Log-SNR before the last step below which that step, straight to clean data, blurs: sigma/alpha is 0.37."""
 
 
 def target_of(schedule: Schedule) -> Target:
@@ -34,3 +41,15 @@ def grid_of(schedule: Schedule) -> Grid:
     if schedule.keeps == "signal":
         return KarrasGrid()
     return UniformGrid() if isinstance(schedule, RectifiedFlow) else LogSNRGrid()
+
+
+def doubt_grid(schedule: Schedule, grid: Grid, steps: int, usual: Grid) -> None:
+    """Warn of a grid whose last step begins at much noise, if that of the usual grid does not."""
+    levels = [float(schedule.log_snr(one(schedule, steps)[-2])) for one in (grid, usual)]
+    if levels[0] < COARSE <= levels[1]:
+        warnings.warn(
+            f"the last of {steps} steps of the grid {name_of('grid', grid)!r} on the schedule "
+            f"{name_of('schedule', schedule)!r} begins at sigma/alpha {math.exp(-levels[0] / 2):.2g}, so that samples "
+            f"will be blurred: set grid={name_of('grid', usual)}",
+            stacklevel=3,
+        )

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from unfog.diffusion.defaults import grid_of
+from unfog.diffusion.defaults import doubt_grid, grid_of
 from unfog.diffusion.denoiser import Condition, Conditioned, Denoise, Denoiser, on_clock
 from unfog.diffusion.grids import Grid
 from unfog.diffusion.guidance import ClassifierFree
@@ -54,7 +54,8 @@ def sample(
     if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape[1:]:
         raise UserError(f"the shape of samples is (count, *row), each 1 or more, not {shape!r}")
     count, *row = (whole_number("each number of the shape of samples", side, 1) for side in shape)
-    rule, places = named("solver", solver), named("grid", grid or grid_of(denoiser.schedule))
+    rule, usual = named("solver", solver), grid_of(denoiser.schedule)
+    places = usual if grid is None else named("grid", grid)
     like = _weight(denoiser)
     if noise is None:
         noise = normal(seed, "start", 0, 0, count, tuple(row))
@@ -64,6 +65,8 @@ def sample(
         raise UserError(f"the noise has the shape {tuple(noise.shape)}, where the samples have {tuple(shape)}")
     with torch.no_grad(), _evaluating(denoiser):
         denoise = _guided(denoiser, cond, guidance, count)
+        if grid is not None:
+            doubt_grid(denoise.schedule, places, steps, usual)
         denoise, times = on_clock(denoise, places(denoise.schedule, steps), rule.clock)
         x = as_time(denoise.schedule.sigma(times[0])).to(like) * noise.to(like)
         for step in trajectory(

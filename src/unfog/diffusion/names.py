@@ -97,3 +97,9 @@ def named(what: str, given: Value | str) -> Value:
     if not (callable(given) or hasattr(given, "step")):
         raise UserError(f"the {what} must be a value or one of {', '.join(NAMES[what])}, not {given!r}")
     return given
+
+
+def name_of(what: str, value: object) -> str:
+    """Return the name of a value, or that of its class where it has none."""
+    kind = type(value).__name__
+    return next((name for name, address in NAMES[what].items() if address.endswith(f":{kind}")), kind)

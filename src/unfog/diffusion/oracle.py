@@ -7,6 +7,10 @@ from torch import Tensor
 
 from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
+from unfog.runtime.errors import UserError
+
+ROUNDED = 1e-3
+"""How far the sum of weights, which may be of low precision, may lie from 1."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,23 @@ class Mixture:
     weights: Tensor
     means: Tensor
     variances: Tensor
+
+    def __post_init__(self) -> None:
+        """Check the weights.
+
+        Raises: UserError: If they are not one for each component, 0 or more and summing to 1.
+        """
+        weights = self.weights
+        if weights.ndim != 1 or self.means.shape[-2:-1] != weights.shape:
+            raise UserError(
+                f"a mixture has one weight for each row of its means, not weights of shape {tuple(weights.shape)} and "
+                f"means of shape {tuple(self.means.shape)}"
+            )
+        if not (bool((weights >= 0).all()) and abs(float(weights.sum()) - 1) < ROUNDED):
+            raise UserError(
+                f"the weights of a mixture are 0 or more and sum to 1, not to {float(weights.sum()):g}: divide them by "
+                "their sum"
+            )
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `count` points, `(count, dim)`."""

@@ -532,7 +532,8 @@ class Laplace(Schedule):
     """log_snr = mu - b·log(2t) up to t = 1/2, then mu + b·log(tail + (1 - tail)·2·(1 - t)); alpha² + sigma² = 1.
 
     Uniform times then have Laplace-distributed log-SNRs, with the lower tail cut so that the log-SNR at t = 1 is
-    finite; at t = 1/2 the rates jump by the fraction `tail`.
+    finite; at t = 1/2 the rates jump by the fraction `tail` and their own rates change sign: on this clock no rule of
+    velocities has an order above 2.
 
     Source: Hang & Gu 2024, Improved Noise Schedule for Diffusion Training, table 1.
     """

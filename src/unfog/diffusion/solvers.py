@@ -12,9 +12,11 @@ log-SNR, over which the exact solution from l to l + h is
 where the correction is the mean of x0(l + u) - x0(l) under the weight exp(u), 0 < u < h. Both fall back to the
 first-order rule where l is infinite, in steps from or to pure noise and clean data.
 
-The stated orders hold in the interior of the clock, with exact starting values. A multistep rule that starts by itself
+The stated orders hold in the interior of the clock, with exact starting values, and where the clock is smooth: on the
+own clock of `Laplace`, which has a kink, Adams-Bashforth falls to order 2. A multistep rule that starts by itself
 takes its first steps at lower order, which costs one order where three or more past values are read; and the last
-step, onto clean data, is first-order in every rule. `unfog verify` reports both next to the order.
+step, onto clean data, is first-order in every rule. Of stochastic rules the order is that of mean and variance.
+`unfog verify` measures all of this.
 """
 
 import math
@@ -67,7 +69,7 @@ class Solver(ABC):
     @property
     @abstractmethod
     def order(self) -> int:
-        """Order of convergence to the exact solution; of stochastic rules, to the exact distribution."""
+        """Order of convergence to the exact solution; of stochastic rules, to the exact mean and variance."""
 
     @property
     def memory(self) -> int:
@@ -323,7 +325,9 @@ class Heun(VelocitySolver):
     """x_s = x_t + (s - t)·(v(t) + v(s))/2, where v(s) is the velocity after an Euler step.
 
     The last step, onto clean data, is an Euler step: n steps cost 2n - 1 evaluations. With churn, each step that
-    starts between `churn_min` and `churn_max` first raises sigma/alpha by the fraction `churn` with fresh noise.
+    starts between `churn_min` and `churn_max` first raises sigma/alpha by the fraction `churn` with fresh noise. Then
+    the order is that in distribution: 2 where the churn falls as S_churn/n, as in EDM; with a fixed churn at most 1,
+    and in very many steps the error stays, since each adds as much noise. So it does where `churn_noise` is not 1.
 
     Attributes:
         churn: From 0 to sqrt(2) - 1; EDM's S_churn divided by the number of steps.
@@ -338,7 +342,11 @@ class Heun(VelocitySolver):
     churn_min: float = 0.0
     churn_max: float | None = None
     churn_noise: float = 1.0
-    order = 2
+
+    @property
+    def order(self) -> int:
+        """Order without churn, 2; 1 with one that is the same in every number of steps."""
+        return 1 if self.churn else 2
 
     def __post_init__(self) -> None:
         """Check the share of noise."""
@@ -503,7 +511,8 @@ class DPMSolverPP3M(Solver):
     """The third-order form of 2M: the parabola through three values of x0, integrated exactly.
 
     Started by itself its second step is 2M's and its order 2. The published code halves the quadratic term and thereby
-    loses the third order.
+    loses the third order. For many steps that are even in log-SNR: with 12 steps of `LogSNRGrid`, or 30 of
+    `KarrasGrid`, it is as accurate as 2M or more so; in fewer steps, and on other grids, use 2M.
 
     Source: Lu et al. 2022, DPM-Solver++, appendix; Hochbruck & Ostermann 2010, Exponential Integrators, section 2.6.
     """
@@ -553,7 +562,7 @@ class UniPC(Solver):
     p = 3 loses up to one in the limit.
 
     Attributes:
-        p: Order of the predictor, 2 or 3.
+        p: Order of the predictor, 2 or 3; 3 is for steps as `DPMSolverPP3M` needs them.
 
     Source: Zhao et al. 2023, UniPC, algorithms 1 and 2 (B(h) = exp(h) - 1, x0 prediction).
     """
@@ -593,7 +602,8 @@ class AdamsBashforth(VelocitySolver):
     """x_s = x_t + sum_j w_j·v_j: the integral of the polynomial through the last velocities, on any grid.
 
     Started by itself, its first steps read fewer velocities and have order 1, 2 and so on: the error of the first step
-    is of second order, which bounds the order of the whole in the limit.
+    is of second order, which bounds the order of the whole in the limit. So does a kink of the clock, that of `Laplace`
+    with clock="own".
     On `Rescheduled(EDM())` it is k-diffusion's LMS and the rho-Adams-Bashforth form of DEIS. iPNDM uses the weights of
     equal steps throughout, and keeps its order on equal steps only: on smoothly stretched grids it falls to second
     order, on rough ones to first.

@@ -26,6 +26,7 @@ from unfog.evaluation.report import aligned, bar, draw, heldout_conditions
 from unfog.evaluation.results import Measured, Setting, append_result, read_results
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec
+from unfog.recipes.fitting import extrapolates_far
 from unfog.runs.data import read_data
 from unfog.runs.run import Run
 from unfog.runtime.errors import Stopped, UserError
@@ -38,6 +39,10 @@ NEAR = 0.1
 """How much worse than the best, as a share, the recommended setting may be."""
 
 
+Cell = tuple[Setting, int]
+"""A setting, and the requested number of evaluations."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """A run under many settings.
@@ -47,12 +52,14 @@ class Bench:
         nfe: The requested numbers of evaluations.
         cells: For each setting and requested number, the longest sampling that takes no more evaluations.
         left_out: Settings that could not run, and why.
+        doubtful: Cells whose rule is unreliable on so few steps of such a grid: measured, and not recommended.
     """
 
     name: str
     nfe: tuple[int, ...]
     cells: dict[tuple[Setting, int], Measured]
     left_out: dict[str, str]
+    doubtful: frozenset[Cell] = frozenset()
 
     @property
     def measured(self) -> list[Measured]:
@@ -66,9 +73,10 @@ class Bench:
 
     @property
     def recommended(self) -> Measured:
-        """The fewest evaluations within 10 % of the best distance; of several the least distance."""
-        best = self.best.fidelity.value
-        near = [one for one in self.measured if one.fidelity.value <= best + NEAR * abs(best)]
+        """The fewest evaluations within 10 % of the best distance, none of them doubtful; the least such distance."""
+        sound = [one for cell, one in self.cells.items() if cell not in self.doubtful] or self.measured
+        best = min(one.fidelity.value for one in sound)
+        near = [one for one in sound if one.fidelity.value <= best + NEAR * abs(best)]
         return min(near, key=lambda one: (one.nfe, one.fidelity.value))
 
     @property
@@ -133,10 +141,22 @@ class Bench:
                 aligned(rows),
                 f"real held-out data: {number(score.floor)}; noise: {number(score.ceiling)}  ({score.protocol})",
                 *(f"left out: {name}: {why}" for name, why in self.left_out.items()),
+                *self._doubts(),
                 f"best:        {self.describe(self.best)}",
                 f"recommended: {self.describe(self.recommended)}",
             ]
         )
+
+    def _doubts(self) -> list[str]:
+        """Return a line for each setting that is not recommended in some numbers of steps."""
+        least: dict[Setting, int] = {}
+        for setting, nfe in self.doubtful:
+            least[setting] = max(least.get(setting, 0), self.cells[setting, nfe].steps)
+        return [
+            f"not recommended: {setting.solver}, grid {setting.grid}, up to {steps} steps: they are too long or too "
+            "uneven for its extrapolation, use dpmpp-2m"
+            for setting, steps in sorted(least.items(), key=str)
+        ]
 
     def _cell(self, setting: Setting, nfe: int, guided: bool) -> str:
         """Return the distance of one setting with so many evaluations, and with guidance its adherence."""
@@ -230,7 +250,13 @@ def bench(
         except KeyboardInterrupt:
             kept = f"{len(known) - done} of {len(todo)} measurements are kept"
             raise Stopped(f"stopped; {kept}: run the same command again to resume", signal.SIGINT) from None
-    return Bench(str(run.path), wanted, {cell: known[key] for cell, key in keys.items()}, left_out)
+    doubtful = frozenset(cell for cell, (sampler, _) in plan.items() if _doubtful(sampler))
+    return Bench(str(run.path), wanted, {cell: known[key] for cell, key in keys.items()}, left_out, doubtful)
+
+
+def _doubtful(sampler: Sampler) -> bool:
+    """Return whether the rule of a sampler is unreliable on its grid."""
+    return extrapolates_far(sampler.solver, sampler.grid, sampler.settings.steps)
 
 
 def _settings(run: Run, solvers: Sequence[str], grids: Sequence[str], guidance: Sequence[float]) -> list[Setting]:
@@ -251,10 +277,6 @@ class Planned(NamedTuple):
 
     sampler: Sampler
     nfe: int
-
-
-Cell = tuple[Setting, int]
-"""A setting, and the requested number of evaluations."""
 
 
 def _keys(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import update_wrapper
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,11 +17,15 @@ from unfog.diffusion.sampling import follow, trajectory
 from unfog.diffusion.solvers import DDIM, Solver
 from unfog.generation.sampler import Sampler
 from unfog.recipes.conditions import Asked
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import UserError, whole_number
 from unfog.runtime.randomness import normal
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
+
+
+Margins = tuple[int, int, int, int]
+"""Pixels on the left, right, top and bottom."""
 
 
 class Beginning(NamedTuple):
@@ -114,6 +118,7 @@ class Canvas:
         """
         if count < 1:
             raise UserError(f"the number of pictures must be 1 or more, not {count}")
+        count = whole_number("the number of pictures", count, 1)
         condition, size = self.sampler.condition(count, asked), self.sampler.size
         for first in range(0, count, size):
             denoise, times = replace(self.sampler, solver=solver).denoise(self.sampler.padded(condition, first))
@@ -200,7 +205,7 @@ def inpaint(
     Returns: uint8, `(count, channels, height, width)`.
     Raises: UserError: If the mask is of another size, or all of it is one value.
     """
-    canvas = Canvas(sampler, picture[None])
+    canvas, repeats = Canvas(sampler, picture[None]), whole_number("the number of repeats", repeats, 1)
     if mask.shape != picture.shape[1:]:
         raise UserError(f"the mask is of {tuple(mask.shape)} pixels, and the picture of {tuple(picture.shape[1:])}")
     if bool(mask.all()) or not bool(mask.any()):
@@ -229,9 +234,7 @@ def _mean_of(picture: Tensor, known: Tensor) -> Tensor:
 
 
 @_in_its_arithmetic
-def outpaint(
-    sampler: Sampler, picture: Tensor, margins: tuple[int, int, int, int], count: int = 1, asked: Asked = None
-) -> Tensor:
+def outpaint(sampler: Sampler, picture: Tensor, margins: Margins, count: int = 1, asked: Asked = None) -> Tensor:
     """Return versions of a picture that go on beyond its edges.
 
     Args:
@@ -244,8 +247,9 @@ def outpaint(
     Returns: uint8, `(count, channels, height + top + bottom, width + left + right)`.
     Raises: UserError: If the margins are none.
     """
-    if min(margins) < 0 or not any(margins):
+    if any(side < 0 for side in margins) or not any(margins):
         raise UserError(f"margins are pixels on the left, right, top and bottom, one of them above 0, not {margins}")
+    margins = cast(Margins, tuple(whole_number("a margin in pixels", side, 0) for side in margins))
     wide = F.pad(picture[None].float(), margins, mode="replicate").to(torch.uint8)[0]
     mask = F.pad(torch.zeros(picture.shape[1:]), margins, value=1.0).bool()
     return inpaint(sampler, wide, mask, count, asked)
@@ -317,6 +321,7 @@ def interpolate(sampler: Sampler, first: Tensor, second: Tensor, count: int, ask
     Returns: uint8, `(count, channels, height, width)`.
     Source: Song et al. 2021, Denoising Diffusion Implicit Models, section 5.3.
     """
+    count = whole_number("the number of pictures", count, 0)
     if count < 2:
         raise UserError(f"a way from one picture to another has 2 pictures or more, not {count}")
     start, end = (invert(sampler, picture, asked)[0] for picture in (first, second))
@@ -337,6 +342,7 @@ def vary(sampler: Sampler, picture: Tensor, amount: float, count: int = 1, asked
 
     Returns: uint8, `(count, channels, height, width)`.
     """
+    count = whole_number("the number of pictures", count, 1)
     z = invert(sampler, picture, asked)[0]
     other = torch.cat([normal(sampler.seed, "vary", 0, place, 1, tuple(z.shape[1:])) for place in range(count)])
     return from_noise(sampler, picture, varied(z, other, amount), asked)

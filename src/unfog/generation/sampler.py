@@ -141,6 +141,10 @@ class Sampler(Drawing):
         Raises: UserError: If they do not.
         """
         self.denoise(None if condition is None else condition[:1])
+        self.doubt()
+
+    def doubt(self) -> None:
+        """Warn of a grid that does not fit the schedule."""
         doubt_grid(self.denoiser.schedule, self.grid, self.settings.steps)
 
     def denoise(self, condition: Tensor | None) -> tuple[Denoise, Tensor]:

@@ -61,7 +61,7 @@ class Proof:
         return self.deviation <= self.limit
 
 
-def _gaussian(mean: float, variance: float, dim: int = 1) -> Mixture:
+def gaussian(mean: float, variance: float, dim: int = 1) -> Mixture:
     """Return one Gaussian as a mixture, float64."""
     center, spread = (torch.full((1, dim), value, dtype=torch.float64) for value in (mean, variance))
     return Mixture(as_time([1.0]), center, spread)
@@ -201,7 +201,7 @@ def recursion(
         steps: Number of steps.
     """
     table = Linear()
-    denoise: Denoise = Fractioned(MixtureDenoiser(_gaussian(MEAN, VARIANCE), table))
+    denoise: Denoise = Fractioned(MixtureDenoiser(gaussian(MEAN, VARIANCE), table))
     times = (grid or UniformGrid())(table, steps)
     if edm:
         clock = edm_clock(table)
@@ -301,7 +301,7 @@ def guidance() -> list[Proof]:
     """Guided Gaussians are a Gaussian of precision w/S_c - (w - 1)/S_u; classifier guidance is Bayes' rule."""
     schedule, w, t = LinearContinuous(), 2.5, as_time(0.4)
     alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
-    given, free = _gaussian(0.7, 0.1), _gaussian(-0.2, 0.5)
+    given, free = gaussian(0.7, 0.1), gaussian(-0.2, 0.5)
     x = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
     wide, narrow = alpha**2 * 0.5 + sigma**2, alpha**2 * 0.1 + sigma**2
     precision = w / narrow - (w - 1) / wide

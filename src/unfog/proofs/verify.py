@@ -12,6 +12,7 @@ from rich.table import Table
 from unfog.proofs import checks
 from unfog.proofs.checks import Proof
 from unfog.proofs.combinations import combinations
+from unfog.proofs.limits import Limit, limits
 from unfog.proofs.orders import SOLVERS, TOLERANCE, Order, measure
 from unfog.runtime.version import __version__
 
@@ -50,17 +51,19 @@ class Verification:
     """Everything that was measured."""
 
     orders: list[Order]
+    limits: list[Limit]
     proofs: list[Proof]
 
     @property
     def passed(self) -> bool:
         """Whether nothing failed."""
-        return all(order.passed for order in self.orders) and all(proof.passed for proof in self.proofs)
+        return all(row.passed for rows in (self.orders, self.limits, self.proofs) for row in rows)
 
     def to_json(self) -> str:
         """Return all of it as JSON text."""
         rows: dict[str, list[dict[str, Any]]] = {
             "orders": [{**asdict(row), "passed": row.passed} for row in self.orders],
+            "limits": [{**asdict(row), "passed": row.passed} for row in self.limits],
             "proofs": [{**asdict(row), "passed": row.passed} for row in self.proofs],
         }
         return json.dumps({"unfog": __version__, "passed": self.passed, **rows}, indent=1) + "\n"
@@ -77,6 +80,8 @@ class Verification:
             rows.add_row(f"order: {one.solver}", str(one.stated), *spans, *errors, _verdict(one.within))
         for one in self.orders:
             rows.add_row(f"onto data: {one.solver}", "≥ 1", "", f"{one.end:.2f}", "", "", _verdict(one.ends))
+        for row in self.limits:
+            rows.add_row(row.name, str(row.stated), _span(row.found), "", "", "", _verdict(row.passed))
         for proof in self.proofs:
             limit, deviation = f"≤ {proof.limit:g}", f"{proof.deviation:.1e}"
             rows.add_row(proof.name, limit, deviation, "", "", "", _verdict(proof.passed))
@@ -85,6 +90,7 @@ class Verification:
             "  Alone, rules that read two past steps or more lose some of it.\n"
             "10 NFE, 20 NFE: error after so many evaluations, from noise to data.\n"
             "onto data: order down to clean data; the last step is of first order in every rule.\n"
+            "in distribution: order of mean and variance, of stochastic rules.\n"
             "defaults: at 10 and 20 steps on the default grids of every schedule, error as a multiple of ddim's;\n"
             "  of ddim the error itself, of stochastic rules that of the mean.\n"
             "Other rows: the largest difference from an answer in closed form, and its limit."
@@ -100,15 +106,19 @@ def verify(console: Console | None = None) -> Verification:
     """
     columns = (TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn())
     orders: list[Order] = []
+    found: list[Limit] = []
     proofs: list[Proof] = []
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(SOLVERS) + len(CHECKS))
+        task = progress.add_task("", total=len(SOLVERS) + 1 + len(CHECKS))
         for name, solver in SOLVERS.items():
             progress.update(task, description=name)
             orders.append(measure(name, solver))
             progress.advance(task)
+        progress.update(task, description="limits")
+        found += limits()
+        progress.advance(task)
         for name, check in CHECKS.items():
             progress.update(task, description=name)
             proofs += check()
             progress.advance(task)
-    return Verification(orders, proofs)
+    return Verification(orders, found, proofs)

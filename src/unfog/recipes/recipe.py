@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -19,7 +19,7 @@ from unfog.diffusion.targets import Flow, Target
 from unfog.diffusion.times import LogitNormal, Times
 from unfog.diffusion.weightings import Unit, Weighting
 from unfog.recipes.conditions import ClassConditioning, Conditioning
-from unfog.recipes.fitting import default_grid, default_times
+from unfog.recipes.fitting import default_grid, default_inputs, default_times
 from unfog.recipes.kinds import KINDS, class_of, kind_of, options_of
 from unfog.recipes.networks import NetworkSpec
 from unfog.recipes.objective import Objective
@@ -46,6 +46,12 @@ MEANING = ("network", "inputs", "schedule", "target", "variance")
 """Fields that say what the weights of a denoiser compute."""
 USE = ("times", "weighting", "solver", "grid", "sampling")
 """Fields that say how such a denoiser is trained and sampled."""
+FOLLOWING: dict[str, Callable[[Schedule], object]] = {
+    "times": default_times,
+    "grid": default_grid,
+    "inputs": default_inputs,
+}
+"""Fields whose default depends on the schedule."""
 LOUDEST = 1000.0
 """sigma/alpha up to which solvers of velocities begin well on the clock of sigma/alpha."""
 VALUES = 1 << 28
@@ -167,12 +173,12 @@ class Recipe:
 
         `schedule=cosine` chooses a kind with its defaults, `schedule.steps=500` sets an option, `seed=3` the
         seed. Values are parsed as JSON, or else taken as text. The settings of one part are checked together.
-        Times and grid follow a new schedule, wherever it stands, where they are still the old one's defaults.
+        Times, grid and inputs follow a new schedule, wherever it stands, where they are still the old one's defaults.
 
         Raises: UserError: For an unknown path (with the nearest known one) or a value of the wrong type.
         """
         found = self._with([setting for setting in settings if _of_schedule(setting)])
-        for name, default in (("times", default_times), ("grid", default_grid)):
+        for name, default in FOLLOWING.items():
             if getattr(self, name) == default(self.schedule):
                 found = replace(found, **cast(Any, {name: default(found.schedule)}))
         return found._with([setting for setting in settings if not _of_schedule(setting)])

@@ -193,6 +193,8 @@ class Run:
         if asked is not None and wanted is not None:
             raise UserError("a condition is given twice, by its place and by its name: give it once")
         generator = self.generator(**options)
+        if isinstance(generator, Sampler):
+            generator.doubt()
         wanted = asked if wanted is None else wanted
         if progress is False:
             return generator(count, wanted)
@@ -330,6 +332,7 @@ class Run:
         asked = asking.asked(self.recipe, label=options.get("label"), prompt=options.get("prompt"))
         drawing = {name: value for name, value in options.items() if name not in ("label", "prompt")}
         sampler = self.sampler(**cast(SamplingOptions, drawing))
+        sampler.doubt()
         return sampler, asking.edited(self.recipe, sampler, asked)
 
     def _inverter(self, options: EditOptions) -> tuple[Sampler, Asked]:

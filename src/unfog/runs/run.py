@@ -27,7 +27,7 @@ from unfog.runs.model import Run as Run
 from unfog.runtime import distributed
 from unfog.runtime.contained import check_contained
 from unfog.runtime.device import Precision, choose_device, choose_precision, keep_memory, place
-from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError
+from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, seconds
 from unfog.runtime.files import disk, locked, read_bounded, whole, write_whole
 from unfog.runtime.tensors import load_into, read_tensors
 from unfog.training.checkpoint import steps
@@ -180,9 +180,7 @@ def fit(
 
     The trackers named in `log` are informed, or what `hooks` holds.
     """
-    if budget is not None and not budget > 0:
-        raise UserError(f"the budget must be above 0 seconds, not {budget}")
-    started = Budget(budget) if budget else None
+    started = None if budget is None else Budget(seconds("the budget", budget))
     chosen, found = _chosen(recipe, dataset)
     _fit(chosen, Path(out), found, started, init_from, device, console, hooks or Hooks(log))
 

@@ -1,7 +1,9 @@
 """Errors shown to the user as one sentence: their own mistake, a failing environment, or a requested stop."""
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Real
 from operator import index
 
 ELSEWHERE = {
@@ -55,6 +57,21 @@ def whole_number(what: str, value: object, least: int, most: int | None = None, 
         number = int(value) if isinstance(value, float) and value.is_integer() else least - 1
     if number < least or (most is not None and number > most):
         raise UserError(f"{what} must be a whole number{wanted}, not {value!r}")
+    return number
+
+
+def seconds(what: str, value: object) -> float:
+    """Return a time in seconds of any type of number.
+
+    Args:
+        what: What it is, as a message begins.
+        value: The number.
+
+    Raises: UserError: If it is no number, not above 0, or infinite.
+    """
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else 0.0
+    if not 0 < number < math.inf:
+        raise UserError(f"{what} must be a number of seconds above 0, and finite, not {value!r}")
     return number
 
 

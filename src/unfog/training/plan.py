@@ -15,7 +15,7 @@ from unfog.recipes.latents import LatentCodec, weights_of
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import PORTION
 from unfog.runtime.device import choose_device, free_memory, peak_memory
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import UserError, seconds
 from unfog.runtime.files import write_whole
 from unfog.runtime.tensors import write_tensors
 from unfog.training.checkpoint import KEPT
@@ -114,6 +114,7 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
         EnvironmentFailure: If disk or network fail.
     """
     started = time.monotonic()
+    budget = None if budget is None else seconds("the budget", budget)
     recipe, data = build_data(recipe)
     with tempfile.TemporaryDirectory(prefix="unfog-") as name, torch.random.fork_rng():
         folder, first = Path(name), None

@@ -13,7 +13,7 @@ from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.times import Importance
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_denoiser
-from unfog.recipes.fitting import doubt_grid, doubt_times
+from unfog.recipes.fitting import doubt_grid, doubt_inputs, doubt_times
 from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss
 from unfog.recipes.recipe import Recipe
 from unfog.runtime import distributed
@@ -43,6 +43,7 @@ class Denoising(OneLoss):
         sampler = Sampler.of(context.recipe, _denoiser(model))
         sampler.denoise(held_out(np.zeros(1, dtype=np.int64)).condition)
         doubt_times(context.recipe.schedule, context.recipe.times)
+        doubt_inputs(context.recipe.schedule, context.recipe.inputs)
         doubt_grid(context.recipe.schedule, context.recipe.grid, context.recipe.sampling.steps)
 
     def state(self, context: Context) -> dict[str, Tensor]:
