@@ -73,6 +73,7 @@ class Trainer:
         self.conditioning, self.known, self.codec = recipe.conditioning, known_of(recipe), build_codec(recipe)
         self.prepared = prepared(data, self.codec, recipe.augment, folder)
         self.state: dict[str, Tensor] = {}
+        self._housed = folder.is_dir()
         self.images: int | None = self.settings.images
         self.step = self.skipped = self.bad_in_row = 0
         self.precision = choose_precision(self.settings.precision, device, recipe.shape)
@@ -344,6 +345,10 @@ class Trainer:
             parts[self._part(name)] = checkpoint.optimizer_tensors(optimizer, self._names(optimizer))
         if distributed.rank():
             return True
+        if not self._housed:  # a folder that was there and is gone was moved, and is not made anew here
+            with disk(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._housed = True
         parts["state"] = self.state
         state = {"skipped": self.skipped, "threads": torch.get_num_threads(), "precision": self.precision}
         checkpoint.save(self.folder / "checkpoints", self.step, _flat(parts), state)
