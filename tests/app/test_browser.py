@@ -258,19 +258,16 @@ def test_a_mistake_is_a_toast(visit: Visit) -> None:
 NAME = "<img src=x onerror=window.hit=1>"
 
 
-def test_a_strangers_names_are_text(digits_run: Path, tmp_path: Path) -> None:
+def test_a_strangers_names_are_text(visit: Visit, digits_run: Path, tmp_path: Path) -> None:
     """Of runs and classes, in choices, toasts and Markdown: the browser makes no element of them, and asks nobody."""
-    from playwright.sync_api import sync_playwright
-
     folder = shutil.copytree(digits_run, tmp_path / NAME)
     recipe = json.loads((folder / "recipe.json").read_text())
     (folder / "recipe.json").write_text(json.dumps({**recipe, "classes": [NAME, *recipe["classes"][1:]]}))
     scores = {f"![]({digits_run.name}) {NAME}": {"value": 1.0, "floor": 1.0, "n": NAME}}
     kept = {"evaluations": [{"guidance": 1.0, "scores": scores}], "protocol": NAME}
     (folder / "evaluation.json").write_text(json.dumps(kept))
-    with served(folder) as address, sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        visit = Visit(browser, address)
+    with served(folder) as address:
+        visit = Visit(visit.page.context.browser, address)
         for words in (NAME, "8 <b>bold</b>"):
             visit.tab("Edit")
             visit.fill("Show", words)
@@ -287,7 +284,7 @@ def test_a_strangers_names_are_text(digits_run: Path, tmp_path: Path) -> None:
         assert visit.page.evaluate("window.hit") is None
         assert visit.page.locator("img[src=x], b:text('bold'), img[src*=digits]").count() == 0
         asked = [url for url in visit.requests if url.rstrip("/").endswith(("/x", "/digits"))]
-        browser.close()
+        visit.page.close()
     assert asked == []
 
 

@@ -158,7 +158,17 @@ def test_uploads_are_bounded_in_total(page: Page, monkeypatch: pytest.MonkeyPatc
     assert page.ask("/gradio_api/upload", bytes(11 << 20), "POST", content_length="1")[0] == 413
 
 
-MALFORMED = [b"", b"[]", b"{", b"\xff", b"[" * 9000, b'{"data": NaN}', b'{"data": ["\\ud800"]}', b'{"fn_index": true}']
+MALFORMED = [
+    b"",
+    b"[]",
+    b"{",
+    b"\xff",
+    b"[" * 9000,
+    b'{"data": NaN}',
+    b'{"data": 1e999}',
+    b'{"data": ["\\ud800"]}',
+    b'{"fn_index": true}',
+]
 MALFORMED += [b'{"fn_index": 9}', b'{"fn_index": NaN}', b'{"session_hash": 1}', b'"' + bytes(1 << 19) + b'"']
 
 

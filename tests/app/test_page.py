@@ -20,6 +20,7 @@ from PIL import Image
 from tests.app.playground import served
 from tests.conftest import PATIENCE, until
 from tests.torture_page import Stranger
+from unfog.cli.main import main
 from unfog.runs.run import load
 
 PLACES = 10
@@ -370,6 +371,11 @@ def test_the_other_actions(page: str, tmp_path: Path, digits_run: Path) -> None:
     assert "## Cost" in words
     assert pictures
     assert json.loads(re.findall(r"```json\n(.*?)\n```", words, re.DOTALL)[0])["name"] == "digits"
+
+
+def test_a_name_to_allow_is_a_name(capsys: pytest.CaptureFixture[str], digits_run: Path) -> None:
+    assert main(["app", str(digits_run), "--allow-host", "https://page.example.org/"]) == 2
+    assert "without scheme and port, not 'https://page.example.org/'" in capsys.readouterr().err
 
 
 def test_without_gradio_it_is_a_sentence(digits_run: Path) -> None:

@@ -7,6 +7,7 @@ rebinding). Gradio offers more than the page needs, some of it to anybody, and r
 import asyncio
 import ipaddress
 import json
+import math
 import re
 import secrets
 import sys
@@ -148,8 +149,9 @@ class Door:
         own = OWN.fullmatch(asked.path)
         session = own["session"] if own and own["session"] is not None else asked.query.get("session_hash")
         visitor, send = self._visitor(scope, send, cookie, session)
-        if own and own["event"] and not self.visitors.admits(visitor, own["event"], claim=False):
-            raise Refusal(403, "this session is another visitor's")
+        event = own["event"] if own else None
+        if event is not None and not (NAME.fullmatch(event) and self.visitors.admits(visitor, event, claim=False)):
+            raise Refusal(403, "this is no answer to a request of yours")
         if asked.path.startswith(FILE):
             if not self.visitors.owns(visitor, asked.path.removeprefix(FILE)):
                 raise Refusal(403, "this is no file that you uploaded to this page or were given by it")
@@ -210,7 +212,7 @@ class Door:
         Raises: Refusal: If it is malformed, or there is no such endpoint.
         """
         try:
-            told = parse_json(body.decode(), parse_constant=_no_number)
+            told = parse_json(body.decode(), parse_constant=_no_number, parse_float=_finite)
             json.dumps(told, ensure_ascii=False).encode()  # half a character cannot be answered
         except ValueError as error:
             raise Refusal(400, f"the request is no JSON that can be read ({str(error)[:80]})") from None
@@ -301,9 +303,15 @@ def _introducing(send: Send, visitor: str) -> Send:
     return introduced
 
 
-def _no_number(word: str) -> object:
+def _no_number(word: str) -> float:
     """Refuse NaN and the infinities, which JSON does not have."""
-    raise ValueError(f"{word} is no number")
+    raise ValueError(f"{word[:40]} is no number")
+
+
+def _finite(word: str) -> float:
+    """Return a number, unless it is so large that it would be infinite."""
+    number = float(word)
+    return number if math.isfinite(number) else _no_number(word)
 
 
 async def _body(receive: Receive, most: int, what: str) -> bytes:
