@@ -154,8 +154,8 @@ class Images(Modality):
 
     def read(self, path: Path, shape: tuple[int, ...]) -> Tensor:
         """Return the image of a file, cropped and resized to this shape; in grey unless that has three channels."""
-        channels = 3 if shape[0] == 3 else 1
-        return torch.from_numpy(read_picture(path, channels, *shape[1:]))[None]
+        channels, height, width = 3 if shape[0] == 3 else 1, shape[1], shape[2]
+        return torch.from_numpy(read_picture(path, channels, height, width))[None]
 
 
 @final
