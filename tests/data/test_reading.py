@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from rich.console import Console
 
 from unfog.cli.main import main
 from unfog.data import packed as packing
@@ -25,7 +26,10 @@ from unfog.recipes.conditions import ClassConditioning, Known
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.sources import Folder
+from unfog.runs.run import train
 from unfog.runtime.errors import UserError
+
+QUIET = Console(quiet=True)
 
 
 def draw(path: Path, value: float = 0, mode: str = "L", side: int = 8, **options: object) -> Path:
@@ -448,6 +452,58 @@ def test_what_must_be_unpacked_is_said(tmp_path: Path, name: str) -> None:
         recipe("folder", str(tmp_path / name))
 
 
+@pytest.mark.parametrize(("shape", "dtype"), [((8, 9), "u1"), ((8, 9, 3), ">u2"), ((3, 8, 9), "f4"), ((8, 9, 6), "u1")])
+def test_one_array_is_a_set(tmp_path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    """As its rows are in files of their own; of an `.npz` the labels are read too."""
+    numbers = np.random.default_rng(0).integers(0, 256, (12, *shape))
+    rows_of = (numbers / 255 if dtype == "f4" else numbers * 257 if dtype == ">u2" else numbers).astype(dtype)
+    for place, row in enumerate(rows_of):
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        np.save(tmp_path / "plain" / f"{place:02}.npy", np.moveaxis(row, 0, 2) if shape == (3, 8, 9) else row)
+    np.save(tmp_path / "x.npy", rows_of)
+    labels = np.arange(12) % 3 * 5
+    np.savez(tmp_path / "x.npz", images=rows_of, labels=labels, more=labels)
+    plain = folder(str(tmp_path / "plain"), size=[8, 9])
+    for name in ("x.npy", "x.npz"):
+        data = folder(str(tmp_path / name), size=[8, 9])
+        assert rows(data)[0][0] == rows(plain)[0][0]
+        for one, other in zip(data, plain, strict=True):
+            places = np.arange(len(one))
+            assert np.array_equal(one.take(places).x.numpy(), other.take(places).x.numpy())
+    batch = data.train.about(np.arange(len(data.train)))
+    assert data.train.classes == ("0", "5", "10")
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [int(name[:2]) % 3 for name in batch.files or ()]
+    assert "of a kind that is not read: more (array)" in notes_of(data)[0]
+
+
+def test_arrays_that_are_no_sets_get_a_sentence(tmp_path: Path) -> None:
+    good = np.zeros((5, 8, 8), np.uint8)
+    np.savez_compressed(tmp_path / "packed.npz", good)
+    np.save(tmp_path / "one.npy", np.zeros((64, 64, 3), np.uint8))
+    np.save(tmp_path / "flat.npy", np.zeros((64, 64), np.uint8))
+    np.save(tmp_path / "objects.npy", np.array([[[object()]]]), allow_pickle=True)
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(good))
+    np.save(tmp_path / "cut.npy", good)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-1])
+    (tmp_path / "noise.npy").write_bytes(bytes(200))
+    header = str({"descr": "|u1", "fortran_order": False, "shape": (1 << 40, 8, 8)}).ljust(117) + "\n"
+    huge = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode()
+    (tmp_path / "huge.npy").write_bytes(huge)
+    for name, why in (
+        ("packed.npz", "compressed: save them with numpy.savez"),
+        ("one.npy", "is one picture"),
+        ("flat.npy", "is no set of pictures"),
+        ("objects.npy", "Python objects"),
+        ("fortran.npy", "Fortran order"),
+        ("cut.npy", "cut off"),
+        ("huge.npy", "cut off"),
+        ("noise.npy", "magic"),
+    ):
+        with pytest.raises(UserError, match=f"{name} .*{why}"):
+            folder(str(tmp_path / name))
+
+
 # ------------------------------------------------------------------------------------ the set decides
 
 
@@ -567,3 +623,15 @@ def test_a_part_without_readable_pictures_is_refused(tmp_path: Path) -> None:
         pytest.raises(UserError, match="no readable pictures in one of its parts"),
     ):
         folder(str(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:.*a single colour")
+def test_pictures_of_six_channels_are_sampled_as_arrays(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        np.save(tmp_path / "data" / f"{number}.npy", np.full((8, 8, 6), 20 * number, np.uint8))
+    small = ("network.width=8", "training.images=32", "training.reports=1", "sampling.steps=1", "optimizer.warmup=8")
+    run = train(recipe("folder", str(tmp_path / "data")).set(*small), tmp_path / "run", device="cpu", console=QUIET)
+    assert main(["sample", str(run.path), "-n", "2", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.npy")) == ["00000.npy", "00001.npy"]
+    assert describe_picture(tmp_path / "out" / "00000.npy") == (6, 8, 8)

@@ -13,16 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unfog.data.stacks import check_directory, row_of, stack_of
 from unfog.runtime.errors import UserError
 
 TARS = frozenset({".tar"})
 ZIPS = frozenset({".zip"})
-ARCHIVES = TARS | ZIPS
+STACKS = frozenset({".npy", ".npz"})
+ARCHIVES = TARS | ZIPS | STACKS
 """File suffixes of the archives that are read, in lower case."""
 BLOCK = 512
 """Bytes of a tar's header, of which its parts are multiples."""
-HEAD, LARGEST, MEMBERS, DIRECTORY = 1 << 20, 1 << 28, 5_000_000, 1 << 29
-"""Limits: bytes of an extended header, of a file, the number of files, and bytes of a zip's directory."""
+HEAD, LARGEST, MEMBERS = 1 << 20, 1 << 28, 5_000_000
+"""Limits: bytes of an extended header and of a file, and the number of files."""
 KIND, REGULAR = 0o170000, 0o100000
 """The bits of a file's mode that say what it is, and those of a regular file."""
 
@@ -31,12 +33,18 @@ class Place(NamedTuple):
     """Where a file of an archive is.
 
     Attributes:
-        offset: Its first byte in a tar, or -1 in a zip.
+        offset: Its first byte, or -1 in a zip.
         size: Its bytes.
+        dtype: Type of the values of a row of an array.
+        shape: Shape of such a row.
+        content: Its bytes themselves, where they lie apart.
     """
 
     offset: int
     size: int
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    content: bytes | None = None
 
 
 class Stat(NamedTuple):
@@ -80,6 +88,8 @@ class Member:
         """
         if not 0 <= self.place.size <= LARGEST:
             raise OSError(f"a file of {self.place.size:,} bytes in an archive is too large")
+        if self.place.content is not None:
+            return io.BytesIO(self.place.content)
         if self.place.offset >= 0:
             with self.archive.open("rb") as file:
                 file.seek(self.place.offset)
@@ -96,6 +106,8 @@ class Member:
         Raises: OSError, ValueError: If it is damaged, or holds Python objects.
         """
         file = self.open()
+        if self.place.dtype:
+            return row_of(file.read(), self.place.dtype, self.place.shape)
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
@@ -151,7 +163,7 @@ def packed(path: Path, archives: tuple[Path, ...]) -> tuple[Packed, list[str]]:
     again = []
     for archive in archives:
         try:
-            for name, place in _tar(archive) if archive.suffix.lower() in TARS else _of_zip(archive):
+            for name, place in _indexed(archive):
                 if name in members:
                     again.append(f"{archive.name}/{name}")
                     continue
@@ -169,6 +181,27 @@ def packed(path: Path, archives: tuple[Path, ...]) -> tuple[Packed, list[str]]:
 def _again(path: Path, archives: tuple[Path, ...]) -> Packed:
     """Index archives that another process has indexed."""
     return packed(path, archives)[0]
+
+
+def _indexed(archive: Path) -> Iterator[tuple[str, Place]]:
+    """Yield the files of an archive of any kind."""
+    suffix = archive.suffix.lower()
+    if suffix in STACKS:
+        return _rows(archive)
+    return _tar(archive) if suffix in TARS else _of_zip(archive)
+
+
+def _rows(archive: Path) -> Iterator[tuple[str, Place]]:
+    """Yield the rows of an array as files, with what is known of each as files of the same name."""
+    (offset, (count, *shape), dtype), beside, unused = stack_of(archive)
+    size, digits = math.prod(shape) * dtype.itemsize, len(str(count - 1))
+    for row in range(count):
+        name = f"{row:0{digits}}"
+        yield f"{name}.npy", Place(offset + row * size, size, dtype.str, tuple(shape))
+        for suffix, texts in beside.items():
+            yield f"{name}{suffix}", Place(0, len(content := texts[row].encode()), content=content)
+    for name in unused:
+        yield f"{name} (array)", Place(0, 0, content=b"")
 
 
 def _tar(archive: Path) -> Iterator[tuple[str, Place]]:
@@ -229,26 +262,11 @@ def _longer(kind: bytes, body: bytes) -> dict[str, bytes]:
 
 
 def _of_zip(archive: Path) -> Iterator[tuple[str, Place]]:
-    """Yield the regular files of a zip, whose directory is read only if it is of a sound size."""
-    if _directory(archive) > DIRECTORY:
-        raise ValueError(f"its directory has more than {DIRECTORY:,} bytes")
+    """Yield the regular files of a zip."""
+    check_directory(archive)
     for info in _zip(archive, archive.stat().st_mtime_ns).infolist():
         if not info.is_dir() and (info.external_attr >> 16) & KIND in (0, REGULAR):
             yield info.filename, Place(-1, info.file_size)
-
-
-def _directory(archive: Path) -> int:
-    """Return how many bytes the directory of a zip has, as its end says."""
-    with archive.open("rb") as file:
-        file.seek(max(0, archive.stat().st_size - (1 << 16) - 42))
-        tail = file.read()
-        end = tail.rfind(b"PK\5\6")
-        if end < 0:
-            raise ValueError("it has no directory")
-        if tail[max(0, end - 20) : max(0, end - 16)] != b"PK\6\7":
-            return int.from_bytes(tail[end + 12 : end + 16], "little")
-        file.seek(min(int.from_bytes(tail[end - 12 : end - 4], "little"), archive.stat().st_size))
-        return int.from_bytes(file.read(56)[40:48], "little")
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfog.data.modality import Modality, images, modality_of
+from unfog.data.modality import Modality, modality_of
 from unfog.data.source import Batch
 from unfog.data.text import WORDS, tokenise
 from unfog.networks.conditioning import ClassEmbedding, Embedder, NumbersEmbedding, PlanesEmbedding, TextEncoder
@@ -270,7 +270,7 @@ class ImageConditioning(WithNull):
 
     def build(self, known: Known, dim: int) -> Embedder | None:
         """Return the embedder."""
-        if known.modality != images or known.shape != (known.stored or known.shape):
+        if not known.modality.pixels or known.shape != (known.stored or known.shape):
             raise UserError("conditioning=image is for pictures in pixels: use another conditioning, or codec=pixels")
         if self.task == "colour" and known.shape[0] == 1:
             raise UserError("conditioning.task=colour needs pictures in colour, but these are grey: use another task")
