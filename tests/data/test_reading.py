@@ -3,10 +3,14 @@
 import io
 import json
 import os
+import sys
 import tarfile
 import unicodedata
 import zipfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -445,7 +449,7 @@ def test_hostile_archives_get_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
         list_pictures(str(tmp_path / "shards"))
 
 
-@pytest.mark.parametrize("name", ["x.tar.gz", "x.7z", "x.parquet"])
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.7z", "x.arrow"])
 def test_what_must_be_unpacked_is_said(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match=f"{name} is not a folder but packed: unpack it"):
@@ -502,6 +506,49 @@ def test_arrays_that_are_no_sets_get_a_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"{name} .*{why}"):
             folder(str(tmp_path / name))
+
+
+class Table:
+    """What is used of pyarrow, over two columns that are not read and five pictures."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows = json.loads(path.read_text())
+        features = {"info": {"features": {"label": {"names": ["b", "a"]}}}}
+        metadata = {b"huggingface": json.dumps(features).encode()}
+        self.schema_arrow = SimpleNamespace(names=list(self.rows[0]), metadata=metadata)
+        group = SimpleNamespace(total_byte_size=len(self.rows))
+        self.metadata = SimpleNamespace(num_row_groups=1, row_group=lambda _: group)
+
+    def iter_batches(self, batch_size: int, columns: list[str]) -> Iterator[SimpleNamespace]:
+        for row in self.rows:
+            cells = {name: row[name] for name in columns} | {"image": {"bytes": bytes(row["image"]), "path": None}}
+            yield SimpleNamespace(to_pylist=partial(list, [cells]))
+
+
+def test_parquet_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for pyarrow, which is an extra; without it, one sentence."""
+    for part, count in (("train-00000-of-00001", 5), ("validation-00000-of-00001", 2)):
+        found = []
+        for number in range(count):
+            image = list(draw(tmp_path / "x.png", 20 * number).read_bytes())
+            found.append({"image": image, "label": number % 2, "caption": f"no {number}", "author": "x"})
+        write(tmp_path / "data" / f"{part}.parquet", json.dumps(found))
+    (tmp_path / "x.png").unlink()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pyarrow is missing: install it with pip install 'unfog\[parquet\]'"):
+        folder(str(tmp_path))
+    parquet = SimpleNamespace(ParquetFile=Table)
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(parquet=parquet))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
+    data = folder(str(tmp_path))
+    train, held = rows(data)
+    assert (train[1], train[2], held[1], held[2]) == ([1, 0, 1, 0, 1], [0, 20, 40, 60, 80], [1, 0], [0, 20])
+    assert data.train.classes == ("a", "b")
+    assert data.heldout.about(np.arange(2)).captions == ["no 0", "no 1"]
+    assert "validation-00000-of-00001.parquet/author (column)" in notes_of(data)[0]
+    monkeypatch.setattr("unfog.data.tables.TOTAL", 100)
+    with pytest.raises(UserError, match="more than 100 bytes of pictures: unpack them"):
+        folder(str(tmp_path / "data" / "train-00000-of-00001.parquet"))
 
 
 # ------------------------------------------------------------------------------------ the set decides

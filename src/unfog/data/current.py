@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from unfog.data.classic import existing
 from unfog.data.listing import Listing, Unused, annotate, few, natural
 from unfog.data.metadata import NAMES, Line, metadata_lines, text_of
-from unfog.data.packed import ARCHIVES, TARS, Packed, packed
+from unfog.data.packed import ARCHIVES, SHARDS, Packed, packed
 from unfog.data.pictures import SUFFIXES
 from unfog.data.source import MissingDataError
 from unfog.data.walk import walk
@@ -37,14 +37,15 @@ REPEATS = re.compile(r"\d+_.+")
 def located(path: str) -> tuple[Path | Packed, list[str]]:
     """Return the folder or the archives at a path, and names that several archives share.
 
-    A folder that holds tars and no pictures stands for these: the shards of WebDataset.
+    A folder that holds tars or Parquet files, itself or in `data/`, and no pictures stands for these.
 
     Raises: UserError: If there is nothing of the kind, or an archive is damaged.
     """
     place = existing(path, ARCHIVES)
     if not place.is_dir():
         return packed(place, (place,))
-    shards = tuple(sorted(name for name in place.iterdir() if name.suffix.lower() in TARS and name.is_file()))
+    there = [name for folder in (place, place / "data") if folder.is_dir() for name in folder.iterdir()]
+    shards = tuple(sorted(name for name in there if name.suffix.lower() in SHARDS and name.is_file()))
     if not shards or any(_suffix(name) in SUFFIXES for name in walk(place, SUFFIXES).files):
         return place, []
     return packed(place, shards)

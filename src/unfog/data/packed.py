@@ -14,12 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfog.data.stacks import check_directory, row_of, stack_of
+from unfog.data.tables import rows_of
 from unfog.runtime.errors import UserError
 
 TARS = frozenset({".tar"})
 ZIPS = frozenset({".zip"})
 STACKS = frozenset({".npy", ".npz"})
-ARCHIVES = TARS | ZIPS | STACKS
+TABLES = frozenset({".parquet"})
+SHARDS = TARS | TABLES
+"""Suffixes of files of which a folder may hold several that are one data set."""
+ARCHIVES = TARS | ZIPS | STACKS | TABLES
 """File suffixes of the archives that are read, in lower case."""
 BLOCK = 512
 """Bytes of a tar's header, of which its parts are multiples."""
@@ -186,6 +190,8 @@ def _again(path: Path, archives: tuple[Path, ...]) -> Packed:
 def _indexed(archive: Path) -> Iterator[tuple[str, Place]]:
     """Yield the files of an archive of any kind."""
     suffix = archive.suffix.lower()
+    if suffix in TABLES:
+        return ((name, Place(0, len(content), content=content)) for name, content in rows_of(archive))
     if suffix in STACKS:
         return _rows(archive)
     return _tar(archive) if suffix in TARS else _of_zip(archive)

@@ -139,15 +139,15 @@ def autoencoder(data: str | None = None, size: int | None = None) -> Recipe:
 
 
 def text_to_image(data: str | None = None, size: int | None = None) -> Recipe:
-    """Your own captioned pictures (metadata.jsonl with "text"): text in, pictures out, in latents above 32 pixels.
+    """Your own captioned pictures (1.txt next to 1.png, or metadata.jsonl): text in, pictures out.
 
-    Trains an autoencoder first and then, in its latents, the compact network, which reads the captions by
-    cross-attention; `network=conditional-unet` is Stable Diffusion's, and slower. Captions that are equal up to the
-    first colon or comma are held out together.
+    Above 32 pixels it trains an autoencoder first and then, in its latents, the compact network, which reads the
+    captions by cross-attention; `network=conditional-unet` is Stable Diffusion's, and slower. Captions that are equal up
+    to the first colon or comma are held out together, as far as about a tenth of the pictures can be.
     """
     listing, channels, sides, side = _looked("text-to-image", data, size)
     if listing.captions is None and not listing.classes:
-        raise UserError(f"{listing.root} has no captions: add a metadata.jsonl whose lines have 'file_name' and 'text'")
+        raise UserError(f"{listing.root} has no captions: put 1.txt next to 1.png, or add a metadata.jsonl with 'text'")
     return Recipe(
         "text-to-image",
         data=Folder(path=_located(data), size=sides, channels=channels, together=":,"),
