@@ -26,6 +26,7 @@ from unfog.data.inspect import inspect
 from unfog.data.listing import natural
 from unfog.data.pictures import describe_picture, read_picture
 from unfog.data.source import Data, split_groups, split_rows
+from unfog.recipes.build import build_data
 from unfog.recipes.conditions import ClassConditioning, Known
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
@@ -233,6 +234,16 @@ def test_long_captions_are_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------ what is common is read
 
 
+def test_names_that_look_like_papers_are_data(tmp_path: Path) -> None:
+    for name in ("license_plates/1.png", "license_plates/README.md", "readme/2.png", "licence.png", "__MACOSX/3.png"):
+        draw(tmp_path / name, format="PNG")
+    listing = list_pictures(str(tmp_path))
+    assert listing.files == ("license_plates/1.png", "readme/2.png")
+    assert listing.unused.names == {
+        "pictures beside the class folders, which have no class: move them into one": ["licence.png"]
+    }
+
+
 def test_captions_beside_pictures(tmp_path: Path) -> None:
     for number in range(4):
         draw(tmp_path / f"{number}.png", number)
@@ -241,6 +252,11 @@ def test_captions_beside_pictures(tmp_path: Path) -> None:
     write(tmp_path / "2.txt", "\ufeffa \u00e9")
     listing = list_pictures(str(tmp_path))
     assert listing.captions == ("a red circle", "\u00fcber", "a \u00e9", "")
+    (tmp_path / "3.txt").write_bytes("\u00fc".encode("latin-1"))
+    assert list_pictures(str(tmp_path)).notes == (
+        "1 captions are neither UTF-8 nor marked as UTF-16: convert them (3.png)",
+    )
+    (tmp_path / "3.txt").unlink()
     (tmp_path / "1.caption").unlink()
     (tmp_path / "2.txt").unlink()
     listing = list_pictures(str(tmp_path))
@@ -427,6 +443,10 @@ def test_hostile_archives_get_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     head[124:136] = b"\x80" + (1 << 60).to_bytes(11, "big")  # a file of an exabyte
     head[148:156] = b" " * 8
     head[148:156] = f"{sum(head):06o}\0 ".encode()
+    back = bytearray(head)
+    back[124:136] = b"-0000001000\0"  # which would lead back to this header for ever
+    back[148:156] = b" " * 8
+    back[148:156] = f"{sum(back):06o}\0 ".encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("a.png", b"x")
@@ -435,6 +455,7 @@ def test_hostile_archives_get_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     for name, data in (
         ("noise.tar", bytes(range(256)) * 8),
         ("cut.tar", good[:700]),
+        ("negative.tar", bytes(back) + good[512:]),
         ("huge.tar", bytes(head) + good[512:]),
         ("packed.tar", b"\x1f\x8b" + bytes(range(250)) * 8),
         ("noise.zip", b"PK" + bytes(1000)),
@@ -560,6 +581,12 @@ def test_twelve_bits_fill_the_range(tmp_path: Path) -> None:
     notes = said(root)
     assert "4 pictures hold numbers from 100 to 4095" in notes
     assert "0 becomes black and 4095 white (data.range=[0,4095])" in notes
+    filled, _ = build_data(recipe("folder", str(root)))
+    draw(root / "more.png", 60_000, "I;16")
+    again, data = build_data(Recipe.from_json(filled.to_json()))
+    assert again.data == filled.data  # the scale of a run stays
+    assert max(rows(data)[0][2]) == 255
+    (root / "more.png").unlink()
     data = folder(str(root), range=[0, 1000])
     assert sorted(value for _, _, values in rows(data) for value in values) == [26, 255, 255, 255]
     for span in ([1, 1], [2, 1], [0], [0, float("nan")]):

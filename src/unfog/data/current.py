@@ -79,13 +79,20 @@ def list_current(root: Path | Packed, twice: Sequence[str], where: str) -> Listi
     else:
         _sort_out(rest, set(), "captions beside pictures, since there are metadata", unused)
     found = replace(_split(found, unused, not sources), root=root, unused=unused)
-    without = (
-        [] if sources else [name for name, text in zip(found.files, found.captions or (), strict=False) if not text]
-    )
-    if not without:
-        return found
-    note = f"{len(without):,} pictures without a caption get an empty one ({few(without)})"
-    return replace(found, notes=(*found.notes, note))
+    return replace(found, notes=(*found.notes, *_about_captions(found, bool(sources))))
+
+
+def _about_captions(found: Listing, listed: bool) -> list[str]:
+    """Say which captions could not be decoded and, where metadata do not list them, which pictures have none."""
+    captioned = list(zip(found.files, found.captions or (), strict=False))
+    damaged = [name for name, text in captioned if set(text) & {"\ufffd", "\0"}]
+    without = [] if listed else [name for name, text in captioned if not text]
+    notes = []
+    if damaged:
+        notes.append(f"{len(damaged):,} captions are neither UTF-8 nor marked as UTF-16: convert them ({few(damaged)})")
+    if without:
+        notes.append(f"{len(without):,} pictures without a caption get an empty one ({few(without)})")
+    return notes
 
 
 def _suffix(name: str) -> str:

@@ -81,6 +81,7 @@ class Streamed:
         workers: Number of processes.
         root: The folder or archive of the files.
         notes: What to say of the data before training.
+        span: What became black and white, where that was chosen by looking at the files.
     """
 
     read: "Callable[[str], Pixels | str]"
@@ -90,6 +91,7 @@ class Streamed:
     workers: int
     root: Path | Packed
     notes: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
     slow: ClassVar[bool] = True
     _pool: list[ProcessPoolExecutor] = field(default_factory=list, compare=False, repr=False)
     _bad: set[int] = field(default_factory=set, compare=False, repr=False)
@@ -186,10 +188,12 @@ def folder(
     streamed = len(listing.files) * int(np.prod(shape)) > IN_MEMORY
     seen = survey(listing, range, LOOKED if streamed else None) if rules > 1 else Survey(Reading(profiles=False))
     read = partial(_read_or_reason, listing.root, shape, reading=seen.reading)
+    levels = seen.reading.levels
     said = (*listing.unused.sentences(), *listing.notes, *seen.notes)
     if streamed:
         train, held, why = _parts(listing, list(np.arange(len(listing.files))), heldout, together, rules)
-        return Data(*(_streamed(listing, rows, read, shape, workers, said + why) for rows in (train, held)))
+        parts = (_streamed(listing, rows, read, shape, workers, said + why, levels) for rows in (train, held))
+        return Data(*parts)
     pixels = [read(file) for file in listing.files]
     readable = [row for row, result in enumerate(pixels) if not isinstance(result, str)]
     _report(listing, pixels)
@@ -197,7 +201,7 @@ def folder(
         raise UserError(f"{listing.root} contains {len(readable)} readable images: a data set needs 2 or more")
     x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
     train, held, why = _parts(listing, readable, heldout, together, rules)
-    source: Source = InMemory(x, *listing.annotated(readable), root=listing.root, notes=said + why)
+    source: Source = InMemory(x, *listing.annotated(readable), root=listing.root, notes=said + why, span=levels)
     return Data(Subset(source, train), Subset(source, held))
 
 
@@ -234,11 +238,12 @@ def _streamed(
     shape: tuple[int, ...],
     workers: int,
     notes: tuple[str, ...],
+    span: tuple[float, float] | None,
 ) -> Streamed:
     """Return some files of a listing as their own source, so that replacements stay within the same part."""
     chosen = [int(row) for row in rows]
     files = tuple(listing.files[row] for row in chosen)
-    return Streamed(read, files, listing.annotated(chosen), shape, workers, listing.root, notes)
+    return Streamed(read, files, listing.annotated(chosen), shape, workers, listing.root, notes, span)
 
 
 def _report(listing: Listing, pixels: "list[Pixels | str]") -> None:

@@ -233,10 +233,10 @@ def _tar(archive: Path) -> Iterator[tuple[str, Place]]:
                 longer |= _longer(kind, file.read(min(size, HEAD + 1)))
             else:
                 size = int(longer.get("size", size))
-                if offset + BLOCK + size > end:
+                if not 0 <= size <= end - offset - BLOCK:
                     raise ValueError("it is cut off")
-                if kind in (b"0", b"\0"):
-                    yield _inside(longer.get("path", name)), Place(offset + BLOCK, size)
+                if kind in (b"0", b"\0") and (own := _inside(longer.get("path", name))):
+                    yield own, Place(offset + BLOCK, size)
                 longer = {} if kind not in b"Kg" else longer
             offset += BLOCK + -(-size // BLOCK) * BLOCK
         if offset != end:
@@ -247,7 +247,10 @@ def _octal(digits: bytes) -> int:
     """Return a number of a tar's header: octal digits, or base 256 where its first bit is set."""
     if digits[0] & 128:
         return int.from_bytes(digits[1:], "big")
-    return int(digits.split(b"\0")[0].strip() or b"0", 8)
+    number = int(digits.split(b"\0")[0].strip() or b"0", 8)
+    if number < 0:
+        raise ValueError("a number in a header is negative")
+    return number
 
 
 def _longer(kind: bytes, body: bytes) -> dict[str, bytes]:

@@ -268,14 +268,14 @@ def _in_srgb(picture: Image.Image, source: Image.Image) -> Image.Image:
         source: The picture as it was opened, with its profile.
     """
     profile = source.info.get("icc_profile")
-    if not isinstance(profile, bytes) or not 0 < len(profile) <= PROFILE or source.mode in ("P", "PA", "1"):
+    if not isinstance(profile, bytes) or not 0 < len(profile) <= PROFILE or source.mode == "1":
         return picture
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "srgb" in ImageCms.getProfileDescription(opened).lower():
             return picture
         alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
-        colours = picture if alpha is None else picture.convert("RGB")
+        colours = picture if alpha is None and picture.mode != "P" else picture.convert("RGB")
         if opened.profile.xcolor_space.strip() == "GRAY" and colours.mode == "RGB":
             colours = colours.convert("L")
         converted = ImageCms.profileToProfile(colours, opened, ImageCms.createProfile("sRGB"), outputMode="RGB")

@@ -96,6 +96,7 @@ class InMemory:
         files: Source file of each row, or None.
         root: The folder or archive that these are relative to.
         notes: What to say of the data before training.
+        span: What became black and white, where that was chosen by looking at all rows.
     """
 
     x: Tensor
@@ -106,6 +107,7 @@ class InMemory:
     files: tuple[str, ...] | None = None
     root: Path | Packed | None = None
     notes: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
     slow: ClassVar[bool] = False
 
     @property

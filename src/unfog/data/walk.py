@@ -8,8 +8,10 @@ from typing import NamedTuple
 from unfog.data.listing import Unused
 from unfog.data.packed import Packed
 
-CLUTTER = ("readme", "license", "licence", "thumbs.db", "desktop.ini", "__macosx", "._")
-"""Beginnings of names, in lower case, that nobody means to train on: they are passed over without a word."""
+CLUTTER = ("readme", "license", "licence", "thumbs.db", "desktop.ini", "._")
+"""Beginnings of names of files, in lower case, that hold no data: they are passed over without a word."""
+MAC = "__MACOSX"
+"""The folder that zips made on a Mac have besides what was packed."""
 TOOLS = frozenset({".git", ".cache", ".ipynb_checkpoints"})
 """Hidden folders that programs make; they are passed over without a word."""
 HIDDEN = "hidden, since their names begin with a dot"
@@ -74,7 +76,8 @@ def walk(root: Path | Packed, suffixes: frozenset[str]) -> Walk:
 def _passed(name: str, is_folder: bool, suffixes: frozenset[str], unused: Unused) -> bool:
     """Return whether a name is passed over, and record it if its owner may have meant it."""
     own = PurePosixPath(name).name
-    if own.lower().startswith(CLUTTER):
+    no_picture = own.startswith("._") or PurePosixPath(own).suffix.lower() not in suffixes
+    if own == MAC if is_folder else no_picture and own.lower().startswith(CLUTTER):
         return True
     if own.startswith("."):
         if own not in TOOLS and (is_folder or PurePosixPath(own).suffix.lower() in suffixes):
@@ -89,7 +92,7 @@ def _of_names(names: list[str], suffixes: frozenset[str]) -> Walk:
     files = []
     for name in names:
         parts = PurePosixPath(name).parts
-        hidden = next((place for place, part in enumerate(parts) if part.startswith((".", "__MACOSX"))), None)
+        hidden = next((place for place, part in enumerate(parts) if part.startswith((".", MAC))), None)
         if hidden is None and not _passed(name, False, suffixes, unused):
             files.append(name)
         elif hidden is not None and hidden + 1 == len(parts):
