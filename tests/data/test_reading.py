@@ -154,6 +154,7 @@ def test_what_is_not_used_has_a_reason(tmp_path: Path, monkeypatch: pytest.Monke
     root = classes_of_numbers(tmp_path)
     draw(root / "stray.png", 250)
     for name in (
+        "metadata.parquet",
         "a.heic",
         "film.mp4",
         "b.mp4",
@@ -183,6 +184,7 @@ def test_what_is_not_used_has_a_reason(tmp_path: Path, monkeypatch: pytest.Monke
         "not used (1): pictures beside the class folders, which have no class: move them into one: stray.png",
         "not used (1): pictures of a kind that is not read: convert them to PNG or JPEG: a.heic",
         "not used (2): of a kind that is not read: b.mp4, film.mp4",
+        "metadata in a form that is not read: write them as metadata.jsonl or metadata.csv: metadata.parquet",
         "not used (1): captions without a picture: alone.txt",
         "not used (2): hidden, since their names begin with a dot: .kept, cat/.hidden.png",
         "not used (2): links that lead nowhere: cat/gone.png, cat/itself.png",
@@ -473,8 +475,9 @@ def test_hostile_archives_get_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.7z", "x.arrow"])
 def test_what_must_be_unpacked_is_said(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(UserError, match=f"{name} is not a folder but packed: unpack it"):
-        recipe("folder", str(tmp_path / name))
+    for read in (partial(recipe, "folder"), inspect):
+        with pytest.raises(UserError, match=f"{name} is not a folder but packed: unpack it"):
+            read(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((8, 9), "u1"), ((8, 9, 3), ">u2"), ((3, 8, 9), "f4"), ((8, 9, 6), "u1")])

@@ -191,7 +191,9 @@ def _sort_out(
     for name in rest:
         if name in used:
             continue
-        if PurePosixPath(name).name in (*NAMES, "metadata.parquet"):
+        if PurePosixPath(name).name == "metadata.parquet":
+            unused.add("metadata in a form that is not read: write them as metadata.jsonl or metadata.csv", [name])
+        elif PurePosixPath(name).name in NAMES:
             unused.add("further metadata, since there are others or they list nothing", [name])
         elif _suffix(name) in SIDECARS:
             unused.add(why if name in captions or not captions else "captions without a picture", [name])

@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from unfog.data.classic import PACKED
 from unfog.data.current import UNLISTED, located, metadata_of
 from unfog.data.folder import list_pictures, look, notes_of
 from unfog.data.levels import survey
@@ -274,7 +275,7 @@ def inspect(path: str | Path, console: Console | None = None) -> Report:
 def _root(path: str | Path) -> Path | Packed:
     """Return the folder or the archives to inspect."""
     root = Path(os.path.expanduser(path))
-    if not os.path.isdir(root) and not (os.path.isfile(root) and root.suffix.lower() in ARCHIVES):
+    if not os.path.isdir(root) and not (os.path.isfile(root) and root.suffix.lower() in ARCHIVES | PACKED):
         raise UserError(f"{root} is not a folder: pass the folder of images to inspect")
     return located(str(root))[0]
 
