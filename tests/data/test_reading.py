@@ -169,7 +169,8 @@ def test_what_is_not_used_has_a_reason(tmp_path: Path, monkeypatch: pytest.Monke
     (root / "cat" / "itself.png").symlink_to("itself.png")
     (root / "cat" / "above").symlink_to(root)
     os.mkfifo(root / "cat" / "pipe.png")
-    draw(root / "2" / "film.gif", 3, save_all=True, append_images=[Image.new("L", (8, 8), 200)])
+    for name in ("film.gif", "pages.tif", "film.webp", "film.png", "film.avif"):
+        draw(root / "2" / name, 3, save_all=True, append_images=[Image.new("L", (8, 8), 200)])
     (root / "secret").mkdir()
     real = os.scandir
 
@@ -190,9 +191,9 @@ def test_what_is_not_used_has_a_reason(tmp_path: Path, monkeypatch: pytest.Monke
         "not used (2): links that lead nowhere: cat/gone.png, cat/itself.png",
         "not used (1): links to folders that are read anyway: cat/above",
         "not used (1): neither files nor folders: cat/pipe.png",
-        "not used (1): pictures of which only the first page or frame is read: 2/film.gif",
+        "(5): pictures of which only the first page or frame is read: 2/film.avif, 2/film.gif, 2/film.png, ...",
         "not used (1): folders that may not be read (permission denied): change their permissions: secret",
-        "2 pictures without a caption get an empty one (1/y.jfif, 2/film.gif)",
+        "6 pictures without a caption get an empty one (1/y.jfif, 2/film.avif, 2/film.gif, ...)",
     ):
         assert sentence in notes
     assert "README" not in notes

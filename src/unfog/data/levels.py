@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unfog.data.listing import Listing
-from unfog.data.pictures import AS_NOW, Levels, Reading, UnreadableError, frames_of, values_of
+from unfog.data.pictures import AS_NOW, Levels, Reading, UnreadableError, holds_several, values_of
 from unfog.runtime.errors import UserError
 
 LOOKED = 1000
@@ -43,7 +43,7 @@ def survey(listing: Listing, span: Sequence[float] | None, sample: int | None = 
     Raises: UserError: If the span is none, or the pictures have no common scale.
     """
     files = listing.files[:: -(-len(listing.files) // (sample or len(listing.files)))]
-    several = [file for file in files if frames_of(listing.root / file) > 1]
+    several = [file for file in files if holds_several(listing.root / file)]
     listing.unused.add("pictures of which only the first page or frame is read", several)
     ends, count = _ends(listing, files)
     if span is not None:

@@ -210,15 +210,15 @@ def values_of(path: Path | Member) -> NDArray[Any] | None:
         raise UnreadableError(_reason(error, path)) from error
 
 
-def frames_of(path: Path | Member) -> int:
-    """Return how many pictures an image file holds: of several, the first is read."""
+def holds_several(path: Path | Member) -> bool:
+    """Return whether an image file holds several pages or frames, of which the first is read; they are not counted."""
     try:
         if path.suffix.lower() == ".npy":
-            return 1
+            return False
         with _opened(path) as picture:
-            return int(getattr(picture, "n_frames", 1))
+            return bool(getattr(picture, "is_animated", False))
     except Exception:  # whoever reads it says why it cannot be read
-        return 1
+        return False
 
 
 def _counts(picture: Image.Image) -> bool:
