@@ -33,7 +33,7 @@ from tests.torture_files import KINDS as BROKEN
 from tests.torture_files import Shop, run_case
 from unfog.cli import terminal
 from unfog.cli.main import main
-from unfog.data import classic, folder
+from unfog.data import classic
 from unfog.data.classic import read_idx
 from unfog.data.folder import list_pictures
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
@@ -815,7 +815,7 @@ def test_labels_over_all_files_are_bounded(tmp_path: Path, monkeypatch: pytest.M
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     assert len(list_pictures(str(tmp_path)).classes) == 81
-    monkeypatch.setattr(folder, "MARKS", 9 * 81 - 1)
+    monkeypatch.setattr("unfog.data.listing.MARKS", 9 * 81 - 1)
     with pytest.raises(UserError, match="81 labels for 9 files are too many"):
         list_pictures(str(tmp_path))
 

@@ -180,11 +180,13 @@ def test_one_other_pixel_is_not_constant(tmp_path: Path) -> None:
     assert found(inspect(tmp_path)) == {"constant": ["a.png"]}
 
 
-def test_loose_pictures_make_an_end_of_classes(tmp_path: Path) -> None:
+def test_loose_pictures_are_not_used_and_classes_stay(tmp_path: Path) -> None:
     save(noise(99), healthy(tmp_path) / "stray.png")
     report = inspect(tmp_path)
-    assert found(report) == {"loose": ["stray.png"]}
-    assert not report.classes
+    assert found(report) == {"unused": ["stray.png"]}
+    assert report.classes == {"cats": 6, "dogs": 6}
+    assert not report.healthy
+    assert "- unused (1): pictures beside the class folders, which have no class" in report.text()
 
 
 def test_odd_ones_are_those_unlike_the_rest(tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_metadata_that_training_refuses_is_diagnosed(tmp_path: Path, capsys: pyt
         "bad line": ["line 11", "line 12"],
         "repeated": ["0.png"],
         "orphaned": ["gone.png"],
-        "unnamed": ["8.png", "9.png"],
+        "unused": ["8.png", "9.png"],
         "no label": ["7.png"],
         "no text": ["6.png"],
         "no values": ["6.png"],

@@ -22,6 +22,7 @@ from unfog.data.modality import (
     modality_of,
     modality_of_rows,
     paired,
+    planes,
     points,
     sheet,
 )
@@ -52,6 +53,8 @@ def grey(count: int, *shape: int) -> Tensor:
         ((2,), torch.float32, points, "points in 2 dimensions"),
         ((1, 28, 28), None, images, "images of 1×28×28"),
         ((3, 8, 8), torch.uint8, images, "images of 3×8×8"),
+        ((6, 8, 8), torch.uint8, planes, "images of 6×8×8"),
+        ((2, 8, 8), None, planes, "images of 2×8×8"),
         ((3, 8, 8), torch.float32, arrays, "arrays of 3×8×8"),
         ((2, 64), None, arrays, "arrays of 2×64"),
         ((1, 8, 8, 8), torch.float32, arrays, "arrays of 1×8×8×8"),
@@ -81,6 +84,7 @@ ROWS: list[tuple[Modality, Tensor]] = [
     (points, torch.tensor([[0.5, -1.25], [3.0, 1e-8]])),
     (images, grey(1, 1, 5, 4)),
     (images, grey(1, 3, 5, 4)),
+    (planes, grey(1, 6, 5, 4)),
     (arrays, torch.linspace(-2, 2, 12).reshape(1, 2, 6)),
     (arrays, torch.linspace(-2, 2, 24).reshape(1, 1, 2, 3, 4)),
 ]

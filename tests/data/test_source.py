@@ -983,19 +983,21 @@ def test_what_belongs_together_is_held_out_together(tmp_path: Path) -> None:
         assert len(data.heldout) % 3 == 0
 
 
-def test_all_together_leaves_nothing_to_hold_out(tmp_path: Path) -> None:
+def test_the_first_rules_refuse_one_group(tmp_path: Path) -> None:
     grouped(tmp_path, "same: a", "same: b", "same: c")
     with pytest.raises(UserError, match="all rows belong to one group, so none can be held out"):
-        folder(str(tmp_path), together=":")
+        folder(str(tmp_path), together=":", rules=1)
 
 
-def test_links_out_of_the_folder_are_refused_in_metadata(tmp_path: Path) -> None:
+def test_links_in_metadata_are_followed(tmp_path: Path) -> None:
+    """The hub's cache is a folder of links; the first rules refused them."""
     inside = tmp_path / "inside"
     inside.mkdir()
     (inside / "link.png").symlink_to(save(flat("L", 0), tmp_path / "outside.png"))
     write_metadata(inside, {"file_name": "link.png"})
+    assert list_pictures(str(inside)).files == ("link.png",)
     with pytest.raises(UserError, match="is not a file below the folder"):
-        list_pictures(str(inside))
+        list_pictures(str(inside), rules=1)
 
 
 def test_empty_metadata(tmp_path: Path) -> None:

@@ -571,4 +571,4 @@ def test_text_to_image_needs_captions(tmp_path: Path, capsys: pytest.CaptureFixt
     for name in "ab":
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
     assert main(["train", "text-to-image", "--data", str(tmp_path)]) == 2
-    assert "has no captions: add a metadata.jsonl" in capsys.readouterr().err
+    assert "has no captions: put 1.txt next to 1.png, or add a metadata.jsonl" in capsys.readouterr().err

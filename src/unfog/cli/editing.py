@@ -29,17 +29,18 @@ def _written(pictures: "Tensor", folder: Path, first: "list[Tensor]") -> None:
     """Write each picture, and a sheet that begins with the given ones."""
     import torch
 
-    from unfog.data.modality import images
+    from unfog.data.modality import modality_of_rows
     from unfog.data.pictures import save_picture
     from unfog.runtime.files import disk
 
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    modality = modality_of_rows(pictures)
     for place, picture in enumerate(pictures):
-        images.write(picture[None], folder / f"{place:05}{images.suffix}")
+        modality.write(picture[None], folder / f"{place:05}{modality.suffix}")
     before = [one[None] for one in first if one.shape == pictures.shape[1:]]
     shown = torch.cat([*before, pictures])
-    save_picture(images.sheet(shown, min(8, len(shown))), folder / "sheet.png")
+    save_picture(modality.sheet(shown, min(8, len(shown))), folder / "sheet.png")
     print(f"{len(pictures)} pictures: {folder / 'sheet.png'}{', after the original' if before else ''}")
 
 

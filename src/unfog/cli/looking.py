@@ -10,7 +10,7 @@ from unfog.runtime.errors import UserError
 
 
 def inspect(path: tyro.conf.Positional[Path], /, *, json: SomePath = None, sheet: SomePath = None) -> None:
-    """Check a folder of pictures before training: what it holds, what is wrong, and how to train on it.
+    """Check a folder of pictures before training: what it holds, what is not used, what is wrong, how to train on it.
 
     Reads every picture. Problems with the pictures do not change the exit code, which is 0.
 
@@ -20,7 +20,7 @@ def inspect(path: tyro.conf.Positional[Path], /, *, json: SomePath = None, sheet
       unfog inspect my_pictures --json found.json --sheet found.png
 
     Args:
-        path: Folder of pictures, as for `unfog train folder --data`.
+        path: Folder or archive of pictures, as for `unfog train folder --data`.
         json: Also write all findings to this file, picture by picture.
         sheet: Also write this PNG of the pictures as training sees them, faulty ones first.
     """

@@ -40,6 +40,8 @@ _MD5 = {
 }
 LARGEST = 1 << 30
 """Largest uncompressed size of a file, in bytes."""
+PACKED = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".parquet", ".arrow", ".h5"})
+"""File suffixes of what must be unpacked before it is a folder of data."""
 _CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _NUMERALS = tuple("0123456789")
@@ -102,8 +104,12 @@ def cifar10(path: str | None = None) -> Data:
     return Data(InMemory(pictures, labels, _THINGS), InMemory(*_cifar_file(folder / "test_batch.bin"), _THINGS))
 
 
-def existing(path: str) -> Path:
+def existing(path: str, archives: frozenset[str] = frozenset()) -> Path:
     """Return `path` as an existing folder.
+
+    Args:
+        path: The path.
+        archives: Suffixes of archives that may stand for one.
 
     Raises: UserError: If it does not exist, or is not a folder.
     """
@@ -117,7 +123,11 @@ def existing(path: str) -> Path:
         exists = False
     if not exists:
         raise MissingDataError(f"the data folder {folder} does not exist", "check data.path")
-    if not folder.is_dir():
+    if not folder.is_dir() and folder.suffix.lower() in PACKED - archives:
+        read = f"; {', '.join(sorted(archives))} files are read as they are" if archives else ""
+        cure = f"unpack it and set data.path to the folder{read}"
+        raise MissingDataError(f"{folder} is not a folder but packed", cure)
+    if not folder.is_dir() and not (folder.is_file() and folder.suffix.lower() in archives):
         raise MissingDataError(f"{folder} is not a folder", "set data.path to the folder that contains the data")
     return folder
 

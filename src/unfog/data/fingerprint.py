@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from unfog.data.folder import Streamed
+from unfog.data.packed import Member, Packed
 from unfog.data.source import Data, InMemory, Source, Subset
 from unfog.runtime.errors import UserError
 
@@ -160,7 +161,7 @@ def _files(source: Source, known: Fingerprint | None) -> dict[str, File]:
     }
 
 
-def _file(root: Path, earlier: Mapping[str, File], name: str) -> tuple[str, int, int]:
+def _file(root: Path | Packed, earlier: Mapping[str, File], name: str) -> tuple[str, int, int]:
     """Return the hash of a file, its size and its time of change."""
     try:
         stat = (root / name).stat()
@@ -175,7 +176,7 @@ def _file(root: Path, earlier: Mapping[str, File], name: str) -> tuple[str, int,
 
 
 @lru_cache(maxsize=1 << 20)  # a training asks for the same files twice
-def _hashed(path: Path, size: int, changed: int) -> str:
+def _hashed(path: Path | Member, size: int, changed: int) -> str:
     """Return the hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:SIGNS]

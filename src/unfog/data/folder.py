@@ -2,216 +2,71 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
-from typing import ClassVar, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from unfog.data.classic import existing
-from unfog.data.modality import images
-from unfog.data.pictures import Pixels, UnreadableError, describe_picture, read_picture
-from unfog.data.source import Batch, Data, Indices, InMemory, MissingDataError, Source, split, split_rows
+from unfog.data.current import list_current, located
+from unfog.data.earlier import list_earlier
+from unfog.data.levels import LOOKED, Survey, survey
+from unfog.data.listing import Annotations, Listing
+from unfog.data.packed import Packed
+from unfog.data.pictures import AS_NOW, SUFFIXES, Pixels, Reading, UnreadableError, describe_picture, read_picture
+from unfog.data.source import (
+    Batch,
+    Data,
+    Indices,
+    InMemory,
+    MissingDataError,
+    Source,
+    Subset,
+    split_groups,
+    split_rows,
+)
+from unfog.data.text import words_of
+from unfog.data.walk import walk
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import parse_json
 
 IN_MEMORY = 1 << 30
 """Data sets up to this many bytes are decoded once and kept; larger ones are decoded by worker processes."""
-LINE, MARKS, PLANES = 1 << 20, 1 << 27, 1024
-"""Limits: characters per line of `metadata.jsonl`, entries of the multi-label table, and channels."""
+PLANES = 1024
+"""Channels, at most."""
+RULES = 2
+"""Version of the rules by which folders are read; runs of before read theirs by the first."""
 
 
-class Annotations(NamedTuple):
-    """Annotations of some files, as `InMemory` takes them."""
+def list_pictures(path: str, where: str = "", rules: int = RULES) -> Listing:
+    """List the images of a folder or an archive: their classes, captions and values, and what is not used.
 
-    labels: torch.Tensor | None
-    classes: tuple[str, ...]
-    captions: tuple[str, ...] | None
-    values: torch.Tensor | None
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The contents of a folder.
-
-    Attributes:
-        root: The folder.
-        files: Paths of the images relative to `root`, sorted.
-        labels: Class index of each file, or for multi-label data one bool per class, or None.
-        classes: Names of the classes.
-        captions: One text per file, if `metadata.jsonl` has them.
-        values: Numbers per file, if `metadata.jsonl` has them.
-    """
-
-    root: Path
-    files: tuple[str, ...]
-    labels: tuple[int, ...] | tuple[tuple[bool, ...], ...] | None
-    classes: tuple[str, ...]
-    captions: tuple[str, ...] | None = None
-    values: tuple[tuple[float, ...], ...] | None = None
-
-    def annotated(self, rows: Sequence[int]) -> Annotations:
-        """Return the annotations of these files."""
-        labels = None if self.labels is None else torch.tensor([self.labels[row] for row in rows])
-        values = None if self.values is None else torch.tensor([self.values[row] for row in rows])
-        captions = None if self.captions is None else tuple(self.captions[row] for row in rows)
-        return Annotations(labels, self.classes, captions, values, tuple(self.files[row] for row in rows))
-
-
-def list_pictures(path: str, where: str = "") -> Listing:
-    """List the images of a folder and their classes.
-
-    If there is a `metadata.jsonl`, it decides: each line has a `file_name` and annotations, `label` (a name or a list
-    of names), `text`, and `values` (a list of numbers). Otherwise two or more sub-folders are the classes.
+    Metadata decide where there are any (`metadata.jsonl`, `metadata.csv`, EDM's `dataset.json`): each line has a
+    `file_name` and annotations, `label` (a name or a list of names), `text`, and `values` (a list of numbers).
+    Otherwise captions lie beside the pictures (`x.txt` or `x.caption`), and two or more sub-folders are the classes.
 
     Args:
-        path: The folder.
-        where: Filter for the lines of `metadata.jsonl`, see `folder`.
+        path: The folder, a tar or a zip, or a folder of tars.
+        where: Filter for the lines of metadata, see `folder`.
+        rules: Version of the reading rules.
 
     Returns: The listing.
-    Raises: UserError: If the folder does not exist or contains no images, or its metadata is damaged.
+    Raises: UserError: If the folder does not exist or contains no images, or its metadata are damaged.
     """
-    root = existing(path)
-    if (root / "metadata.jsonl").is_file():
-        return _from_metadata(root, where)
-    if where:
-        raise UserError(f"data.where selects lines of metadata.jsonl, but {root} has none: omit data.where")
-    files = pictures_below(root)
-    if not files:
-        raise MissingDataError(f"{root} contains no images ({', '.join(sorted(images.suffixes))})", "check data.path")
-    tops = [file.split("/")[0] if "/" in file else "" for file in files]
-    classes = tuple(sorted(set(tops)))
-    if "" in classes or len(classes) < 2:
-        return Listing(root, tuple(files), None, ())
-    index = {name: place for place, name in enumerate(classes)}
-    return Listing(root, tuple(files), tuple(index[top] for top in tops), classes)
+    if rules == 1:
+        return list_earlier(existing(path), where)
+    return list_current(*located(path), where)
 
 
 def pictures_below(root: Path) -> list[str]:
     """Return the names of all images below a folder, sorted, without hidden files and folders."""
-    files = (file for file in root.rglob("*") if file.suffix.lower() in images.suffixes and file.is_file())
-    names = (file.relative_to(root) for file in files)
-    return sorted(file.as_posix() for file in names if not any(part.startswith(".") for part in file.parts))
-
-
-def metadata_lines(root: Path, where: str = "") -> Iterator[tuple[int, dict[str, object] | str]]:
-    """Yield the number of each line of `metadata.jsonl` with its entry, or with a message if it is invalid.
-
-    Args:
-        root: The folder.
-        where: Filter for the lines, see `folder`.
-    """
-    for number, line in enumerate(_lines(root / "metadata.jsonl"), 1):
-        if line.strip():
-            entry = _entry(root, line)
-            if isinstance(entry, str) or _holds(entry, where):
-                yield number, entry
-
-
-def _holds(entry: dict[str, object], where: str) -> bool:
-    """Return whether an entry matches the filter."""
-    key, equals, text = where.partition("=")
-    if where and not equals:
-        raise UserError(f"data.where must be key=value, for instance group=Objects, not {where!r}")
-    try:
-        wanted: object = parse_json(text)
-    except ValueError:
-        wanted = text
-    return not where or entry.get(key.strip()) in (wanted, text)
-
-
-def _entry(root: Path, line: str) -> dict[str, object] | str:
-    """Return the entry in a line of metadata, or a message if it is invalid."""
-    try:
-        entry = parse_json(line)
-        name = entry["file_name"]
-    except (ValueError, KeyError, TypeError):
-        return "not a JSON object with 'file_name'"
-    if not isinstance(name, str) or not _below(root, name):
-        return f"{name!r} is not a file below the folder"
-    label, text = entry.get("label"), entry.get("text")
-    names = label if isinstance(label, list) else []
-    if isinstance(label, dict) or any(isinstance(item, dict | list | None) for item in names):
-        return f"'label' must be a name or a list of names, not {label!r}"
-    if isinstance(text, dict | list):
-        return f"'text' must be a string, not {text!r}"
-    return dict(entry)
-
-
-def _from_metadata(root: Path, condition: str) -> Listing:
-    """Read `metadata.jsonl`."""
-    where = root / "metadata.jsonl"
-    entries: dict[str, dict[str, object]] = {}
-    for number, entry in metadata_lines(root, condition):
-        if isinstance(entry, str):
-            raise UserError(f"{where}, line {number}: {entry}: correct the line")
-        entries[str(entry["file_name"])] = entry
-    if not entries and condition:
-        raise UserError(f"no line of {where} matches {condition}: check data.where")
-    if not entries:
-        raise UserError(f"{where} lists no images: add lines with 'file_name', or remove it")
-    files = tuple(sorted(entries))
-    labels = [entries[file].get("label") for file in files]
-    texts = [entries[file].get("text") for file in files]
-    numbers = [entries[file].get("values") for file in files]
-    for key, column in (("label", labels), ("text", texts), ("values", numbers)):
-        without = [file for file, value in zip(files, column, strict=True) if value is None]
-        if 0 < len(without) < len(files):
-            raise UserError(
-                f"{where}: {key!r} is missing for {without[0]} ({len(without)} in all): set it in all lines or none"
-            )
-    captions = tuple(str(text) for text in texts) if all(text is not None for text in texts) else None
-    values = None if any(row is None for row in numbers) else tuple(_numbers(where, row) for row in numbers)
-    if values is not None and len({len(row) for row in values}) > 1:
-        raise UserError(f"{where}: 'values' differs in length between lines: correct the lines")
-    if any(label is None for label in labels) or all(label == [] for label in labels):
-        return Listing(root, files, None, (), captions, values)
-    names = [set(map(str, label)) if isinstance(label, list) else {str(label)} for label in labels]
-    classes = tuple(sorted(set().union(*names), key=lambda name: (len(name), name)))
-    if any(isinstance(label, list) for label in labels):
-        if len(files) * len(classes) > MARKS:
-            raise UserError(f"{where}: {len(classes):,} labels for {len(files):,} files are too many: use fewer labels")
-        multi_hot = tuple(tuple(name in row for name in classes) for row in names)
-        return Listing(root, files, multi_hot, classes, captions, values)
-    index = {name: place for place, name in enumerate(classes)}
-    return Listing(root, files, tuple(index[next(iter(row))] for row in names), classes, captions, values)
-
-
-def _lines(where: Path) -> Iterator[str]:
-    """Yield the lines of a text file.
-
-    Raises: UserError: If a line is too long.
-    """
-    with where.open(encoding="utf-8-sig", errors="replace") as file:
-        while line := file.readline(LINE + 1):
-            if len(line) > LINE:
-                raise UserError(f"{where} has a line of more than {LINE:,} characters: shorten it")
-            yield line
-
-
-def _below(root: Path, name: str) -> bool:
-    """Return whether a name lies below a folder, with symlinks resolved."""
-    try:
-        return (root / name).resolve().is_relative_to(root.resolve())
-    except (ValueError, RuntimeError):  # a null byte, a lone surrogate, a symlink loop
-        return False
-
-
-def _numbers(where: Path, row: object) -> tuple[float, ...]:
-    """Return the numbers of one line."""
-    items = row if isinstance(row, list) else [row]
-    limit = torch.finfo(torch.float32).max  # infinities and NaN fail the comparison too
-    numbers = [item for item in items if isinstance(item, int | float) and not isinstance(item, bool)]
-    numbers = [number for number in numbers if abs(number) <= limit]
-    if len(numbers) < len(items):
-        raise UserError(f"{where}: 'values' must be a list of numbers, not {row!r}: correct the line")
-    return tuple(map(float, numbers))
+    return [name for name in walk(root, SUFFIXES).files if PurePosixPath(name).suffix.lower() in SUFFIXES]
 
 
 @dataclass(frozen=True)
@@ -224,7 +79,9 @@ class Streamed:
         annotations: The annotations of the files.
         shape: `(channels, height, width)`.
         workers: Number of processes.
-        root: The folder of the files.
+        root: The folder or archive of the files.
+        notes: What to say of the data before training.
+        span: What became black and white, where that was chosen by looking at the files.
     """
 
     read: "Callable[[str], Pixels | str]"
@@ -232,7 +89,9 @@ class Streamed:
     annotations: Annotations
     shape: tuple[int, ...]
     workers: int
-    root: Path
+    root: Path | Packed
+    notes: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
     slow: ClassVar[bool] = True
     _pool: list[ProcessPoolExecutor] = field(default_factory=list, compare=False, repr=False)
     _bad: set[int] = field(default_factory=set, compare=False, repr=False)
@@ -272,10 +131,12 @@ class Streamed:
         return InMemory(torch.empty(len(self.files), 0), *self.annotations).about(indices)
 
 
-def _read_or_reason(root: Path, shape: tuple[int, int, int], file: str) -> "Pixels | str":
+def _read_or_reason(
+    root: Path | Packed, shape: tuple[int, int, int], file: str, reading: Reading = AS_NOW
+) -> "Pixels | str":
     """Read one image, or return why it cannot be read; the caller words the error."""
     try:
-        return read_picture(root / file, *shape)
+        return read_picture(root / file, *shape, reading)
     except UnreadableError as error:
         return str(error)
 
@@ -288,11 +149,13 @@ def folder(
     workers: int = 2,
     where: str = "",
     together: str = "",
+    range: Sequence[float] | None = None,
+    rules: int = RULES,
 ) -> Data:
     """Read a folder of images, each centre-cropped and resized to one shape.
 
     Args:
-        path: The folder: class sub-folders, `metadata.jsonl`, or just images.
+        path: The folder: class sub-folders, `metadata.jsonl`, or just images; or an archive, see `list_pictures`.
         size: Side, or [height, width]; default: chosen by `look`.
         channels: 1 or 3 (or as many as the arrays have); default: chosen by `look`.
         heldout: Share of the images to hold out, by the hash of their names.
@@ -300,13 +163,18 @@ def folder(
         where: Use only the lines of `metadata.jsonl` with `key=value`; the value is JSON or a string.
         together: Delimiter characters, for instance ":". Images whose captions agree up to the first of them are held
             out together. Default: images are split by their names.
+        range: What becomes black and white in images whose numbers are no bytes; default: chosen by `levels_of`.
+        rules: Version of the reading rules.
 
     Returns: The data set; unreadable images are skipped with a warning.
     Raises: UserError: If the folder does not exist, or none of its images can be read.
     """
-    listing = list_pictures(path, where)
+    if not 1 <= rules <= RULES:
+        raise UserError(f"data.rules must be from 1 to {RULES}, not {rules}")
+    listing = list_pictures(path, where, rules)
     found_channels, *found_sides = look(listing)
-    keys = _keys(listing, together)
+    if together and listing.captions is None:
+        raise UserError("data.together splits by captions, but the folder has none: omit data.together")
     height, width = _sides(size) or found_sides
     shape = (found_channels if channels is None else channels, height, width)
     if not 0 < heldout < 1:
@@ -317,9 +185,14 @@ def folder(
         )
     if len(listing.files) < 2:
         raise UserError(f"{listing.root} contains one image: a data set needs 2 or more")
-    read = partial(_read_or_reason, listing.root, shape)
-    if len(listing.files) * int(np.prod(shape)) > IN_MEMORY:
-        parts = [_streamed(listing, rows, read, shape, workers) for rows in split_rows(keys, heldout)]
+    streamed = len(listing.files) * int(np.prod(shape)) > IN_MEMORY
+    seen = survey(listing, range, LOOKED if streamed else None) if rules > 1 else Survey(Reading(profiles=False))
+    read = partial(_read_or_reason, listing.root, shape, reading=seen.reading)
+    levels = seen.reading.levels
+    said = (*listing.unused.sentences(), *listing.notes, *seen.notes)
+    if streamed:
+        train, held, why = _parts(listing, list(np.arange(len(listing.files))), heldout, together, rules)
+        parts = (_streamed(listing, rows, read, shape, workers, said + why, levels) for rows in (train, held))
         return Data(*parts)
     pixels = [read(file) for file in listing.files]
     readable = [row for row, result in enumerate(pixels) if not isinstance(result, str)]
@@ -327,26 +200,50 @@ def folder(
     if len(readable) < 2:
         raise UserError(f"{listing.root} contains {len(readable)} readable images: a data set needs 2 or more")
     x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
-    source: Source = InMemory(x, *listing.annotated(readable), root=listing.root)
-    return split(source, heldout, [keys[row] for row in readable])
+    train, held, why = _parts(listing, readable, heldout, together, rules)
+    source: Source = InMemory(x, *listing.annotated(readable), root=listing.root, notes=said + why, span=levels)
+    return Data(Subset(source, train), Subset(source, held))
 
 
-def _keys(listing: Listing, together: str) -> tuple[str, ...]:
-    """Return the key of each file by which the data set is split."""
+def _parts(
+    listing: Listing, rows: Sequence[int], heldout: float, together: str, rules: int
+) -> tuple[Indices, Indices, tuple[str, ...]]:
+    """Return which of some files are trained on and which are held out, by their place among them, and what to say."""
+    names = [listing.files[row] for row in rows]
+    if listing.held is not None:
+        held = np.array([listing.held[row] for row in rows])
+        if held.all() or not held.any():
+            raise UserError(f"{listing.root} has no readable pictures in one of its parts: add some, or remove it")
+        return np.flatnonzero(~held), np.flatnonzero(held), ()
     if not together:
-        return listing.files
-    if listing.captions is None:
-        raise UserError("data.together splits by captions, but the folder has none: omit data.together")
-    return tuple(re.split(f"[{re.escape(together)}]", text, maxsplit=1)[0].strip() for text in listing.captions)
+        return *split_rows(names, heldout), ()
+    captions = listing.captions or ()
+    groups = [re.split(f"[{re.escape(together)}]", captions[row], maxsplit=1)[0].strip() for row in rows]
+    if rules == 1:
+        return *split_rows(groups, heldout), ()
+    if (parts := split_groups(groups, heldout)) is not None:
+        return *parts, ()
+    (largest, count), *_ = Counter(groups).most_common(1)
+    why = (
+        f"pictures are held out one by one, since their captions make groups too large for that: {count:,} of "
+        f"{len(rows):,} begin with {largest[:40]!r} (data.together={together!r})"
+    )
+    return *split_rows(names, heldout), (why,)
 
 
 def _streamed(
-    listing: Listing, rows: Indices, read: "Callable[[str], Pixels | str]", shape: tuple[int, ...], workers: int
+    listing: Listing,
+    rows: Indices,
+    read: "Callable[[str], Pixels | str]",
+    shape: tuple[int, ...],
+    workers: int,
+    notes: tuple[str, ...],
+    span: tuple[float, float] | None,
 ) -> Streamed:
     """Return some files of a listing as their own source, so that replacements stay within the same part."""
     chosen = [int(row) for row in rows]
     files = tuple(listing.files[row] for row in chosen)
-    return Streamed(read, files, listing.annotated(chosen), shape, workers, listing.root)
+    return Streamed(read, files, listing.annotated(chosen), shape, workers, listing.root, notes, span)
 
 
 def _report(listing: Listing, pixels: "list[Pixels | str]") -> None:
@@ -358,6 +255,28 @@ def _report(listing: Listing, pixels: "list[Pixels | str]") -> None:
     if len(bad) == len(listing.files):
         raise UserError(f"none of the {len(bad)} images in {listing.root} can be read: {named}")
     warnings.warn(f"skipped {len(bad)} of {len(pixels)} images in {listing.root}: {named}", stacklevel=3)
+
+
+def notes_of(data: Data, words: int | None = None) -> tuple[str, ...]:
+    """Return what there is to say of a data set's files: what is not used, and what was done with the rest.
+
+    Args:
+        data: The data set.
+        words: Words and punctuation marks of a caption that the model reads, with the start; None: all.
+    """
+    inner = getattr(data.train, "source", data.train)
+    if not isinstance(inner, InMemory | Streamed):
+        return ()
+    known = inner.annotations if isinstance(inner, Streamed) else inner
+    texts = known.captions if words and known.captions is not None else ()
+    cut = [text for text in texts if len(words_of(text)) >= (words or 0)]
+    if not cut:
+        return inner.notes
+    sentence = (
+        f"not used ({len(cut):,}): the end of captions, of which the model reads {(words or 0) - 1} words: shorten "
+        f"them, or raise conditioning.length ({cut[0][:60]!r}, ...)"
+    )
+    return (*inner.notes, sentence)
 
 
 def pictures_at(path: Path, shape: tuple[int, ...]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +18,28 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from unfog.data.folder import Listing, list_pictures, look, metadata_lines, pictures_below
+from unfog.data.classic import PACKED
+from unfog.data.current import UNLISTED, located, metadata_of
+from unfog.data.folder import list_pictures, look, notes_of
+from unfog.data.levels import survey
+from unfog.data.listing import Listing
+from unfog.data.metadata import metadata_lines
 from unfog.data.modality import images
-from unfog.data.pictures import UnreadableError, describe_picture, opened, orientation, read_picture
+from unfog.data.packed import ARCHIVES, Member, Packed
+from unfog.data.pictures import (
+    AS_NOW,
+    SUFFIXES,
+    Reading,
+    UnreadableError,
+    describe_picture,
+    opened,
+    orientation,
+    read_picture,
+    values_of,
+)
 from unfog.data.source import Data, InMemory
+from unfog.data.text import WORDS, words_of
+from unfog.data.walk import walk
 from unfog.runtime.errors import UserError
 
 FINDINGS = {
@@ -32,11 +50,12 @@ FINDINGS = {
     "constant": "a single colour; remove them, unless they are intended",
     "small": "half the suggested size or less, so upscaling blurs them",
     "long": "centre-cropping removes more than half; crop them yourself",
-    "loose": "outside the sub-folders, so the sub-folders are not used as classes; move them into one",
-    "bad line": "invalid lines of metadata.jsonl; correct them",
-    "repeated": "listed more than once in metadata.jsonl; the last line is used",
-    "orphaned": "listed in metadata.jsonl, but missing; add the files or remove the lines",
-    "unnamed": "not listed in metadata.jsonl, so training ignores them",
+    "bad line": "invalid lines of the metadata; correct them",
+    "repeated": "listed more than once in the metadata; the last line is used",
+    "orphaned": "listed in the metadata, but missing; add the files or remove the lines",
+    "unused": "there but not used",
+    "long text": f"captions of more than {WORDS - 1} words, whose rest text-to-image drops; shorten them, or set "
+    "conditioning.length",
     "no label": "without the 'label' that other lines have; set it in all lines or none",
     "no text": "without the 'text' that other lines have; set it in all lines or none",
     "no values": "without the 'values' that other lines have; set them in all lines or none",
@@ -81,7 +100,7 @@ class Report:
     """The result of `inspect`.
 
     Attributes:
-        root: The folder.
+        root: The folder, or the archives.
         files: Names of all files that are, or should be, images.
         pictures: The readable images.
         found: For each kind in `FINDINGS` the files, lines or classes concerned, with a detail for each.
@@ -89,9 +108,11 @@ class Report:
         captions: Captions that are not empty.
         refusal: Why training refuses the folder, or None.
         shape: The suggested channels, height and width; None if no image is readable.
+        notes: What training does with what is there.
+        reading: How pictures become bytes.
     """
 
-    root: Path
+    root: Path | Packed
     files: tuple[str, ...]
     pictures: dict[str, Picture]
     found: dict[str, dict[str, str]]
@@ -99,6 +120,8 @@ class Report:
     captions: tuple[str, ...]
     refusal: str | None
     shape: tuple[int, int, int] | None
+    notes: tuple[str, ...] = ()
+    reading: Reading = AS_NOW
 
     @property
     def healthy(self) -> bool:
@@ -141,6 +164,7 @@ class Report:
             "classes": self.classes,
             "captions": {"count": len(self.captions), "shared": self.shared},
             "sizes": {name: dict(zip(("min", "median", "max"), row, strict=True)) for name, row in self._sizes.items()},
+            "notes": self.notes,
             "suggestion": self.suggestion,
             "pictures": {name: picture._asdict() for name, picture in self.pictures.items()},
         }
@@ -160,9 +184,15 @@ class Report:
         if self.captions:
             lines.append(f"captions: {len(self.captions)}, {self.shared:.0%} of them at more than one image")
         for kind, names in self.found.items():
-            if names:
+            if names and kind == "unused":
+                reasons: dict[str, list[str]] = {}
+                for name, why in names.items():
+                    reasons.setdefault(why, []).append(name)
+                lines += [f"- {kind} ({len(few)}): {why}: {_few(few)}" for why, few in reasons.items()]
+            elif names:
                 named = [f"{name} ({detail})" if detail else name for name, detail in names.items()]
                 lines.append(f"- {kind} ({len(names)}): {FINDINGS[kind]}: {_few(named)}")
+        lines += [f"- note: {note}" for note in self.notes]
         if self.refusal is not None:
             lines.append(f"training refuses this folder: {self.refusal}")
         if self.healthy:
@@ -185,40 +215,39 @@ class Report:
         drawn = []
         for name in list(dict.fromkeys(faulty + others))[:SHOWN]:
             try:
-                drawn.append(torch.from_numpy(read_picture(self.root / name, *self.shape)))
+                drawn.append(torch.from_numpy(read_picture(self.root / name, *self.shape, self.reading)))
             except UnreadableError:  # the wrong number of channels, or deleted meanwhile
                 continue
         return images.sheet(torch.stack(drawn), max(1, round(len(drawn) ** 0.5))) if drawn else None
 
 
 def inspect(path: str | Path, console: Console | None = None) -> Report:
-    """Read every image of a folder and report what is wrong.
+    """Read every image of a folder and report what is wrong, and what is there but not used.
 
     Args:
-        path: The folder, as in `unfog train folder`.
+        path: The folder or the archive, as in `unfog train folder`.
         console: Shows the progress; default: standard error.
 
     Returns: The report; broken files never make this fail.
     Raises: UserError: If the folder does not exist, or contains no images.
     """
-    root = Path(os.path.expanduser(path))
-    if not os.path.isdir(root):
-        raise UserError(f"{root} is not a folder: pass the folder of images to inspect")
+    root = _root(path)
     found: dict[str, dict[str, str]] = {kind: {} for kind in FINDINGS}
-    below = pictures_below(root)
-    entries = _metadata(root, found) if (root / "metadata.jsonl").is_file() else None
-    files = tuple(sorted({*below, *(entries or {})}))
+    names, passed = walk(root, SUFFIXES)
+    below = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    sources = metadata_of(names)
+    entries = _metadata(root, sources, found) if sources else {}
+    files = tuple(sorted({*below, *entries}))
     if not files:
-        raise UserError(
-            f"{root} contains no images ({', '.join(sorted(images.suffixes))}): pass the folder that contains them"
-        )
+        list_pictures(str(path))  # says why
+        raise UserError(f"{root} contains no images: pass the folder that contains them")
     pictures = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about much that it can still read
-        listing, refusal, shape = _as_training(root, files)
+        seen, refusal, shape = _as_training(str(path), Listing(root, files, None, (), unused=passed))
         console = console or Console(stderr=True)
         for name in track(files, "inspecting", console=console, transient=True, disable=len(files) < LOOKED):
-            result = _examine(root / name)
+            result = _examine(root / name, seen.reading)
             if isinstance(result, Picture):
                 pictures[name] = result
             else:
@@ -227,28 +256,61 @@ def inspect(path: str | Path, console: Console | None = None) -> Report:
     if len(pictures) < 2:
         refusal = refusal or f"{root} contains fewer than 2 readable images: add some"
     _judge(pictures, shape or (3, 0, 0), found)
-    if entries is None:
-        classes = Counter(listing.classes[label] for label in listing.labels or () if isinstance(label, int))
-        loose = {name: "" for name in files if "/" not in name}
-        found["loose"] = loose if len({name.split("/")[0] for name in files if "/" in name}) > 1 else {}
-    else:
-        found["unnamed"] = dict.fromkeys(sorted({*below} - {*entries}), "")
-        classes = Counter(label for entry in entries.values() for label in _labels(entry.get("label")))
-    texts = {name: str(entry["text"]) for name, entry in (entries or {}).items() if entry.get("text") is not None}
+    listing = seen.listing
+    if refusal and entries:
+        listing.unused.add(UNLISTED, sorted({*below} - {*entries} - {*listing.unused.names.get(UNLISTED, ())}))
+    found["unused"] = {name: why for why, names in listing.unused.names.items() for name in names}
+    classes = _classes(listing, entries)
+    texts = _texts(listing, entries)
     found["empty text"] = {name: "" for name, text in texts.items() if not text.strip()}
+    counts = {name: len(words_of(text)) for name, text in texts.items()}
+    found["long text"] = {name: f"{count} words" for name, count in counts.items() if count >= WORDS}
     scarce = max(5, max(classes.values(), default=0) / 10)
     found["few"] = {name: str(count) for name, count in sorted(classes.items()) if count < scarce}
     captions = tuple(text for text in texts.values() if text.strip())
-    return Report(root, files, pictures, found, dict(classes.most_common()), captions, refusal, shape)
+    notes = (*listing.notes, *seen.notes)
+    found_classes = dict(classes.most_common())
+    return Report(root, files, pictures, found, found_classes, captions, refusal, shape, notes, seen.reading)
 
 
-def quick(data: Data) -> list[str]:
-    """Return warnings about the training rows: one sentence for each fault of at least 1 % of them.
+def _root(path: str | Path) -> Path | Packed:
+    """Return the folder or the archives to inspect."""
+    root = Path(os.path.expanduser(path))
+    if not os.path.isdir(root) and not (os.path.isfile(root) and root.suffix.lower() in ARCHIVES | PACKED):
+        raise UserError(f"{root} is not a folder: pass the folder of images to inspect")
+    return located(str(root))[0]
+
+
+class Seen(NamedTuple):
+    """What training takes from a folder, and how it reads it."""
+
+    listing: Listing
+    reading: Reading
+    notes: tuple[str, ...]
+
+
+def _classes(listing: Listing, entries: Mapping[str, Mapping[str, object]]) -> Counter[str]:
+    """Return how many pictures each class has: as training counts them, or where it refuses, as metadata say."""
+    if entries:
+        return Counter(label for entry in entries.values() for label in _labels(entry.get("label")))
+    return Counter(listing.classes[label] for label in listing.labels or () if isinstance(label, int))
+
+
+def _texts(listing: Listing, entries: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """Return the captions by picture: as training reads them, or where it refuses, as metadata say."""
+    if entries:
+        return {name: str(entry["text"]) for name, entry in entries.items() if entry.get("text") is not None}
+    return dict(zip(listing.files, listing.captions or (), strict=False))
+
+
+def quick(data: Data, words: int | None = None) -> list[str]:
+    """Return what to say of the data before training: what is not used, and each fault of at least 1 % of the rows.
 
     All rows in memory are checked, as the model will see them; of rows that must be decoded, a sample.
 
     Args:
         data: The data set.
+        words: As for `notes_of`.
     """
     train = data.train
     in_memory = isinstance(getattr(train, "source", train), InMemory)
@@ -266,7 +328,7 @@ def quick(data: Data) -> list[str]:
             classes += one_hot.sum(0).numpy()
         counts["captioned without words"] += sum(not text.strip() for text in batch.captions or ())
     counts["duplicates of another"] = len(rows) - len(seen) if seen else 0
-    sentences = []
+    sentences = list(notes_of(data, words))
     for fault, count in counts.items():
         if 0 < len(rows) <= 100 * count:
             advice = "if they are files, `unfog inspect` lists them"
@@ -280,38 +342,44 @@ def quick(data: Data) -> list[str]:
     return sentences
 
 
-def _metadata(root: Path, found: dict[str, dict[str, str]]) -> dict[str, dict[str, object]]:
-    """Return the entries of `metadata.jsonl` whose files exist, and record its faults in `found`."""
+def _metadata(
+    root: Path | Packed, sources: Sequence[str], found: dict[str, dict[str, str]]
+) -> dict[str, dict[str, object]]:
+    """Return the entries of metadata whose files exist, and record their faults in `found`."""
     entries: dict[str, dict[str, object]] = {}
-    for number, entry in metadata_lines(root):
-        if isinstance(entry, str):
-            found["bad line"][f"line {number}"] = entry
+    for line in (line for source in sources for line in metadata_lines(root, source)):
+        where = f"line {line.number}" if len(sources) == 1 else f"{line.source}, line {line.number}"
+        if isinstance(line.entry, str):
+            found["bad line"][where] = line.entry
             continue
-        name = Path(str(entry["file_name"])).as_posix()  # without ./ and //, like the names of the files found
+        name = str(line.entry["file_name"])
         if name in entries:
-            found["repeated"][name] = f"line {number}"
-        entries[name] = entry
+            found["repeated"][name] = where
+        entries[name] = line.entry
     for key in ("label", "text", "values"):
         without = [name for name, entry in entries.items() if entry.get(key) is None]
         found[f"no {key}"] = dict.fromkeys(without if len(without) < len(entries) else (), "")
-    found["orphaned"] = {name: "" for name in entries if not os.path.isfile(root / name)}
+    found["orphaned"] = {name: "" for name in entries if not (root / name).is_file()}
     return {name: entry for name, entry in entries.items() if name not in found["orphaned"]}
 
 
-def _as_training(root: Path, files: tuple[str, ...]) -> tuple[Listing, str | None, tuple[int, int, int] | None]:
-    """Return the listing that training uses (if it refuses: of all files, and the reason), and the suggested shape."""
-    refusal = None
+def _as_training(path: str, everything: Listing) -> tuple[Seen, str | None, tuple[int, int, int] | None]:
+    """Return what training uses (if it refuses: all files), the reason if it refuses, and the suggested shape."""
+    refusal, listing = None, everything
     try:
-        listing = list_pictures(str(root))
+        listing = list_pictures(path)
     except UserError as error:
-        listing, refusal = Listing(root, files, None, ()), str(error)
+        refusal = str(error)
+    reading, notes = AS_NOW, tuple[str, ...]()
     try:
-        return listing, refusal, look(listing)
+        shape = look(listing)
+        reading, notes = survey(listing, None)
     except UserError as error:
-        return listing, refusal or str(error), None
+        return Seen(listing, reading, notes), refusal or str(error), None
+    return Seen(listing, reading, notes), refusal, shape
 
 
-def _examine(path: Path) -> Picture | tuple[str, str]:
+def _examine(path: Path | Member, reading: Reading) -> Picture | tuple[str, str]:
     """Return a picture, or the kind of its fault and the reason."""
     is_array = path.suffix.lower() == ".npy"
     fault = "unreadable"
@@ -320,9 +388,10 @@ def _examine(path: Path) -> Picture | tuple[str, str]:
         if not is_array:
             fault = "truncated"  # from here on the header is intact
         # read greyscale as 3 channels, so that its hash does not depend on the mode
-        pixels = read_picture(path, 3 if channels == 1 else channels, height, width)
+        pixels = read_picture(path, 3 if channels == 1 else channels, height, width, reading)
         if is_array:
-            mode, kind, turned = str(np.lib.format.open_memmap(path, mode="r").dtype), "NPY", 1
+            numbers = values_of(path)
+            mode, kind, turned = "uint8" if numbers is None else str(numbers.dtype), "NPY", 1
         else:
             mode, kind, turned = _kind(path)
     except Exception as error:  # the file may have been deleted, or not fit into memory
@@ -332,7 +401,7 @@ def _examine(path: Path) -> Picture | tuple[str, str]:
     return Picture(channels, height, width, mode, kind, turned, constant, digest)
 
 
-def _kind(path: Path) -> tuple[str, str, int]:
+def _kind(path: Path | Member) -> tuple[str, str, int]:
     """Return mode, format and orientation."""
     with opened(path) as picture:
         return picture.mode, picture.format or "", orientation(picture)

@@ -40,6 +40,7 @@ class Modality(ABC):
         suffix: Suffix of the files that samples are written to.
         suffixes: Suffixes of the files that a folder of rows may hold, in lower case; empty where folders are not read.
         axes: Names of the axes of a row; empty where there may be any.
+        pixels: Whether values are pixels, bytes from 0 to 255.
         together: Whether rows say something only as a crowd, as points do: one panel shows them all, and one file,
             `{name}{suffix}`, holds them all. Otherwise a sheet has a place for each, and each has a file of its own.
     """
@@ -48,6 +49,7 @@ class Modality(ABC):
     suffix: ClassVar[str]
     suffixes: ClassVar[frozenset[str]] = frozenset()
     axes: ClassVar[tuple[str, ...]] = ()
+    pixels: ClassVar[bool] = False
     together: ClassVar[bool] = False
 
     @abstractmethod
@@ -135,6 +137,7 @@ class Images(Modality):
     suffix: ClassVar[str] = ".png"
     suffixes: ClassVar[frozenset[str]] = SUFFIXES
     axes: ClassVar[tuple[str, ...]] = ("channel", "row", "column")
+    pixels: ClassVar[bool] = True
 
     def fits(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> bool:
         """Return whether a row has channels, a height and a width, and bytes as values."""
@@ -154,8 +157,44 @@ class Images(Modality):
 
     def read(self, path: Path, shape: tuple[int, ...]) -> Tensor:
         """Return the image of a file, cropped and resized to this shape; in grey unless that has three channels."""
-        channels = 3 if shape[0] == 3 else 1
-        return torch.from_numpy(read_picture(path, channels, *shape[1:]))[None]
+        channels, height, width = 3 if shape[0] == 3 else 1, shape[1], shape[2]
+        return torch.from_numpy(read_picture(path, channels, height, width))[None]
+
+
+@final
+@dataclass(frozen=True)
+class Planes(Modality):
+    """Images of channels that are no colours, as of satellites: a `.npy` each, uint8 `(height, width, channels)`.
+
+    It is the form in which a folder of them is read. Sheets show the first channel.
+    """
+
+    name: ClassVar[str] = "images"
+    suffix: ClassVar[str] = ".npy"
+    axes: ClassVar[tuple[str, ...]] = ("channel", "row", "column")
+    pixels: ClassVar[bool] = True
+
+    def fits(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> bool:
+        """Return whether a row is an image that is neither grey nor in colour."""
+        return images.fits(shape, dtype) and shape[0] not in (1, 3)
+
+    def describe(self, shape: tuple[int, ...]) -> str:
+        """Return the images with their channels and sides."""
+        return images.describe(shape)
+
+    def sheet(self, samples: Tensor, columns: int, side: int | None = None) -> Image.Image:
+        """Lay out the first channel of each."""
+        return images.sheet(samples, columns, side)
+
+    def write(self, samples: Tensor, path: Path) -> None:
+        """Write an array file."""
+        with whole(path) as part, part.open("wb") as file:
+            np.save(file, samples[0].permute(1, 2, 0).contiguous().numpy(), allow_pickle=False)
+
+    def read(self, path: Path, shape: tuple[int, ...]) -> Tensor:
+        """Return the image of an array file, cropped and resized to this shape."""
+        channels, height, width = shape
+        return torch.from_numpy(read_picture(path, channels, height, width))[None]
 
 
 @final
@@ -201,8 +240,8 @@ class Arrays(Modality):
         return torch.from_numpy(row)[None]
 
 
-points, images, arrays = Points(), Images(), Arrays()
-MODALITIES = (points, images, arrays)
+points, planes, images, arrays = Points(), Planes(), Images(), Arrays()
+MODALITIES = (points, planes, images, arrays)
 """The modalities that rows may have whose data set names none: the first one that fits."""
 
 

@@ -1,36 +1,76 @@
 """Images as arrays: read files of any mode and size, crop and resize; write contact sheets and films."""
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
+from unfog.data.packed import Member
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import is_pointer, whole
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy"})
+AVIF = "avif" in features.modules and features.check("avif") is True
+"""Whether Pillow reads AVIF: before 11.3 it did not, and it may be built without."""
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy"}) | {
+    ".jfif",
+    ".jpe",
+    *([".avif"] if AVIF else []),
+}
 """File suffixes of images, in lower case."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if AVIF else []))
 """Accepted formats, whatever the suffix: for some others Pillow runs external programs."""
+PROFILE = 1 << 22
+"""Bytes of a colour profile, at most; those of cameras and screens have some thousand."""
 
 Pixels = NDArray[np.uint8]
+
+
+class Levels(NamedTuple):
+    """What becomes 0 and 255 in the pictures of a set whose numbers are no bytes."""
+
+    black: float
+    white: float
+
+    def of(self, values: NDArray[Any]) -> Pixels:
+        """Return numbers as bytes; those beyond the ends become 0 and 255."""
+        share = (values.astype(np.float64) - self.black) / (self.white - self.black)
+        return (share.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+class Reading(NamedTuple):
+    """How the pictures of a set become bytes.
+
+    Attributes:
+        levels: The ends of numbers that are no bytes; None goes by the format and, without a range of its own, by the
+            picture.
+        profiles: Whether colour profiles are converted to sRGB.
+    """
+
+    levels: Levels | None = None
+    profiles: bool = True
+
+
+AS_NOW = Reading()
+"""How a picture is read that belongs to no set."""
 
 
 class UnreadableError(ValueError):
     """A file is not a readable image; the message says why."""
 
 
-def read_picture(path: Path, channels: int, height: int, width: int) -> Pixels:
+def read_picture(path: Path | Member, channels: int, height: int, width: int, reading: Reading = AS_NOW) -> Pixels:
     """Read an image, centre-crop it to the aspect ratio of (height, width) and resize it.
 
-    Transparency is blended with white, the EXIF orientation is applied, and 16-bit images are scaled to 8 bits.
+    Transparency is blended with white, the EXIF orientation is applied, colours are converted to sRGB, and numbers that
+    are no bytes are scaled to bytes.
 
     Args:
         path: An image, or a `.npy` array `(height, width)` or `(height, width, channels)`: uint8, uint16, or
@@ -38,16 +78,17 @@ def read_picture(path: Path, channels: int, height: int, width: int) -> Pixels:
         channels: 1 for greyscale, 3 for colour; other numbers only for arrays with as many channels.
         height: Height of the result.
         width: Width of the result.
+        reading: How its values become bytes.
 
     Returns: Pixels, `(channels, height, width)`.
     Raises: UnreadableError: If the file is not a readable image.
     """
     try:
         if path.suffix.lower() == ".npy":
-            planes = [Image.fromarray(plane) for plane in _array_planes(path, channels)]
+            planes = [Image.fromarray(plane) for plane in _array_planes(path, channels, reading)]
         else:
             with opened(path) as picture:
-                planes = [_to_mode(picture, "L" if channels == 1 else "RGB")]
+                planes = [_to_mode(picture, "L" if channels == 1 else "RGB", reading)]
         fitted = [ImageOps.fit(plane, (width, height), Image.Resampling.LANCZOS) for plane in planes]
     except UnreadableError:
         raise
@@ -59,7 +100,7 @@ def read_picture(path: Path, channels: int, height: int, width: int) -> Pixels:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def describe_picture(path: Path) -> tuple[int, int, int]:
+def describe_picture(path: Path | Member) -> tuple[int, int, int]:
     """Return (channels, height, width) of an image with its orientation applied: 1 channel for grey modes, else 3.
 
     Raises: UnreadableError: If the file is not an image.
@@ -95,9 +136,9 @@ def decoded(path: Path) -> Image.Image:
         raise UnreadableError(_reason(error, path)) from error
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, path: Path | Member) -> str:
     """Return why an image cannot be read."""
-    if is_pointer(path):
+    if isinstance(path, Path) and is_pointer(path):
         return "a Git LFS pointer and not the file itself: run `git lfs pull`"
     if isinstance(error, PermissionError):
         return "permission denied"
@@ -108,21 +149,22 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 @contextmanager
-def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
+def opened(source: Path | Member | BinaryIO) -> Iterator[Image.Image]:
     """Open an image, the only way in which unfog opens one: its header is read, and its pixels where they are used.
 
     Args:
-        source: The path of a file, or a file that is open.
+        source: The path of a file, a member of an archive, or a file that is open.
 
     Raises: UnreadableError: If there is no such file, or it has more pixels than Pillow thinks harmless.
         OSError: If it is of none of the `FORMATS`, or damaged.
     """
     with ExitStack() as stack:
-        if isinstance(source, Path):
+        file = source
+        if isinstance(source, Path | Member):
             if not source.is_file():  # opening a named pipe would block forever
                 raise UnreadableError("there is no such file")
-            source = stack.enter_context(source.open("rb"))
-        picture = stack.enter_context(Image.open(source, formats=FORMATS))
+            file = cast(BinaryIO, stack.enter_context(source.open("rb")))
+        picture = stack.enter_context(Image.open(cast(BinaryIO, file), formats=FORMATS))
         _check_pixels(picture.width * picture.height)
         yield picture
 
@@ -133,10 +175,12 @@ def _check_pixels(pixels: int) -> None:
         raise UnreadableError(f"too large: its {pixels:,} pixels are more than {Image.MAX_IMAGE_PIXELS:,}")
 
 
-def _array(path: Path) -> NDArray[Any]:
+def _array(path: Path | Member) -> NDArray[Any]:
     """Memory-map an array file: one shorter than its header claims is refused without allocating memory."""
     if not path.is_file():
         raise UnreadableError("there is no such file")
+    if not isinstance(path, Path):
+        return path.array()
     array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     return array
 
@@ -147,7 +191,7 @@ def orientation(picture: Image.Image) -> int:
     return value if isinstance(value, int) and 2 <= value <= 8 else 1
 
 
-def _array_planes(path: Path, channels: int) -> list[Pixels]:
+def _array_planes(path: Path | Member, channels: int, reading: Reading) -> list[Pixels]:
     """Return the channels of an array file as uint8."""
     array = _array(path)
     if array.ndim == 2:
@@ -157,7 +201,9 @@ def _array_planes(path: Path, channels: int) -> list[Pixels]:
     if array.shape[2] not in (1, 3, channels):
         raise UnreadableError(f"it has {array.shape[2]} channels, but the data set has {channels}")
     _check_pixels(array.shape[0] * array.shape[1])
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+    if reading.levels and array.dtype != np.uint8:
+        array = reading.levels.of(_finite(array))
+    elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
         array = (array / 257).round().astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
@@ -172,22 +218,99 @@ def _array_planes(path: Path, channels: int) -> list[Pixels]:
     return [np.ascontiguousarray(array[..., plane]) for plane in range(array.shape[2])]
 
 
-def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
+def values_of(path: Path | Member) -> NDArray[Any] | None:
+    """Return the numbers of a picture that has others than bytes, or None if it has bytes.
+
+    Raises: UnreadableError: If the file is not a readable image.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            array = _array(path)
+            return None if array.dtype == np.uint8 else _finite(array)
+        with opened(path) as picture:
+            return _finite(np.asarray(picture)) if _counts(picture) else None
+    except UnreadableError:
+        raise
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
+        raise UnreadableError(_reason(error, path)) from error
+
+
+def holds_several(path: Path | Member) -> bool:
+    """Return whether an image file holds several pages or frames, of which the first is read; they are not counted."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return False
+        with opened(path) as picture:
+            return bool(getattr(picture, "is_animated", False))
+    except Exception:  # whoever reads it says why it cannot be read
+        return False
+
+
+def _counts(picture: Image.Image) -> bool:
+    """Return whether the values of a picture are no bytes."""
+    return picture.mode.startswith("I") or picture.mode == "F"
+
+
+def _finite(values: NDArray[Any]) -> NDArray[Any]:
+    """Return numbers that are all finite.
+
+    Raises: UnreadableError: If they are not, or are no real numbers.
+    """
+    if values.dtype.kind not in "buif":
+        raise UnreadableError(f"an array of {values.dtype} is not an image: use integers or floats")
+    if not np.isfinite(values).all():
+        raise UnreadableError("its values are not all finite")
+    return values
+
+
+def _to_mode(picture: Image.Image, mode: str, reading: Reading) -> Image.Image:
     """Return the image upright, on white, in 8-bit greyscale or RGB."""
     sixteen_bits = picture.mode.startswith("I;16")
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise UnreadableError("it has values that are not finite")
+    if _counts(picture) and reading.levels:
+        return Image.fromarray(reading.levels.of(_finite(np.asarray(picture)))).convert(mode)
+    if _counts(picture):
+        values = _finite(np.asarray(picture, dtype=np.float64))
         ranges = (1.0, 255.0, 65535.0) if picture.mode == "F" else (255.0, 65535.0)  # the smallest that fits
         top = 65535.0 if sixteen_bits else next((limit for limit in ranges if values.max() <= limit), ranges[-1])
         return Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8)).convert(mode)
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         front = picture.convert("RGBA")
+        front = _in_srgb(front, picture) if reading.profiles else front
         white = Image.new("RGBA", front.size, "white")
-        picture = Image.alpha_composite(white, front)
+        return Image.alpha_composite(white, front).convert(mode)
+    picture = _in_srgb(picture, picture) if reading.profiles else picture
     return picture.convert(mode)
+
+
+def _in_srgb(picture: Image.Image, source: Image.Image) -> Image.Image:
+    """Return a picture with its colours converted to sRGB, if its file has another profile that fits them.
+
+    Greyscale pictures stay so. A profile that is damaged, or for other colours than the picture's, is not used.
+
+    Args:
+        picture: What to convert.
+        source: The picture as it was opened, with its profile.
+    """
+    profile = source.info.get("icc_profile")
+    if not isinstance(profile, bytes) or not 0 < len(profile) <= PROFILE or source.mode == "1":
+        return picture
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(opened).lower():
+            return picture
+        alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
+        colours = picture if alpha is None and picture.mode != "P" else picture.convert("RGB")
+        if opened.profile.xcolor_space.strip() == "GRAY" and colours.mode == "RGB":
+            colours = colours.convert("L")
+        converted = ImageCms.profileToProfile(colours, opened, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return picture
+    if converted is None:
+        return picture
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
 
 
 def tile(pictures: Tensor, columns: int, enlarge: int = 1, gap: int = 1) -> Image.Image:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unfog.data.modality import images
+from unfog.data.packed import Packed
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import stream
 
@@ -93,7 +94,9 @@ class InMemory:
         captions: One text per row, or None.
         values: Numbers per row, `(rows, numbers)`, or None.
         files: Source file of each row, or None.
-        root: The folder that these are relative to.
+        root: The folder or archive that these are relative to.
+        notes: What to say of the data before training.
+        span: What became black and white, where that was chosen by looking at all rows.
     """
 
     x: Tensor
@@ -102,7 +105,9 @@ class InMemory:
     captions: tuple[str, ...] | None = None
     values: Tensor | None = None
     files: tuple[str, ...] | None = None
-    root: Path | None = None
+    root: Path | Packed | None = None
+    notes: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
     slow: ClassVar[bool] = False
 
     @property
@@ -177,7 +182,7 @@ def split_rows(names: Sequence[str], share: float) -> tuple[Indices, Indices]:
 
     Raises: UserError: If all rows have the same name.
     """
-    hashes = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
+    hashes = [_hashed(name) for name in names]
     order = np.array(sorted(range(len(names)), key=lambda row: hashes[row]), dtype=np.int64)
     count = min(max(1, round(share * len(names))), len(names) - 1)
     while count < len(names) and hashes[order[count]] == hashes[order[count - 1]]:
@@ -185,6 +190,36 @@ def split_rows(names: Sequence[str], share: float) -> tuple[Indices, Indices]:
     if count == len(names):
         raise UserError("all rows belong to one group, so none can be held out: check data.together")
     return np.sort(order[count:]), np.sort(order[:count])
+
+
+def split_groups(groups: Sequence[str], share: float) -> tuple[Indices, Indices] | None:
+    """Return the training rows and the held-out rows as `split_rows` does, with whole groups held out.
+
+    Groups are taken in the order of their hashes; one that would make the held-out part larger than 3/2 of its share is
+    left out. With one row in each group the parts are those of `split_rows`.
+
+    Args:
+        groups: Name of the group of each row.
+        share: The share to hold out.
+
+    Returns: The parts, or None if groups are so large that less than half of the share can be held out.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    count = min(max(1, round(share * len(groups))), len(groups) - 1)
+    held: list[int] = []
+    for group in sorted(rows, key=_hashed):
+        if len(held) < count and len(held) + len(rows[group]) <= min(1.5 * count, len(groups) - 1):
+            held += rows[group]
+    if 2 * len(held) < count:
+        return None
+    return np.setdiff1d(np.arange(len(groups)), held), np.sort(np.array(held, dtype=np.int64))
+
+
+def _hashed(name: str) -> bytes:
+    """Return the hash of a name."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
 def shuffled(rows: int, seed: int, position: int, count: int) -> Indices:

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+WORDS = 32
+"""Words and punctuation marks of a text that a model reads, by default, with the start."""
+
 
 def words_of(text: str) -> list[str]:
     """Return the words and punctuation marks of a text, in lower case and Unicode NFC."""

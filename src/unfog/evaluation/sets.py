@@ -12,7 +12,8 @@ from rich.console import Console
 from torch import Tensor
 
 from unfog.data.codecs import Pixels
-from unfog.data.folder import Listing, list_pictures, pictures_below
+from unfog.data.folder import list_pictures, pictures_below
+from unfog.data.listing import Listing
 from unfog.data.modality import images
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.data.source import Data, InMemory, Subset

@@ -57,7 +57,7 @@ class Canvas:
     def __post_init__(self) -> None:
         """Check that the model is one of such pictures."""
         stored, shape = self.sampler.stored, tuple(self.picture.shape[1:])
-        if self.sampler.modality != images or not images.fits(shape, self.picture.dtype):
+        if not self.sampler.modality.pixels or not images.fits(shape, self.picture.dtype):
             raise UserError("edits are for pictures, and this model is of another kind of data")
         if shape[0] != stored[0]:
             raise UserError(f"the model is of pictures of {stored[0]} channels, and this one has {shape[0]}")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unfog.data.modality import images
 from unfog.generation.drawing import Drawing
 from unfog.recipes.conditions import ClassConditioning
 from unfog.recipes.objective import Generator
@@ -58,7 +57,7 @@ class Whole(Drawing):
 
     def _check(self, drawn: object, count: int) -> None:
         """Refuse what are no samples as they are stored: every verb relies on it."""
-        pixels = self.modality == images
+        pixels = self.modality.pixels
         found = f"a {type(drawn).__name__}"
         if isinstance(drawn, Tensor):
             numbers = drawn.dtype == torch.uint8 if pixels else drawn.is_floating_point() and drawn.isfinite().all()

@@ -22,6 +22,7 @@ from unfog.networks.layers import Network
 from unfog.recipes.conditions import Known, captions
 from unfog.recipes.recipe import VALUES, Recipe
 from unfog.recipes.settings import LearnedVariance
+from unfog.recipes.sources import Folder
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import MOST_JSON
 
@@ -39,6 +40,9 @@ def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
     """
     data = _read(recipe) if data is None else data
     filled = replace(recipe, shape=data.train.shape, classes=data.train.classes)
+    span = getattr(getattr(data.train, "source", data.train), "span", None)
+    if span is not None and isinstance(recipe.data, Folder):  # the scale of a run stays, whatever is added to its data
+        filled = replace(filled, data=replace(recipe.data, range=tuple(span)))
     if recipe.conditioning.captioned:
         rows = np.linspace(0, len(data.heldout) - 1, min(len(data.heldout), PROMPTS)).astype(np.int64)
         prompts = captions(data.heldout.take(rows), filled.classes)

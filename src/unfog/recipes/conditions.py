@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfog.data.modality import Modality, images, modality_of
+from unfog.data.modality import Modality, modality_of
 from unfog.data.source import Batch
-from unfog.data.text import tokenise
+from unfog.data.text import WORDS, tokenise
 from unfog.networks.conditioning import ClassEmbedding, Embedder, NumbersEmbedding, PlanesEmbedding, TextEncoder
 from unfog.runtime.errors import UserError, unknown
 
@@ -218,7 +218,7 @@ class TextConditioning(WithNull):
     captioned: ClassVar[bool] = True
     width: int = 128
     layers: int = 2
-    length: int = 32
+    length: int = WORDS
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -270,7 +270,7 @@ class ImageConditioning(WithNull):
 
     def build(self, known: Known, dim: int) -> Embedder | None:
         """Return the embedder."""
-        if known.modality != images or known.shape != (known.stored or known.shape):
+        if not known.modality.pixels or known.shape != (known.stored or known.shape):
             raise UserError("conditioning=image is for pictures in pixels: use another conditioning, or codec=pixels")
         if self.task == "colour" and known.shape[0] == 1:
             raise UserError("conditioning.task=colour needs pictures in colour, but these are grey: use another task")
@@ -381,6 +381,12 @@ def _rows(rows: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
     return rows
 
 
+def _another(number: int, classes: Sequence[str]) -> bool:
+    """Return whether a number given as text may mean another class than that of its place, by its name."""
+    meant = [place for place, name in enumerate(classes) if name.isdecimal() and int(name) == number]
+    return number not in meant and bool(meant or all(name.isdecimal() for name in classes))
+
+
 def _class_number(known: Known, one: int | str) -> int:
     """Return the number of a class, given its name or its number."""
     if one in known.classes:
@@ -391,4 +397,10 @@ def _class_number(known: Known, one: int | str) -> int:
         raise unknown("label", str(one), known.classes) from None
     if not 0 <= number < len(known.classes):
         raise UserError(f"the label {number} is out of range: this model knows 0 to {len(known.classes) - 1}")
+    name = known.classes[number]
+    if isinstance(one, str) and _another(number, known.classes):
+        raise UserError(
+            f"the label {one} may mean the class {name!r}, which is number {number}, or one named like it: give the "
+            f"name, one of {', '.join(known.classes[:10])}"
+        )
     return number

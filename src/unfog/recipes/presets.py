@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from unfog.data.classic import existing
 from unfog.data.codecs import Identity, Pixels
+from unfog.data.packed import ARCHIVES
 from unfog.data.source import Augment
 from unfog.diffusion.solvers import Ancestral
 from unfog.diffusion.tables import Linear
@@ -22,7 +23,7 @@ from unfog.recipes.sources import CIFAR10, MNIST, CaptionedShapes, Digits, Fashi
 from unfog.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from unfog.data.folder import Listing
+    from unfog.data.listing import Listing
 
 
 def points(data: str | None = None, size: int | None = None) -> Recipe:
@@ -106,7 +107,7 @@ def folder(data: str | None = None, size: int | None = None) -> Recipe:
     patch = 1 if places <= 16 else 2 if places <= 32 else 4
     return Recipe(
         "folder",
-        data=Folder(path=str(_absolute(data)), size=sides, channels=channels),
+        data=Folder(path=_located(data), size=sides, channels=channels),
         codec=Pixels() if factor == 1 else LatentCodec(factor=factor),
         augment=Augment(flip=not (listing.classes or listing.captions or listing.values)),
         network=CompactSpec(width=48 if channels == 1 else 64, patch=patch),
@@ -127,7 +128,7 @@ def autoencoder(data: str | None = None, size: int | None = None) -> Recipe:
     levels = _factor(side).bit_length() - 1
     return Recipe(
         "autoencoder",
-        data=Folder(path=str(_absolute(data)), size=sides, channels=channels),
+        data=Folder(path=_located(data), size=sides, channels=channels),
         augment=Augment(flip=True),
         network=AutoencoderSpec(widths=(32, *[64] * levels)),
         objective=named("objective", "reconstruction"),
@@ -138,18 +139,18 @@ def autoencoder(data: str | None = None, size: int | None = None) -> Recipe:
 
 
 def text_to_image(data: str | None = None, size: int | None = None) -> Recipe:
-    """Your own captioned pictures (metadata.jsonl with "text"): text in, pictures out, in latents above 32 pixels.
+    """Your own captioned pictures (1.txt next to 1.png, or metadata.jsonl): text in, pictures out.
 
-    Trains an autoencoder first and then, in its latents, the compact network, which reads the captions by
-    cross-attention; `network=conditional-unet` is Stable Diffusion's, and slower. Captions that are equal up to the
-    first colon or comma are held out together.
+    Above 32 pixels it trains an autoencoder first and then, in its latents, the compact network, which reads the
+    captions by cross-attention; `network=conditional-unet` is Stable Diffusion's, and slower. Captions that are equal
+    up to the first colon or comma are held out together, as far as about a tenth of the pictures can be.
     """
     listing, channels, sides, side = _looked("text-to-image", data, size)
     if listing.captions is None and not listing.classes:
-        raise UserError(f"{listing.root} has no captions: add a metadata.jsonl whose lines have 'file_name' and 'text'")
+        raise UserError(f"{listing.root} has no captions: put 1.txt next to 1.png, or add a metadata.jsonl with 'text'")
     return Recipe(
         "text-to-image",
-        data=Folder(path=str(_absolute(data)), size=sides, channels=channels, together=":,"),
+        data=Folder(path=_located(data), size=sides, channels=channels, together=":,"),
         codec=Pixels() if side <= 32 else LatentCodec(factor=_factor(side)),
         network=CompactSpec(width=64, patch=2 if 16 < side <= 32 else 1, middle=4),
         conditioning=TextConditioning(),
@@ -250,6 +251,11 @@ def recipe(name: str, data: str | None = None, size: int | None = None) -> Recip
 def _absolute(path: str | None) -> str | None:
     """Return an absolute path, which stays valid wherever the run is used from."""
     return None if path is None else str(existing(path).resolve())
+
+
+def _located(path: str | None) -> str:
+    """Return the absolute path of a folder of pictures, or of an archive of them."""
+    return str(existing(path or "", ARCHIVES).resolve())
 
 
 def _no_path(name: str, data: str | None, size: int | None) -> None:

@@ -35,7 +35,7 @@ from unfog.recipes.settings import (
     Sampling,
     Training,
 )
-from unfog.recipes.sources import DataSpec
+from unfog.recipes.sources import DataSpec, Folder
 from unfog.runtime.errors import UserError, unknown
 from unfog.runtime.files import parse_json
 
@@ -270,6 +270,8 @@ class Recipe:
             and "clock" not in plain["solver"]
         ):
             values["solver"] = _as_before(values["solver"], values.get("schedule", cls.schedule))
+        if isinstance(values["data"], Folder) and "rules" not in plain["data"]:
+            values["data"] = replace(values["data"], rules=1)  # as it was read before folders had rules
         shape = values.get("shape")
         check_value("shape", shape, list[int] | None)
         for name in ("classes", "prompts"):

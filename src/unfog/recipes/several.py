@@ -121,6 +121,12 @@ class SeveralConditions(WithNull):
         return dict(asked)
 
 
+def words_read(conditioning: Conditioning) -> int | None:
+    """Return how many words of a caption a model reads, with the start; None if it reads none, or by its own rules."""
+    parts = conditioning.parts if isinstance(conditioning, SeveralConditions) else (conditioning,)
+    return next((part.length for part in parts if isinstance(part, TextConditioning)), None)
+
+
 def _columns(part: Conditioning, known: Known) -> int:
     """Return how many numbers a part takes for each row."""
     if isinstance(part, ValuesConditioning):

@@ -93,10 +93,22 @@ class Folder:
     workers: int = 2
     where: str = ""
     together: str = ""
+    range: Sequence[float] | None = None
+    rules: int = folder.RULES
 
     def build(self) -> Data:
         """Read the folder."""
-        return folder.folder(self.path, self.size, self.channels, self.heldout, self.workers, self.where, self.together)
+        return folder.folder(
+            self.path,
+            self.size,
+            self.channels,
+            self.heldout,
+            self.workers,
+            self.where,
+            self.together,
+            self.range,
+            self.rules,
+        )
 
 
 @dataclass(frozen=True)

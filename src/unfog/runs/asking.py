@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from unfog.data.folder import pictures_at
-from unfog.data.modality import images
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec, known_of
@@ -111,7 +110,7 @@ def picture(image: Picture, sampler: Sampler, own_size: bool) -> Tensor:
 
     Raises: UserError: If it cannot be read, or the model is of another kind of data.
     """
-    if sampler.modality != images:
+    if not sampler.modality.pixels:
         raise UserError("edits are for pictures, and this model was trained on another kind of data")
     if isinstance(image, Tensor | np.ndarray):
         return _pixels(image)

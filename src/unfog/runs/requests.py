@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from unfog.data.modality import Modality, images
+from unfog.data.modality import Modality
 from unfog.data.pictures import UnreadableError, save_picture
 from unfog.generation.drawing import Drawing
 from unfog.recipes.conditions import Asked
@@ -82,7 +82,7 @@ class Request:
     @property
     def files(self) -> str:
         """What its files hold, in messages."""
-        return "pictures" if self.modality == images else self.modality.name
+        return "pictures" if self.modality.pixels else self.modality.name
 
 
 def sample_into(
@@ -195,7 +195,7 @@ def _write_sheet(folder: Path, request: Request) -> None:
         files = [folder / _name(place, modality.suffix) for place in range(min(request.count, SHEET))]
         samples = torch.cat([modality.read(file, stored) for file in files])
     except UnreadableError as error:
-        what = "picture" if modality == images else "file"
+        what = "picture" if modality.pixels else "file"
         raise UserError(f"a {what} in {folder} is damaged ({error}): delete it and repeat the command") from None
     columns = max(1, round(len(samples) ** 0.5))
     if request.asked is None and 1 < classes <= 16:

@@ -18,6 +18,7 @@ from unfog.recipes.build import build_data, build_model
 from unfog.recipes.latents import LatentCodec, autoencoder
 from unfog.recipes.presets import recipe as preset
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.several import words_read
 from unfog.recipes.sources import Given
 from unfog.recipes.text_encoders import PretrainedConditioning, copy_encoder
 from unfog.recipes.versions import corrections
@@ -262,7 +263,7 @@ def _begun(
     if init_from is not None:
         _check_meaning(recipe, read_recipe(Path(init_from)), init_from)
     recipe, data = build_data(recipe) if dataset is None else build_data(fitted(recipe, dataset), dataset.data)
-    for sentence in quick(data):
+    for sentence in quick(data, words_read(recipe.conditioning)):
         warnings.warn(sentence, stacklevel=5)
     recipe = taken_in(recipe, out)
     if isinstance(recipe.codec, LatentCodec) and not recipe.codec.path:

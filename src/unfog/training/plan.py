@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unfog.data.folder import notes_of
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_autoencoder, build_data
 from unfog.recipes.latents import LatentCodec, weights_of
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import PORTION
+from unfog.recipes.several import words_read
 from unfog.runtime.device import choose_device, free_memory, peak_memory
 from unfog.runtime.errors import UserError, seconds
 from unfog.runtime.files import write_whole
@@ -116,6 +119,8 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
     started = time.monotonic()
     budget = None if budget is None else seconds("the budget", budget)
     recipe, data = build_data(recipe)
+    for sentence in notes_of(data, words_read(recipe.conditioning)):
+        warnings.warn(sentence, stacklevel=2)
     with tempfile.TemporaryDirectory(prefix="unfog-") as name, torch.random.fork_rng():
         folder, first = Path(name), None
         codec = recipe.codec

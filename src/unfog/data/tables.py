@@ -1,0 +1,91 @@
+"""Parquet files of pictures as `datasets` writes them: a column of encoded pictures, with labels and captions."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from unfog.runtime.errors import UserError
+
+PICTURES = ("image", "img", "picture", "jpg", "png")
+LABELS = ("label", "labels", "class")
+TEXTS = ("text", "caption", "prompt")
+"""Names of columns: the first that is there is used."""
+GROUP, TOTAL, PORTION = 1 << 31, 1 << 30, 256
+"""Bytes of a row group and of all pictures, at most, and rows that are read at a time."""
+
+
+def rows_of(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the contents of the files that the rows of a Parquet file stand for.
+
+    The first word of a file's name, as in `train-00000-of-00002.parquet`, is the folder of its rows. A picture's class
+    and caption are files of its name, `.cls` and `.txt`. Columns that are not read are empty files.
+
+    Raises: UserError: Without pyarrow, or if there are no pictures, or more bytes of them than are kept in memory.
+        ValueError, OSError: If the file is damaged.
+    """
+    table, names = _opened(path)
+    column, label, text = (_first(choice, names) for choice in (PICTURES, LABELS, TEXTS))
+    if column is None:
+        raise UserError(f"{path} has no column of pictures ({', '.join(PICTURES)}), only {', '.join(names)}")
+    classes = _class_names(table.schema_arrow.metadata, label)
+    used = [name for name in (column, label, text) if name is not None]
+    stem, total, row = f"{path.stem.split('-')[0]}/{path.stem}", 0, 0
+    for batch in table.iter_batches(batch_size=PORTION, columns=used):
+        for cells in batch.to_pylist():
+            content = _bytes(cells[column])
+            total += len(content)
+            if total > TOTAL:
+                raise UserError(f"{path} holds more than {TOTAL:,} bytes of pictures: unpack them into a folder")
+            name = f"{stem}-{row:08}"
+            yield f"{name}.png", content  # a picture's kind is told by its contents
+            if label is not None and cells[label] is not None:
+                yield f"{name}.cls", _named(cells[label], classes).encode()
+            if text is not None and cells[text] is not None:
+                yield f"{name}.txt", str(cells[text]).encode()
+            row += 1
+    for name in names:
+        if name not in used:
+            yield f"{path.name}/{name} (column)", b""
+
+
+def _opened(path: Path) -> tuple[Any, list[str]]:
+    """Return a Parquet file and the names of its columns, after checking that its groups fit into memory."""
+    try:
+        import pyarrow.parquet  # imported here, since it is an extra
+    except ImportError:
+        raise UserError(
+            f"{path} is a Parquet file, and to read it pyarrow is missing: install it with pip install 'unfog[parquet]'"
+        ) from None
+    table = pyarrow.parquet.ParquetFile(path)
+    sizes = [table.metadata.row_group(group).total_byte_size for group in range(table.metadata.num_row_groups)]
+    if max(sizes, default=0) > GROUP:
+        raise ValueError(f"a row group of {max(sizes):,} bytes is too large")
+    return table, [str(name) for name in table.schema_arrow.names]
+
+
+def _first(choice: tuple[str, ...], names: list[str]) -> str | None:
+    """Return the first of some names that is there."""
+    return next((name for name in choice if name in names), None)
+
+
+def _bytes(cell: object) -> bytes:
+    """Return the encoded picture of a cell; none is an unreadable one."""
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    return content if isinstance(content, bytes) else b""
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None, label: str | None) -> list[str]:
+    """Return the names of the classes that `datasets` wrote into a file's metadata, empty if it wrote none."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return [str(name) for name in features[label]["names"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def _named(label: object, classes: list[str]) -> str:
+    """Return the name of a class."""
+    if isinstance(label, int) and 0 <= label < len(classes):
+        return classes[label]
+    return str(label)
