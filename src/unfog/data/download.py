@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import os
 import shutil
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -49,7 +50,10 @@ def _download(url: str, path: Path, md5: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part:
         try:
+            print(f"downloading {url} to {path}", file=sys.stderr)
             with urllib.request.urlopen(url, timeout=30) as response, part.open("wb") as file:
+                if (size := response.headers.get("Content-Length") or "").isdecimal():
+                    print(f"downloading {int(size) / 1e6:,.1f} MB", file=sys.stderr)
                 shutil.copyfileobj(response, file)
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             raise EnvironmentFailure(

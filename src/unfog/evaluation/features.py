@@ -43,6 +43,8 @@ CLASSIFIER_VERSION = 1
 
 Cached classifiers of another version are not used.
 """
+DIGITS, LARGEST = 12, 1 << 34
+"""Hexadecimal digits of a key, and bytes that the weights of a pretrained network may have, 16 GiB."""
 
 
 class Extractor(Protocol):
@@ -78,7 +80,7 @@ def digest(*parts: bytes) -> str:
     sha256 = hashlib.sha256()
     for part in parts:
         sha256.update(part)
-    return sha256.hexdigest()[:12]
+    return sha256.hexdigest()[:DIGITS]
 
 
 def _in_batches(x: Tensor, batch: int, extract: Callable[[Tensor], Tensor]) -> Rows:
@@ -333,7 +335,8 @@ def dinov2(path: str | Path) -> Pretrained:
     """
     key = _key(path, "dinov2", "a folder with config.json and model.safetensors of facebook/dinov2-base")
     make = _package("transformers", "transformers", "dinov2").AutoModel
-    model = _loaded(lambda: make.from_pretrained(str(path), use_safetensors=True).eval(), path, "dinov2")
+    closed = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
+    model = _loaded(lambda: make.from_pretrained(str(path), **closed).eval(), path, "dinov2")
     mean, deviation = (torch.tensor(one)[:, None, None] for one in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
     def network(x: Tensor) -> Tensor:
@@ -366,4 +369,12 @@ def _key(path: str | Path, parameter: str, what: str) -> str:
     files = sorted(one for one in where.iterdir() if one.is_file()) if where.is_dir() else [where]
     if not files or not files[0].is_file():
         raise UserError(f"{where} does not exist or is empty: {parameter} takes {what}")
-    return digest(*(one.read_bytes() for one in files))
+    size = sum(one.stat().st_size for one in files)
+    if size > LARGEST:
+        raise UserError(f"{where} holds {size:,} bytes, more than {LARGEST:,}: {parameter} takes {what}")
+    sha256 = hashlib.sha256()
+    for one in files:
+        with one.open("rb") as opened:
+            while part := opened.read(1 << 22):
+                sha256.update(part)
+    return sha256.hexdigest()[:DIGITS]

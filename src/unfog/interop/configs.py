@@ -9,7 +9,7 @@ from unfog.networks.conditional import ConditionalUNet
 from unfog.networks.unet import UNet
 from unfog.recipes.networks import NetworkSpec
 from unfog.recipes.parse import named
-from unfog.runtime.errors import UserError, whole_number
+from unfog.runtime.errors import UserError
 
 Given = Mapping[str, Any]
 _UNET: dict[str, tuple[Any, ...]] = {
@@ -66,19 +66,67 @@ def _check(config: Given, meant: Mapping[str, tuple[Any, ...]], where: str) -> N
     """Raise a UserError for an option that is not supported."""
     for option, values in meant.items():
         if option in config and config[option] not in values:
-            raise UserError(f"{where}: {option}={config[option]!r} is not supported, only {values[0]!r}")
+            raise UserError(f"{where}: {option}={_short(config[option])} is not supported, only {values[0]!r}")
     widths = config.get("block_out_channels")
-    if not isinstance(widths, list) or not all(isinstance(width, int) for width in widths) or not widths:
+    if not isinstance(widths, list) or not all(type(width) is int for width in widths) or not widths:
         raise UserError(f"{where} has no block_out_channels: it is not the configuration of a network")
     if len(widths) > LEVELS or not all(0 < width <= WIDEST for width in widths):
         raise UserError(
-            f"{where}: block_out_channels must be at most {LEVELS} numbers from 1 to {WIDEST}, not {widths}"
+            f"{where}: block_out_channels must be at most {LEVELS} numbers from 1 to {WIDEST}, not {_short(widths)}"
         )
     if config.get("time_embedding_dim") not in (None, 4 * widths[0]):
         raise UserError(
-            f"{where}: time_embedding_dim={config['time_embedding_dim']} is not supported, only {4 * widths[0]}, "
-            "4 times the first of block_out_channels"
+            f"{where}: time_embedding_dim={_short(config['time_embedding_dim'])} is not supported, only "
+            f"{4 * widths[0]}, 4 times the first of block_out_channels"
         )
+
+
+def whole(config: Given, name: str, default: int, most: int, where: str) -> int:
+    """Return a whole number from 1 to `most` in a configuration.
+
+    Raises: UserError: If it is anything else.
+    """
+    value = config.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+        raise UserError(f"{where}: {name} must be a whole number from 1 to {most:,}, not {_short(value)}")
+    return value
+
+
+def number(config: Given, name: str, default: float, least: float, most: float, where: str) -> float:
+    """Return a number from `least` to `most` in a configuration.
+
+    Raises: UserError: If it is anything else.
+    """
+    value = config.get(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise UserError(f"{where}: {name} must be a number from {least:g} to {most:g}, not {_short(value)}")
+    return float(value)
+
+
+def flag(config: Given, name: str, default: bool, where: str) -> bool:
+    """Return a truth value in a configuration.
+
+    Raises: UserError: If it is anything else.
+    """
+    value = config.get(name, default)
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: {name} must be true or false, not {_short(value)}")
+    return value
+
+
+def _short(value: object) -> str:
+    """Return a value as text, cut to a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _groups(config: Given, where: str) -> int:
+    """Return the groups of the group norms, which divide the channels of each level."""
+    groups = whole(config, "norm_num_groups", 32, WIDEST, where)
+    for width in config["block_out_channels"]:
+        if width % groups:
+            raise UserError(f"{where}: norm_num_groups={groups} must divide each of block_out_channels, not {width}")
+    return groups
 
 
 def _levels(config: Given, attending: str, plain: str, where: str) -> list[bool]:
@@ -87,7 +135,7 @@ def _levels(config: Given, attending: str, plain: str, where: str) -> list[bool]
     known = {f"{attending}DownBlock2D": True, f"{plain}DownBlock2D": False}
     for name in down:
         if name not in known:
-            raise UserError(f"{where}: the block {name!r} is not supported, only {', '.join(known)}")
+            raise UserError(f"{where}: the block {_short(name)} is not supported, only {', '.join(known)}")
     levels = [known[name] for name in down]
     expected = [f"{attending if attends else plain}UpBlock2D" for attends in reversed(levels)]
     if list(up) != expected or len(down) != len(config["block_out_channels"]):
@@ -100,8 +148,8 @@ def _levels(config: Given, attending: str, plain: str, where: str) -> list[bool]
 def _each(value: Any, count: int, name: str, where: str) -> list[int]:
     """Return a number for each level."""
     numbers = value if isinstance(value, list) else [value] * count
-    if len(numbers) != count or not all(isinstance(number, int) and 0 < number <= WIDEST for number in numbers):
-        raise UserError(f"{where}: {name} must be a number above 0, or one for each level, not {value!r}")
+    if len(numbers) != count or not all(type(one) is int and 0 < one <= WIDEST for one in numbers):
+        raise UserError(f"{where}: {name} must be a number above 0, or one for each level, not {_short(value)}")
     return numbers
 
 
@@ -109,14 +157,8 @@ def _same(value: Any, count: int, name: str, where: str) -> int:
     """Return a number that must be the same for all levels."""
     numbers = set(_each(value, count, name, where))
     if len(numbers) > 1 or max(numbers) > DEEPEST:
-        raise UserError(f"{where}: {name} must be the same for all levels and at most {DEEPEST}, not {value!r}")
+        raise UserError(f"{where}: {name} must be the same for all levels and at most {DEEPEST}, not {_short(value)}")
     return numbers.pop()
-
-
-def _whole(config: Given, name: str, default: int, where: str, least: int = 1) -> int:
-    """Return a number of channels, groups or heads that memory can be taken for."""
-    given = config.get(name, default)
-    return whole_number(f"{where}: {name}", default if given is None else given, least, WIDEST)
 
 
 def _common(config: Given, where: str) -> dict[str, Any]:
@@ -125,12 +167,12 @@ def _common(config: Given, where: str) -> dict[str, Any]:
     return {
         "widths": widths,
         "blocks": _same(config.get("layers_per_block", 2), len(widths), "layers_per_block", where),
-        "dropout": float(config.get("dropout", 0.0)),
-        "groups": _whole(config, "norm_num_groups", 32, where),
-        "epsilon": float(config.get("norm_eps", 1e-5)),
-        "pad_behind": config.get("downsample_padding", 1) == 0,
-        "time_shift": _whole(config, "freq_shift", 0, where, 0),
-        "sines_first": not config.get("flip_sin_to_cos", True),
+        "dropout": number(config, "dropout", 0.0, 0, 0.99, where),
+        "groups": _groups(config, where),
+        "epsilon": number(config, "norm_eps", 1e-5, 1e-12, 1, where),
+        "pad_behind": number(config, "downsample_padding", 1, 0, 1, where) == 0,
+        "time_shift": int(number(config, "freq_shift", 0, 0, 1, where)),
+        "sines_first": not flag(config, "flip_sin_to_cos", True, where),
     }
 
 
@@ -149,15 +191,17 @@ def _network(config: Given, where: str) -> NetworkSpec:
     if kind == "UNet2DModel":
         _check(config, _PLAIN, where)
         attends = _levels(config, "Attn", "", where)
-        given = config.get("attention_head_dim", 8)  # None is one head as wide as its level
-        head = max(config["block_out_channels"]) if given is None else _whole(config, "attention_head_dim", 8, where)
+        widest = max(config["block_out_channels"])
+        alone = config.get("attention_head_dim", 8) is None
+        head = widest if alone else whole(config, "attention_head_dim", 8, WIDEST, where)
         unet: NetworkSpec = named("network", "unet", attention=attends, head=head, **_common(config, where))
         return unet
     if kind == "UNet2DConditionModel":
         _check(config, _CONDITIONAL, where)
         attends, count = _levels(config, "CrossAttn", "", where), len(config["block_out_channels"])
         # the second name is wrong in diffusers
-        heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+        heads = config.get("num_attention_heads")
+        heads = config.get("attention_head_dim", 8) if heads is None else heads
         layers = _same(config.get("transformer_layers_per_block", 1), count, "transformer_layers_per_block", where)
         heads_of_levels = _each(heads, count, "attention_head_dim", where)
         options = _common(config, where)
@@ -171,13 +215,13 @@ def _network(config: Given, where: str) -> NetworkSpec:
         autoencoder: NetworkSpec = named(
             "network",
             "autoencoder",
-            latent=_whole(config, "latent_channels", 4, where),
+            latent=whole(config, "latent_channels", 4, WIDEST, where),
             widths=config["block_out_channels"],
             blocks=_same(config.get("layers_per_block", 1), 1, "layers_per_block", where),
-            groups=_whole(config, "norm_num_groups", 32, where),
-            attention=config.get("mid_block_add_attention", True),
-            quant=config.get("use_quant_conv", True),
-            post_quant=config.get("use_post_quant_conv", True),
+            groups=_groups(config, where),
+            attention=flag(config, "mid_block_add_attention", True, where),
+            quant=flag(config, "use_quant_conv", True, where),
+            post_quant=flag(config, "use_post_quant_conv", True, where),
         )
         return autoencoder
     raise UserError(f"{where}: the class {kind!r} is not supported, only {', '.join(CLASSES)}")
@@ -188,7 +232,7 @@ def _same_blocks(config: Given, where: str) -> None:
     for key, name in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         types = config.get(key, [])
         if any(block != name for block in types) or len(types) != len(config["block_out_channels"]):
-            raise UserError(f"{where}: {key} must be {name} for each of block_out_channels, not {types}")
+            raise UserError(f"{where}: {key} must be {name} for each of block_out_channels, not {_short(types)}")
 
 
 def config_of(

@@ -1,9 +1,7 @@
 """Import of diffusers models as run folders, without diffusers: networks, autoencoders, text encoders, schedulers."""
 
-import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ from torch import Tensor, nn
 from unfog.data.codecs import Pixels
 from unfog.diffusion.solvers import DDIM, Ancestral, Solver
 from unfog.diffusion.times import DiscreteTimes, Uniform
-from unfog.interop import configs, files, names, ours, schedulers
-from unfog.interop.trial import tried, tried_autoencoder
+from unfog.interop import carried, configs, files, folders, names, schedulers
+from unfog.interop.trial import tried
 from unfog.networks.autoencoder import Autoencoder
 from unfog.recipes.conditions import ClassConditioning, Conditioning, NoConditioning
 from unfog.recipes.latents import LatentCodec, weights_of
@@ -24,15 +22,17 @@ from unfog.recipes.recipe import CodecSpec, Recipe
 from unfog.recipes.settings import FixedVariance, Inputs, LearnedVariance, Sampling
 from unfog.recipes.sources import Elsewhere
 from unfog.recipes.text_encoders import ENCODER_FILES, ENCODERS, PretrainedConditioning
-from unfog.runtime.contained import check_contained, copy_flat
-from unfog.runtime.errors import UserError, whole_number
-from unfog.runtime.files import disk, locked, write_whole
+from unfog.runtime.contained import copy_flat
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import LOCK, disk, locked, occupied, write_whole
 from unfog.runtime.tensors import write_tensors
 from unfog.training.objectives.reconstruction import Reconstruction
 
-IGNORED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of pipelines that are ignored."""
-KNOWN = ("unet", "scheduler", "vae", "vqvae", "text_encoder", "tokenizer", *IGNORED)
+CLASS_TABLE = "class_embedding.weight"
+SIDE, LARGEST = 4096, 1e6
+"""The longest side of a state, and the largest scale and shift of latents."""
+STAGING = ".importing"
+"""Folder inside the new run in which it is written and tried out."""
 
 
 @dataclass(frozen=True)
@@ -59,43 +59,60 @@ def import_model(source: str, out: Path, trust: Path | None = None) -> Imported:
         trust: A pickle of weights that may be loaded.
 
     Returns: The imported model.
-    Raises: UserError: If the folder is not a model, or has unsupported parts or options, or `out` is taken.
+    Raises: UserError: If the folder is not a model, has unsupported parts or options or weights that are not finite,
+        does not run, or `out` is taken.
         EnvironmentFailure: If the network or the disk fails.
     """
     with locked(out), files.meant(source):
-        return _import(source, out, trust)
+        if (out / "model.safetensors").exists() or (out / "checkpoints").exists():
+            raise UserError(f"{out} already contains a run: choose another folder")
+        if occupied(out) and any(one.name not in (STAGING, LOCK) for one in out.iterdir()):
+            raise UserError(f"{out} is not empty: choose a new folder")
+        staging = out / STAGING
+        try:
+            with disk(staging):
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir()
+            found = _import(source, staging, trust)
+            found = replace(found, notes=found.notes + tried(staging, source))
+            with disk(out):
+                for one in sorted(staging.iterdir(), key=lambda path: path.name == "recipe.json"):
+                    one.rename(out / one.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return found
 
 
 def _import(source: str, out: Path, trust: Path | None) -> Imported:
     """Import a model; values are not checked."""
-    if (out / "model.safetensors").exists() or (out / "checkpoints").exists():
-        raise UserError(f"{out} already contains a run: choose another folder")
-    folder, where, unsaid = _located(files.found(source))
-    if not (folder / "model_index.json").is_file() and where is None:
+    folder = files.found(source)
+    if _holds_autoencoder(folder):
         return _autoencoder_alone(folder, out, trust)
-    where = where or folder
-    index = _index(folder) if (folder / "model_index.json").is_file() else {}
+    parts = folders.model(folder)
+    folder, where, index = parts.folder, parts.unet, parts.index
     given = files.config(where / "config.json")
     network = configs.network(given, str(where / "config.json"))
-    sampled = _scheduler(folder, alone=not index)
+    if given["_class_name"] not in folders.NETWORKS:
+        raise UserError(f"{where} contains a {given['_class_name']}, but a U-Net is needed")
+    sampled = schedulers.read(parts.scheduler, str(folder / "scheduler"))
     codec: CodecSpec = Pixels()
     coder, shape = None, _shape(given, str(where))
+    _check_channels(given, shape[0], sampled, str(where / "config.json"))
     kind = next((name for name in ("vae", "vqvae") if index.get(name)), None)
     if kind:
         coder = _autoencoder(folder / kind, trust)
         codec = LatentCodec(path="autoencoder")
+        if coder.made.latent != shape[0]:
+            raise UserError(
+                f"{folder / kind}: its latents have {coder.made.latent} channels, but the U-Net takes {shape[0]}: "
+                "the two belong to different models"
+            )
         shape = (coder.made.channels, *(side * coder.made.factor for side in shape[1:]))
-    _plain_channels(given, coder, str(where / "config.json"))
-    conditioning, classes, embedder = _conditioning(folder, index, given, network)
-    kept = ours.read(folder)
-    notes = (
-        unsaid
-        + files.unused(where, trust)
-        + sampled.notes
-        + tuple(f"{name} is ignored" for name in IGNORED if index.get(name))
-    )
+    weights = files.weights(where, trust)
+    conditioning, classes, table = _conditioning(parts, given, network, weights)
+    tensors = _denoiser(network, _channels(given), weights, str(where)) | table
     recipe = Recipe(
-        str(index.get("_class_name", "imported")),
+        str(index.get("_class_name") or given["_class_name"]),
         data=Elsewhere(),
         network=network,
         codec=codec,
@@ -107,122 +124,73 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
         times=Uniform() if sampled.network_time == "thousand" else DiscreteTimes(),
         solver=sampled.solver,
         grid=sampled.grid,
-        sampling=replace(_sampling(sampled, conditioning, coder is not None), **(kept.sampling if kept else {})),
+        sampling=_sampling(sampled, conditioning, coder is not None),
         shape=shape,
         classes=classes,
     )
-    channels = given.get("in_channels", 4 if kind else 3)
-    tensors = _denoiser(network, channels, files.weights(where, trust), str(where), embedder, len(classes))
-    count = sum(tensor.numel() for tensor in tensors.values())
-    with _undone(out):
-        _write(out, recipe, tensors, coder)
-        if isinstance(conditioning, PretrainedConditioning):
-            for name in ("text_encoder", "tokenizer"):
-                copy_flat(folder / name, out / "text" / name, ENCODER_FILES)
-        del tensors, coder  # a second copy of the weights is loaded
-        notes += tried(out)
-    return Imported(recipe, count, notes)
+    recipe, notes = carried.restored(recipe, folder, parts.scheduler)
+    notes = sampled.notes + parts.notes + notes
+    _write(out, recipe, tensors, coder)
+    if isinstance(conditioning, PretrainedConditioning):
+        for name in ("text_encoder", "tokenizer"):
+            left = copy_flat(folder / name, out / "text" / name, ENCODER_FILES)
+            notes += tuple(f"{name}/{one} is not used" for one in left)
+        files.without_code(out / "text")
+    return Imported(recipe, sum(tensor.numel() for tensor in tensors.values()), notes)
 
 
-@contextmanager
-def _undone(out: Path) -> Iterator[None]:
-    """Remove what an import wrote if it fails."""
-    try:
-        yield
-    except BaseException:
-        for name in ("recipe.json", "model.safetensors"):
-            (out / name).unlink(missing_ok=True)
-        for name in ("autoencoder", "text"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        raise
+def _holds_autoencoder(folder: Path) -> bool:
+    """Return whether a folder holds a network that is no denoiser, by itself."""
+    if (folder / "model_index.json").is_file() or not (folder / "config.json").is_file():
+        return False
+    return files.config(folder / "config.json").get("_class_name") not in folders.NETWORKS
 
 
-def _located(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
-    """Return the folder of a pipeline and that of its U-Net, and what was found elsewhere.
-
-    A U-Net alone, `unet/` or `checkpoint-500/unet`, is completed from the pipeline in whose folder it lies.
-    """
-    if (folder / "model_index.json").is_file():
-        return folder, folder / "unet" if (folder / "unet").is_dir() else folder, ()
-    where = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
-    file = where / "config.json"
-    if not file.is_file() or not str(files.config(file).get("_class_name", "")).startswith("UNet"):
-        return folder, None, ()
-    for above in folder.resolve().parents[:2]:
-        if (above / "model_index.json").is_file():
-            check_contained(above)
-            return above, where, (f"only the U-Net is that of {where}: the other parts are those of {above}",)
-    return folder, where, (f"{where} is a U-Net alone, without a pipeline around it",)
+def _channels(given: Mapping[str, Any]) -> int:
+    """Return the channels that a U-Net takes."""
+    default = 4 if given["_class_name"] == "UNet2DConditionModel" else 3
+    return configs.whole(given, "in_channels", default, configs.WIDEST, "the U-Net's config.json")
 
 
-def _scheduler(folder: Path, alone: bool) -> schedulers.Sampled:
-    """Return how a pipeline samples; of a U-Net without one, as diffusers' DDPM does by default."""
-    place = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
-    file = place / "scheduler_config.json"
-    if not alone or file.is_file():
-        return schedulers.read(files.config(file), str(file))
-    sampled = schedulers.read({"_class_name": "DDPMScheduler"}, str(file))
-    guess = (
-        "its scheduler is unknown, and taken to be a DDPMScheduler with its defaults (1,000 steps, linear betas, eps): "
-        "if it is another, put its folder scheduler/ next to the weights"
-    )
-    return replace(sampled, notes=(*sampled.notes, guess))
-
-
-def _plain_channels(given: dict[str, Any], coder: "Coder | None", where: str) -> None:
-    """Refuse a U-Net that takes more than the state, such as those trained for inpainting or for depth."""
-    channels = whole_number(f"{where}: in_channels", given.get("in_channels", 4 if coder else 3), 1, configs.WIDEST)
-    outputs = whole_number(f"{where}: out_channels", given.get("out_channels", channels), 1, configs.WIDEST)
-    state = coder.made.latent if coder else outputs if outputs <= channels else channels
-    if channels != state:
+def _check_channels(given: Mapping[str, Any], channels: int, sampled: schedulers.Sampled, where: str) -> None:
+    """Raise a UserError unless a U-Net takes a state and returns one, or one with a learned variance."""
+    outputs = configs.whole(given, "out_channels", channels, configs.WIDEST, where)
+    if outputs == channels * (1 + _learned(sampled.solver)):
+        return
+    if outputs == 2 * channels or _learned(sampled.solver):
         raise UserError(
-            f"{where}: the U-Net takes {channels} channels where the state has {state}, as models do that take a mask "
-            "and a picture with it, which are not supported: import the plain model, and use `unfog edit inpaint`"
+            f"{where}: it returns {outputs} channels for {channels}, which does not fit its scheduler: twice as many "
+            "belong to a learned variance, DDPMScheduler with variance_type=learned_range"
         )
+    raise UserError(
+        f"{where}: the U-Net takes {channels} channels and returns {outputs}, so it needs a picture and a mask or the "
+        "like beside the noisy state, which is not supported: import the model for text to image instead, whose runs "
+        "`unfog edit inpaint` works with"
+    )
 
 
-def _index(folder: Path) -> dict[str, Any]:
-    """Return the class of each part of a pipeline, by name, and the pipeline's own class."""
-    if not (folder / "model_index.json").is_file():
-        raise UserError(f"{folder} is not a diffusers folder: it has no model_index.json and no config.json")
-    index = files.config(folder / "model_index.json")
-    parts: dict[str, Any] = {"_class_name": index.get("_class_name")}
-    for name, value in index.items():
-        if isinstance(value, list) and len(value) == 2 and value[1] is not None:
-            if name not in KNOWN:
-                raise UserError(
-                    f"{folder / 'model_index.json'}: the part {name} ({value[1]}) of {index.get('_class_name')} is not "
-                    f"supported, only {', '.join(KNOWN)}"
-                )
-            parts[name] = str(value[1])
-    for name in ("unet", "scheduler"):
-        if name not in parts:
-            raise UserError(f"{folder / 'model_index.json'} has no {name}: only pipelines with a U-Net are supported")
-    return parts
-
-
-def _shape(given: dict[str, Any], where: str) -> tuple[int, ...]:
+def _shape(given: Mapping[str, Any], where: str) -> tuple[int, ...]:
     """Return the shape of a state."""
     size = given.get("sample_size")
     sides = size if isinstance(size, list) else [size, size]
-    if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= 4096 for side in sides):
-        raise UserError(f"{where}: sample_size must be one or two sides, not {size!r}: set it in config.json")
-    return (int(given.get("in_channels", 3)), *sides)
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= SIDE for side in sides):
+        raise UserError(f"{where}: sample_size must be one or two sides, not {size!r:.60}: set it in config.json")
+    return (_channels(given), *sides)
 
 
 def _conditioning(
-    folder: Path, index: dict[str, Any], given: dict[str, Any], network: NetworkSpec
-) -> tuple[Conditioning, tuple[str, ...], str | None]:
-    """Return the conditioning, the names of the classes, and diffusers' name of the class embedding."""
-    classes = given.get("num_class_embeds")
+    parts: folders.Model, given: Mapping[str, Any], network: NetworkSpec, weights: dict[str, Tensor]
+) -> tuple[Conditioning, tuple[str, ...], dict[str, Tensor]]:
+    """Return the conditioning, the names of the classes, and the table of classes, taken from the weights."""
     if isinstance(network, UNetSpec):
-        if classes is None:
-            return NoConditioning(), (), None
-        return ClassConditioning(), ours.class_names(folder, index, given)[0], "class_embedding.weight"
-    if not index:
+        if given.get("num_class_embeds") is None:
+            return NoConditioning(), (), {}
+        return ClassConditioning(), *_classes(parts, given, network, weights)
+    folder, index = parts.folder, parts.index
+    if not parts.entries:
         raise UserError(
-            f"{folder} is a U-Net alone, without the text encoder that it was trained with: put it into the folder of "
-            "its pipeline, next to model_index.json"
+            f"{parts.unet}: a UNet2DConditionModel needs the rest of its pipeline, and there is no model_index.json in "
+            f"{folder} or above: put it into the `unet` of a whole pipeline"
         )
     if index.get("text_encoder") not in ENCODERS.values():
         raise UserError(
@@ -230,12 +198,32 @@ def _conditioning(
             f"{index.get('text_encoder')} is not supported, only {', '.join(dict.fromkeys(ENCODERS.values()))}"
         )
     encoder = PretrainedConditioning(path=str(folder))
-    if encoder.context != given.get("cross_attention_dim", 1280):
+    context = configs.whole(given, "cross_attention_dim", 1280, configs.WIDEST, str(parts.unet / "config.json"))
+    if encoder.context != context:
         raise UserError(
-            f"{folder}: the text encoder produces tokens of length {encoder.context}, but the U-Net expects "
-            f"{given.get('cross_attention_dim', 1280)}"
+            f"{folder}: the text encoder produces tokens of length {encoder.context}, but the U-Net expects {context}"
         )
-    return PretrainedConditioning(path="text"), (), None
+    return PretrainedConditioning(path="text"), (), {}
+
+
+def _classes(
+    parts: folders.Model, given: Mapping[str, Any], network: UNetSpec, weights: dict[str, Tensor]
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Return the names of the classes, and the table of their vectors with that of the null class as its last."""
+    where, width = str(parts.unet), 4 * network.widths[0]
+    table = weights.pop(CLASS_TABLE, None)
+    if table is None:
+        raise UserError(f"{where} lacks {CLASS_TABLE}: weights and config do not match")
+    if tuple(table.shape) != (given["num_class_embeds"], width):
+        raise UserError(
+            f"{where}: {CLASS_TABLE} has the shape {tuple(table.shape)} where its config expects "
+            f"{(given['num_class_embeds'], width)}: weights and config do not match"
+        )
+    vectors = names.finite(table, CLASS_TABLE, where)
+    classes, null = carried.classes(parts.folder, parts.entries, given, len(vectors))
+    if not null:  # diffusers has no null class: a zero vector adds nothing to the time embedding
+        vectors = torch.cat([vectors, torch.zeros(1, width)])
+    return classes, {"embedder.table.weight": vectors}
 
 
 def _sampling(sampled: schedulers.Sampled, conditioning: Conditioning, latent: bool) -> Sampling:
@@ -250,11 +238,9 @@ def _sampling(sampled: schedulers.Sampled, conditioning: Conditioning, latent: b
     )
 
 
-def _denoiser(
-    config: NetworkSpec, channels: int, theirs: dict[str, Tensor], where: str, embedder: str | None, classes: int
-) -> dict[str, Tensor]:
+def _denoiser(config: NetworkSpec, channels: int, theirs: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Return the weights of a denoiser with our names."""
-    table = theirs.pop(embedder, None) if embedder else None
+    names.check_depth(config, theirs, where)
     context = theirs.get("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
     with torch.device("meta"):
         network: object = config.build(
@@ -264,14 +250,7 @@ def _denoiser(
             context=None if context is None else context.shape[1],
         )
     assert isinstance(network, nn.Module)
-    weights = {f"network.{name}": tensor for name, tensor in names.ours(theirs, network, where).items()}
-    if embedder:
-        if table is None:
-            raise UserError(f"{where} lacks {embedder}: weights and config do not match")
-        # diffusers has no null class: a zero vector adds nothing to the time embedding; exports of ours have one
-        null = torch.zeros(classes + 1 - len(table), table.shape[1])
-        weights["embedder.table.weight"] = torch.cat([table.float(), null])
-    return weights
+    return {f"network.{name}": tensor for name, tensor in names.ours(theirs, network, where).items()}
 
 
 def _learned(solver: Solver) -> bool:
@@ -298,25 +277,24 @@ def _autoencoder(folder: Path, trust: Path | None) -> Coder:
     """Import an autoencoder."""
     given = files.config(folder / "config.json")
     config = configs.network(given, str(folder / "config.json"))
-    channels, side = (
-        whole_number(f"{folder / 'config.json'}: {name}", given.get(name, default), 1, configs.WIDEST)
-        for name, default in (("in_channels", 3), ("sample_size", 32))
-    )
+    channels = configs.whole(given, "in_channels", 3, configs.WIDEST, str(folder / "config.json"))
+    side = configs.whole(given, "sample_size", 32, SIDE, str(folder / "config.json"))
+    theirs = files.weights(folder, trust)
+    names.check_depth(config, theirs, str(folder))
     with torch.device("meta"):  # so that a mismatch is found before memory is allocated
         sketch: object = config.build(channels=channels, outputs=channels, dims=2, context=None)
     if not isinstance(sketch, Autoencoder):
         raise UserError(f"{folder} contains a {given.get('_class_name')}, but an AutoencoderKL is needed")
-    weights = names.ours(files.weights(folder, trust), sketch, str(folder))
+    weights = names.ours(theirs, sketch, str(folder))
     autoencoder: object = config.build(channels=channels, outputs=channels, dims=2, context=None)
     assert isinstance(autoencoder, Autoencoder)
     autoencoder.load_state_dict(weights, strict=False)
-    scale, shift = given.get("scaling_factor", 0.18215), given.get("shift_factor") or 0.0
-    numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in (scale, shift))
-    if not numbers or not scale:
-        raise UserError(f"{folder / 'config.json'}: scaling_factor and shift_factor must be numbers, the first not 0")
+    scale, shift = given.get("scaling_factor", 0.18215), given.get("shift_factor")
+    shift = 0.0 if shift is None else shift
+    if not all(type(value) in (int, float) and abs(value) <= LARGEST for value in (scale, shift)) or scale <= 0:
+        raise UserError(f"{folder / 'config.json'}: scaling_factor and shift_factor must be numbers, the first above 0")
     autoencoder.scale.fill_(scale)
     autoencoder.shift.fill_(shift)
-    tried_autoencoder(autoencoder.eval(), folder)
     return Coder(config, autoencoder.eval(), side)
 
 
@@ -324,8 +302,7 @@ def _autoencoder_alone(folder: Path, out: Path, trust: Path | None) -> Imported:
     """Import an autoencoder as a run folder, so that models can be trained in its latents."""
     coder = _autoencoder(folder, trust)
     recipe = _coder_recipe(coder, (coder.made.channels, coder.side, coder.side))
-    with _undone(out):
-        _write(out, recipe, weights_of(coder.made), None)
+    _write(out, recipe, weights_of(coder.made), None)
     return Imported(recipe, sum(parameter.numel() for parameter in coder.made.parameters()), ())
 
 

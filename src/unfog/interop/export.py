@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unfog.data.codecs import Latents
-from unfog.interop import configs, names, ours, schedulers
+from unfog.interop import carried, configs, files, names, schedulers
 from unfog.interop.card import card
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditional import ConditionalUNet
@@ -84,6 +84,7 @@ def _export(run: Run, folder: Path) -> tuple[str, ...]:
         for part in (part for part in parts if part in ("text_encoder", "tokenizer")):
             assert isinstance(recipe.conditioning, PretrainedConditioning)
             copy_flat(Path(recipe.conditioning.path) / part, folder / part, ENCODER_FILES)
+            files.without_code(folder / part)
     _json(folder / "unet" / "config.json", config)
     write_tensors(folder / "unet" / WEIGHTS, weights)
     _json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -93,7 +94,7 @@ def _export(run: Run, folder: Path) -> tuple[str, ...]:
         _write_autoencoder(codec.autoencoder, made_with, where, recipe.shape or ())
     index = {"_class_name": pipeline, "unet": ["diffusers", config["_class_name"]]}
     _json(folder / "model_index.json", {**index, "scheduler": ["diffusers", scheduler["_class_name"]], **parts})
-    ours.write(folder, recipe)
+    write_whole(folder / carried.NAME, carried.write(recipe))
     write_whole(folder / "README.md", card(run, notes).encode())
     return notes
 

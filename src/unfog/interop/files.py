@@ -1,9 +1,9 @@
 """Model folders of other toolkits: locating them, and reading their configurations and weights as untrusted files."""
 
+import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from unfog.interop.names import unwrapped
 from unfog.runtime.contained import check_contained
 from unfog.runtime.errors import EnvironmentFailure, UserError, out_of_memory
-from unfog.runtime.files import parse_json, read_bounded, unreadable
+from unfog.runtime.files import disk, parse_json, read_bounded, unreadable, write_whole
+from unfog.runtime.hub import WANTED, downloaded, is_name
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Names of weight files, without variant and suffix."""
-SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
-"""The end of the name of a part of a file of weights."""
-WRAPPED = re.compile(r"(?<![^.])(?:_orig_mod|module)\.")
-"""Prefixes, of a whole name or of a part of it, that wrappers of a network leave behind."""
-WANTED = ["*.json", "*.txt", "*.safetensors", "*.model"]
-"""Files downloaded from the hub: everything but pickles."""
 
 
 def found(source: str) -> Path:
@@ -36,20 +32,33 @@ def found(source: str) -> Path:
     if folder.is_dir():
         check_contained(folder)
         return folder
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if folder.exists() or not is_name(source):
         raise UserError(f"{source} is not a folder: pass a diffusers folder, or a name on the hub such as owner/name")
-    try:
-        hub = import_module("huggingface_hub")
-    except ImportError:
-        raise UserError(
-            f"{source} is not a folder, and downloading from the hub needs huggingface_hub: pip install 'unfog[text]'"
-        ) from None
-    try:
-        return Path(hub.snapshot_download(source, allow_patterns=WANTED))
-    except hub.errors.RepositoryNotFoundError:
-        raise UserError(f"there is no folder {source}, and no such model on the hub: check the name") from None
-    except (OSError, hub.errors.HfHubHTTPError, RuntimeError) as error:
-        raise EnvironmentFailure(f"{source} cannot be downloaded from the hub: {str(error).splitlines()[0]}") from error
+    return downloaded(source)
+
+
+def without_code(folder: Path) -> list[str]:
+    """Remove from a copied folder what is neither weights nor configuration, such as code, and what names code.
+
+    Returns: The names of what was removed.
+    """
+    removed = []
+    with disk(folder):
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            if not any(file.match(pattern) for pattern in WANTED):
+                removed.append(file.relative_to(folder).as_posix())
+                file.unlink()
+            elif file.suffix == ".json" and "auto_map" in (text := read_bounded(file)):
+                with suppress(ValueError):
+                    write_whole(file, (json.dumps(_without(parse_json(text), "auto_map"), indent=2) + "\n").encode())
+    return removed
+
+
+def _without(value: Any, name: str) -> Any:
+    """Return a JSON value without the entries of a name."""
+    if isinstance(value, dict):
+        return {key: _without(one, name) for key, one in value.items() if key != name}
+    return [_without(one, name) for one in value] if isinstance(value, list) else value
 
 
 @contextmanager
@@ -88,37 +97,24 @@ def config(file: Path) -> dict[str, Any]:
 def weights(folder: Path, trust: Path | None = None) -> dict[str, Tensor]:
     """Read the weights of a folder, from one file or several shards.
 
-    Full precision is preferred to variants such as fp16. Prefixes that wrappers of a network leave in the names
-    (`_orig_mod.` of torch.compile, `module.` of data parallelism) are dropped.
-
     Args:
         folder: The folder.
         trust: A pickle of weights that may be loaded, with a loader restricted to tensors.
 
-    Raises: UserError: If there are no weights but pickles, a file is damaged, or a weight is not finite.
+    Raises: UserError: If there are no weights but pickles, or a file is damaged.
     """
-    file = chosen(folder, trust)
-    tensors = _unpickled(file) if file == trust else _parts(file) if ".index." in file.name else _read(file)
-    named = {WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
-    if len(named) < len(tensors):
-        raise UserError(f"{file} holds some weights twice, with and without the prefix of a wrapper: keep one of each")
-    for name, tensor in named.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{file}: the weight {name} is not finite: the model is damaged, get it anew")
-    return named
+    return unwrapped(_given(folder, trust), str(folder))
 
 
-def chosen(folder: Path, trust: Path | None = None) -> Path:
-    """Return the file of weights of a folder, or the index of its shards.
-
-    Raises: UserError: If there are no weights but pickles.
-    """
-    found = candidates(folder)
-    if found:
-        return found[0]
-    pickles = [file for stem in STEMS for file in sorted(folder.glob(f"{stem}*.bin"))]
+def _given(folder: Path, trust: Path | None) -> dict[str, Tensor]:
+    """Read the weights of a folder as they are named there."""
+    for file in _candidates(folder):
+        if file.name.endswith(".json"):
+            return _parts(file)
+        return _shards(file) if "-of-" in file.name else _read(file)
+    pickles = _pickles(folder)
     if trust is not None and any(trust.resolve() == file.resolve() for file in pickles):
-        return trust
+        return _unpickled(trust)
     if pickles:
         raise UserError(
             f"{pickles[0]} is a pickle, which can run arbitrary code when loaded: convert it to safetensors, or set "
@@ -127,19 +123,60 @@ def chosen(folder: Path, trust: Path | None = None) -> Path:
     raise UserError(f"{folder} contains no weights: {STEMS[0]}.safetensors is missing")
 
 
-def unused(folder: Path, trust: Path | None = None) -> tuple[str, ...]:
-    """Return which weights of a folder, and whether a pickle that was named, are not read beside those that are."""
-    read = chosen(folder, trust)
-    others = [file.name for file in candidates(folder) if file != read]
-    others += [str(trust)] if trust is not None and trust != read else []
-    return (f"the weights are read from {read.name}, and not from {', '.join(others)}",) if others else ()
+def unused(folder: Path, parts: Iterable[str] = ()) -> list[str]:
+    """Return the names of what lies in a model's folder and is not read.
+
+    Args:
+        folder: The folder of a pipeline, or of a part with weights.
+        parts: Names that are read, other than weights.
+    """
+    candidates = _candidates(folder)
+    read = {*parts, *(file.name for file in candidates[:1])}
+    if candidates and (candidates[0].suffix == ".json" or "-of-" in candidates[0].name):
+        variant = _variant(candidates[0])
+        read |= {file.name for file in folder.glob("*-of-*.safetensors") if _variant(file) == variant}
+        read |= set(_listed(candidates[0])) if candidates[0].suffix == ".json" else set()
+    known = ("README", "LICENSE", "config.json", "model_index.json", "unfog.json")
+    return sorted(
+        one.name for one in folder.iterdir() if one.name not in read and not one.name.startswith((".", *known))
+    )
 
 
-def candidates(folder: Path) -> list[Path]:
-    """Return the files from which the weights of a folder could be read, the one that is read first."""
-    forms = "{}.safetensors", "{}.safetensors.index.json", "{}.*.safetensors", "{}.safetensors.index.*.json"
-    found = [file for form in forms for stem in STEMS for file in sorted(folder.glob(form.format(stem)))]
-    return [file for file in found if file.is_file() and not SHARD.search(file.name)]
+def _candidates(folder: Path) -> list[Path]:
+    """Return the weight files of a folder, the one to read first: full ones, then their index, then variants."""
+    found = [folder / f"{stem}.safetensors" for stem in STEMS]
+    found += [folder / f"{stem}.safetensors.index.json" for stem in STEMS]
+    found += [file for stem in STEMS for file in sorted(folder.glob(f"{stem}-00001-of-*.safetensors"))]
+    for stem in STEMS:  # diffusers and transformers write the variant before the suffix
+        found += sorted(folder.glob(f"{stem}.safetensors.index.*.json"))
+        found += sorted(folder.glob(f"{stem}.*.safetensors.index.json"))
+        several = sorted(folder.glob(f"{stem}.*.safetensors")) + sorted(folder.glob(f"{stem}-*.*.safetensors"))
+        found += [file for file in several if "-of-" not in file.name]
+        found += [file for file in several if "-00001-of-" in file.name]
+    return [file for file in found if file.is_file()]
+
+
+def _pickles(folder: Path) -> list[Path]:
+    """Return the weight files of a folder that are pickles."""
+    return [file for stem in STEMS for file in sorted(folder.glob(f"{stem}*.bin"))]
+
+
+def _variant(file: Path) -> str:
+    """Return the variant in a name such as model.fp16-00001-of-00002.safetensors, or nothing."""
+    name = re.sub(r"-\d+-of-\d+", "", file.name)
+    return re.sub(r"^[a-z_]+\.?|\.?safetensors|\.index|\.json$", "", name).strip(".")
+
+
+def _shards(first: Path) -> dict[str, Tensor]:
+    """Read shards without an index, from the first of them."""
+    tensors: dict[str, Tensor] = {}
+    count = re.search(r"-00001-of-(\d{5})", first.name)
+    for number in range(1, int(count[1]) + 1 if count else 2):
+        file = first.with_name(first.name.replace("-00001-of-", f"-{number:05d}-of-"))
+        if not file.is_file():
+            raise UserError(f"{file} is missing, one of {count[1] if count else 1} parts: download it again")
+        tensors |= _read(file)
+    return tensors
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -152,15 +189,24 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def _parts(file: Path) -> dict[str, Tensor]:
     """Read the shards listed in an index."""
-    names = config(file).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise UserError(f"{file} lists no weight files")
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(names.values())):
-        if Path(name).name != name:
-            raise UserError(f"{file} lists {name!r}, which is not in the same folder")
+    for name in _listed(file):
         tensors |= _read(file.parent / name)
     return tensors
+
+
+def _listed(index: Path) -> list[str]:
+    """Return the names of the shards in an index.
+
+    Raises: UserError: If it lists none, or one in another folder.
+    """
+    names = config(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{index} lists no weight files")
+    for name in names.values():
+        if Path(name).name != name:
+            raise UserError(f"{index} lists {name!r}, which is not in the same folder")
+    return sorted(set(names.values()))
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:

@@ -1,13 +1,14 @@
 """diffusers' weight names for networks with the same topology here."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.unet import Ladder
+from unfog.recipes.networks import AutoencoderSpec, ConditionalUNetSpec, NetworkSpec, UNetSpec
 from unfog.runtime.errors import UserError
 
 Rules = list[tuple[str, str]]
@@ -32,6 +33,8 @@ _OLD: Rules = [
     (r"\.attentions\.(\d+)\.proj_attn\.", r".attentions.\1.to_out.0."),
 ]
 """Names of attention weights in files from older versions of diffusers."""
+WRAPPED = r"(^|\.)(?:_orig_mod|module)\."
+"""What torch.compile and data parallelism put into names, at any depth."""
 
 
 def _replaced(name: str, rules: Rules) -> str:
@@ -135,12 +138,64 @@ def ours(theirs: Mapping[str, Tensor], network: nn.Module, where: str) -> dict[s
     weights = {}
     for name, their_names in table.items():
         parts = [theirs[their_name] for their_name in their_names]
-        tensor = torch.cat(parts).float() if len(parts) > 1 else parts[0].float()
-        if tensor.numel() != state[name].numel() or tensor.shape[0] != state[name].shape[0]:
-            shapes = f"{tuple(tensor.shape)} where its config expects {tuple(state[name].shape)}"
-            raise UserError(f"{where}: {their_names[0]} has the shape {shapes}: weights and config do not match")
-        weights[name] = tensor.reshape(state[name].shape)  # a 1×1 convolution and a matrix are the same
+        wanted = state[name].shape
+        part = (wanted[0] // len(parts), *wanted[1:])
+        for their_name, tensor in zip(their_names, parts, strict=True):
+            if _plain(tensor.shape) != _plain(part):
+                shapes = f"{tuple(tensor.shape)} where its config expects {part}"
+                raise UserError(f"{where}: {their_name} has the shape {shapes}: weights and config do not match")
+        # a 1×1 convolution and a matrix are the same
+        found = [finite(tensor, their_name, where) for their_name, tensor in zip(their_names, parts, strict=True)]
+        weights[name] = (
+            torch.cat([tensor.reshape(part) for tensor in found]) if len(found) > 1 else found[0].reshape(part)
+        )
     return weights
+
+
+def check_depth(spec: NetworkSpec, theirs: Mapping[str, Tensor], where: str) -> None:
+    """Raise a UserError if a configuration is of more blocks than there are weights, before anything is built."""
+    side = "encoder." if isinstance(spec, AutoencoderSpec) else ""
+    assert isinstance(spec, UNetSpec | ConditionalUNetSpec | AutoencoderSpec)
+    last = [f"{side}down_blocks.{len(spec.widths) - 1}.resnets.{spec.blocks - 1}.conv1.weight"]
+    if isinstance(spec, ConditionalUNetSpec):
+        last.append(f"mid_block.attentions.0.transformer_blocks.{spec.layers - 1}.attn2.to_k.weight")
+    for name in last:
+        if name not in theirs:
+            raise UserError(f"{where} lacks {name}: weights and config do not match")
+
+
+def unwrapped(theirs: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Return weights without what wrappers put into their names.
+
+    Raises: UserError: If two weights then have the same name.
+    """
+    plain: dict[str, Tensor] = {}
+    for name, tensor in theirs.items():
+        short = name
+        while (shorter := re.sub(WRAPPED, r"\1", short)) != short:
+            short = shorter
+        if short in plain:
+            raise UserError(f"{where} has the weight {short} twice, also as {name}: remove one of them")
+        plain[short] = tensor
+    return plain
+
+
+def finite(tensor: Tensor, name: str, where: str) -> Tensor:
+    """Return a weight in float32.
+
+    Raises: UserError: If it is not of floating-point numbers, or a value is not finite.
+    """
+    if not tensor.is_floating_point():
+        raise UserError(f"{where}: {name} is of {tensor.dtype}, for instance quantized: use float weights")
+    single = tensor.float()
+    if not bool(single.isfinite().all()):
+        raise UserError(f"{where}: the weight {name} is not finite: use weights from before they broke")
+    return single
+
+
+def _plain(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return a shape without axes of length 1."""
+    return tuple(side for side in shape if side != 1)
 
 
 def theirs(network: nn.Module) -> dict[str, Tensor]:

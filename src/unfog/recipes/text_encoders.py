@@ -14,6 +14,7 @@ from unfog.networks.conditioning import Cond, Embedder
 from unfog.recipes.conditions import Asked, Known, WithNull, captions, each
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import parse_json, read_bounded
+from unfog.runtime.hub import cached, downloaded, is_name
 
 ENCODERS = {"clip_text_model": "CLIPTextModel", "clip": "CLIPTextModel", "t5": "T5EncoderModel"}
 """Classes of the library transformers, by the `model_type` of a config."""
@@ -21,10 +22,19 @@ ENCODER_FILES = frozenset({".json", ".txt", ".safetensors", ".model"})
 """Suffixes of the files of an encoder: nothing that could run."""
 MASKED = {"t5"}
 """Encoders whose padding tokens are masked for the network."""
+SIZES = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "d_model", "d_kv", "d_ff"), 1 << 16),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_layers", "num_heads"), 256),
+    **dict.fromkeys(("max_position_embeddings", "projection_dim"), 1 << 16),
+    "vocab_size": 1 << 22,
+}
+"""The largest sizes in the config of an encoder."""
+CLOSED = {"trust_remote_code": False, "local_files_only": True}
+"""Arguments of every `from_pretrained`: a folder, or the path in a recipe, may be a stranger's."""
 REMEMBERED = 2048
 """Prompts whose tokens are cached."""
 LONGEST = 512
-"""Tokens of a prompt, at most, where the tokenizer has no limit of its own."""
+"""Tokens of a prompt, at most, where neither tokenizer nor encoder has a limit of its own."""
 
 
 class Encoder:
@@ -43,17 +53,22 @@ class Encoder:
         transformers = _transformers()
         kind = self.known[0]
         try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(**_part(where, "tokenizer"))
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(**_part(where, "tokenizer"), **CLOSED)
             made = getattr(transformers, ENCODERS[kind])
-            self.network: nn.Module = made.from_pretrained(**_part(where, "text_encoder"), use_safetensors=True)
-        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+            where_from = {**_part(where, "text_encoder"), **CLOSED}
+            self.network: nn.Module = made.from_pretrained(**where_from, use_safetensors=True)
+        except Exception as error:  # whatever it is: the folder is not what that library expects
             raise UserError(f"the text encoder in {where} cannot be loaded: {_first_line(error)}") from error
         if len(self.tokenizer) < 3:
             raise UserError(f"the tokenizer in {where} has no vocabulary: restore its tokenizer.json, or vocab.json")
         self.network.eval().requires_grad_(False)
         if torch.cuda.is_available():
             self.network.cuda()
-        self.length = length or min(self.tokenizer.model_max_length, LONGEST)
+        most = _positions(self.network)
+        if length and most and length > most:
+            raise UserError(f"the text encoder in {where} takes {most} tokens: set conditioning.length to at most that")
+        limits = [limit for limit in (self.tokenizer.model_max_length, most) if isinstance(limit, int) and limit > 0]
+        self.length = length or min([*limits, LONGEST])
         self.masked = kind in MASKED
         self._tokens = lru_cache(maxsize=REMEMBERED)(self._compute)
 
@@ -81,6 +96,21 @@ def encoder(where: str, length: int | None) -> Encoder:
     return Encoder(where, length)
 
 
+def _positions(network: Any) -> int | None:
+    """Return the most tokens that an encoder takes: CLIP has a vector for each position, T5 has none."""
+    most = getattr(network.config, "max_position_embeddings", None)
+    return most if isinstance(most, int) else None
+
+
+def installed() -> bool:
+    """Return whether transformers is installed."""
+    try:
+        _transformers()
+    except UserError:
+        return False
+    return True
+
+
 def _transformers() -> Any:
     """Return the library transformers.
 
@@ -95,32 +125,40 @@ def _transformers() -> Any:
 
 
 def _part(where: str, part: str) -> dict[str, str]:
-    """Return the location of a part as arguments of `from_pretrained`."""
-    folder = Path(where)
-    if folder.is_dir():
-        return {"pretrained_model_name_or_path": str(folder / part if (folder / part).is_dir() else folder)}
-    return {"pretrained_model_name_or_path": where}
+    """Return the location of a part as arguments of `from_pretrained`: always a folder, see `_folder`."""
+    folder = _folder(where)
+    return {"pretrained_model_name_or_path": str(folder / part if (folder / part).is_dir() else folder)}
+
+
+def _folder(where: str) -> Path:
+    """Return the folder of an encoder, which for a name is that in the hub's cache.
+
+    transformers is never given a name, with which it calls the network even if that is forbidden.
+
+    Raises: UserError: If there is none.
+    """
+    if not where:
+        raise UserError("conditioning=pretrained needs an encoder: set conditioning.path to its folder or hub name")
+    folder = Path(where) if Path(where).is_dir() else cached(where) if is_name(where) else None
+    if folder is None:
+        cure = f", or fetch it first with `hf download {where}`" if is_name(where) else ""
+        raise UserError(
+            f"there is no text encoder {where!r} on this machine, and a recipe downloads nothing by itself: set "
+            f"conditioning.path to a folder{cure}"
+        )
+    return folder
 
 
 @lru_cache(maxsize=8)
 def _kind(where: str) -> tuple[str, int]:
     """Return the model type of an encoder and the entries of a token, from its config."""
-    found: Any = None
-    if not where:
-        raise UserError("conditioning=pretrained needs an encoder: set conditioning.path to its folder or hub name")
-    if Path(where).is_dir():
-        file = Path(_part(where, "text_encoder")["pretrained_model_name_or_path"]) / "config.json"
-        if not file.is_file():
-            raise UserError(f"{where} holds no text encoder (no config.json in it or in its text_encoder)")
-        try:
-            found = parse_json(read_bounded(file))
-        except ValueError as error:
-            raise UserError(f"{file} is not valid JSON ({error})") from None
-    else:
-        try:
-            found = _transformers().AutoConfig.from_pretrained(where).to_dict()
-        except (OSError, ValueError) as error:
-            raise UserError(f"there is no text encoder {where!r}: {_first_line(error)}") from None
+    file = Path(_part(where, "text_encoder")["pretrained_model_name_or_path"]) / "config.json"
+    if not file.is_file():
+        raise UserError(f"{where} holds no text encoder (no config.json in it or in its text_encoder)")
+    try:
+        found: Any = parse_json(read_bounded(file))
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error})") from None
     if not isinstance(found, dict):
         raise UserError(f"{where} holds no text encoder: its config.json is not a JSON object")
     kind = found.get("model_type")
@@ -130,6 +168,10 @@ def _kind(where: str) -> tuple[str, int]:
     if kind not in ENCODERS or not isinstance(width, int):
         supported = ", ".join(dict.fromkeys(ENCODERS.values()))
         raise UserError(f"{where} is an encoder of the kind {kind!r}, which is not supported: there are {supported}")
+    for name, most in SIZES.items():
+        size = inner.get(name, 1)
+        if type(size) is not int or not 0 < size <= most:
+            raise UserError(f"{file}: {name} must be a whole number from 1 to {most:,}, not {repr(size)[:40]}")
     return kind, width
 
 
@@ -200,6 +242,16 @@ class PretrainedConditioning(WithNull):
         if asked is None:
             asked = [known.prompts[place % len(known.prompts)] if known.prompts else "" for place in range(count)]
         return encoder(self.path, self.length)(each(asked, count, (str,)))
+
+
+def fetch_encoder(where: str) -> None:
+    """Download an encoder into the hub's cache, if it is a name there: for a name that the user typed.
+
+    Raises: UserError: If there is none.
+        EnvironmentFailure: If the download fails.
+    """
+    if not Path(where).exists() and is_name(where):
+        downloaded(where)
 
 
 def copy_encoder(where: str, folder: Path) -> None:

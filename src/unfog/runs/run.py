@@ -20,7 +20,7 @@ from unfog.recipes.presets import recipe as preset
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.several import words_read
 from unfog.recipes.sources import Given
-from unfog.recipes.text_encoders import PretrainedConditioning, copy_encoder
+from unfog.recipes.text_encoders import PretrainedConditioning, copy_encoder, fetch_encoder
 from unfog.recipes.versions import corrections
 from unfog.runs.data import Changed, moved, read_data, remember
 from unfog.runs.dataset import Dataset, Read, fitted, read
@@ -265,6 +265,8 @@ def _begun(
     recipe, data = build_data(recipe) if dataset is None else build_data(fitted(recipe, dataset), dataset.data)
     for sentence in quick(data, words_read(recipe.conditioning)):
         warnings.warn(sentence, stacklevel=5)
+    if isinstance(recipe.conditioning, PretrainedConditioning):
+        fetch_encoder(recipe.conditioning.path)
     recipe = taken_in(recipe, out)
     if isinstance(recipe.codec, LatentCodec) and not recipe.codec.path:
         recipe = _with_autoencoder(recipe, recipe.codec, out, dataset, budget, device, console, hooks)

@@ -54,7 +54,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
             continue
 
 
-def copy_flat(source: Path, target: Path, suffixes: frozenset[str]) -> None:
+def copy_flat(source: Path, target: Path, suffixes: frozenset[str]) -> list[str]:
     """Copy the files of a folder that have certain suffixes, without its subfolders.
 
     Args:
@@ -62,6 +62,7 @@ def copy_flat(source: Path, target: Path, suffixes: frozenset[str]) -> None:
         target: Where to; made if it does not exist.
         suffixes: Suffixes of files to copy, such as ".json".
 
+    Returns: The names of what is not copied.
     Raises: EnvironmentFailure: If the disk is too full, or fails.
     """
     files = [one for one in sorted(source.iterdir()) if one.suffix in suffixes and one.is_file()]
@@ -72,3 +73,4 @@ def copy_flat(source: Path, target: Path, suffixes: frozenset[str]) -> None:
             raise EnvironmentFailure(f"{source} takes {size:,} bytes, and the disk of {target} has {free:,}: make room")
         for one in files:
             shutil.copyfile(one, target / one.name)
+    return sorted({one.name for one in source.iterdir()} - {one.name for one in files})
