@@ -1,5 +1,5 @@
-# make demo | test | test-all | test-app | explore | check | torture | torture-page | pages | docs | figures | bench | race: each sets
-# up what it needs; PIP_FLAGS passes through to pip.
+# make demo | test | test-all | test-app | explore | check | torture | torture-page | pages | docs | figures | bench |
+# gpu-check | race: each sets up what it needs; PIP_FLAGS passes through to pip.
 PYTHON ?= python3
 PIP_FLAGS ?=
 DATA ?=
@@ -9,7 +9,7 @@ RUN := runs/digits
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-rest test-all test-app explore check torture torture-page pages docs figures bench race clean
+.PHONY: demo test test-rest test-all test-app explore check torture torture-page pages docs figures bench gpu-check race clean
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -106,6 +106,11 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/sampling.py --out docs/speed/sampling
 	$(BIN)/python benchmarks/startup.py --out docs/speed/startup
 	$(BIN)/python benchmarks/scaling.py --out docs/speed/scaling
+
+# For whoever has a card: below eight minutes; a second call does what the first one did not finish. `make .venv/bench`
+# before adds the comparison with diffusers.
+gpu-check: .venv/core
+	$(BIN)/python benchmarks/gpu_check.py $(if $(DATA),--data $(DATA))
 
 race: .venv/bench
 	$(BIN)/python benchmarks/race.py $(if $(DATA),--data $(DATA)) --tune

@@ -112,7 +112,7 @@ def spherical(a: Tensor, b: Tensor, share: float) -> Tensor:
 
     Source: Shoemake 1985, Animating Rotation with Quaternion Curves.
     """
-    flat_a, flat_b = (x.flatten(1).double() for x in (a, b))
+    flat_a, flat_b = (x.flatten(1).cpu().double() for x in (a, b))  # MPS has no float64
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
     angle = torch.arccos(cosine)
     near = angle.sin() < 1e-4  # (anti)parallel: interpolate on a straight line

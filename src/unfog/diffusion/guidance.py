@@ -66,7 +66,8 @@ class ClassifierFree:
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict the guided (x0, eps)."""
-        scale = torch.full_like(as_time(t), self.scale)
+        t = as_time(t)
+        scale = torch.full_like(t, self.scale)
         if self.interval is not None:
             scale = torch.where((t >= self.interval[0]) & (t <= self.interval[1]), scale, 1.0)
         if (scale == 1).all():
@@ -128,7 +129,7 @@ class ClassifierGuided(Wrapped):
     Towards alpha = 0 both g and alpha vanish: below log-SNR -10 the shift of x0 at -10 is used, and eps follows it.
 
     Attributes:
-        classifier: (x_t, t) -> log p(y | x_t) of the wanted classes, `(batch,)`.
+        classifier: (x_t, t) -> log p(y | x_t) of the wanted classes, `(batch,)`; t has the device and dtype of x_t.
         scale: 1 samples p(x | y), larger values exaggerate the class.
 
     Source: Dhariwal & Nichol 2021, Diffusion Models Beat GANs, algorithm 2.
@@ -146,7 +147,7 @@ class ClassifierGuided(Wrapped):
         with torch.inference_mode(False), torch.enable_grad():
             inner = x.requires_grad  # a likelihood differentiates through the guidance
             state = x if inner else x.clone().requires_grad_()
-            log_probability = self.classifier(state, noisy.clone()).sum()
+            log_probability = self.classifier(state, noisy.to(state, copy=True)).sum()
             (gradient,) = torch.autograd.grad(log_probability, state, create_graph=inner)
         strength = self.scale * self.schedule.sigma(noisy) ** 2 / self.schedule.alpha(noisy)
         shift = expand(strength, x) * gradient

@@ -7,7 +7,7 @@ from unfog.diffusion.defaults import times_of
 from unfog.diffusion.denoiser import Condition, Denoiser
 from unfog.diffusion.likelihood import bound_term
 from unfog.diffusion.names import named
-from unfog.diffusion.schedules import expand
+from unfog.diffusion.schedules import as_time, expand
 from unfog.diffusion.times import Times, stratify
 from unfog.diffusion.weightings import Unit, Weighting
 from unfog.runtime.errors import UserError
@@ -59,7 +59,8 @@ def denoising_loss(
     if not x0.is_floating_point():
         raise UserError(f"the data are {x0.dtype}: scale them to floating-point numbers of about unit variance first")
     if u is None:
-        u = stratify(torch.rand(len(x0), dtype=torch.float64, device=x0.device, generator=generator))
+        dtype = torch.float32 if x0.device.type == "mps" else torch.float64  # which MPS lacks
+        u = stratify(as_time(torch.rand(len(x0), dtype=dtype, device=x0.device, generator=generator)))
     if u.shape != x0.shape[:1]:
         raise UserError(f"u has the shape {tuple(u.shape)}, where {len(x0)} rows of data need ({len(x0)},)")
     if noise is None:

@@ -46,7 +46,9 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
 
 
 def as_time(t: Tensor | float | Sequence[float]) -> Tensor:
-    """Return times as a float64 tensor."""
+    """Return times as a float64 tensor: on their own device, or from Apple's MPS, which has no float64, on the CPU."""
+    if isinstance(t, Tensor) and t.device.type == "mps":
+        t = t.cpu()
     return torch.as_tensor(t, dtype=torch.float64)
 
 

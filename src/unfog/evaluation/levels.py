@@ -160,7 +160,7 @@ def _losses(run: Run, x0: Tensor, eps: Tensor, condition: Tensor | None, times: 
                 x_t, each = denoiser.schedule.add_noise(clean, noise, t), t.expand(len(clean))
                 output = denoiser.output(x_t, each, cond)[0].float()
                 wanted = denoiser.target.of(clean, noise, each, denoiser.schedule)
-                total += float((output - wanted).double().square().flatten(1).mean(1).sum())
+                total += float((output - wanted).cpu().double().square().flatten(1).mean(1).sum())
             losses.append(total / len(x0))
     return losses
 
