@@ -204,6 +204,7 @@ def test_samples_of_every_solver(card: SimpleNamespace, kind: str) -> None:
     on_both(card, drawn, 1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*so that samples will")  # two steps are few for most grids
 @pytest.mark.parametrize("kind", NAMES["grid"])
 def test_samples_on_every_grid(card: SimpleNamespace, kind: str) -> None:
     grid = default("grid", kind)

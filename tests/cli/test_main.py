@@ -52,12 +52,15 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
 @pytest.fixture
 def refused(call: Call) -> Call:
-    """Call the command line, and check that it ends with code 2 and one line that says what `expected` says."""
+    """Call the command line, and check that it ends with code 2 and one line that says what `expected` says.
+
+    What is downloaded is said before.
+    """
 
     def begin(expected: str, *arguments: str | Path, code: int = 2) -> Outcome:
         outcome = call(*arguments)
         assert outcome.code == code, outcome.err
-        lines = outcome.err.strip().splitlines()
+        lines = [line for line in outcome.err.strip().splitlines() if not line.startswith("downloading ")]
         assert len(lines) == 1, outcome.err
         assert lines[0].startswith("unfog: ")
         assert re.search(expected, lines[0]), lines[0]

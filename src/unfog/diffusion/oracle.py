@@ -33,7 +33,7 @@ class Mixture:
         Raises: UserError: If they are not one for each component, 0 or more and summing to 1.
         """
         weights = self.weights
-        if weights.ndim != 1 or self.means.shape[-2:-1] != weights.shape:
+        if weights.shape != self.means.shape[-2:-1]:
             raise UserError(
                 f"a mixture has one weight for each row of its means, not weights of shape {tuple(weights.shape)} and "
                 f"means of shape {tuple(self.means.shape)}"

@@ -24,7 +24,7 @@ from unfog.recipes.sources import Elsewhere
 from unfog.recipes.text_encoders import ENCODER_FILES, ENCODERS, PretrainedConditioning
 from unfog.runtime.contained import copy_flat
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import LOCK, disk, locked, occupied, write_whole
+from unfog.runtime.files import LOCK, check_name, disk, locked, occupied, write_whole
 from unfog.runtime.tensors import write_tensors
 from unfog.training.objectives.reconstruction import Reconstruction
 
@@ -63,6 +63,7 @@ def import_model(source: str, out: Path, trust: Path | None = None) -> Imported:
         does not run, or `out` is taken.
         EnvironmentFailure: If the network or the disk fails.
     """
+    check_name(out)
     with locked(out), files.meant(source):
         if (out / "model.safetensors").exists() or (out / "checkpoints").exists():
             raise UserError(f"{out} already contains a run: choose another folder")

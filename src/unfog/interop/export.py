@@ -22,7 +22,7 @@ from unfog.recipes.text_encoders import ENCODER_FILES, PretrainedConditioning
 from unfog.runs.run import Run, read_recipe
 from unfog.runtime.contained import copy_flat
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import disk, locked, occupied, write_whole
+from unfog.runtime.files import check_name, disk, locked, occupied, write_whole
 from unfog.runtime.tensors import write_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -47,6 +47,7 @@ def export_model(run: Run, folder: Path) -> tuple[str, ...]:
     Raises: UserError: If diffusers cannot represent the model.
         EnvironmentFailure: If the disk fails.
     """
+    check_name(folder)
     with locked(folder):
         return _export(run, folder)
 

@@ -7,7 +7,7 @@ from unfog.recipes.build import build_model
 from unfog.recipes.settings import PowerAverage
 from unfog.runs.run import check_vacant, read_recipe, taken_in
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import locked, write_whole
+from unfog.runtime.files import check_name, locked, write_whole
 from unfog.runtime.tensors import load_into, write_tensors
 from unfog.training.ema import Reconstruction, reconstruct
 
@@ -25,6 +25,7 @@ def average(path: str | Path, length: float, out: str | Path) -> Reconstruction:
     Raises: UserError: If there is no snapshot, the length is out of range or too short for them, or `out` is taken.
         EnvironmentFailure: If the disk fails.
     """
+    check_name(Path(out))
     with locked(Path(out)):
         return _average(Path(path), length, Path(out))
 

@@ -29,7 +29,7 @@ from unfog.runtime import distributed
 from unfog.runtime.contained import check_contained
 from unfog.runtime.device import Precision, choose_device, choose_precision, keep_memory, place
 from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, seconds
-from unfog.runtime.files import disk, locked, read_bounded, whole, write_whole
+from unfog.runtime.files import check_name, disk, locked, read_bounded, whole, write_whole
 from unfog.runtime.tensors import load_into, read_tensors
 from unfog.training.checkpoint import steps
 from unfog.training.hooks import Callback, Hooks
@@ -212,7 +212,11 @@ def _fit(
 
 
 def _held(folder: Path) -> AbstractContextManager[None]:
-    """Return the lock of a run folder, which the first process holds for all."""
+    """Return the lock of a run folder, which the first process holds for all.
+
+    Raises: UserError: If the folder's name is no text.
+    """
+    check_name(folder)
     return nullcontext() if distributed.rank() else locked(folder)
 
 

@@ -203,7 +203,6 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises: UserError: If another process holds the lock, or the path is that of a file.
         EnvironmentFailure: If the disk fails.
     """
-    check_name(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another `out`")
     made = [one for one in (folder, *folder.parents) if not one.exists()]
