@@ -130,7 +130,8 @@ def halved(folder: Path, shards: str = "", index: str = "") -> None:
 
 def checkpoint(folder: Path) -> str:
     """Make a checkpoint of a training inside a pipeline."""
-    shutil.copytree(folder / "unet", folder / "checkpoint-500" / "unet")
+    for name in ("unet", "unet_ema"):
+        shutil.copytree(folder / "unet", folder / "checkpoint-500" / name)
     (folder / "checkpoint-500" / "optimizer.bin").write_bytes(b"x")
     return "checkpoint-500"
 
@@ -160,7 +161,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "unet",
         "it has no scheduler: that of DDPM is assumed",
     ),
-    "checkpoint": (checkpoint, "checkpoint-500", "checkpoint-500/optimizer.bin"),
+    "checkpoint": (checkpoint, "checkpoint-500", "not used: checkpoint-500/optimizer.bin, checkpoint-500/unet_ema"),
     "unet of a checkpoint": (checkpoint, "checkpoint-500/unet", "all parts but the U-Net are those of"),
     "more": (lambda f: (f / "model.ckpt").write_bytes(b"x"), "", "not used: model.ckpt"),
 }

@@ -70,7 +70,8 @@ def model(given: Path) -> Model:
         scheduler = DEFAULT
         notes.append("it has no scheduler: that of DDPM is assumed, with linear betas and the target eps")
     parts = [name for name in KNOWN if index.get(name) and (folder / name).is_dir()]
-    found = files.unused(folder, [*parts, "scheduler_config.json", "scheduler"])
+    within = unet.absolute().relative_to(folder.absolute()).parts[:1]  # of a checkpoint, its folder
+    found = files.unused(folder, [*parts, *within, "scheduler_config.json", "scheduler"])
     if given not in (folder, unet):
         found += [f"{given.name}/{name}" for name in files.unused(given, ["unet"])]
     for part in parts if unet != folder else ():
