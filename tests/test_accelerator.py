@@ -511,7 +511,9 @@ def parts() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("brief")
-@pytest.mark.filterwarnings("ignore:.*so that samples will", "ignore:at..frobenius_norm")  # of no matter here
+@pytest.mark.filterwarnings(
+    "ignore:.*so that samples will", "ignore:inputs", "ignore:at..frobenius_norm"
+)  # no matter here
 @pytest.mark.parametrize(("field", "kind"), list(parts()))
 def test_every_part_of_a_recipe_takes_steps(field: str, kind: str, data: dict[str, str], tmp_path: Path) -> None:
     """On mps, the stricter one: a step, the held-out loss, and a checkpoint that is read again."""

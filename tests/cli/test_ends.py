@@ -59,7 +59,7 @@ def test_ctrl_c_within_an_import_is_a_sentence(
         (["explain", "--step", "5"], "x_t"),
         (["evaluate", "--likelihood", "4"], "bits"),
         (["replay", "--step", "1"], "loss"),
-        pytest.param(["evaluate", "-n", "359"], "fidelity", marks=pytest.mark.slow),
+        pytest.param(["evaluate", "-n", "359"], "frechet", marks=pytest.mark.slow),
     ],
 )
 def test_what_was_measured_is_printed_where_nothing_can_be_written(
