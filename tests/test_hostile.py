@@ -46,7 +46,6 @@ from unfog.recipes.kinds import KINDS, class_of, options_of, register
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.schema import MOST, fits
-from unfog.recipes.text_encoders import ENCODER_FILES
 from unfog.reports.report import kept
 from unfog.runs import run as run_module
 from unfog.runs.run import load, resume, train
@@ -54,6 +53,7 @@ from unfog.runtime import contained
 from unfog.runtime.contained import check_contained, copy_flat
 from unfog.runtime.errors import EnvironmentFailure, UserError
 from unfog.runtime.files import DEEPEST, parse_json, read_bounded, whole
+from unfog.runtime.hub import SUFFIXES
 from unfog.training.metrics import read_metrics
 
 SEEDS = 10
@@ -590,7 +590,7 @@ def test_only_files_of_an_encoder_are_copied(tmp_path: Path) -> None:
         (source / name).write_text(name)
     (source / "again").symlink_to(".")
     (source / "same.json").symlink_to("config.json")
-    copy_flat(source, tmp_path / "target", ENCODER_FILES)
+    copy_flat(source, tmp_path / "target", SUFFIXES)
     copied = {one.name: one.read_text() for one in (tmp_path / "target").iterdir()}
     assert copied.keys() == {"config.json", "vocab.txt", "model.safetensors", "same.json"}
     assert copied["same.json"] == "config.json"
@@ -604,7 +604,7 @@ def test_a_copy_that_the_disk_does_not_hold_is_not_begun(tmp_path: Path) -> None
     with (source / "model.safetensors").open("wb") as file:
         file.truncate(1 << 43)
     with pytest.raises(EnvironmentFailure, match="make room"):
-        copy_flat(source, tmp_path / "target", ENCODER_FILES)
+        copy_flat(source, tmp_path / "target", SUFFIXES)
     assert list((tmp_path / "target").iterdir()) == []
 
 

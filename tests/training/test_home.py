@@ -12,7 +12,7 @@ from tests.conftest import MakeRecipe
 from unfog.recipes.recipe import Recipe
 from unfog.runs.run import fit, refit
 from unfog.runtime.errors import EnvironmentFailure
-from unfog.training import checkpoint
+from unfog.training import checkpoint, home
 from unfog.training.hooks import Hooks
 
 QUIET = Console(quiet=True)
@@ -109,3 +109,14 @@ def test_the_progress_is_saved_and_goes_on(
         assert [path.name for path in run.iterdir()] == ["mine"]
     refit(resumed, device="cpu", console=QUIET)
     assert contents(resumed) == peace
+
+
+@pytest.mark.parametrize(("number", "gone"), [(2, True), (20, False), (24, False), (28, False)])
+def test_only_what_is_missing_tells_of_a_folder_that_vanishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, gone: bool
+) -> None:
+    """As safetensors words the errors of the system."""
+    monkeypatch.setattr(home, "SETTLED", 0.0)
+    kept = home.Home(tmp_path)
+    assert kept.vanishing(EnvironmentFailure(f"cannot write x: I/O error: why (os error {number}) at path x")) == gone
+    kept.close()

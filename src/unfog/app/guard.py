@@ -36,14 +36,14 @@ def said(work: Callable[..., Any]) -> Callable[..., Any]:
     def once(*arguments: Any) -> Any:
         try:
             return work(*arguments)
-        except Exception as error:
+        except Exception as error:  # a toast for a mistake, and a bug is logged, see `toast`
             raise toast(error) from None
 
     @functools.wraps(work)
     def streamed(*arguments: Any) -> Iterator[Any]:
         try:
             yield from work(*arguments)
-        except Exception as error:
+        except Exception as error:  # as above
             raise toast(error) from None
 
     return streamed if inspect.isgeneratorfunction(work) else once

@@ -83,17 +83,13 @@ def read_picture(path: Path | Member, channels: int, height: int, width: int, re
     Returns: Pixels, `(channels, height, width)`.
     Raises: UnreadableError: If the file is not a readable image.
     """
-    try:
+    with _readable(path):
         if path.suffix.lower() == ".npy":
             planes = [Image.fromarray(plane) for plane in _array_planes(path, channels, reading)]
         else:
             with opened(path) as picture:
                 planes = [_to_mode(picture, "L" if channels == 1 else "RGB", reading)]
         fitted = [ImageOps.fit(plane, (width, height), Image.Resampling.LANCZOS) for plane in planes]
-    except UnreadableError:
-        raise
-    except Exception as error:  # decoders raise all kinds of errors for damaged files
-        raise UnreadableError(_reason(error, path)) from error
     pixels = np.stack([np.asarray(plane) for plane in fitted], axis=-1).reshape(height, width, -1)
     if pixels.shape[2] != channels:
         raise UnreadableError(f"it has {pixels.shape[2]} channels, but the data set has {channels}")
@@ -105,7 +101,7 @@ def describe_picture(path: Path | Member) -> tuple[int, int, int]:
 
     Raises: UnreadableError: If the file is not an image.
     """
-    try:
+    with _readable(path):
         if path.suffix.lower() == ".npy":
             array = _array(path)
             if array.ndim not in (2, 3):
@@ -116,10 +112,6 @@ def describe_picture(path: Path | Member) -> tuple[int, int, int]:
             turned = orientation(picture) >= 5 and picture.format != "TIFF"  # for TIFF, Pillow swaps the sides itself
             width, height = picture.size[::-1] if turned else picture.size
             return (1 if grey else 3), height, width
-    except UnreadableError:
-        raise
-    except Exception as error:  # decoders raise all kinds of errors for damaged files
-        raise UnreadableError(_reason(error, path)) from error
 
 
 def decoded(path: Path) -> Image.Image:
@@ -127,9 +119,18 @@ def decoded(path: Path) -> Image.Image:
 
     Raises: UnreadableError: If the file is not a readable image.
     """
+    with _readable(path), opened(path) as picture:
+        return picture.convert("RGB")
+
+
+@contextmanager
+def _readable(path: Path | Member) -> Iterator[None]:
+    """Say in one sentence why an image cannot be read.
+
+    Raises: UnreadableError: If it cannot.
+    """
     try:
-        with opened(path) as picture:
-            return picture.convert("RGB")
+        yield
     except UnreadableError:
         raise
     except Exception as error:  # decoders raise all kinds of errors for damaged files
@@ -223,16 +224,12 @@ def values_of(path: Path | Member) -> NDArray[Any] | None:
 
     Raises: UnreadableError: If the file is not a readable image.
     """
-    try:
+    with _readable(path):
         if path.suffix.lower() == ".npy":
             array = _array(path)
             return None if array.dtype == np.uint8 else _finite(array)
         with opened(path) as picture:
             return _finite(np.asarray(picture)) if _counts(picture) else None
-    except UnreadableError:
-        raise
-    except Exception as error:  # decoders raise all kinds of errors for damaged files
-        raise UnreadableError(_reason(error, path)) from error
 
 
 def holds_several(path: Path | Member) -> bool:

@@ -21,10 +21,11 @@ from unfog.recipes.networks import NetworkSpec, UNetSpec
 from unfog.recipes.recipe import CodecSpec, Recipe
 from unfog.recipes.settings import FixedVariance, Inputs, LearnedVariance, Sampling
 from unfog.recipes.sources import Elsewhere
-from unfog.recipes.text_encoders import ENCODER_FILES, ENCODERS, PretrainedConditioning
+from unfog.recipes.text_encoders import ENCODERS, PretrainedConditioning
 from unfog.runtime.contained import copy_flat
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import LOCK, check_name, disk, locked, occupied, write_whole
+from unfog.runtime.hub import SUFFIXES
 from unfog.runtime.tensors import write_tensors
 from unfog.training.objectives.reconstruction import Reconstruction
 
@@ -134,9 +135,9 @@ def _import(source: str, out: Path, trust: Path | None) -> Imported:
     _write(out, recipe, tensors, coder)
     if isinstance(conditioning, PretrainedConditioning):
         for name in ("text_encoder", "tokenizer"):
-            left = copy_flat(folder / name, out / "text" / name, ENCODER_FILES)
+            left = copy_flat(folder / name, out / "text" / name, SUFFIXES)
             notes += tuple(f"{name}/{one} is not used" for one in left)
-        files.without_code(out / "text")
+        files.without_auto_map(out / "text")
     return Imported(recipe, sum(tensor.numel() for tensor in tensors.values()), notes)
 
 

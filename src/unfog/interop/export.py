@@ -18,11 +18,12 @@ from unfog.networks.unet import UNet
 from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.conditions import Conditioning, NoConditioning
 from unfog.recipes.parse import options
-from unfog.recipes.text_encoders import ENCODER_FILES, PretrainedConditioning
+from unfog.recipes.text_encoders import PretrainedConditioning
 from unfog.runs.run import Run, read_recipe
 from unfog.runtime.contained import copy_flat
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import check_name, disk, locked, occupied, write_whole
+from unfog.runtime.hub import SUFFIXES
 from unfog.runtime.tensors import write_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -84,8 +85,8 @@ def _export(run: Run, folder: Path) -> tuple[str, ...]:
             (folder / part).mkdir(parents=True, exist_ok=True)
         for part in (part for part in parts if part in ("text_encoder", "tokenizer")):
             assert isinstance(recipe.conditioning, PretrainedConditioning)
-            copy_flat(Path(recipe.conditioning.path) / part, folder / part, ENCODER_FILES)
-            files.without_code(folder / part)
+            copy_flat(Path(recipe.conditioning.path) / part, folder / part, SUFFIXES)
+            files.without_auto_map(folder / part)
     _json(folder / "unet" / "config.json", config)
     write_tensors(folder / "unet" / WEIGHTS, weights)
     _json(folder / "scheduler" / "scheduler_config.json", scheduler)

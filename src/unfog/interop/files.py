@@ -16,7 +16,7 @@ from unfog.interop.names import unwrapped
 from unfog.runtime.contained import check_contained
 from unfog.runtime.errors import EnvironmentFailure, UserError, out_of_memory
 from unfog.runtime.files import disk, parse_json, read_bounded, unreadable, write_whole
-from unfog.runtime.hub import WANTED, downloaded, is_name
+from unfog.runtime.hub import downloaded, is_name
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Names of weight files, without variant and suffix."""
@@ -37,21 +37,13 @@ def found(source: str) -> Path:
     return downloaded(source)
 
 
-def without_code(folder: Path) -> list[str]:
-    """Remove from a copied folder what is neither weights nor configuration, such as code, and what names code.
-
-    Returns: The names of what was removed.
-    """
-    removed = []
+def without_auto_map(folder: Path) -> None:
+    """Drop from the configurations in a copied folder what names code, of which nothing is copied."""
     with disk(folder):
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            if not any(file.match(pattern) for pattern in WANTED):
-                removed.append(file.relative_to(folder).as_posix())
-                file.unlink()
-            elif file.suffix == ".json" and "auto_map" in (text := read_bounded(file)):
+        for file in sorted(folder.rglob("*.json")):
+            if "auto_map" in (text := read_bounded(file)):
                 with suppress(ValueError):
                     write_whole(file, (json.dumps(_without(parse_json(text), "auto_map"), indent=2) + "\n").encode())
-    return removed
 
 
 def _without(value: Any, name: str) -> Any:

@@ -18,8 +18,6 @@ from unfog.runtime.hub import cached, downloaded, is_name
 
 ENCODERS = {"clip_text_model": "CLIPTextModel", "clip": "CLIPTextModel", "t5": "T5EncoderModel"}
 """Classes of the library transformers, by the `model_type` of a config."""
-ENCODER_FILES = frozenset({".json", ".txt", ".safetensors", ".model"})
-"""Suffixes of the files of an encoder: nothing that could run."""
 MASKED = {"t5"}
 """Encoders whose padding tokens are masked for the network."""
 SIZES = {

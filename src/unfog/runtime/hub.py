@@ -9,7 +9,9 @@ from typing import Any
 from unfog.runtime import distributed
 from unfog.runtime.errors import EnvironmentFailure, UserError
 
-WANTED = ["*.json", "*.txt", "*.safetensors", "*.model"]
+SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".model"})
+"""Suffixes of the files of a model: nothing that could run."""
+WANTED = sorted(f"*{suffix}" for suffix in SUFFIXES)
 """Files of a model that are read: neither pickles nor code."""
 
 

@@ -30,7 +30,7 @@ class Home:
 
     def vanishing(self, failure: EnvironmentFailure) -> bool:
         """Return whether something could not be written since the folder is just being emptied; wait until it is."""
-        if not isinstance(failure.__cause__, FileNotFoundError) and "os error 2" not in str(failure):
+        if not isinstance(failure.__cause__, FileNotFoundError) and "(os error 2)" not in str(failure):
             return False
         time.sleep(SETTLED)
         return True
