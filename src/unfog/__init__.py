@@ -148,7 +148,7 @@ if TYPE_CHECKING:
     from unfog.recipes.sources import Folder as Folder
     from unfog.recipes.sources import Points as Points
     from unfog.recipes.text_encoders import PretrainedConditioning as PretrainedConditioning
-    from unfog.runs.model import Run as Run
+    from unfog.runs.run import Run as Run
     from unfog.runs.run import begin as begin
     from unfog.runs.run import fit as fit
     from unfog.runs.run import load as load
@@ -263,7 +263,7 @@ _HOMES = {
     "RectifiedFlow": "diffusion.schedules",
     "Report": "training.hooks",
     "Rescheduled": "diffusion.denoiser",
-    "Run": "runs.model",
+    "Run": "runs.run",
     "RungeKutta45": "diffusion.solvers",
     "Sampler": "generation.sampler",
     "Sampling": "recipes.settings",

@@ -223,7 +223,6 @@ def test_an_output_that_is_a_file(refused: Call, digits_run: Path, tmp_path: Pat
     "more",
     [
         ["digits"],
-        ["--budget", "10s"],
         ["--set", "seed=1"],
         ["--out", "elsewhere"],
         ["--precision", "bfloat16"],

@@ -320,7 +320,5 @@ def test_settings_on_resume_are_refused_before_anything_is_read(
     for name in ("build_data", "read_tensors", "Trainer"):
         monkeypatch.setattr(runs, name, None)
     assert main(["train", "--resume", str(digits_run), "--set", setting]) == 2
-    assert (
-        "--resume continues a run unchanged: give it alone, or start a new run with --init-from"
-        in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "--resume continues a run unchanged: give it alone, or with --images or --budget to train it further" in said

@@ -1038,7 +1038,7 @@ def test_resuming_a_finished_run_changes_nothing_and_says_how_to_go_on(family: F
     whole = family.folder / "whole"
     said = " ".join(message.split())
     assert f"{whole} is finished" in said
-    assert f"`unfog train digits --init-from {whole} --out NEW`" in said
+    assert f"`unfog train --resume {whole} --images N`" in said
     assert "is finished" not in family.resumed["int"][1]
     assert [line["step"] for line in read_metrics(whole / "metrics.jsonl") if "held_out_loss" in line][-1] == 100
     assert len(list((whole / "checkpoints").iterdir())) == 2

@@ -27,12 +27,18 @@ def chosen(
     from unfog.recipes.presets import recipe as find
     from unfog.runs.run import read_recipe
 
-    if not recipe:
+    if not recipe and init_from is None:
         raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
-    found = find(recipe, data, size)
-    if init_from is not None:
-        found = found.starting_from(read_recipe(init_from))
+    if init_from is None:
+        found = find(recipe, data, size)
+    elif recipe:
+        found = find(recipe, data, size).starting_from(read_recipe(init_from))
+    else:
+        own = [("data.path", data), ("data.size", size)]
+        found = read_recipe(init_from).anew().set(*(f"{path}={value}" for path, value in own if value is not None))
     found = found.set(*settings)
+    if any(setting.partition("=")[0].strip() == "training.images" for setting in settings):
+        found = found.set("training.seconds=null")  # that of the run to start from
     return found if precision == "auto" else found.set(f"training.precision={precision}")
 
 

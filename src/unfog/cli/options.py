@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import tyro
 
 from unfog.cli import arguments
+from unfog.runtime.errors import UserError
 
 if TYPE_CHECKING:  # importing these takes long, and --help needs none of it
     from unfog.recipes.conditions import Asked
@@ -151,6 +152,7 @@ class Training:
         data: Path of the data, for recipes that read files.
         size: Side of the pictures in pixels, for the recipe 'folder'.
         budget: Time for the whole command, for instance 90s, 10m or 2h, instead of the recipe's number of images.
+        images: Number of images to train on, repeats included; with --resume, to train on for.
         set: Change a setting of the recipe, for instance network.width=96.
         device: Where to compute.
         precision: Arithmetic of the network; auto chooses what is faster on the device.
@@ -159,13 +161,17 @@ class Training:
     data: SomeText = None
     size: SomeInt = None
     budget: SomeText = None
+    images: SomeInt = None
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")] = ()
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def recipe(self, name: str, init_from: Path | None = None) -> "Recipe":
         """Return the recipe of a name, as that of a run to start from, with its settings applied."""
-        return arguments.chosen(name, self.data, self.size, self.set, self.precision, init_from)
+        if self.images is not None and self.budget is not None:
+            raise UserError("--images and --budget both say how long to train: give one of them")
+        length = () if self.images is None else (f"training.images={self.images}",)
+        return arguments.chosen(name, self.data, self.size, (*self.set, *length), self.precision, init_from)
 
     @property
     def seconds(self) -> float | None:

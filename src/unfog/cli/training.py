@@ -37,28 +37,42 @@ def train(
       unfog train folder --data my_pictures --size 32 --set network.width=96
       unfog train digits --set schedule=cosine --set target=v --out runs/cosine-v
       unfog train --resume runs/digits
+      unfog train --resume runs/digits --budget 10m
 
     Args:
         out: Run folder. Default: runs/RECIPE.
-        resume: Resume this run folder.
-        init_from: Start from the weights of this run folder, with its network, schedule, target and sampling.
+        resume: Resume this run folder; with --images or --budget, train it on for so much more.
+        init_from: Start from the weights of this run folder, with its network, schedule, target and sampling; without a
+            recipe, with its data and all of its settings.
         follow: Repeat the steps of this run folder, trained with --budget; the same recipe gives the same bits.
         log: Also log to this tracker, in addition to metrics.jsonl and the progress bar.
     """
-    from unfog.data.modality import has_plane
-    from unfog.reports.plots import draw_plane
     from unfog.runs import run
 
     if resume is not None:
-        if recipe or out or init_from or follow or training != Training(data=training.data, device=training.device):
-            raise UserError("--resume continues a run unchanged: give it alone, or start a new run with --init-from")
+        kept = Training(training.data, budget=training.budget, images=training.images, device=training.device)
+        if recipe or out or init_from or follow or training != kept:
+            raise UserError(
+                "--resume continues a run unchanged: give it alone, or with --images or --budget to train it further; "
+                "for other settings start a new run with --init-from"
+            )
         folder = resume
-        accept = accept_changed_data
-        run.refit(folder, data=training.data, accept_changed_data=accept, device=training.device, log=log)
+        run.refit(
+            folder,
+            images=training.images,
+            budget=training.seconds,
+            data=training.data,
+            accept_changed_data=accept_changed_data,
+            device=training.device,
+            log=log,
+            started=arguments.began,
+        )
     elif accept_changed_data:
         raise UserError("--accept-changed-data is for --resume: a new run takes the data as they are")
     else:
         chosen = training.recipe(recipe, init_from)
+        if out is None and not recipe:
+            raise UserError("--init-from without a recipe takes over all of its settings: give the new run an --out")
         folder = out or Path("runs") / recipe
         if follow is not None and training.budget is not None:
             raise UserError("--follow repeats the length of another run: omit --budget")
@@ -72,13 +86,22 @@ def train(
             log=log,
             started=arguments.began,
         )
+    _ended(folder, training.device)
+
+
+def _ended(folder: Path, device: str) -> None:
+    """Say what was trained and what can be done with it; draw the plane of points."""
+    from unfog.data.modality import has_plane
+    from unfog.reports.plots import draw_plane
+    from unfog.runs import run
+
     finished = run.read_recipe(folder)
     if not finished.objective.draws:
         measured = finished.kind("network") == "autoencoder"
         print(f"trained: {folder}" + (f"   (measure it with `unfog evaluate {folder}`)" if measured else ""))
         return
     if has_plane(finished.modality, finished.shape):
-        draw_plane(run.load(folder, training.device), folder / "plane.png")
+        draw_plane(run.load(folder, device), folder / "plane.png")
         print(f"field and trajectories: {folder / 'plane.png'}")
     condition = {"values": " --values ...", "image": " --image FILE"}.get(finished.kind("conditioning"), "")
     print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64{condition}`)")

@@ -46,7 +46,7 @@ class Context:
     Attributes:
         recipe: The recipe of the training.
         codec: Its codec.
-        progress: Fraction of the training that is done, 0 to 1.
+        progress: Fraction of the training that is done, 0 to 1; 1 where it goes on after its end.
         precision: Arithmetic of the network.
         averaged: The averaged model, if there is one.
         state: The objective's own state, by name.

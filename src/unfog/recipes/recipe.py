@@ -137,6 +137,11 @@ class Recipe:
         """
         return replace(self, **{name: getattr(source, name) for name in (*MEANING, *USE)})
 
+    def anew(self) -> "Recipe":
+        """Return the recipe of a run as that of a run that has not begun: its data have not been read yet."""
+        training = replace(self.training, began=0)
+        return replace(self, training=training, shape=None, classes=(), prompts=())
+
     @property
     def modality(self) -> Modality:
         """What a row is: what the data's specification says, else what its shape and codec suggest.

@@ -106,6 +106,8 @@ class Training:
         images: Images to train on, repeats included.
         seconds: Seconds to train for instead, from the start of the command to its end; a budget sets it. Learning rate
             and averages then follow the time, so that another machine, or another day, gives other weights.
+        began: Images seen when the present length began, in a run that is trained on after its end: learning rate and
+            reports begin anew there.
         batch: Images per optimizer step.
         accumulate: Micro-batches per optimizer step, to save memory.
         stratified: Whether the times of a batch are stratified.
@@ -121,6 +123,7 @@ class Training:
 
     images: int = 100_000
     seconds: float | None = None
+    began: int = 0
     batch: int = 64
     accumulate: int = 1
     stratified: bool = True
@@ -144,6 +147,8 @@ class Training:
                 "training.checkpoint_minutes": self.checkpoint_minutes,
             }
         )
+        if not 0 <= self.began < self.images:
+            raise UserError(f"training.began must lie between 0 and training.images, not be {self.began}")
         if self.batch % self.accumulate:
             raise UserError(f"training.accumulate {self.accumulate} must divide training.batch {self.batch}")
         if self.snapshots < 0:

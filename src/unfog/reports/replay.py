@@ -18,7 +18,7 @@ from unfog.generation.sampler import shown
 from unfog.recipes.build import build_codec
 from unfog.recipes.conditions import captions
 from unfog.recipes.objective import Draw
-from unfog.runs.run import reopen
+from unfog.runs.reading import reopen
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
 from unfog.runtime.tensors import load_into, read_tensors
@@ -145,9 +145,11 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
             f"there is a checkpoint of step {step - 1}"
         )
     trainer.step = step - 1
-    if trainer.trace is not None and step <= len((whole := trace_of(path)).progress):
-        trainer.trace = whole.before(step - 1)
-        torch.set_num_threads(whole.threads[step - 1])
+    if trainer.trace is not None:
+        whole, place = trace_of(path), step - 1 - trainer.settings.began // trainer.settings.batch
+        if 0 <= place < len(whole.progress):
+            trainer.trace = whole.before(place)
+            torch.set_num_threads(whole.threads[place])
     draw, weight = trainer.prepare(trainer.draws(trainer.step))
     first = next(iter(trainer.trained))  # the loss that the training reports
     with torch.random.fork_rng():

@@ -5,16 +5,14 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from torch import nn
 
 from unfog.data.inspect import quick
-from unfog.recipes.build import build_data, build_model
+from unfog.recipes.build import build_data
 from unfog.recipes.latents import LatentCodec, autoencoder
 from unfog.recipes.presets import recipe as preset
 from unfog.recipes.recipe import Recipe
@@ -22,26 +20,69 @@ from unfog.recipes.several import words_read
 from unfog.recipes.sources import Given
 from unfog.recipes.text_encoders import PretrainedConditioning, copy_encoder, fetch_encoder
 from unfog.recipes.versions import corrections
-from unfog.runs.data import Changed, moved, read_data, remember
+from unfog.runs.data import remember
 from unfog.runs.dataset import Dataset, Read, fitted, read
-from unfog.runs.model import Run as Run
+from unfog.runs.model import Run as Model
+from unfog.runs.reading import check_vacant, read_model, reopen
+from unfog.runs.reading import drawing_recipe as drawing_recipe
+from unfog.runs.reading import read_recipe as read_recipe
 from unfog.runtime import distributed
-from unfog.runtime.contained import check_contained
-from unfog.runtime.device import Precision, choose_device, choose_precision, keep_memory, place
-from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, seconds
-from unfog.runtime.files import check_name, disk, locked, read_bounded, whole, write_whole
-from unfog.runtime.tensors import load_into, read_tensors
-from unfog.training.budget import Budget, trace_of, write_followed
+from unfog.runtime.device import Precision, choose_device, choose_precision, keep_memory
+from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, seconds, whole_number
+from unfog.runtime.files import check_name, disk, locked, whole, write_whole
+from unfog.runtime.tensors import read_tensors
+from unfog.training.budget import FOLLOWED, Budget, trace_of, write_followed
 from unfog.training.checkpoint import steps
 from unfog.training.hooks import Callback, Hooks
 from unfog.training.loop import ASKED, write_recipe
 from unfog.training.loop import train as run_loop
 from unfog.training.metrics import draw_losses
-from unfog.training.objectives.reconstruction import Reconstruction, autoencoder_recipe
+from unfog.training.objectives.reconstruction import autoencoder_recipe
 from unfog.training.trainer import Trainer
 
-SMALL = 10_000_000
-"""Parameters that a network may have even if the run's file holds fewer: the weights are then compared by name."""
+
+@dataclass(frozen=True)
+class Run(Model):
+    """A trained model in its folder, which can be trained on."""
+
+    def extend(
+        self,
+        *,
+        images: int | None = None,
+        budget: float | None = None,
+        dataset: Dataset | None = None,
+        callbacks: Sequence[Callback] = (),
+        log: Sequence[str] = (),
+        stop: Callable[[], bool] | None = None,
+        console: Console | None = None,
+    ) -> "Run":
+        """Train on in the same folder, as `resume` does, for so many images or seconds more.
+
+        Args:
+            images: Images to train on for; the result is a function of the run and this number, to the bit.
+            budget: Seconds to train on for, instead.
+            dataset: The dataset that `train` was given, if it was given one.
+            callbacks: As those of `train`.
+            log: Names of trackers.
+            stop: As that of `train`.
+            console: Shows the progress; default: standard error.
+
+        Returns: The run as it is then; this one keeps its weights.
+        Raises: UserError: If neither or both lengths are given, or as by `resume`.
+        """
+        if images is None and budget is None:
+            raise UserError("say for how long to train on: give `images` or `budget`")
+        return resume(
+            self.path,
+            images=images,
+            budget=budget,
+            dataset=dataset,
+            callbacks=callbacks,
+            log=log,
+            stop=stop,
+            device=str(self.device),
+            console=console,
+        )
 
 
 def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Run:
@@ -62,55 +103,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     place_at = choose_device(device)
     assert recipe.shape is not None
     wanted = recipe.training.precision if precision == "auto" else precision
-    return Run(path, recipe, _model(path, recipe, place_at), choose_precision(wanted, place_at, recipe.shape))
-
-
-def _model(path: Path, recipe: Recipe, device: torch.device) -> nn.Module:
-    """Return the averaged weights of a run on a device, ready to use."""
-    weights = read_tensors(path / "model.safetensors")
-    model = build_model(recipe, max(SMALL, sum(tensor.numel() for tensor in weights.values())))
-    load_into(model, weights, path / "model.safetensors")
-    place(model, device)
-    return model.eval().requires_grad_(False)
-
-
-def read_recipe(path: Path) -> Recipe:
-    """Read the recipe of a run folder.
-
-    Raises: UserError: If there is none, or it is damaged or from a newer version.
-    """
-    check_contained(path)
-    where = path / "recipe.json"
-    if not where.is_file():
-        raise UserError(f"{path} is no run folder (it has no recipe.json): give a folder that `unfog train` wrote")
-    text = read_bounded(where)
-    try:
-        recipe = Recipe.from_json(text)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-    if recipe.shape is None:
-        raise UserError(f"{where}: the recipe names no shape, so the run never began: train it")
-    recipe = recipe.relocated(path)
-    for part in (recipe.codec, recipe.conditioning):
-        if (inner := getattr(part, "path", "")) and not Path(inner).resolve().is_relative_to(path.resolve()):
-            raise UserError(f"{where}: {inner} is outside of the run folder, where nothing is read: copy it there")
-    return recipe
-
-
-def drawing_recipe(path: Path) -> Recipe:
-    """Read the recipe of a run folder whose model draws samples.
-
-    Raises: UserError: As `read_recipe`, and if the model draws none by itself.
-    """
-    recipe = read_recipe(path)
-    if isinstance(recipe.objective, Reconstruction):
-        raise UserError(
-            f"{path} holds an autoencoder, which draws nothing by itself: train a model in its latents with "
-            f"codec=latents and codec.path={path}, or measure it with `unfog evaluate {path}`"
-        )
-    if not recipe.objective.draws:
-        raise UserError(f"{path} holds a model of the objective {recipe.kind('objective')!r}, which draws no samples")
-    return recipe
+    return Run(path, recipe, read_model(path, recipe, place_at), choose_precision(wanted, place_at, recipe.shape))
 
 
 def train(
@@ -374,6 +367,8 @@ def _with_autoencoder(
 def resume(
     path: str | Path,
     *,
+    images: int | None = None,
+    budget: float | None = None,
     dataset: Dataset | None = None,
     data: str | None = None,
     accept_changed_data: bool = False,
@@ -383,10 +378,15 @@ def resume(
     device: str = "auto",
     console: Console | None = None,
 ) -> Run:
-    """Resume a training from its newest whole checkpoint, to the bit as if it had never stopped.
+    """Resume a training from its newest whole checkpoint, to the bit as if it had never stopped, or train it on.
+
+    A training that goes on after its end, or from where it stopped, keeps weights, optimizer and averages; its learning
+    rate rises and falls once more over the new length.
 
     Args:
         path: The run folder.
+        images: Train on for so many more images; the result is a function of the run and this number, to the bit.
+        budget: Train on for so many seconds from this call.
         dataset: The dataset that `train` was given, with the same rows in the same order; a hash of them is compared.
         data: Folder of the data, if it was moved; the run remembers it.
         accept_changed_data: Continue with the data as they are now, if they are not those that the run was trained on.
@@ -401,13 +401,16 @@ def resume(
         Stopped: After Ctrl-C or SIGTERM.
     """
     hooks = Hooks(tuple(log), tuple(callbacks), stop)
-    fitting = partial(refit, path, dataset=dataset, data=data, accept_changed_data=accept_changed_data)
+    fitting = partial(refit, path, images=images, budget=budget, dataset=dataset, data=data)
+    fitting = partial(fitting, accept_changed_data=accept_changed_data)
     return _stoppable(fitting, path, hooks, device, console)
 
 
 def refit(
     path: str | Path,
     *,
+    images: int | None = None,
+    budget: float | None = None,
     dataset: Dataset | None = None,
     data: str | None = None,
     accept_changed_data: bool = False,
@@ -415,17 +418,34 @@ def refit(
     console: Console | None = None,
     log: tuple[str, ...] = (),
     hooks: Hooks | None = None,
+    started: float | None = None,
 ) -> None:
     """Resume a training, as `resume` does, and load nothing; an interrupted autoencoder is finished first."""
+    more = _further(images, budget, started)
     recipe = read_recipe(Path(path))
     found = None if dataset is None else read(dataset, recipe.conditioning.captioned)
-    if not _refit(Path(path), found, device, console, hooks or Hooks(log), data, accept_changed_data):
-        further = f"start a new run from its weights: `unfog train {recipe.name} --init-from {path} --out NEW`"
+    if not _refit(Path(path), found, device, console, hooks or Hooks(log), data, accept_changed_data, more):
+        further = f"`unfog train --resume {path} --images N`, or --budget TIME"
         if isinstance(recipe.data, Given):
-            further = f"start a new run from its weights: unfog.train(..., init_from={str(path)!r})"
+            further = f"unfog.resume({str(path)!r}, images=N, dataset=...)"
         (console or Console(stderr=True)).print(
-            f"{path} is finished, with nothing left to train; to train it further, {further}", markup=False
+            f"{path} is finished, with nothing left to train; to train it further: {further}", markup=False
         )
+
+
+def _further(images: int | None, budget: float | None, started: float | None) -> int | Budget | None:
+    """Return for how long a training is to go on beyond what was planned, None if it is not.
+
+    Raises: UserError: If the number is none, or both are given.
+    """
+    if images is not None and budget is not None:
+        raise UserError("`images` and `budget` both say how long to train on: give one of them")
+    if images is not None:
+        return whole_number("the number of images", images, 1)
+    if budget is None:
+        return None
+    length = seconds("the budget", budget)
+    return Budget(length) if started is None else Budget(length, started)
 
 
 def _refit(
@@ -436,6 +456,7 @@ def _refit(
     hooks: Hooks,
     data: str | None = None,
     accept_changed_data: bool = False,
+    more: int | Budget | None = None,
 ) -> bool:
     """Resume a training, and return whether there was anything left to train."""
     read_recipe(path)  # no lock is taken where there is no run
@@ -450,49 +471,13 @@ def _refit(
             trainer.restore()
         else:
             trainer.choose_portion()  # its training begins now, after that of its autoencoder
+        budget = more if isinstance(more, Budget) else None
+        if more is not None:
+            (path / FOLLOWED).unlink(missing_ok=True)
+            trainer.extend(*((None, more.seconds) if isinstance(more, Budget) else (more, None)))
         left = not trainer.finished
-        _train(trainer, None, console, hooks)
+        _train(trainer, budget, console, hooks)
     return left
-
-
-def reopen(
-    path: Path,
-    device: str = "auto",
-    dataset: Read | None = None,
-    data: str | None = None,
-    accept_changed_data: bool = False,
-) -> Trainer:
-    """Return the trainer of a run folder as it began, before any checkpoint is restored.
-
-    Args:
-        path: The run folder.
-        device: Where to compute.
-        dataset: The dataset that it was trained on, if one was given.
-        data: Folder of the data, if it was moved.
-        accept_changed_data: Whether data that are not those of the training will do.
-
-    Raises: UserError: If the folder is no run folder, or its data changed.
-    """
-    recipe = read_recipe(path)
-    if dataset is not None and not isinstance(recipe.data, Given):
-        raise UserError(f"{path} was not trained on a dataset that was given, and reads its own data: drop `dataset`")
-    if dataset is not None and dataset.given != recipe.data:
-        raise UserError(f"the dataset is not the one that {path} was trained on: give the same rows in the same order")
-    recipe = moved(recipe, data)
-    changed: Changed = "accept" if accept_changed_data else "refuse"
-    found, rows = read_data(path, recipe, changed, None if dataset is None else dataset.data)
-    if (found.shape, found.classes) != (recipe.shape, recipe.classes):
-        raise UserError(f"the data of {path} changed since it was trained: shape or classes differ from its recipe")
-    return Trainer(recipe, rows, path, choose_device(device))
-
-
-def check_vacant(out: Path) -> None:
-    """Raise a UserError for a path that cannot become a run folder."""
-    if steps(out / "checkpoints") or (out / "model.safetensors").exists():
-        resuming = f"`unfog train --resume {out}`"
-        raise UserError(f"{out} holds another run: choose another `out`, or resume it with {resuming}")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: choose another `out`")
 
 
 def _train(trainer: Trainer, budget: Budget | None, console: Console | None, hooks: Hooks) -> None:

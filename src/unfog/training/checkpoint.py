@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unfog.recipes.schema import MOST_WHOLE, fits
 from unfog.runtime import distributed
@@ -75,6 +75,21 @@ def _entries(
         for entry, value in entries.items():
             layout[index, entry] = (value.shape, value.dtype)
     return layout
+
+
+def flat(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of several parts in one dict, under names `part/name`."""
+    return {f"{kind}/{name}": tensor for kind, part in parts.items() for name, tensor in part.items()}
+
+
+def whole(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a module, gathered if it is sharded over processes."""
+    return {name: distributed.full(tensor) for name, tensor in module.state_dict().items()}
+
+
+def finite(parts: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    """Return whether every tensor is finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in flat(parts).values())
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:

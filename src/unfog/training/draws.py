@@ -71,6 +71,13 @@ def pinned(draw: Draw) -> Draw:
     return draw._replace(**{name: part.pin_memory() for name, part in parts.items()})
 
 
+def portions(draw: Draw, size: int) -> Iterator[Draw]:
+    """Split a batch into micro-batches of `size` rows."""
+    for first in range(0, len(draw.x0), size):
+        rows = slice(first, first + size)
+        yield Draw(*(None if part is None else part[rows] for part in draw))  # type: ignore[arg-type]  # no condition
+
+
 def in_turn(draw: Callable[[int], Draw], first: int) -> Iterator[Draw]:
     """Yield draw(first), draw(first + 1), ... lazily, without end."""
     return (draw(step) for step in count(first))

@@ -55,7 +55,7 @@ class Reports:
         if isinstance(self.pacer, Clocked):
             if first and not self.trainer.finished:
                 took += self._plotting()
-                images = self.trainer.images
+                images = self.trainer.length
                 said += f"\nabout {images:,.0f} images fit the budget" if images else ""
             self.pacer.reported(took)
             self.times = fitting(self.trainer.trace.span if self.trainer.trace else 0.0, took, self.times)
@@ -68,7 +68,8 @@ class Reports:
         step = (clock() - self.began) / steps
         generator = trainer.objective.generator(trainer.recipe, trainer.averaged.model)
         by_clock = trainer.trace is not None
-        seconds = trainer.trace.span if trainer.trace else step * trainer.settings.steps
+        whole = (trainer.length or 0) / trainer.settings.batch
+        seconds = trainer.trace.span if trainer.trace else step * whole
         # by the clock the first one and the last one must fit, and others are written if more do
         each = allowed(seconds, 2 if by_clock else self.times, by_clock)
         usual = CROWD if trainer.recipe.modality.together else SHEET

@@ -41,7 +41,7 @@ from unfog.runtime.randomness import normal, normal_on, uniform
 from unfog.runtime.tensors import load_into, write_tensors
 from unfog.training import checkpoint
 from unfog.training.budget import Trace
-from unfog.training.draws import Draws
+from unfog.training.draws import Draws, portions
 from unfog.training.ema import GAMMAS, Averaged
 from unfog.training.latents import prepared
 from unfog.training.reporting import Reporting
@@ -139,20 +139,35 @@ class Trainer:
 
     @property
     def progress(self) -> Fraction | float:
-        """Share of the training that is done: of its images, or of its time."""
-        return Fraction(self.seen, self.settings.images) if self.trace is None else self.trace.now
+        """Share of the training that is done: of its images, or of its time, since it began or was extended."""
+        if self.trace is not None:
+            return self.trace.now
+        return Fraction(self.seen - self.settings.began, self.settings.images - self.settings.began)
 
     @property
-    def images(self) -> float | None:
-        """Images in all; by the clock as many as fit if it goes on as it went, and None before the first step."""
+    def length(self) -> float | None:
+        """Images in all since it began or was extended.
+
+        By the clock, as many as fit if it goes on as it went, and None before the first step.
+        """
         if self.trace is None:
-            return self.settings.images
-        return self.seen / self.trace.now if self.trace.now else None
+            return self.settings.images - self.settings.began
+        return (self.seen - self.settings.began) / self.trace.now if self.trace.now else None
 
     @property
     def finished(self) -> bool:
         """Whether all images have been seen, or the time is over."""
         return self.progress >= 1
+
+    def extend(self, images: int | None, seconds: float | None) -> None:
+        """Let a training go on from where it is, for so many images or seconds.
+
+        Its learning rate rises and falls once more over this length; optimizer and averages continue.
+        """
+        more = images or self.settings.batch  # by the clock the number is known at the end
+        self.settings = replace(self.settings, began=self.seen, images=self.seen + more, seconds=seconds)
+        self.recipe = replace(self.recipe, training=self.settings)
+        self.trace = None if seconds is None else Trace()
 
     def _optimizers(self, precision: Precision) -> dict[str, torch.optim.Optimizer]:
         """Return the optimizer of each loss."""
@@ -178,7 +193,8 @@ class Trainer:
     def _context(self) -> Context:
         """Return the context of the objective."""
         averaged = getattr(self, "averaged", None)
-        model, most, done = averaged and averaged.model, self.reporting.samples, float(self.progress)
+        model, most = averaged and averaged.model, self.reporting.samples
+        done = 1.0 if self.settings.began else float(self.progress)
         return Context(self.recipe, self.codec, done, self.precision, model, self.state, most)
 
     def losses(self, draw: Draw) -> dict[str, Tensor]:
@@ -203,7 +219,7 @@ class Trainer:
         """Yield the losses of each row, one micro-batch at a time, with the dropout of the next step."""
         place = self.step * distributed.size() + distributed.rank()
         torch.manual_seed((self.recipe.seed * 1_000_003 + place) % 2**63)  # seeds dropout
-        for portion in _portions(draw, len(draw.x0) // self.settings.accumulate):
+        for portion in portions(draw, len(draw.x0) // self.settings.accumulate):
             yield self.losses(portion)
 
     def descend(self, draw: Draw) -> float:
@@ -215,7 +231,7 @@ class Trainer:
         Returns: The mean of the first loss, or NaN if the step was skipped.
         Raises: UserError: After ten skipped steps in a row; finite checkpoints stay.
         """
-        rate = self.optimization.rate(self.seen, self.images)
+        rate = self.optimization.rate(self.seen - self.settings.began, self.length)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -278,8 +294,10 @@ class Trainer:
         for name, averaged in self.averages.items():
             if self.settings.sharded:
                 distributed.reshard(averaged.model)  # which a report or a measurement may have gathered
-            by_clock = self.trace if name == "average" else None  # those of snapshots are combined by their steps
-            averaged.update(self.model, self.step if by_clock is None else by_clock.steps, self.settings.batch)
+            step: float = self.step
+            if self.trace is not None and name == "average":  # those of snapshots are combined by their steps
+                step = self.settings.began / self.settings.batch + self.trace.steps
+            averaged.update(self.model, step, self.settings.batch)
         self.bad_in_row = 0
         state = self.objective.update(draw, losses, context)
         if state.keys() != self.state.keys():
@@ -354,9 +372,9 @@ class Trainer:
         """
         with arithmetic(self.precision, self.device):
             self.objective.settle(self.averaged.model, self.data, self._context())
-        averages = {name: _whole(averaged.model) for name, averaged in self.averages.items()}
-        parts = {"weights": _whole(self.model), **averages}
-        if not _finite(parts):
+        averages = {name: checkpoint.whole(averaged.model) for name, averaged in self.averages.items()}
+        parts = {"weights": checkpoint.whole(self.model), **averages}
+        if not checkpoint.finite(parts):
             return False
         for name, optimizer in self.optimizers.items():
             parts[self._part(name)] = checkpoint.optimizer_tensors(optimizer, self._names(optimizer))
@@ -370,7 +388,7 @@ class Trainer:
         if self.trace is not None:
             parts["trace"] = self.trace.tensors()
         state = {"skipped": self.skipped, "threads": torch.get_num_threads(), "precision": self.precision}
-        checkpoint.save(self.folder / "checkpoints", self.step, _flat(parts), state)
+        checkpoint.save(self.folder / "checkpoints", self.step, checkpoint.flat(parts), state)
         write_tensors(self.folder / "model.safetensors", averages["average"])
         return True
 
@@ -379,13 +397,13 @@ class Trainer:
 
         Raises: EnvironmentFailure: If the disk fails.
         """
-        parts = {name: _whole(one.model) for name, one in self.averages.items() if name != "average"}
-        if distributed.rank() or not _finite(parts):
+        parts = {name: checkpoint.whole(one.model) for name, one in self.averages.items() if name != "average"}
+        if distributed.rank() or not checkpoint.finite(parts):
             return
         where = self.folder / "averages" / f"{self.step:09}.safetensors"
         with disk(where):
             where.parent.mkdir(exist_ok=True)
-        write_tensors(where, _flat(parts))
+        write_tensors(where, checkpoint.flat(parts))
 
     def restore(self, most: int | None = None) -> None:
         """Restore the newest complete checkpoint, and its thread count, on which the bits of sums depend.
@@ -412,13 +430,15 @@ class Trainer:
         self.optimizers = self._optimizers(state["precision"])
         for name, optimizer in self.optimizers.items():
             checkpoint.restore_optimizer(optimizer, self._names(optimizer), parts[self._part(name)])
-        if self.trace is not None:
-            self.trace = Trace.of(parts["trace"], where)
         known = {"weights", "state", "trace", *self.averages, *map(self._part, self.optimizers)}
         unplaced = {name: tensor for name, tensor in tensors.items() if name.partition("/")[0] not in known}
         # in checkpoints of earlier versions the state's tensors stand next to the parts
         self._restore_state(parts["state"] | unplaced, where)
         self.step, self.skipped, self.precision = state["step"], state["skipped"], state["precision"]
+        if self.trace is not None:
+            trace = Trace.of(parts["trace"], where) if parts["trace"] else Trace()
+            extended = self.settings.began != self.seen - len(trace.progress) * self.settings.batch
+            self.trace = Trace() if extended else trace  # that is of the length before
         torch.set_num_threads(state["threads"])
 
     def _restore_state(self, saved: Mapping[str, Tensor], where: Path) -> None:
@@ -453,25 +473,3 @@ class Trainer:
                 given[name] = tensors[name] if fits else tensor
         load_into(self.model, given, where)
         load_into(self.averaged.model, given, where)
-
-
-def _portions(draw: Draw, size: int) -> Iterator[Draw]:
-    """Split a batch into micro-batches of `size` rows."""
-    for first in range(0, len(draw.x0), size):
-        rows = slice(first, first + size)
-        yield Draw(*(None if part is None else part[rows] for part in draw))  # type: ignore[arg-type]  # no condition
-
-
-def _flat(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the tensors of several parts in one dict, under names `part/name`."""
-    return {f"{kind}/{name}": tensor for kind, part in parts.items() for name, tensor in part.items()}
-
-
-def _whole(module: torch.nn.Module) -> dict[str, Tensor]:
-    """Return the state of a module, gathered if it is sharded over processes."""
-    return {name: distributed.full(tensor) for name, tensor in module.state_dict().items()}
-
-
-def _finite(parts: Mapping[str, Mapping[str, Tensor]]) -> bool:
-    """Return whether every tensor is finite."""
-    return all(bool(tensor.isfinite().all()) for tensor in _flat(parts).values())

@@ -1,0 +1,111 @@
+"""Reading a run folder: its recipe, its model, and its training as it began."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from unfog.recipes.build import build_model
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.sources import Given
+from unfog.runs.data import Changed, moved, read_data
+from unfog.runs.dataset import Read
+from unfog.runtime.contained import check_contained
+from unfog.runtime.device import choose_device, place
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import read_bounded
+from unfog.runtime.tensors import load_into, read_tensors
+from unfog.training.checkpoint import steps
+from unfog.training.objectives.reconstruction import Reconstruction
+from unfog.training.trainer import Trainer
+
+SMALL = 10_000_000
+"""Parameters that a network may have even if the run's file holds fewer: the weights are then compared by name."""
+
+
+def read_model(path: Path, recipe: Recipe, device: torch.device) -> nn.Module:
+    """Return the averaged weights of a run on a device, ready to use."""
+    weights = read_tensors(path / "model.safetensors")
+    model = build_model(recipe, max(SMALL, sum(tensor.numel() for tensor in weights.values())))
+    load_into(model, weights, path / "model.safetensors")
+    place(model, device)
+    return model.eval().requires_grad_(False)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read the recipe of a run folder.
+
+    Raises: UserError: If there is none, or it is damaged or from a newer version.
+    """
+    check_contained(path)
+    where = path / "recipe.json"
+    if not where.is_file():
+        raise UserError(f"{path} is no run folder (it has no recipe.json): give a folder that `unfog train` wrote")
+    text = read_bounded(where)
+    try:
+        recipe = Recipe.from_json(text)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if recipe.shape is None:
+        raise UserError(f"{where}: the recipe names no shape, so the run never began: train it")
+    recipe = recipe.relocated(path)
+    for part in (recipe.codec, recipe.conditioning):
+        if (inner := getattr(part, "path", "")) and not Path(inner).resolve().is_relative_to(path.resolve()):
+            raise UserError(f"{where}: {inner} is outside of the run folder, where nothing is read: copy it there")
+    return recipe
+
+
+def drawing_recipe(path: Path) -> Recipe:
+    """Read the recipe of a run folder whose model draws samples.
+
+    Raises: UserError: As `read_recipe`, and if the model draws none by itself.
+    """
+    recipe = read_recipe(path)
+    if isinstance(recipe.objective, Reconstruction):
+        raise UserError(
+            f"{path} holds an autoencoder, which draws nothing by itself: train a model in its latents with "
+            f"codec=latents and codec.path={path}, or measure it with `unfog evaluate {path}`"
+        )
+    if not recipe.objective.draws:
+        raise UserError(f"{path} holds a model of the objective {recipe.kind('objective')!r}, which draws no samples")
+    return recipe
+
+
+def reopen(
+    path: Path,
+    device: str = "auto",
+    dataset: Read | None = None,
+    data: str | None = None,
+    accept_changed_data: bool = False,
+) -> Trainer:
+    """Return the trainer of a run folder as it began, before any checkpoint is restored.
+
+    Args:
+        path: The run folder.
+        device: Where to compute.
+        dataset: The dataset that it was trained on, if one was given.
+        data: Folder of the data, if it was moved.
+        accept_changed_data: Whether data that are not those of the training will do.
+
+    Raises: UserError: If the folder is no run folder, or its data changed.
+    """
+    recipe = read_recipe(path)
+    if dataset is not None and not isinstance(recipe.data, Given):
+        raise UserError(f"{path} was not trained on a dataset that was given, and reads its own data: drop `dataset`")
+    if dataset is not None and dataset.given != recipe.data:
+        raise UserError(f"the dataset is not the one that {path} was trained on: give the same rows in the same order")
+    recipe = moved(recipe, data)
+    changed: Changed = "accept" if accept_changed_data else "refuse"
+    found, rows = read_data(path, recipe, changed, None if dataset is None else dataset.data)
+    if (found.shape, found.classes) != (recipe.shape, recipe.classes):
+        raise UserError(f"the data of {path} changed since it was trained: shape or classes differ from its recipe")
+    return Trainer(recipe, rows, path, choose_device(device))
+
+
+def check_vacant(out: Path) -> None:
+    """Raise a UserError for a path that cannot become a run folder."""
+    if steps(out / "checkpoints") or (out / "model.safetensors").exists():
+        resuming = f"`unfog train --resume {out}`"
+        raise UserError(f"{out} holds another run: choose another `out`, or resume it with {resuming}")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose another `out`")
