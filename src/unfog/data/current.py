@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from unfog.data.classic import existing
+from unfog.data.idx import sets_of
 from unfog.data.listing import Listing, Unused, annotate, few, natural
 from unfog.data.metadata import NAMES, Line, metadata_lines, text_of
 from unfog.data.packed import ARCHIVES, SHARDS, Packed, packed
@@ -73,6 +74,8 @@ def list_current(root: Path | Packed, twice: Sequence[str], where: str) -> Listi
     if found is None and not pictures:
         _sort_out(rest, set(), "", unused)
         what = f"{root} contains no images ({', '.join(sorted(SUFFIXES))})"
+        if isinstance(root, Path) and sets_of(root):
+            raise UserError(f"{what}, but idx files: the recipe 'mnist' or 'folder' trains on them")
         raise MissingDataError("; ".join([what, *unused.sentences()]), "check data.path")
     if found is None:
         found = _from_folders(root, pictures, rest, unused)

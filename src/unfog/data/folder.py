@@ -20,7 +20,16 @@ from unfog.data.earlier import list_earlier
 from unfog.data.levels import LOOKED, Survey, survey
 from unfog.data.listing import Annotations, Listing
 from unfog.data.packed import Packed
-from unfog.data.pictures import AS_NOW, SUFFIXES, Pixels, Reading, UnreadableError, describe_picture, read_picture
+from unfog.data.pictures import (
+    AS_NOW,
+    SUFFIXES,
+    Pixels,
+    Reading,
+    UnreadableError,
+    describe_picture,
+    read_picture,
+    sides_of,
+)
 from unfog.data.source import (
     Batch,
     Data,
@@ -175,7 +184,7 @@ def folder(
     found_channels, *found_sides = look(listing)
     if together and listing.captions is None:
         raise UserError("data.together splits by captions, but the folder has none: omit data.together")
-    height, width = _sides(size) or found_sides
+    height, width = sides_of(size) or found_sides
     shape = (found_channels if channels is None else channels, height, width)
     if not 0 < heldout < 1:
         raise UserError(f"data.heldout must be between 0 and 1, not {heldout}")
@@ -322,13 +331,3 @@ def look(listing: Listing, sample: int = 200) -> tuple[int, int, int]:
     short = float(np.median([min(height, width) for _, height, width in seen]))
     side = max([side for side in (8, 16, 28, 32, 48, 64) if side <= short], default=8)
     return max(channels for channels, _, _ in seen), side, side
-
-
-def _sides(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """Return (height, width) of a size setting."""
-    if size is None:
-        return None
-    sides = [size, size] if isinstance(size, int) else size
-    if len(sides) != 2 or min(sides) < 1 or max(sides) > 4096:
-        raise UserError(f"data.size must be a side or [height, width], from 1 to 4096, not {size}")
-    return sides[0], sides[1]

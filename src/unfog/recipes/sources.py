@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from unfog.data import classic, elsewhere, folder, points, shapes
+from unfog.data import classic, elsewhere, folder, idx, points, shapes
 from unfog.data.source import Data
 from unfog.runtime.errors import UserError
 
@@ -80,6 +80,20 @@ class CIFAR10:
     def build(self) -> Data:
         """Read the set."""
         return classic.cifar10(self.path)
+
+
+@dataclass(frozen=True)
+class Idx:
+    """A set of idx files in a folder, see `unfog.data.idx.idx`."""
+
+    path: str = ""
+    size: int | Sequence[int] | None = None
+    transposed: bool | None = None
+    names: Sequence[str] = ()
+
+    def build(self) -> Data:
+        """Read the set."""
+        return idx.idx(self.path, self.size, self.transposed, self.names)
 
 
 @dataclass(frozen=True)
