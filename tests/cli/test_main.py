@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import unfog
 from unfog.cli.main import EDITS, VERBS, main
+from unfog.cli.options import Training
 from unfog.data import classic, modality
 from unfog.runs import requests
 from unfog.runs.run import load
@@ -201,6 +202,45 @@ def test_a_size_that_cannot_be(refused: Call, tmp_path: Path, size: str) -> None
     expected = "multiples of 2, not 9: use 8 or 10" if size == "9" else f"size.*{size}"
     refused(expected, "train", "folder", "--data", data, "--size", size, *SMALL, "--out", out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("size", ["8x", "x8", "8x8x8", "large", "[8,16]", "8.5"])
+def test_a_size_that_is_none(refused: Call, tmp_path: Path, size: str) -> None:
+    expected = "--size takes a side or WIDTHxHEIGHT in pixels, for instance 64 or 256x192, not '"
+    for verb in ("train", "plan"):
+        refused(expected, verb, "folder", write_pictures(tmp_path / "data"), "--size", size)
+
+
+def test_sides_that_do_not_fit_latents_are_refused_before_training(refused: Call, tmp_path: Path) -> None:
+    data, out = write_pictures(tmp_path / "data"), tmp_path / "run"
+    expected = "sides that are multiples of 16, not 76: use 64 or 80"
+    refused(expected, "train", "folder", data, "--size", "96x76", *SMALL, "--out", out)
+    refused(expected, "plan", "folder", data, "--size", "96x76", *SMALL)
+    assert not out.exists()
+
+
+def test_data_that_are_named_twice(refused: Call, tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data")
+    for verb in ("train", "plan"):
+        refused(f"the data are named twice, as {data} and as --data other", verb, "folder", data, "--data", "other")
+        refused(f"{data} is no recipe but a path: name a recipe before it, for instance folder", verb, data)
+        refused("'digits' has its own data: omit", verb, "digits", data)
+    assert Training(data=f"{data}/../data").at(str(data)) == Training(data=str(data))
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--epochs", "2", "--budget", "1m"], "--epochs and --budget both say how long to train: give one"),
+        (["--epochs", "2", "--set", "training.images=9"], "--epochs and --set training.images both say"),
+        (["--budget", "1m", "--set", "training.epochs=2"], r"--budget and training\.epochs both say how long to train"),
+        (["--epochs", "0"], r"training\.epochs must be above 0, not 0"),
+        (["--epochs", "1e12"], r"training\.images may be at most 1,000,000,000,000"),
+    ],
+)
+def test_lengths_that_cannot_be(refused: Call, tmp_path: Path, more: list[str], sentence: str) -> None:
+    refused(sentence, "plan", "digits", *more)
+    refused(sentence, "train", "digits", *more, "--out", tmp_path / "run")
 
 
 def test_a_folder_that_holds_another_run(refused: Call, digits_run: Path) -> None:
@@ -464,6 +504,18 @@ def test_train_on_a_folder_of_classes(call: Call, tmp_path: Path) -> None:
     run = load(out, "cpu")
     assert run.recipe.classes == ("cats", "dogs")
     assert run.sample(2).shape == (2, 1, 16, 16)
+
+
+def test_train_for_epochs_on_pictures_that_are_not_square(call: Call, tmp_path: Path) -> None:
+    data, out = write_pictures(tmp_path / "data", 20), tmp_path / "run"
+    small = ("--size", "12x8", "--epochs", "3", *SMALL[:2], *SMALL[4:])
+    outcome = call("train", "folder", data, *small, "--out", out)
+    assert outcome.code == 0, outcome.err
+    run = load(out, "cpu")
+    assert (run.recipe.training.images, run.recipe.training.epochs) == (3 * 18, None)
+    assert run.sample(2).shape == (2, 1, 8, 12)
+    shown = call("plan", "folder", data, *small)
+    assert re.search("images of 1×8×12.*length +54 images.* 3.0 epochs", shown.out, re.DOTALL), shown.out
 
 
 def test_train_from_another_run(call: Call, digits_run: Path, tmp_path: Path) -> None:

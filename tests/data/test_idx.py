@@ -107,7 +107,7 @@ def test_the_names_of_other_packages(tmp_path: Path, below: str) -> None:
             file.unlink()
     (tmp_path / below / FIRST).write_bytes(b"damaged")
     if below == "MNIST":
-        with pytest.raises(UserError, match="contains no idx files such as train-images"):
+        with pytest.raises(UserError, match="contains neither train-images"):
             idx(str(tmp_path))
         return
     data = idx(str(tmp_path))

@@ -9,23 +9,27 @@ from typing import TYPE_CHECKING
 from unfog.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from unfog.recipes.presets import Size
     from unfog.recipes.recipe import Recipe
 
 
 def chosen(
     recipe: str,
     data: str | None,
-    size: int | None,
+    size: "Size | None",
     settings: tuple[str, ...],
     precision: str,
     init_from: Path | None = None,
 ) -> "Recipe":
     """Return the recipe named on the command line, as that of a run to start from, with its settings applied."""
+    from unfog.recipes.presets import RECIPES
     from unfog.recipes.presets import recipe as find
     from unfog.runs.run import read_recipe
 
     if not recipe:
         raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
+    if recipe not in RECIPES and Path(recipe).exists():
+        raise UserError(f"{recipe} is no recipe but a path: name a recipe before it, for instance folder {recipe}")
     found = find(recipe, data, size)
     if init_from is not None:
         found = found.starting_from(read_recipe(init_from))
@@ -65,3 +69,12 @@ def seconds(text: str) -> float:
     if not found or not 0 < float(found[1]) <= 1e9:
         raise UserError(f"--budget takes a time like 90s, 10m or 2h, not {text!r}")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
+
+
+def sides(text: str) -> "Size":
+    """Return the side of a text like 64, or (height, width) of one like 256x192, which is WIDTHxHEIGHT."""
+    found = re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", text.strip())
+    if not found:
+        raise UserError(f"--size takes a side or WIDTHxHEIGHT in pixels, for instance 64 or 256x192, not {text!r}")
+    width, height = int(found[1]), int(found[2] or found[1])
+    return width if width == height else (height, width)

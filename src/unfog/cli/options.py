@@ -1,12 +1,13 @@
 """Options that several verbs share, each with its help text: a verb takes a dataclass of them as `Flat[...]`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
 from unfog.cli import arguments
+from unfog.runtime.errors import UserError
 
 if TYPE_CHECKING:  # importing these takes long, and --help needs none of it
     from unfog.recipes.conditions import Asked
@@ -149,23 +150,45 @@ class Training:
 
     Attributes:
         data: Path of the data, for recipes that read files.
-        size: Side of the pictures in pixels, for the recipe 'folder'.
+        size: Size of the pictures in pixels, for recipes that read files: a side, or WIDTHxHEIGHT such as 256x192.
         budget: Training time, for instance 90s, 10m or 2h, instead of the recipe's number of images.
+        epochs: Passes over the training set, for instance 20, instead of the recipe's number of images.
         set: Change a setting of the recipe, for instance network.width=96.
         device: Where to compute.
         precision: Arithmetic of the network; auto chooses what is faster on the device.
     """
 
     data: SomeText = None
-    size: SomeInt = None
+    size: Annotated[SomeText, tyro.conf.arg(metavar="SIDE|WIDTHxHEIGHT")] = None
     budget: SomeText = None
+    epochs: Annotated[SomeFloat, tyro.conf.arg(metavar="NUMBER")] = None
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")] = ()
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def recipe(self, name: str, init_from: Path | None = None) -> "Recipe":
         """Return the recipe of a name, as that of a run to start from, with its settings applied."""
-        return arguments.chosen(name, self.data, self.size, self.set, self.precision, init_from)
+        size = None if self.size is None else arguments.sides(self.size)
+        length = () if self.epochs is None else (f"training.epochs={self.epochs}",)
+        if self.epochs is not None:
+            self._check_length()
+        return arguments.chosen(name, self.data, size, (*self.set, *length), self.precision, init_from)
+
+    def at(self, path: str) -> "Training":
+        """Return the options with the path of the data that was given without a flag.
+
+        Raises: UserError: If another one was given with `--data`.
+        """
+        if path and self.data is not None and Path(path).resolve() != Path(self.data).resolve():
+            raise UserError(f"the data are named twice, as {path} and as --data {self.data}: give one of them")
+        return replace(self, data=path or self.data)
+
+    def _check_length(self) -> None:
+        """Raise a UserError if the length is given in epochs and otherwise too."""
+        paths = {setting.partition("=")[0].strip() for setting in self.set} & {"training.images", "training.epochs"}
+        others = [*(["--budget"] if self.budget is not None else []), *(f"--set {path}" for path in sorted(paths))]
+        if others:
+            raise UserError(f"--epochs and {others[0]} both say how long to train: give one of them")
 
     @property
     def seconds(self) -> float | None:

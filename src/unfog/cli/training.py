@@ -13,11 +13,16 @@ RecipeName = Annotated[
     tyro.conf.Positional[str],
     tyro.conf.arg(help="Name of a recipe; `unfog recipes` lists them.", metavar="[RECIPE]", help_behavior_hint=""),
 ]
+DataPath = Annotated[
+    tyro.conf.Positional[str],
+    tyro.conf.arg(help="Path of the data; --data takes it too.", metavar="[PATH]", help_behavior_hint=""),
+]
 Trackers = Annotated[tuple[Literal["tensorboard", "wandb"], ...], tyro.conf.UseAppendAction]
 
 
 def train(
     recipe: RecipeName = "",
+    path: DataPath = "",
     /,
     *,
     training: Flat[Training],
@@ -32,8 +37,8 @@ def train(
     For example:
 
       unfog train digits --out runs/digits
-      unfog train mnist --data my/mnist --budget 10m --out runs/mnist
-      unfog train folder --data my_pictures --size 32 --set network.width=96
+      unfog train mnist my/mnist --budget 10m --out runs/mnist
+      unfog train folder my_pictures --size 64x48 --epochs 20 --set network.width=96
       unfog train digits --set schedule=cosine --set target=v --out runs/cosine-v
       unfog train --resume runs/digits
 
@@ -56,7 +61,7 @@ def train(
     elif accept_changed_data:
         raise UserError("--accept-changed-data is for --resume: a new run takes the data as they are")
     else:
-        chosen = training.recipe(recipe, init_from)
+        chosen = training.at(path).recipe(recipe, init_from)
         folder = out or Path("runs") / recipe
         run.fit(chosen, folder, budget=training.seconds, init_from=init_from, device=training.device, log=log)
     finished = run.read_recipe(folder)
@@ -73,6 +78,7 @@ def train(
 
 def plan(
     recipe: RecipeName = "",
+    path: DataPath = "",
     /,
     *,
     training: Flat[Training],
@@ -84,12 +90,12 @@ def plan(
     For example:
 
       unfog plan digits
-      unfog plan mnist --data my/mnist --budget 2h
-      unfog plan folder --data my_pictures --size 64 --set training.batch=128
+      unfog plan mnist my/mnist --budget 2h
+      unfog plan folder my_pictures --size 64x48 --epochs 20
     """
     from unfog.training.plan import plan as measure
 
-    print(measure(training.recipe(recipe), budget=training.seconds, device=training.device).table())
+    print(measure(training.at(path).recipe(recipe), budget=training.seconds, device=training.device).table())
 
 
 def average(

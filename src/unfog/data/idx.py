@@ -78,8 +78,8 @@ def find(path: str) -> IdxSet:
     folder = existing(path)
     found = sets_of(folder)
     if not found:
-        example = "train-images-idx3-ubyte or emnist-letters-train-images-idx3-ubyte.gz"
-        raise MissingDataError(f"{folder} contains no idx files such as {example}", "check data.path")
+        what = "neither train-images-idx3-ubyte.gz nor a set with a name, as emnist-letters-train-images-idx3-ubyte.gz"
+        raise MissingDataError(f"{folder} contains {what}", "pass the folder of the original idx files")
     if len(found) > 1:
         names = ", ".join(_title(name) for name in sorted(found))
         first = found[min(found)]

@@ -112,6 +112,7 @@ class Training:
         gradient_checkpointing: Whether to recompute activations in the backward pass: less than half the activation
             memory, one more forward pass, the same bits.
         compile: Whether torch compiles the network: takes minutes before the first step, and gains nothing on CPUs.
+        epochs: Passes over the training set instead of `images`, which are set by it once the data are read.
     """
 
     images: int = 100_000
@@ -125,6 +126,7 @@ class Training:
     snapshots: int = 0
     gradient_checkpointing: bool = False
     compile: bool = False
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -135,12 +137,18 @@ class Training:
                 "training.accumulate": self.accumulate,
                 "training.reports": self.reports,
                 "training.checkpoint_minutes": self.checkpoint_minutes,
+                "training.epochs": self.epochs,
             }
         )
         if self.batch % self.accumulate:
             raise UserError(f"training.accumulate {self.accumulate} must divide training.batch {self.batch}")
         if self.snapshots < 0:
             raise UserError(f"training.snapshots must be 0 or more, not {self.snapshots}")
+
+    def check_budget(self, budget: float | None) -> None:
+        """Raise a UserError if the length is given in seconds and in epochs."""
+        if budget is not None and self.epochs is not None:
+            raise UserError("`budget` and training.epochs both say how long to train: give one of them")
 
     @property
     def steps(self) -> int:

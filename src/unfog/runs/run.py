@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from unfog.data.inspect import quick
-from unfog.recipes.build import build_data, build_model
+from unfog.recipes.build import build_data, build_model, check_latents
 from unfog.recipes.latents import LatentCodec, autoencoder
 from unfog.recipes.presets import recipe as preset
 from unfog.recipes.recipe import Recipe
@@ -183,6 +183,7 @@ def fit(
     """
     started = None if budget is None else Budget(seconds("the budget", budget))
     chosen, found = _chosen(recipe, dataset)
+    chosen.training.check_budget(budget)
     _fit(chosen, Path(out), found, started, init_from, device, console, hooks or Hooks(log))
 
 
@@ -273,6 +274,7 @@ def _begun(
         fetch_encoder(recipe.conditioning.path)
     recipe = taken_in(recipe, out)
     if isinstance(recipe.codec, LatentCodec) and not recipe.codec.path:
+        check_latents(recipe, recipe.codec.channels, recipe.codec.factor)
         recipe = _with_autoencoder(recipe, recipe.codec, out, dataset, budget, device, console, hooks)
     trainer = Trainer(recipe, data, out, choose_device(device))
     if init_from is not None:
