@@ -20,8 +20,10 @@ def chosen(
     settings: tuple[str, ...],
     precision: str,
     init_from: Path | None = None,
+    label_from: str | None = None,
 ) -> "Recipe":
     """Return the recipe named on the command line, as that of a run to start from, with its settings applied."""
+    from unfog.data.labels import AUTO
     from unfog.recipes.presets import RECIPES
     from unfog.recipes.presets import recipe as find
     from unfog.runs.run import read_recipe
@@ -30,7 +32,7 @@ def chosen(
         raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
     if recipe not in RECIPES and Path(recipe).exists():
         raise UserError(f"{recipe} is no recipe but a path: name a recipe before it, for instance folder {recipe}")
-    found = find(recipe, data, size)
+    found = find(recipe, data, size, label_from or AUTO)
     if init_from is not None:
         found = found.starting_from(read_recipe(init_from))
     found = found.set(*settings)

@@ -22,6 +22,7 @@ SomePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hi
 SomeText = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
 SomeInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 SomeFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+LabelFrom = Annotated[SomeText, tyro.conf.arg(metavar="ORIGIN")]
 Numbers = Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...", help_behavior_hint="")]
 Counts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")]
@@ -151,6 +152,9 @@ class Training:
     Attributes:
         data: Path of the data, for recipes that read files.
         size: Size of the pictures in pixels, for recipes that read files: a side, or WIDTHxHEIGHT such as 256x192.
+        label_from: What the class of a picture is, for recipes that read folders: folder (the first below the root),
+            parent (the folder that holds it), path (all folders above it), prefix (the file's name up to _, - or a
+            space), csv (label in metadata.csv or .jsonl) or csv:COLUMN. Default: csv if there is any, else folder.
         budget: Training time, for instance 90s, 10m or 2h, instead of the recipe's number of images.
         epochs: Passes over the training set, for instance 20, instead of the recipe's number of images.
         set: Change a setting of the recipe, for instance network.width=96.
@@ -160,6 +164,7 @@ class Training:
 
     data: SomeText = None
     size: Annotated[SomeText, tyro.conf.arg(metavar="SIDE|WIDTHxHEIGHT")] = None
+    label_from: LabelFrom = None
     budget: SomeText = None
     epochs: Annotated[SomeFloat, tyro.conf.arg(metavar="NUMBER")] = None
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")] = ()
@@ -172,7 +177,7 @@ class Training:
         length = () if self.epochs is None else (f"training.epochs={self.epochs}",)
         if self.epochs is not None:
             self._check_length()
-        return arguments.chosen(name, self.data, size, (*self.set, *length), self.precision, init_from)
+        return arguments.chosen(name, self.data, size, (*self.set, *length), self.precision, init_from, self.label_from)
 
     def at(self, path: str) -> "Training":
         """Return the options with the path of the data that was given without a flag.

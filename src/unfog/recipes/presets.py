@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from unfog.data import idx
 from unfog.data.classic import CLOTHES, existing
 from unfog.data.codecs import Identity, Pixels
+from unfog.data.labels import AUTO
 from unfog.data.packed import ARCHIVES
 from unfog.data.source import Augment
 from unfog.diffusion.solvers import Ancestral
@@ -118,7 +119,7 @@ def cifar10(data: str | None = None, size: Size | None = None) -> Recipe:
     )
 
 
-def folder(data: str | None = None, size: Size | None = None) -> Recipe:
+def folder(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
     """Your own pictures: channels, size, network and batch are chosen to fit the folder.
 
     The rules: grey if all pictures are grey; the largest side of 8, 16, 28, 32, 48, 64 that the median picture
@@ -129,14 +130,16 @@ def folder(data: str | None = None, size: Size | None = None) -> Recipe:
     A folder of idx files is trained on as by the recipe 'mnist'.
     """
     if data is not None and idx.holds(data) and not _pictures(data):
+        if label_from != AUTO:
+            raise UserError(f"the idx files in {data} have labels of their own: omit `label_from`")
         return _idx("folder", data, size)
-    listing, channels, sides, side = _looked("folder", data, size)
+    listing, channels, sides, side = _looked("folder", data, size, label_from)
     factor = 1 if side <= PIXELS else _factor(side)
     places = side // factor
     patch = 1 if places <= 16 else 2 if places <= 32 else 4
     return Recipe(
         "folder",
-        data=Folder(path=_located(data), size=sides, channels=channels),
+        data=Folder(path=_located(data), size=sides, channels=channels, label_from=label_from),
         codec=Pixels() if factor == 1 else LatentCodec(factor=factor),
         augment=Augment(flip=not (listing.classes or listing.captions or listing.values)),
         network=CompactSpec(width=48 if channels == 1 else 64, patch=patch),
@@ -148,16 +151,16 @@ def folder(data: str | None = None, size: Size | None = None) -> Recipe:
     )
 
 
-def autoencoder(data: str | None = None, size: Size | None = None) -> Recipe:
+def autoencoder(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
     """An autoencoder for your own pictures, in whose latents models are smaller and faster.
 
     The latents have 4 channels and sides 4 times smaller, 8 times from 128 pixels on.
     """
-    listing, channels, sides, side = _looked("autoencoder", data, size)
+    listing, channels, sides, side = _looked("autoencoder", data, size, label_from)
     levels = _factor(side).bit_length() - 1
     return Recipe(
         "autoencoder",
-        data=Folder(path=_located(data), size=sides, channels=channels),
+        data=Folder(path=_located(data), size=sides, channels=channels, label_from=label_from),
         augment=Augment(flip=True),
         network=AutoencoderSpec(widths=(32, *[64] * levels)),
         objective=named("objective", "reconstruction"),
@@ -167,19 +170,19 @@ def autoencoder(data: str | None = None, size: Size | None = None) -> Recipe:
     )
 
 
-def text_to_image(data: str | None = None, size: Size | None = None) -> Recipe:
+def text_to_image(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
     """Your own captioned pictures (1.txt next to 1.png, or metadata.jsonl): text in, pictures out.
 
     Above 32 pixels it trains an autoencoder first and then, in its latents, the compact network, which reads the
     captions by cross-attention; `network=conditional-unet` is Stable Diffusion's, and slower. Captions that are equal
     up to the first colon or comma are held out together, as far as about a tenth of the pictures can be.
     """
-    listing, channels, sides, side = _looked("text-to-image", data, size)
+    listing, channels, sides, side = _looked("text-to-image", data, size, label_from)
     if listing.captions is None and not listing.classes:
         raise UserError(f"{listing.root} has no captions: put 1.txt next to 1.png, or add a metadata.jsonl with 'text'")
     return Recipe(
         "text-to-image",
-        data=Folder(path=_located(data), size=sides, channels=channels, together=":,"),
+        data=Folder(path=_located(data), size=sides, channels=channels, label_from=label_from, together=":,"),
         codec=Pixels() if side <= 32 else LatentCodec(factor=_factor(side)),
         network=CompactSpec(width=64, patch=2 if 16 < side <= 32 else 1, middle=4),
         conditioning=TextConditioning(),
@@ -198,13 +201,13 @@ def _factor(side: int) -> int:
     return 8 if side >= 128 else 4
 
 
-def _looked(name: str, data: str | None, size: Size | None) -> "tuple[Listing, int, Size, int]":
+def _looked(name: str, data: str | None, size: Size | None, label_from: str) -> "tuple[Listing, int, Size, int]":
     """Return a folder's listing, the channels of its pictures, their size as an option, and the longer side."""
     from unfog.data.folder import list_pictures, look
 
     if data is None:
         raise UserError(f"the recipe {name!r} needs a folder of pictures: give its path as data")
-    listing = list_pictures(data)
+    listing = list_pictures(data, label_from=label_from)
     channels, height, width = look(listing)
     sides = (height, width) if size is None else size
     return listing, channels, sides, sides if isinstance(sides, int) else max(sides)
@@ -258,7 +261,7 @@ def tutorial(data: str | None = None, size: Size | None = None) -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[str | None, Size | None], Recipe]] = {
+RECIPES: dict[str, Callable[..., Recipe]] = {
     "points": points,
     "digits": digits,
     "mnist": mnist,
@@ -270,21 +273,28 @@ RECIPES: dict[str, Callable[[str | None, Size | None], Recipe]] = {
     "shapes": shapes,
     "tutorial": tutorial,
 }
+LABELLED = ("folder", "autoencoder", "text-to-image")
+"""Recipes whose classes may come from different places."""
 
 
-def recipe(name: str, data: str | None = None, size: Size | None = None) -> Recipe:
+def recipe(name: str, data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
     """Return the recipe with this name.
 
     Args:
         name: One of `RECIPES`.
         data: Path of the data, for the recipes that read files.
         size: Side of the pictures, or (height, width), for the recipes that resize them.
+        label_from: What the class of a picture is, for the recipes of folders, see `unfog.data.folder.folder`.
 
     Raises: UserError: For an unknown name, or an argument that the recipe does not take.
     """
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
-    return RECIPES[name](data, size)
+    if label_from == AUTO:
+        return RECIPES[name](data, size)
+    if name not in LABELLED:
+        raise UserError(f"the data of the recipe {name!r} have labels of their own: omit `label_from`")
+    return RECIPES[name](data, size, label_from)
 
 
 def _absolute(path: str | None) -> str | None:

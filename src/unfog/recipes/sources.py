@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 from unfog.data import classic, elsewhere, folder, idx, points, shapes
+from unfog.data.labels import AUTO
 from unfog.data.source import Data
 from unfog.runtime.errors import UserError
 
@@ -109,6 +110,7 @@ class Folder:
     together: str = ""
     range: Sequence[float] | None = None
     rules: int = folder.RULES
+    label_from: str = AUTO
 
     def build(self) -> Data:
         """Read the folder."""
@@ -122,6 +124,7 @@ class Folder:
             self.together,
             self.range,
             self.rules,
+            self.label_from,
         )
 
 
