@@ -20,9 +20,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import unfog
+from unfog.cli import arguments
 from unfog.cli.main import EDITS, VERBS, main
 from unfog.cli.options import Training
 from unfog.data import classic, modality
+from unfog.recipes.sources import Folder
 from unfog.runs import requests
 from unfog.runs.run import load
 
@@ -511,11 +513,27 @@ def test_train_for_epochs_on_pictures_that_are_not_square(call: Call, tmp_path: 
     small = ("--size", "12x8", "--epochs", "3", *SMALL[:2], *SMALL[4:])
     outcome = call("train", "folder", data, *small, "--out", out)
     assert outcome.code == 0, outcome.err
+    assert "unconditional" in outcome.err
     run = load(out, "cpu")
     assert (run.recipe.training.images, run.recipe.training.epochs) == (3 * 18, None)
     assert run.sample(2).shape == (2, 1, 8, 12)
     shown = call("plan", "folder", data, *small)
     assert re.search("images of 1×8×12.*length +54 images.* 3.0 epochs", shown.out, re.DOTALL), shown.out
+
+
+def test_labels_from_file_names(call: Call, refused: Call, tmp_path: Path) -> None:
+    for seed, name in enumerate(("cat_", "dog_")):
+        for file in write_pictures(tmp_path / name, 4, seed=seed).iterdir():
+            (tmp_path / "data").mkdir(exist_ok=True)
+            shutil.move(file, tmp_path / "data" / f"{name}{file.name}")
+    data = tmp_path / "data"
+    for origin, settings in (("prefix", ()), (None, ("data.label_from=prefix",))):
+        chosen = arguments.chosen("folder", str(data), None, settings, "auto", label_from=origin)
+        assert (chosen.data, chosen.augment.flip) == (Folder(str(data), (8, 8), 1, label_from="prefix"), False)
+    assert "classes: 2 (cat 4, dog 4)" in call("inspect", data, "--label-from", "prefix").out
+    expected = "choose another --label-from .folder, parent, path, prefix, csv., or omit it"
+    refused(expected, "train", "folder", data, "--label-from", "parent", "--out", tmp_path / "run")
+    refused("the data of the recipe 'digits' have labels of their own", "plan", "digits", "--label-from", "prefix")
 
 
 def test_train_from_another_run(call: Call, digits_run: Path, tmp_path: Path) -> None:

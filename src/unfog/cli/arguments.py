@@ -24,7 +24,7 @@ def chosen(
 ) -> "Recipe":
     """Return the recipe named on the command line, as that of a run to start from, with its settings applied."""
     from unfog.data.labels import AUTO
-    from unfog.recipes.presets import RECIPES
+    from unfog.recipes.presets import LABELLED, RECIPES
     from unfog.recipes.presets import recipe as find
     from unfog.runs.run import read_recipe
 
@@ -32,7 +32,9 @@ def chosen(
         raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
     if recipe not in RECIPES and Path(recipe).exists():
         raise UserError(f"{recipe} is no recipe but a path: name a recipe before it, for instance folder {recipe}")
-    found = find(recipe, data, size, label_from or AUTO)
+    paths = [setting.partition("=")[::2] for setting in settings if recipe in LABELLED]
+    set_so = [text.strip() for path, text in paths if path.strip() == "data.label_from"]
+    found = find(recipe, data, size, (set_so or [label_from or AUTO])[-1])  # the recipe depends on the classes
     if init_from is not None:
         found = found.starting_from(read_recipe(init_from))
     found = found.set(*settings)

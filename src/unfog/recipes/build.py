@@ -229,7 +229,7 @@ def _check_sides(recipe: Recipe, multiple: int, shape: tuple[int, ...]) -> None:
             near = f"{low} or {high}" if low else str(high)
             raise UserError(
                 f"the network {recipe.kind('network')!r} needs sides that are multiples of {multiple}, not {side}: "
-                f"use {near} (data.size where the data are files), or another network"
+                f"use {near} (`size`, or data.size, where the data are files), or another network"
             )
 
 
