@@ -1,6 +1,7 @@
 """unfog: a diffusion toolkit in PyTorch, from the equations to trained, measured and exchanged models."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from unfog.runtime.version import __version__ as __version__
@@ -162,6 +163,11 @@ if TYPE_CHECKING:
     from unfog.training.objectives.reconstruction import Reconstruction as Reconstruction
     from unfog.training.plan import plan as plan
     from unfog.training.trainer import Trainer as Trainer
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    # torch's threads (libgomp) wait for each other in a loop, by default for milliseconds, which a thread that shares
+    # its core with another program spends in vain; short waits are as fast on an idle machine
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {
     "AdamW": "recipes.optimizers",

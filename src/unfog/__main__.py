@@ -2,6 +2,10 @@
 
 import signal
 import sys
+import time
+
+BEGAN = time.monotonic()
+"""When the process began, but for the start of Python."""
 
 
 def start() -> int:
@@ -14,7 +18,7 @@ def start() -> int:
 
     if noisy:
         signal.signal(signal.SIGINT, interrupted)
-    code = main()
+    code = main(started=BEGAN)
     if noisy:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     return code

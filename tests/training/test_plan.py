@@ -4,9 +4,7 @@ import math
 import os
 import re
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +18,10 @@ from unfog.recipes.build import build_data
 from unfog.recipes.objective import Draw
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
-from unfog.recipes.settings import Training
 from unfog.runtime.errors import UserError, seconds
-from unfog.training import loop
 from unfog.training import plan as planning
-from unfog.training.loop import Budget, Pace, Stopwatch
 from unfog.training.plan import plan
+from unfog.training.stopwatch import Pace, Stopwatch
 from unfog.training.trainer import Trainer
 
 
@@ -63,71 +59,6 @@ def test_what_fits_takes_no_longer_than_the_budget_and_one_step_more_does() -> N
     pace = Pace(0.37, 4.1)
     steps, reports = pace.fit(600, 33.3, 20)
     assert pace.seconds(steps, reports) + 33.3 <= 0.97 * 600 < pace.seconds(steps + 1, reports) + 33.3
-
-
-@dataclass
-class Clocked:
-    """A training that moves a clock instead of weights: an eighth of a second a step, five a report."""
-
-    now: float = 0.0
-    step: int = 0
-    settings: Training = Training()
-    images: int | None = None
-
-    @property
-    def seen(self) -> int:
-        return self.step * self.settings.batch
-
-    def descend(self, seconds: float = 0.125) -> None:
-        self.step, self.now = self.step + 1, self.now + seconds
-
-    def held_out_loss(self) -> None:
-        self.now += 2
-
-    def preview(self) -> None:
-        self.now += 3
-
-
-@pytest.mark.parametrize(("seconds", "timed"), [(100, 24), (80, 20)])
-def test_a_budget_times_twenty_steps_or_three_percent(
-    monkeypatch: pytest.MonkeyPatch, seconds: int, timed: int
-) -> None:
-    """The figures are those of the budget as it was before the plan shared its arithmetic."""
-    trainer = Clocked()
-    monkeypatch.setattr(time, "monotonic", lambda: trainer.now)
-    budget = Budget(seconds, started=0)
-    while (found := budget.measure(trainer)) is None:  # type: ignore[arg-type]
-        trainer.descend()
-    assert trainer.step == 3 + timed
-    reports = min(8, max(1, int(0.1 * seconds / 5)))
-    left = 0.97 * seconds - (0.125 * trainer.step + 5) - reports * 5
-    assert found == (trainer.seen + 64 * max(1, int(left / 0.125)), reports)
-
-
-@pytest.mark.parametrize("later", [0.0625, 0.125, 0.25])
-@pytest.mark.parametrize("before", [0.0, 350.0])
-@pytest.mark.parametrize("report", [5, 0.5])
-def test_a_budget_is_measured_again_before_the_rate_falls(
-    monkeypatch: pytest.MonkeyPatch, later: float, before: float, report: float
-) -> None:
-    """A machine that changes its speed after the first plan, or the first report, is done in time all the same."""
-    trainer, seconds, plans, pace = Clocked(), 800, [], 0.125
-    monkeypatch.setattr(time, "monotonic", lambda: trainer.now)
-    budget = Budget(seconds, started=-before)
-    while trainer.images is None or trainer.seen < trainer.images:
-        trainer.descend(pace)
-        if found := budget.measure(trainer):  # type: ignore[arg-type]
-            plans.append((trainer.seen, trainer.now))
-            trainer.images, reports = found
-            trainer.settings = replace(trainer.settings, reports=reports)
-            pace = later
-        if loop._due(trainer, trainer.settings.reports):  # type: ignore[arg-type]
-            trainer.now += report
-    assert len(plans) == 2
-    assert plans[1][0] < 0.45 * trainer.images
-    assert 0.15 * trainer.images < plans[1][0]
-    assert plans[1][1] < 0.45 * (seconds - before)
-    assert 0.94 * seconds <= trainer.now + before <= seconds
 
 
 # Memory

@@ -787,18 +787,6 @@ def test_a_run_folder_holds_what_it_promises(digits_run: Path) -> None:
     assert left == []
 
 
-def test_a_budget_fixes_the_number_of_images_and_the_run_ends(tiny: MakeRecipe, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    run = train(tiny("training.images=1000000000"), out, budget=5, device="cpu", console=QUIET)
-    images = json.loads((out / "recipe.json").read_text())["training"]["images"]
-    assert images == run.recipe.training.images
-    assert 23 * 32 <= images < 1_000_000_000
-    assert last_step(out) * 32 == images
-    before = (out / "model.safetensors").read_bytes()
-    resume(out, device="cpu", console=QUIET)
-    assert (out / "model.safetensors").read_bytes() == before
-
-
 @dataclasses.dataclass(frozen=True)
 class Interrupting(Draws):
     """Draws that send this process a signal at step 6."""
@@ -818,14 +806,6 @@ def test_a_stop_saves_and_gives_the_signals_back(tiny: MakeRecipe, tmp_path: Pat
     assert stopped.value.code == 143
     assert last_step(tmp_path) == trainer.step
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-
-
-def test_a_stop_before_the_budget_was_measured_says_that_nothing_was_saved(tiny: MakeRecipe, tmp_path: Path) -> None:
-    trainer = trainer_of(tiny(), tmp_path)
-    trainer.draws = Interrupting(**vars(trainer.draws))
-    with pytest.raises(Stopped, match="with nothing to save: start the training from the beginning"):
-        loop.train(trainer, QUIET, loop.Budget(3600))
-    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_checkpoint_is_written_by_the_clock_too(tiny: MakeRecipe, tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 from unfog.runtime.errors import UserError
 
+began: float | None = None
+"""When the command began, by `time.monotonic`."""
+
 if TYPE_CHECKING:
     from unfog.recipes.presets import Size
     from unfog.recipes.recipe import Recipe
@@ -69,10 +72,13 @@ def writing(path: Path | None, option: str) -> Iterator[None]:
 
 def seconds(text: str) -> float:
     """Return the seconds of a text like 90s, 10m or 2h."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|)", text.strip())
+    plain = text.strip()
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h)", plain)
+    if re.fullmatch(r"\d+(\.\d+)?", plain) and float(plain) > 0:
+        raise UserError(f"--budget {plain} has no unit: write {plain}m or {plain}s")
     if not found or not 0 < float(found[1]) <= 1e9:
         raise UserError(f"--budget takes a time like 90s, 10m or 2h, not {text!r}")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
+    return float(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
 
 
 def sides(text: str) -> "Size":

@@ -3,12 +3,13 @@
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable
 
 import tyro
 
-from unfog.cli import editing, importing, terminal
+from unfog.cli import arguments, editing, importing, terminal
 from unfog.cli.drawing import film, sample
 from unfog.cli.exchange import export, import_
 from unfog.cli.looking import explain, inspect, recipes, report
@@ -64,14 +65,16 @@ def _expanded(word: re.Match[str]) -> str:
     return word[1] + os.path.expanduser(word[2])
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, started: float | None = None) -> int:
     """Run the command line.
 
     Args:
         argv: Arguments without the program's name. Default: those of the process.
+        started: When the command began, by `time.monotonic`. Default: now.
 
     Returns: 0 done; 1 the environment failed; 2 the user's mistake; 128 + signal if stopped.
     """
+    arguments.began = time.monotonic() if started is None else started
     try:
         terminal.prepare()
         given = sys.argv[1:] if argv is None else argv

@@ -29,6 +29,7 @@ def train(
     out: SomePath = None,
     resume: SomePath = None,
     init_from: SomePath = None,
+    follow: SomePath = None,
     log: Trackers = (),
     accept_changed_data: AcceptChangedData = False,
 ) -> None:
@@ -46,6 +47,7 @@ def train(
         out: Run folder. Default: runs/RECIPE.
         resume: Resume this run folder.
         init_from: Start from the weights of this run folder, with its network, schedule, target and sampling.
+        follow: Repeat the steps of this run folder, trained with --budget; the same recipe gives the same bits.
         log: Also log to this tracker, in addition to metrics.jsonl and the progress bar.
     """
     from unfog.data.modality import has_plane
@@ -53,7 +55,7 @@ def train(
     from unfog.runs import run
 
     if resume is not None:
-        if recipe or out or init_from or training != Training(data=training.data, device=training.device):
+        if recipe or out or init_from or follow or training != Training(data=training.data, device=training.device):
             raise UserError("--resume continues a run unchanged: give it alone, or start a new run with --init-from")
         folder = resume
         accept = accept_changed_data
@@ -63,7 +65,18 @@ def train(
     else:
         chosen = training.at(path).recipe(recipe, init_from)
         folder = out or Path("runs") / recipe
-        run.fit(chosen, folder, budget=training.seconds, init_from=init_from, device=training.device, log=log)
+        if follow is not None and training.budget is not None:
+            raise UserError("--follow repeats the length of another run: omit --budget")
+        run.fit(
+            chosen,
+            folder,
+            budget=training.seconds,
+            init_from=init_from,
+            follow=follow,
+            device=training.device,
+            log=log,
+            started=arguments.began,
+        )
     finished = run.read_recipe(folder)
     if not finished.objective.draws:
         measured = finished.kind("network") == "autoencoder"

@@ -30,7 +30,7 @@ def schedules(
 ) -> Comparison:
     """Train a recipe on each of some schedules, alike but for the schedule, and rank them.
 
-    All learn v at uniform times. The first one's budget fixes the number of images, and the others see as many.
+    All learn v at uniform times. The first one uses the budget, and the others repeat its steps.
     Runs in `out` that are finished are kept, and interrupted ones resume.
 
     Args:
@@ -56,8 +56,9 @@ def schedules(
     first, *others = zip(names, contestants, strict=True)
     _train_or_resume(first[1], out / first[0], budget, device, console)
     for name, contestant in others:
-        same_length = replace(contestant, training=read_recipe(out / first[0]).training)
-        _train_or_resume(same_length, out / name, None, device, console)
+        length = read_recipe(out / first[0]).training
+        by_clock = None if length.seconds is None else out / first[0]
+        _train_or_resume(replace(contestant, training=length), out / name, None, device, console, by_clock)
     models = load_alike([out / name for name in names], device)
     comparison = compare(
         models, names, count, steps=SCHEDULE_STEPS, guidance=1.0, seed=seed, reference=None, console=console
@@ -65,7 +66,14 @@ def schedules(
     return comparison.ranked()
 
 
-def _train_or_resume(recipe: Recipe, folder: Path, budget: float | None, device: str, console: Console | None) -> None:
+def _train_or_resume(
+    recipe: Recipe,
+    folder: Path,
+    budget: float | None,
+    device: str,
+    console: Console | None,
+    follow: Path | None = None,
+) -> None:
     """Train a recipe into a folder, or finish the run that is there.
 
     Args:
@@ -74,11 +82,12 @@ def _train_or_resume(recipe: Recipe, folder: Path, budget: float | None, device:
         budget: Seconds, which fix the length of the training; if None, the recipe does.
         device: Where to compute.
         console: Shows the progress.
+        follow: Run whose length it repeats.
 
     Raises: UserError: If the folder holds a run of another recipe.
     """
     if not (folder / "checkpoints").exists():
-        train(recipe, folder, budget=budget, device=device, console=console)
+        train(recipe, folder, budget=budget, follow=follow, device=device, console=console)
         return
     present = read_recipe(folder)
     expected = recipe if budget is None else replace(recipe, training=present.training)

@@ -128,6 +128,15 @@ class Sampler(Drawing):
         return self.settings.portion
 
     @property
+    def evaluations(self) -> int:
+        """Evaluations of the network that one sample takes, counted on a denoiser of one number."""
+        counting = _Counting(self.denoiser.schedule)
+        denoise, times = on_clock(counting, self.grid(counting.schedule, self.settings.steps), self.solver.clock)
+        for _ in trajectory(denoise, torch.zeros(1, 1), times, self.solver, noise=lambda step, like: like):
+            pass
+        return counting.calls * (1 if self.settings.guidance == 1 else 2)
+
+    @property
     def described(self) -> dict[str, object]:
         """What samples depend on in addition to model and condition, as plain values by name."""
         settings = replace(self.settings, batch=self.size)
@@ -296,6 +305,19 @@ class Sampler(Drawing):
             x0, eps = (torch.cat([getattr(step.prediction, name) for step in steps])[:count] for name in ("x0", "eps"))
             x = torch.cat([step.x for step in steps])[:count]
             yield Step(steps[0].t, steps[0].s, x, Prediction(x0, eps))
+
+
+class _Counting:
+    """Counts how often a solver evaluates a denoiser."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        """Begin at 0."""
+        self.schedule, self.calls = schedule, 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        """Count."""
+        self.calls += 1
+        return Prediction(x, torch.zeros_like(x), torch.zeros_like(x))
 
 
 def _at(cond: Cond, device: torch.device) -> Cond:

@@ -50,6 +50,7 @@ class Context:
         precision: Arithmetic of the network.
         averaged: The averaged model, if there is one.
         state: The objective's own state, by name.
+        shown: Samples in a picture of the progress, at most; None leaves their number to the objective.
     """
 
     recipe: "Recipe"
@@ -58,6 +59,7 @@ class Context:
     precision: Precision = "float32"
     averaged: nn.Module | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    shown: int | None = None
 
 
 def checked(losses: Mapping[str, Tensor], names: Collection[str], rows: int) -> Mapping[str, Tensor]:

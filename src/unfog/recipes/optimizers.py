@@ -62,8 +62,11 @@ class AdamW:
         trained = list(module.parameters()) if parameters is None else parameters
         return torch.optim.AdamW(trained, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
 
-    def rate(self, seen: int, total: int | None) -> float:
-        """Return the learning rate after `seen` of `total` images; without a total there is no decay."""
+    def rate(self, seen: int, total: float | None) -> float:
+        """Return the learning rate after `seen` of `total` images; without a total there is no decay.
+
+        Under a budget, the total is what the whole time holds if it goes on as it went.
+        """
         rise = min(1.0, seen / self.warmup) if self.warmup else 1.0
         fall = min(1.0, (total - seen) / (self.decay * total)) if total and self.decay else 1.0
         return self.lr * rise * max(0.0, fall)

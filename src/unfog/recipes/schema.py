@@ -18,6 +18,7 @@ MOST = {
     "schedule.steps": 100_000,
     "times.bins": 100_000,
     "training.batch": 65_536,
+    "training.seconds": 1e9,
     "sampling.batch": 65_536,
     "sampling.steps": 10_000,
 }

@@ -22,8 +22,11 @@ def positive(**values: float | None) -> None:
 class Average(Protocol):
     """How fast the averaged weights follow the trained ones."""
 
-    def share(self, step: int, batch: int) -> float:
-        """Return the share of the new weights in the average after optimizer step `step` (1, 2, ...)."""
+    def share(self, step: float, batch: int) -> float:
+        """Return the share of the new weights in the average after optimizer step `step` (1, 2, ...).
+
+        Under a budget `step` counts in steps of the present pace, and may lie between whole numbers.
+        """
         ...
 
 
@@ -45,7 +48,7 @@ class PowerAverage:
         """Check the exponent."""
         positive(**{"ema.gamma": self.gamma})
 
-    def share(self, step: int, batch: int) -> float:
+    def share(self, step: float, batch: int) -> float:
         """Return the share of the new weights."""
         return float(1 - (1 - 1 / step) ** (self.gamma + 1))
 
@@ -64,7 +67,7 @@ class ExponentialAverage:
         """Check the half-life."""
         positive(**{"ema.half_life": self.half_life})
 
-    def share(self, step: int, batch: int) -> float:
+    def share(self, step: float, batch: int) -> float:
         """Return the share of the new weights."""
         return float(1 - 0.5 ** (batch / min(self.half_life, 0.1 * step * batch)))
 
@@ -101,6 +104,8 @@ class Training:
 
     Attributes:
         images: Images to train on, repeats included.
+        seconds: Seconds to train for instead, from the start of the command to its end; a budget sets it. Learning rate
+            and averages then follow the time, so that another machine, or another day, gives other weights.
         batch: Images per optimizer step.
         accumulate: Micro-batches per optimizer step, to save memory.
         stratified: Whether the times of a batch are stratified.
@@ -116,6 +121,7 @@ class Training:
     """
 
     images: int = 100_000
+    seconds: float | None = None
     batch: int = 64
     accumulate: int = 1
     stratified: bool = True
@@ -133,6 +139,7 @@ class Training:
         positive(
             **{
                 "training.images": self.images,
+                "training.seconds": self.seconds,
                 "training.batch": self.batch,
                 "training.accumulate": self.accumulate,
                 "training.reports": self.reports,
@@ -142,6 +149,7 @@ class Training:
         )
         if self.batch % self.accumulate:
             raise UserError(f"training.accumulate {self.accumulate} must divide training.batch {self.batch}")
+        self.check_budget(self.seconds)
         if self.snapshots < 0:
             raise UserError(f"training.snapshots must be 0 or more, not {self.snapshots}")
 

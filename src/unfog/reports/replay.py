@@ -22,6 +22,7 @@ from unfog.runs.run import reopen
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
 from unfog.runtime.tensors import load_into, read_tensors
+from unfog.training.budget import trace_of
 from unfog.training.trainer import Trainer
 
 LATEST = 10**12
@@ -144,6 +145,9 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
             f"there is a checkpoint of step {step - 1}"
         )
     trainer.step = step - 1
+    if trainer.trace is not None and step <= len((whole := trace_of(path)).progress):
+        trainer.trace = whole.before(step - 1)
+        torch.set_num_threads(whole.threads[step - 1])
     draw, weight = trainer.prepare(trainer.draws(trainer.step))
     first = next(iter(trainer.trained))  # the loss that the training reports
     with torch.random.fork_rng():

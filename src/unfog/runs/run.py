@@ -31,9 +31,10 @@ from unfog.runtime.device import Precision, choose_device, choose_precision, kee
 from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, seconds
 from unfog.runtime.files import check_name, disk, locked, read_bounded, whole, write_whole
 from unfog.runtime.tensors import load_into, read_tensors
+from unfog.training.budget import Budget, trace_of, write_followed
 from unfog.training.checkpoint import steps
 from unfog.training.hooks import Callback, Hooks
-from unfog.training.loop import ASKED, Budget, write_recipe
+from unfog.training.loop import ASKED, write_recipe
 from unfog.training.loop import train as run_loop
 from unfog.training.metrics import draw_losses
 from unfog.training.objectives.reconstruction import Reconstruction, autoencoder_recipe
@@ -122,6 +123,7 @@ def train(
     log: Sequence[str] = (),
     stop: Callable[[], bool] | None = None,
     init_from: str | Path | None = None,
+    follow: str | Path | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> Run:
@@ -135,13 +137,16 @@ def train(
     Args:
         recipe: What to train, or the name of a recipe.
         out: The run folder; must not hold another run.
-        budget: Seconds to use instead of the recipe's number of images.
+        budget: Seconds to use instead of the recipe's number of images, from this call to its return. Learning rate and
+            averages then follow the time.
         dataset: What to train on, instead of the recipe's own data.
         callbacks: Functions that are called with a `Report` after each report. One that fails is disabled with a
             warning, and training continues.
         log: Names of trackers, "tensorboard" or "wandb".
         stop: Asked after each step; where it returns True, the training is saved and ends. `resume` continues it.
         init_from: Run folder whose averaged weights are the start.
+        follow: Run folder of a training by budget, whose steps are repeated: as many, each at the same share of the
+            training and with as many threads. The same recipe then gives the same bits.
         device: Where to compute.
         console: Shows the progress; default: standard error.
 
@@ -150,7 +155,7 @@ def train(
         Stopped: After Ctrl-C, SIGTERM, or `stop` before there was a model to save.
         EnvironmentFailure: If disk or network fail.
     """
-    fitting = partial(fit, recipe, out, budget=budget, dataset=dataset, init_from=init_from)
+    fitting = partial(fit, recipe, out, budget=budget, dataset=dataset, init_from=init_from, follow=follow)
     return _stoppable(fitting, out, Hooks(tuple(log), tuple(callbacks), stop), device, console)
 
 
@@ -172,19 +177,26 @@ def fit(
     budget: float | None = None,
     dataset: Dataset | None = None,
     init_from: str | Path | None = None,
+    follow: str | Path | None = None,
     device: str = "auto",
     console: Console | None = None,
     log: tuple[str, ...] = (),
     hooks: Hooks | None = None,
+    started: float | None = None,
 ) -> None:
     """Train what a recipe describes, a denoiser or an autoencoder, as `train` does, and load nothing.
 
-    The trackers named in `log` are informed, or what `hooks` holds.
+    The trackers named in `log` are informed, or what `hooks` holds. The budget counts from the time `started`, by
+    `time.monotonic`; default: now.
     """
-    started = None if budget is None else Budget(seconds("the budget", budget))
+    length = None if budget is None else seconds("the budget", budget)
     chosen, found = _chosen(recipe, dataset)
     chosen.training.check_budget(budget)
-    _fit(chosen, Path(out), found, started, init_from, device, console, hooks or Hooks(log))
+    if length is not None:
+        chosen = replace(chosen, training=replace(chosen.training, seconds=length))
+    own = chosen.training.seconds
+    promised = None if own is None else Budget(own) if started is None else Budget(own, started)
+    _fit(chosen, Path(out), found, promised, init_from, device, console, hooks or Hooks(log), follow)
 
 
 def _chosen(recipe: Recipe | str, dataset: Dataset | None) -> tuple[Recipe, Read | None]:
@@ -202,13 +214,20 @@ def _fit(
     device: str,
     console: Console | None,
     hooks: Hooks,
+    pattern: str | Path | None = None,
 ) -> None:
     """Train into a new run folder, whose lock is held from the look at what it holds to the last file."""
+    trace = None if pattern is None else trace_of(Path(pattern))
+    if trace is not None:
+        recipe = replace(recipe, training=replace(recipe.training, seconds=recipe.training.seconds or trace.span))
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and steps(out / "checkpoints"):
         _refit(out, dataset, device, console, hooks)  # torchrun began again after a process was lost
         return
     with _held(out):
         trainer = _begun(recipe, out, dataset, budget, init_from, device, console, hooks)
+        if trace is not None and not distributed.rank():
+            write_followed(trace, out)
+        distributed.agreed(0)
         _train(trainer, budget, console, hooks)
 
 
@@ -346,8 +365,11 @@ def _with_autoencoder(
             own.mkdir(parents=True, exist_ok=True)
         write_whole(out / "recipe.json", placed.relocated(out, relative=True).to_json().encode())
     (console or Console(stderr=True)).print("first an autoencoder, then the model in its latents")
-    share = None if budget is None else Budget(budget.seconds * codec.share)
-    _fit(autoencoder_recipe(recipe, codec), own, dataset, share, None, device, console, hooks)
+    first, share = autoencoder_recipe(recipe, codec), None
+    if budget is not None:
+        share = Budget(budget.seconds * codec.share)
+        first = replace(first, training=replace(first.training, seconds=share.seconds))
+    _fit(first, own, dataset, share, None, device, console, hooks)
     return placed
 
 

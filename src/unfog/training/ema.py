@@ -37,8 +37,8 @@ class Averaged:
         self.profile = profile
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int, batch: int) -> None:
-        """Update with the weights after optimizer step `step` (1, 2, ...) of `batch` images."""
+    def update(self, model: nn.Module, step: float, batch: int) -> None:
+        """Update with the weights after optimizer step `step` (1, 2, ...) of `batch` images, see `Average.share`."""
         averages: list[Tensor] = [distributed.local(parameter) for parameter in self.model.parameters()]
         weights: list[Tensor] = [distributed.local(parameter.detach()) for parameter in model.parameters()]
         torch._foreach_lerp_(averages, weights, self.profile.share(step, batch))

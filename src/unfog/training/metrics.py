@@ -4,12 +4,13 @@ import json
 import math
 import time
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from unfog.recipes.schema import fits
 from unfog.runtime import distributed
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 EVERY = 20
 """Steps per line of `metrics.jsonl`."""
+QUIET = 15.0
+"""Seconds after which a training prints a line where it has no bar."""
 MOST = 1 << 28
 """Largest `metrics.jsonl` that is read, in bytes."""
 
@@ -124,11 +127,12 @@ class Display:
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %  {task.fields[figures]}"),
-            TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.progress.add_task("training", total=None, figures="")
+        self.task = self.progress.add_task("training", total=1.0, figures="")
+        self.said = self.started = time.monotonic()
+        self.begun: tuple[int, float] | None = None
 
     def __enter__(self) -> Self:
         """Show the bar."""
@@ -142,12 +146,30 @@ class Display:
         with suppress(OSError):  # a terminal that was closed
             self.progress.stop()
 
-    def advance(self, images: int, total: int | None, metrics: Metrics) -> None:
-        """Advance the bar."""
-        speed = "" if math.isnan(metrics.speed) else f"  {metrics.speed:.0f} images/s"
-        self.progress.update(self.task, completed=images, total=total, figures=f"loss {metrics.smooth:.4f}{speed}")
+    def advance(self, images: int, done: float, left: float | None, metrics: Metrics) -> None:
+        """Advance the bar; on a pipe, print a line from time to time.
+
+        Args:
+            images: Images seen, with those of this step.
+            done: Share of the training that is done.
+            left: Seconds that are left, where they are known; otherwise they follow from the pace so far.
+            metrics: The latest figures.
+        """
+        now = time.monotonic()
+        if self.begun is None:  # the first step also chooses kernels
+            self.begun, self.started = (images, done), now
+            return
+        images, share, took = images - self.begun[0], done - self.begun[1], now - self.started
+        left = (1 - done) * took / share if left is None and share > 0 else left
+        speed = images / took if math.isnan(metrics.speed) and took > 0 else metrics.speed
+        rest = "" if left is None else f"  {timedelta(seconds=max(0, round(left)))} left"
+        figures = f"loss {metrics.smooth:.4f}  {speed:,.0f} images/s{rest}"
+        self.progress.update(self.task, completed=done, figures=figures)
+        if self.progress.disable and now - self.said > QUIET:
+            self.say(f"{done:5.0%}  {figures}")
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
+        self.said = time.monotonic()
         with suppress(OSError):  # a terminal that was closed
             self.progress.console.print(text, highlight=False)

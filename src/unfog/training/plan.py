@@ -23,8 +23,9 @@ from unfog.runtime.files import write_whole
 from unfog.runtime.tensors import write_tensors
 from unfog.training.checkpoint import KEPT
 from unfog.training.ema import GAMMAS
-from unfog.training.loop import Pace, Stopwatch, batches, headline
+from unfog.training.loop import batches, headline
 from unfog.training.objectives.reconstruction import autoencoder_recipe
+from unfog.training.stopwatch import Pace, Stopwatch
 from unfog.training.trainer import Trainer
 
 TRIED = (4, 8)

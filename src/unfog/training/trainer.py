@@ -5,6 +5,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -39,16 +40,15 @@ from unfog.runtime.files import disk
 from unfog.runtime.randomness import normal, normal_on, uniform
 from unfog.runtime.tensors import load_into, write_tensors
 from unfog.training import checkpoint
+from unfog.training.budget import Trace
 from unfog.training.draws import Draws
 from unfog.training.ema import GAMMAS, Averaged
 from unfog.training.latents import prepared
+from unfog.training.reporting import Reporting
+from unfog.training.threads import THREADS
 
 PATIENCE = 10
 """Non-finite losses in a row after which a run stops."""
-HELD_OUT = 512
-"""Held-out rows on which the loss is measured, at most."""
-THREADS = 512
-"""Threads that a checkpoint can set, at most."""
 
 
 class Trainer:
@@ -74,7 +74,8 @@ class Trainer:
         self.prepared = prepared(data, self.codec, recipe.augment, folder)
         self.state: dict[str, Tensor] = {}
         self._housed = folder.is_dir()
-        self.images: int | None = self.settings.images
+        self.trace = None if self.settings.seconds is None else Trace()
+        self.reporting = Reporting()
         self.step = self.skipped = self.bad_in_row = 0
         self.precision = choose_precision(self.settings.precision, device, recipe.shape)
         self.objective.check(self.model, self.held_out, self._context())
@@ -137,9 +138,21 @@ class Trainer:
         return self.step * self.settings.batch
 
     @property
+    def progress(self) -> Fraction | float:
+        """Share of the training that is done: of its images, or of its time."""
+        return Fraction(self.seen, self.settings.images) if self.trace is None else self.trace.now
+
+    @property
+    def images(self) -> float | None:
+        """Images in all; by the clock as many as fit if it goes on as it went, and None before the first step."""
+        if self.trace is None:
+            return self.settings.images
+        return self.seen / self.trace.now if self.trace.now else None
+
+    @property
     def finished(self) -> bool:
-        """Whether all images have been seen."""
-        return self.images is not None and self.seen >= self.images
+        """Whether all images have been seen, or the time is over."""
+        return self.progress >= 1
 
     def _optimizers(self, precision: Precision) -> dict[str, torch.optim.Optimizer]:
         """Return the optimizer of each loss."""
@@ -164,9 +177,9 @@ class Trainer:
 
     def _context(self) -> Context:
         """Return the context of the objective."""
-        progress = self.seen / self.images if self.images else 0.0
         averaged = getattr(self, "averaged", None)
-        return Context(self.recipe, self.codec, progress, self.precision, averaged and averaged.model, self.state)
+        model, most, done = averaged and averaged.model, self.reporting.samples, float(self.progress)
+        return Context(self.recipe, self.codec, done, self.precision, model, self.state, most)
 
     def losses(self, draw: Draw) -> dict[str, Tensor]:
         """Return the losses of each row of a batch, `(batch,)`, by name."""
@@ -262,10 +275,11 @@ class Trainer:
         context = self._context()
         for optimizer in self.optimizers.values():
             optimizer.step()
-        for averaged in self.averages.values():
+        for name, averaged in self.averages.items():
             if self.settings.sharded:
                 distributed.reshard(averaged.model)  # which a report or a measurement may have gathered
-            averaged.update(self.model, self.step, self.settings.batch)
+            by_clock = self.trace if name == "average" else None  # those of snapshots are combined by their steps
+            averaged.update(self.model, self.step if by_clock is None else by_clock.steps, self.settings.batch)
         self.bad_in_row = 0
         state = self.objective.update(draw, losses, context)
         if state.keys() != self.state.keys():
@@ -277,7 +291,7 @@ class Trainer:
     def held_out_loss(self) -> float:
         """Return the loss of the averaged weights on held-out rows, whose times and noise never change."""
         source, batch = self.prepared.heldout, self.settings.batch
-        rows = np.linspace(0, len(source) - 1, min(len(source), HELD_OUT)).astype(np.int64)
+        rows = np.linspace(0, len(source) - 1, min(len(source), self.reporting.rows)).astype(np.int64)
         with torch.inference_mode(), arithmetic(self.precision, self.device):
             losses = [
                 self.objective.measured(
@@ -303,8 +317,11 @@ class Trainer:
     def preview(self) -> Path | None:
         """Write a picture of the progress, made with the averaged weights.
 
-        Returns: Its path; None if the objective has no picture, or fails to draw it, which must not end a training.
+        Returns: Its path; None if the objective has no picture, there is no time for one, or it fails to draw it, which
+            must not end a training.
         """
+        if not self.reporting.samples:
+            return None
         try:
             with arithmetic(self.precision, self.device):
                 picture = self.objective.preview(self.averaged.model, self.held_out, self._context())
@@ -350,6 +367,8 @@ class Trainer:
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._housed = True
         parts["state"] = self.state
+        if self.trace is not None:
+            parts["trace"] = self.trace.tensors()
         state = {"skipped": self.skipped, "threads": torch.get_num_threads(), "precision": self.precision}
         checkpoint.save(self.folder / "checkpoints", self.step, _flat(parts), state)
         write_tensors(self.folder / "model.safetensors", averages["average"])
@@ -393,7 +412,9 @@ class Trainer:
         self.optimizers = self._optimizers(state["precision"])
         for name, optimizer in self.optimizers.items():
             checkpoint.restore_optimizer(optimizer, self._names(optimizer), parts[self._part(name)])
-        known = {"weights", "state", *self.averages, *map(self._part, self.optimizers)}
+        if self.trace is not None:
+            self.trace = Trace.of(parts["trace"], where)
+        known = {"weights", "state", "trace", *self.averages, *map(self._part, self.optimizers)}
         unplaced = {name: tensor for name, tensor in tensors.items() if name.partition("/")[0] not in known}
         # in checkpoints of earlier versions the state's tensors stand next to the parts
         self._restore_state(parts["state"] | unplaced, where)

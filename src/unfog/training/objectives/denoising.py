@@ -100,6 +100,9 @@ class Denoising(OneLoss):
         sampler = replace(sampler, settings=at_once)
         columns = sampler.classes if 1 < sampler.classes <= 16 else 8
         count = CROWD if sampler.modality.together else columns * max(1, most // columns)
+        if context.shown is not None and context.shown < count:
+            count = context.shown - context.shown % columns if context.shown > columns else context.shown
+            sampler = replace(sampler, settings=replace(at_once, batch=count))
         condition = None if sampler.classes else held_out(np.arange(count)).condition
         samples = sampler(count, condition=condition)
         if not samples.float().std() > BLANK:

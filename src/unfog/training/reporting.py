@@ -1,0 +1,76 @@
+"""What a report may cost: held-out rows and samples on its sheet, in proportion to the length of the training."""
+
+from dataclasses import dataclass, replace
+
+from unfog.generation.sampler import Sampler
+
+SHARE = 0.03
+"""Share of the time that reports take, at most."""
+FREE, LEAST = 5.0, 0.5
+"""Seconds that each report may take whatever its share: of a training by images, and of one by the clock."""
+HELD_OUT, FEW = 512, 8
+"""Held-out rows on which the loss is measured, at most and at least."""
+LOSS = 0.25
+"""Share of a report for the held-out loss."""
+MANY = 1 << 20
+"""More samples than any sheet shows."""
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """The size of reports.
+
+    Attributes:
+        rows: Held-out rows on which the loss is measured, at most.
+        samples: Samples on a sheet, at most; 0 is no sheet.
+        said: What is smaller than usual, in words; empty if nothing is.
+    """
+
+    rows: int = HELD_OUT
+    samples: int = MANY
+    said: str = ""
+
+    def within(self, allowed: float, row: float, evaluations: int, usual: int) -> "Reporting":
+        """Return reports that take `allowed` seconds.
+
+        Args:
+            allowed: Seconds.
+            row: Seconds of a forward pass of one row.
+            evaluations: Evaluations of the network that one sample takes; 0 if none are drawn.
+            usual: Samples on a sheet where time does not matter.
+        """
+        if row * (self.rows + evaluations * usual) <= allowed:
+            return self
+        rows = min(self.rows, max(FEW, int(LOSS * allowed / row)))
+        if not evaluations:
+            return replace(self, rows=rows)
+        samples = min(usual, max(0, int((allowed / row - rows) / evaluations)))
+        if not samples:
+            took = row * evaluations
+            said = f"reports have no sheet, since one sample would take {took:,.0f} s: draw some afterwards"
+        else:
+            said = f"sheets show {samples} samples instead of {usual}, so that reports take only their share"
+        return Reporting(rows, samples, said if samples < usual else self.said)
+
+
+def allowed(seconds: float, reports: int, by_clock: bool) -> float:
+    """Return the seconds that each of so many reports of a training may take.
+
+    Args:
+        seconds: What the training takes.
+        reports: Their number.
+        by_clock: Whether the training is by the clock; others have more room.
+    """
+    return max(LEAST if by_clock else FREE, SHARE * seconds / reports)
+
+
+def fitting(seconds: float, report: float, reports: int) -> int:
+    """Return how many of `reports` reports fit their share of `seconds`, at least 1."""
+    return max(1, min(reports, int(SHARE * seconds / report)))
+
+
+def evaluations(generator: object) -> int:
+    """Return how many evaluations of the network a sample takes: 1 for what draws at once, 0 for what draws nothing."""
+    if isinstance(generator, Sampler):
+        return generator.evaluations
+    return 0 if generator is None else 1
