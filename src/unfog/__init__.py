@@ -146,6 +146,7 @@ if TYPE_CHECKING:
     from unfog.recipes.sources import Digits as Digits
     from unfog.recipes.sources import Fashion as Fashion
     from unfog.recipes.sources import Folder as Folder
+    from unfog.recipes.sources import Idx as Idx
     from unfog.recipes.sources import Points as Points
     from unfog.recipes.text_encoders import PretrainedConditioning as PretrainedConditioning
     from unfog.runs.run import Run as Run
@@ -220,6 +221,7 @@ _HOMES = {
     "Grid": "diffusion.grids",
     "Heun": "diffusion.solvers",
     "Identity": "data.codecs",
+    "Idx": "recipes.sources",
     "ImageConditioning": "recipes.conditions",
     "Importance": "diffusion.times",
     "Inpainting": "diffusion.editing",

@@ -20,8 +20,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import unfog
+from unfog.cli import arguments
 from unfog.cli.main import EDITS, VERBS, main
+from unfog.cli.options import Training
 from unfog.data import classic, modality
+from unfog.recipes.sources import Folder
 from unfog.runs import requests
 from unfog.runs.run import load
 
@@ -201,6 +204,45 @@ def test_a_size_that_cannot_be(refused: Call, tmp_path: Path, size: str) -> None
     expected = "multiples of 2, not 9: use 8 or 10" if size == "9" else f"size.*{size}"
     refused(expected, "train", "folder", "--data", data, "--size", size, *SMALL, "--out", out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("size", ["8x", "x8", "8x8x8", "large", "[8,16]", "8.5"])
+def test_a_size_that_is_none(refused: Call, tmp_path: Path, size: str) -> None:
+    expected = "--size takes a side or WIDTHxHEIGHT in pixels, for instance 64 or 256x192, not '"
+    for verb in ("train", "plan"):
+        refused(expected, verb, "folder", write_pictures(tmp_path / "data"), "--size", size)
+
+
+def test_sides_that_do_not_fit_latents_are_refused_before_training(refused: Call, tmp_path: Path) -> None:
+    data, out = write_pictures(tmp_path / "data"), tmp_path / "run"
+    expected = "sides that are multiples of 16, not 76: use 64 or 80"
+    refused(expected, "train", "folder", data, "--size", "96x76", *SMALL, "--out", out)
+    refused(expected, "plan", "folder", data, "--size", "96x76", *SMALL)
+    assert not out.exists()
+
+
+def test_data_that_are_named_twice(refused: Call, tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data")
+    for verb in ("train", "plan"):
+        refused(f"the data are named twice, as {data} and as --data other", verb, "folder", data, "--data", "other")
+        refused(f"{data} is no recipe but a path: name a recipe before it, for instance folder", verb, data)
+        refused("'digits' has its own data: omit", verb, "digits", data)
+    assert Training(data=f"{data}/../data").at(str(data)) == Training(data=str(data))
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--epochs", "2", "--budget", "1m"], "--epochs and --budget both say how long to train: give one"),
+        (["--epochs", "2", "--set", "training.images=9"], "--epochs and --set training.images both say"),
+        (["--budget", "1m", "--set", "training.epochs=2"], r"--budget and training\.epochs both say how long to train"),
+        (["--epochs", "0"], r"training\.epochs must be above 0, not 0"),
+        (["--epochs", "1e12"], r"training\.images may be at most 1,000,000,000,000"),
+    ],
+)
+def test_lengths_that_cannot_be(refused: Call, tmp_path: Path, more: list[str], sentence: str) -> None:
+    refused(sentence, "plan", "digits", *more)
+    refused(sentence, "train", "digits", *more, "--out", tmp_path / "run")
 
 
 def test_a_folder_that_holds_another_run(refused: Call, digits_run: Path) -> None:
@@ -463,6 +505,34 @@ def test_train_on_a_folder_of_classes(call: Call, tmp_path: Path) -> None:
     run = load(out, "cpu")
     assert run.recipe.classes == ("cats", "dogs")
     assert run.sample(2).shape == (2, 1, 16, 16)
+
+
+def test_train_for_epochs_on_pictures_that_are_not_square(call: Call, tmp_path: Path) -> None:
+    data, out = write_pictures(tmp_path / "data", 20), tmp_path / "run"
+    small = ("--size", "12x8", "--epochs", "3", *SMALL[:2], *SMALL[4:])
+    outcome = call("train", "folder", data, *small, "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert "unconditional" in outcome.err
+    run = load(out, "cpu")
+    assert (run.recipe.training.images, run.recipe.training.epochs) == (3 * 18, None)
+    assert run.sample(2).shape == (2, 1, 8, 12)
+    shown = call("plan", "folder", data, *small)
+    assert re.search("images of 1×8×12.*length +54 images.* 3.0 epochs", shown.out, re.DOTALL), shown.out
+
+
+def test_labels_from_file_names(call: Call, refused: Call, tmp_path: Path) -> None:
+    for seed, name in enumerate(("cat_", "dog_")):
+        for file in write_pictures(tmp_path / name, 4, seed=seed).iterdir():
+            (tmp_path / "data").mkdir(exist_ok=True)
+            shutil.move(file, tmp_path / "data" / f"{name}{file.name}")
+    data = tmp_path / "data"
+    for origin, settings in (("prefix", ()), (None, ("data.label_from=prefix",))):
+        chosen = arguments.chosen("folder", str(data), None, settings, "auto", label_from=origin)
+        assert (chosen.data, chosen.augment.flip) == (Folder(str(data), (8, 8), 1, label_from="prefix"), False)
+    assert "classes: 2 (cat 4, dog 4)" in call("inspect", data, "--label-from", "prefix").out
+    expected = "choose another --label-from .folder, parent, path, prefix, csv., or omit it"
+    refused(expected, "train", "folder", data, "--label-from", "parent", "--out", tmp_path / "run")
+    refused("the data of the recipe 'digits' have labels of their own", "plan", "digits", "--label-from", "prefix")
 
 
 def test_train_from_another_run(call: Call, digits_run: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Parsing of arguments that several verbs share."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,33 +13,43 @@ began: float | None = None
 """When the command began, by `time.monotonic`."""
 
 if TYPE_CHECKING:
+    from unfog.recipes.presets import Size
     from unfog.recipes.recipe import Recipe
 
 
 def chosen(
     recipe: str,
     data: str | None,
-    size: int | None,
+    size: "Size | None",
     settings: tuple[str, ...],
     precision: str,
     init_from: Path | None = None,
+    label_from: str | None = None,
 ) -> "Recipe":
     """Return the recipe named on the command line, as that of a run to start from, with its settings applied."""
+    from unfog.data.labels import AUTO
+    from unfog.recipes.presets import LABELLED, RECIPES
     from unfog.recipes.presets import recipe as find
     from unfog.runs.run import read_recipe
 
     if not recipe and init_from is None:
         raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
-    if init_from is None:
-        found = find(recipe, data, size)
-    elif recipe:
-        found = find(recipe, data, size).starting_from(read_recipe(init_from))
+    if recipe and recipe not in RECIPES and Path(recipe).exists():
+        raise UserError(f"{recipe} is no recipe but a path: name a recipe before it, for instance folder {recipe}")
+    paths = [setting.partition("=")[::2] for setting in settings]
+    lengths = {path.strip() for path, _ in paths} & {"training.images", "training.epochs"}
+    if recipe:
+        set_so = [text.strip() for path, text in paths if recipe in LABELLED and path.strip() == "data.label_from"]
+        found = find(recipe, data, size, (set_so or [label_from or AUTO])[-1])  # the recipe depends on the classes
+        if init_from is not None:
+            found = found.starting_from(read_recipe(init_from))
     else:
-        own = [("data.path", data), ("data.size", size)]
-        found = read_recipe(init_from).anew().set(*(f"{path}={value}" for path, value in own if value is not None))
-    found = found.set(*settings)
-    if any(setting.partition("=")[0].strip() == "training.images" for setting in settings):
+        assert init_from is not None
+        own = {"data.path": data, "data.size": size, "data.label_from": label_from}
+        found = read_recipe(init_from).anew().set(*(f"{path}={json.dumps(own[path])}" for path in own if own[path]))
+    if lengths:
         found = found.set("training.seconds=null")  # that of the run to start from
+    found = found.set(*settings)
     return found if precision == "auto" else found.set(f"training.precision={precision}")
 
 
@@ -77,3 +88,12 @@ def seconds(text: str) -> float:
     if not found or not 0 < float(found[1]) <= 1e9:
         raise UserError(f"--budget takes a time like 90s, 10m or 2h, not {text!r}")
     return float(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
+
+
+def sides(text: str) -> "Size":
+    """Return the side of a text like 64, or (height, width) of one like 256x192, which is WIDTHxHEIGHT."""
+    found = re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", text.strip())
+    if not found:
+        raise UserError(f"--size takes a side or WIDTHxHEIGHT in pixels, for instance 64 or 256x192, not {text!r}")
+    width, height = int(found[1]), int(found[2] or found[1])
+    return width if width == height else (height, width)

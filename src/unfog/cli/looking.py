@@ -5,11 +5,18 @@ from pathlib import Path
 import tyro
 
 from unfog.cli import arguments
-from unfog.cli.options import AcceptChangedData, Device, MovedData, RunFolder, Seed, SomePath
+from unfog.cli.options import AcceptChangedData, Device, LabelFrom, MovedData, RunFolder, Seed, SomePath
 from unfog.runtime.errors import UserError
 
 
-def inspect(path: tyro.conf.Positional[Path], /, *, json: SomePath = None, sheet: SomePath = None) -> None:
+def inspect(
+    path: tyro.conf.Positional[Path],
+    /,
+    *,
+    label_from: LabelFrom = None,
+    json: SomePath = None,
+    sheet: SomePath = None,
+) -> None:
     """Check a folder of pictures before training: what it holds, what is not used, what is wrong, how to train on it.
 
     Reads every picture. Problems with the pictures do not change the exit code, which is 0.
@@ -17,21 +24,25 @@ def inspect(path: tyro.conf.Positional[Path], /, *, json: SomePath = None, sheet
     For example:
 
       unfog inspect my_pictures
+      unfog inspect my_pictures --label-from prefix
       unfog inspect my_pictures --json found.json --sheet found.png
 
     Args:
-        path: Folder or archive of pictures, as for `unfog train folder --data`.
+        path: Folder or archive of pictures, as for `unfog train folder`.
+        label_from: What the class of a picture is, as for `unfog train folder`: folder, parent, path, prefix, csv or
+            csv:COLUMN.
         json: Also write all findings to this file, picture by picture.
         sheet: Also write this PNG of the pictures as training sees them, faulty ones first.
     """
     from unfog.data.inspect import inspect as look_over
+    from unfog.data.labels import AUTO
     from unfog.data.pictures import save_picture
     from unfog.runtime.files import output, write_output
 
     if sheet is not None and sheet.resolve().is_relative_to(path.resolve()):
         raise UserError(f"{sheet} would be one of the pictures: choose a --sheet outside of {path}")
     with arguments.writing(json, "--json"), arguments.writing(sheet, "--sheet"):
-        report = look_over(path)
+        report = look_over(path, label_from=label_from or AUTO)
         print(report.text())
         if json is not None:
             write_output(json, report.to_json().encode())

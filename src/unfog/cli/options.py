@@ -1,6 +1,6 @@
 """Options that several verbs share, each with its help text: a verb takes a dataclass of them as `Flat[...]`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -22,6 +22,7 @@ SomePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hi
 SomeText = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
 SomeInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 SomeFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+LabelFrom = Annotated[SomeText, tyro.conf.arg(metavar="ORIGIN")]
 Numbers = Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...", help_behavior_hint="")]
 Counts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")]
@@ -150,28 +151,53 @@ class Training:
 
     Attributes:
         data: Path of the data, for recipes that read files.
-        size: Side of the pictures in pixels, for the recipe 'folder'.
+        size: Size of the pictures in pixels, for recipes that read files: a side, or WIDTHxHEIGHT such as 256x192.
+        label_from: What the class of a picture is, for recipes that read folders: folder (the first below the root),
+            parent (the folder that holds it), path (all folders above it), prefix (the file's name up to _, - or a
+            space), csv (label in metadata.csv or .jsonl) or csv:COLUMN. Default: csv if there is any, else folder.
         budget: Time for the whole command, for instance 90s, 10m or 2h, instead of the recipe's number of images.
         images: Number of images to train on, repeats included; with --resume, to train on for.
+        epochs: Passes over the training set, for instance 20, instead of the recipe's number of images.
         set: Change a setting of the recipe, for instance network.width=96.
         device: Where to compute.
         precision: Arithmetic of the network; auto chooses what is faster on the device.
     """
 
     data: SomeText = None
-    size: SomeInt = None
+    size: Annotated[SomeText, tyro.conf.arg(metavar="SIDE|WIDTHxHEIGHT")] = None
+    label_from: LabelFrom = None
     budget: SomeText = None
     images: SomeInt = None
+    epochs: Annotated[SomeFloat, tyro.conf.arg(metavar="NUMBER")] = None
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")] = ()
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def recipe(self, name: str, init_from: Path | None = None) -> "Recipe":
         """Return the recipe of a name, as that of a run to start from, with its settings applied."""
-        if self.images is not None and self.budget is not None:
-            raise UserError("--images and --budget both say how long to train: give one of them")
-        length = () if self.images is None else (f"training.images={self.images}",)
-        return arguments.chosen(name, self.data, self.size, (*self.set, *length), self.precision, init_from)
+        size = None if self.size is None else arguments.sides(self.size)
+        lengths = {"training.images": self.images, "training.epochs": self.epochs}
+        self._check_length()
+        own = tuple(f"{path}={length}" for path, length in lengths.items() if length is not None)
+        return arguments.chosen(name, self.data, size, (*self.set, *own), self.precision, init_from, self.label_from)
+
+    def at(self, path: str) -> "Training":
+        """Return the options with the path of the data that was given without a flag.
+
+        Raises: UserError: If another one was given with `--data`.
+        """
+        if path and self.data is not None and Path(path).resolve() != Path(self.data).resolve():
+            raise UserError(f"the data are named twice, as {path} and as --data {self.data}: give one of them")
+        return replace(self, data=path or self.data)
+
+    def _check_length(self) -> None:
+        """Raise a UserError if the length is given twice."""
+        flags = {"--budget": self.budget, "--images": self.images, "--epochs": self.epochs}
+        given = [flag for flag, value in flags.items() if value is not None]
+        lengths = {"training.images", "training.epochs", "training.seconds"}
+        given += [f"--set {path}" for path in sorted({one.partition("=")[0].strip() for one in self.set} & lengths)]
+        if len(given) > 1:
+            raise UserError(f"{given[0]} and {given[1]} both say how long to train: give one of them")
 
     @property
     def seconds(self) -> float | None:

@@ -13,11 +13,16 @@ RecipeName = Annotated[
     tyro.conf.Positional[str],
     tyro.conf.arg(help="Name of a recipe; `unfog recipes` lists them.", metavar="[RECIPE]", help_behavior_hint=""),
 ]
+DataPath = Annotated[
+    tyro.conf.Positional[str],
+    tyro.conf.arg(help="Path of the data; --data takes it too.", metavar="[PATH]", help_behavior_hint=""),
+]
 Trackers = Annotated[tuple[Literal["tensorboard", "wandb"], ...], tyro.conf.UseAppendAction]
 
 
 def train(
     recipe: RecipeName = "",
+    path: DataPath = "",
     /,
     *,
     training: Flat[Training],
@@ -33,8 +38,8 @@ def train(
     For example:
 
       unfog train digits --out runs/digits
-      unfog train mnist --data my/mnist --budget 10m --out runs/mnist
-      unfog train folder --data my_pictures --size 32 --set network.width=96
+      unfog train mnist my/mnist --budget 10m --out runs/mnist
+      unfog train folder my_pictures --size 64x48 --epochs 20 --set network.width=96
       unfog train digits --set schedule=cosine --set target=v --out runs/cosine-v
       unfog train --resume runs/digits
       unfog train --resume runs/digits --budget 10m
@@ -70,7 +75,7 @@ def train(
     elif accept_changed_data:
         raise UserError("--accept-changed-data is for --resume: a new run takes the data as they are")
     else:
-        chosen = training.recipe(recipe, init_from)
+        chosen = training.at(path).recipe(recipe, init_from)
         if out is None and not recipe:
             raise UserError("--init-from without a recipe takes over all of its settings: give the new run an --out")
         folder = out or Path("runs") / recipe
@@ -109,6 +114,7 @@ def _ended(folder: Path, device: str) -> None:
 
 def plan(
     recipe: RecipeName = "",
+    path: DataPath = "",
     /,
     *,
     training: Flat[Training],
@@ -120,12 +126,12 @@ def plan(
     For example:
 
       unfog plan digits
-      unfog plan mnist --data my/mnist --budget 2h
-      unfog plan folder --data my_pictures --size 64 --set training.batch=128
+      unfog plan mnist my/mnist --budget 2h
+      unfog plan folder my_pictures --size 64x48 --epochs 20
     """
     from unfog.training.plan import plan as measure
 
-    print(measure(training.recipe(recipe), budget=training.seconds, device=training.device).table())
+    print(measure(training.at(path).recipe(recipe), budget=training.seconds, device=training.device).table())
 
 
 def average(

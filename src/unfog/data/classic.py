@@ -8,6 +8,8 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,8 @@ LARGEST = 1 << 30
 """Largest uncompressed size of a file, in bytes."""
 PACKED = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".parquet", ".arrow", ".h5"})
 """File suffixes of what must be unpacked before it is a folder of data."""
-_CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+"""Names of the classes of Fashion-MNIST."""
 _THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _NUMERALS = tuple("0123456789")
 
@@ -80,7 +83,7 @@ def fashion(path: str | None = None) -> Data:
     Returns: The data set with its official split.
     Source: Xiao, Rasul & Vollgraf 2017, Fashion-MNIST.
     """
-    return _idx_set(_FASHION, "fashion", path, _CLOTHES)
+    return _idx_set(_FASHION, "fashion", path, CLOTHES)
 
 
 def cifar10(path: str | None = None) -> Data:
@@ -141,27 +144,48 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     Returns: The array in the file.
     Raises: UserError: If the file is damaged, or too large.
     """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            head = file.read(4)
-            axes = head[3] if len(head) > 3 else 0
-            head += file.read(4 * axes)
-            if len(head) != 4 + 4 * axes or head[:3] != b"\x00\x00\x08" or axes > 8:
-                raise unreadable(path, ValueError("not an idx file of unsigned bytes"), "download it again")
-            sizes = struct.unpack(f">{axes}I", head[4:])
-            count = math.prod(sizes)
-            room = (
-                1100 * path.stat().st_size
-            )  # gzip cannot compress further, so a larger count is false: do not allocate for it
-            body = file.read(min(count, room, LARGEST) + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error, PermissionError) as error:
-        raise unreadable(path, error, "download it again") from error
+    with _opened_idx(path) as file:
+        sizes = _sizes(path, file)
+        count = math.prod(sizes)
+        room = (
+            1100 * path.stat().st_size
+        )  # gzip cannot compress further, so a larger count is false: do not allocate for it
+        body = file.read(min(count, room, LARGEST) + 1)
     if len(body) > LARGEST:
         raise UserError(f"{path} contains more than {LARGEST:,} values: use a smaller data set, or a folder of images")
     if len(body) != count:
         actual = "more" if len(body) > count else f"{len(body)}"
         raise UserError(f"{path} contains {actual} values, but its header says {sizes}: download it again")
     return np.frombuffer(body, np.uint8).reshape(sizes)
+
+
+def idx_sizes(path: Path) -> tuple[int, ...]:
+    """Return the shape of the array in an idx file, by its header.
+
+    Raises: UserError: If it is no idx file of unsigned bytes.
+    """
+    with _opened_idx(path) as file:
+        return _sizes(path, file)
+
+
+@contextmanager
+def _opened_idx(path: Path) -> Iterator[BufferedIOBase]:
+    """Open an idx file, compressed or not, and say in one sentence why it cannot be read."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error, PermissionError) as error:
+        raise unreadable(path, error, "download it again") from error
+
+
+def _sizes(path: Path, file: BufferedIOBase) -> tuple[int, ...]:
+    """Read the header of an idx file."""
+    head = file.read(4)
+    axes = head[3] if len(head) > 3 else 0
+    head += file.read(4 * axes)
+    if len(head) != 4 + 4 * axes or head[:3] != b"\x00\x00\x08" or axes > 8:
+        raise unreadable(path, ValueError("not an idx file of unsigned bytes"), "download it again")
+    return struct.unpack(f">{axes}I", head[4:])
 
 
 def _idx_set(url: str, name: str, path: str | None, classes: tuple[str, ...]) -> Data:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from unfog.data import labels
 from unfog.data.classic import existing
+from unfog.data.idx import sets_of
 from unfog.data.listing import Listing, Unused, annotate, few, natural
 from unfog.data.metadata import NAMES, Line, metadata_lines, text_of
 from unfog.data.packed import ARCHIVES, SHARDS, Packed, packed
@@ -51,16 +53,18 @@ def located(path: str) -> tuple[Path | Packed, list[str]]:
     return packed(place, shards)
 
 
-def list_current(root: Path | Packed, twice: Sequence[str], where: str) -> Listing:
+def list_current(root: Path | Packed, twice: Sequence[str], where: str, label_from: str = labels.AUTO) -> Listing:
     """List the images of a folder or of archives.
 
     Args:
         root: The folder, or the archives.
         twice: Names that several archives share.
         where: Filter for the lines of metadata, see `folder`.
+        label_from: What the classes are, see `folder`.
 
-    Raises: UserError: If there are no images, or the metadata are damaged.
+    Raises: UserError: If there are no images or no such classes, or the metadata are damaged.
     """
+    labels.check(label_from)
     names, unused = walk(root, SUFFIXES)
     unused.add("files whose names others in the archives have too", twice)
     pictures = [name for name in names if _suffix(name) in SUFFIXES]
@@ -68,17 +72,28 @@ def list_current(root: Path | Packed, twice: Sequence[str], where: str) -> Listi
     sources = metadata_of(rest)
     if where and not sources:
         raise UserError(f"data.where selects lines of metadata.jsonl, but {root} has none: omit data.where")
-    found = _from_metadata(root, sources, where, pictures, unused) if sources else None
+    column = labels.column_of(label_from)
+    found = _from_metadata(root, sources, where, pictures, unused, column) if sources else None
     rest = [name for name in rest if name not in sources]
     if found is None and not pictures:
         _sort_out(rest, set(), "", unused)
         what = f"{root} contains no images ({', '.join(sorted(SUFFIXES))})"
+        if isinstance(root, Path) and sets_of(root):
+            raise UserError(f"{what}, but idx files: the recipe 'mnist' or 'folder' trains on them")
         raise MissingDataError("; ".join([what, *unused.sentences()]), "check data.path")
     if found is None:
         found = _from_folders(root, pictures, rest, unused)
     else:
         _sort_out(rest, set(), "captions beside pictures, since there are metadata", unused)
-    found = replace(_split(found, unused, not sources), root=root, unused=unused)
+    if label_from in labels.PARTS:
+        found = replace(found, labels=None, classes=())
+    elif label_from != labels.AUTO and (not sources or found.labels is None):
+        raise UserError(
+            f"{root} has no metadata.csv or metadata.jsonl with a column {column or 'label'!r}: add it, or choose "
+            "another `label_from`"
+        )
+    rule = label_from if label_from in labels.PARTS or not sources else ""
+    found = replace(_split(replace(found, root=root), unused, rule), unused=unused)
     return replace(found, notes=(*found.notes, *_about_captions(found, bool(sources))))
 
 
@@ -112,9 +127,14 @@ def metadata_of(names: Sequence[str]) -> list[str]:
 
 
 def _from_metadata(
-    root: Path | Packed, sources: Sequence[str], condition: str, pictures: Sequence[str], unused: Unused
+    root: Path | Packed,
+    sources: Sequence[str],
+    condition: str,
+    pictures: Sequence[str],
+    unused: Unused,
+    column: str = "",
 ) -> Listing | None:
-    """Return what metadata say of pictures, or None if they say nothing of any."""
+    """Return what metadata say of pictures, with the labels of a column, or None if they say nothing of any."""
     entries: dict[str, Mapping[str, object]] = {}
     others: dict[str, None] = {}
     spelled = {unicodedata.normalize("NFC", name): name for name in pictures}
@@ -122,7 +142,8 @@ def _from_metadata(
     for source in sources:
         for line in metadata_lines(root, source, condition):
             name, entry = _checked(root, line)
-            others.update(dict.fromkeys(line.others))
+            others.update(dict.fromkeys(key for key in line.others if key != column))
+            entry = {**entry, "label": entry.get(column)} if column else entry
             entries[name if name in there else spelled.get(unicodedata.normalize("NFC", name), name)] = entry
     named = root / sources[0]
     if not entries and all(PurePosixPath(source).name == "dataset.json" for source in sources):
@@ -154,16 +175,16 @@ def _from_folders(root: Path | Packed, pictures: Sequence[str], rest: Sequence[s
     """Return pictures with what lies beside them: captions, and classes."""
     there = set(rest)
     captions: dict[str, str] = {}
-    labels: dict[str, str] = {}
+    marks: dict[str, str] = {}
     for name in pictures:
         stem = str(PurePosixPath(name).with_suffix(""))
         if beside := next((stem + suffix for suffix in SIDECARS if stem + suffix in there), None):
             captions[name] = beside
         if stem + CLASS in there:
-            labels[name] = stem + CLASS
+            marks[name] = stem + CLASS
     captioned = 2 * len(captions) >= len(pictures)
-    marked = len(labels) == len(pictures)
-    used = {*(captions.values() if captioned else ()), *(labels.values() if marked else ())}
+    marked = len(marks) == len(pictures)
+    used = {*(captions.values() if captioned else ()), *(marks.values() if marked else ())}
     few_of = f"captions, since {len(pictures) - len(captions):,} of {len(pictures):,} pictures have none"
     _sort_out(rest, used, few_of if captions else "captions without a picture", unused, set(captions.values()))
     entries: dict[str, dict[str, object]] = {name: {} for name in pictures}
@@ -172,7 +193,7 @@ def _from_folders(root: Path | Packed, pictures: Sequence[str], rest: Sequence[s
             text = text_of(root / captions[name], CAPTION) if name in captions else ""
             entries[name]["text"] = " ".join(text.split())
     for name in pictures if marked else ():
-        entries[name]["label"] = text_of(root / labels[name], CAPTION).strip()
+        entries[name]["label"] = text_of(root / marks[name], CAPTION).strip()
     return annotate(str(root), entries, rules=2)
 
 
@@ -203,8 +224,8 @@ def _sort_out(
             unused.add("of a kind that is not read", [name])
 
 
-def _split(found: Listing, unused: Unused, by_folder: bool) -> Listing:
-    """Return a listing with what is held out, where folders say so, and if they are classes, with these."""
+def _split(found: Listing, unused: Unused, label_from: str) -> Listing:
+    """Return a listing with what is held out, where folders say so, and with the classes that its names say."""
     parts = {name: PurePosixPath(name).parts[0].lower() if "/" in name else "" for name in found.files}
     kinds = set(parts.values())
     seen_through = bool(kinds & TRAIN) and kinds <= {*TRAIN, *HELD}
@@ -218,7 +239,17 @@ def _split(found: Listing, unused: Unused, by_folder: bool) -> Listing:
         unused.add(f"pictures of a part that is not held out, since {chosen}/ is", _dropped(keep))
         notes.append(f"{sum(held.values()):,} pictures in {chosen}/ are held out, and data.heldout is not used")
     inner = {name: name.split("/", 1)[1] if seen_through else name for name in found.files}
-    classes = _classes(inner, keep, notes, unused) if by_folder and found.labels is None else {}
+    below = {part.lower() for path in inner.values() for part in PurePosixPath(path).parts[1:-1]} & {*TRAIN, *HELD}
+    if below & TRAIN and below - TRAIN:
+        parts_named = " and ".join(sorted(below))
+        notes.append(f"{parts_named} below other folders hold nothing out: put them above the others for that")
+    classes: dict[str, str] = {}
+    if label_from in labels.PARTS:
+        kept = {name: path for name, path in inner.items() if keep[name]}
+        classes = labels.by_name(label_from, found.root, kept, notes, unused)
+        keep = {name: name in classes for name in keep}
+    elif label_from and found.labels is None:
+        classes = _classes(inner, keep, notes, unused)
     if classes and held is not None:
         known = {label for name, label in classes.items() if keep[name] and not held[name]}
         strange = [name for name, label in classes.items() if keep[name] and label not in known]

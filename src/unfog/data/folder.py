@@ -17,10 +17,20 @@ import torch
 from unfog.data.classic import existing
 from unfog.data.current import list_current, located
 from unfog.data.earlier import list_earlier
+from unfog.data.labels import AUTO
 from unfog.data.levels import LOOKED, Survey, survey
 from unfog.data.listing import Annotations, Listing
 from unfog.data.packed import Packed
-from unfog.data.pictures import AS_NOW, SUFFIXES, Pixels, Reading, UnreadableError, describe_picture, read_picture
+from unfog.data.pictures import (
+    AS_NOW,
+    SUFFIXES,
+    Pixels,
+    Reading,
+    UnreadableError,
+    describe_picture,
+    read_picture,
+    sides_of,
+)
 from unfog.data.source import (
     Batch,
     Data,
@@ -44,7 +54,7 @@ RULES = 2
 """Version of the rules by which folders are read; runs of before read theirs by the first."""
 
 
-def list_pictures(path: str, where: str = "", rules: int = RULES) -> Listing:
+def list_pictures(path: str, where: str = "", rules: int = RULES, label_from: str = AUTO) -> Listing:
     """List the images of a folder or an archive: their classes, captions and values, and what is not used.
 
     Metadata decide where there are any (`metadata.jsonl`, `metadata.csv`, EDM's `dataset.json`): each line has a
@@ -55,13 +65,16 @@ def list_pictures(path: str, where: str = "", rules: int = RULES) -> Listing:
         path: The folder, a tar or a zip, or a folder of tars.
         where: Filter for the lines of metadata, see `folder`.
         rules: Version of the reading rules.
+        label_from: What the classes are, see `folder`.
 
     Returns: The listing.
     Raises: UserError: If the folder does not exist or contains no images, or its metadata are damaged.
     """
+    if rules == 1 and label_from != AUTO:
+        raise UserError("the first rules of reading know no `label_from`: omit it, or data.rules")
     if rules == 1:
         return list_earlier(existing(path), where)
-    return list_current(*located(path), where)
+    return list_current(*located(path), where, label_from)
 
 
 def pictures_below(root: Path) -> list[str]:
@@ -151,6 +164,7 @@ def folder(
     together: str = "",
     range: Sequence[float] | None = None,
     rules: int = RULES,
+    label_from: str = AUTO,
 ) -> Data:
     """Read a folder of images, each centre-cropped and resized to one shape.
 
@@ -165,17 +179,21 @@ def folder(
             out together. Default: images are split by their names.
         range: What becomes black and white in images whose numbers are no bytes; default: chosen by `levels_of`.
         rules: Version of the reading rules.
+        label_from: What the class of a picture is: `folder`, the first folder below the root (or below `train/`);
+            `parent`, the folder that holds it; `path`, all folders above it; `prefix`, the first part of its file's
+            name, up to `_`, `-` or a space; `csv`, the label in the metadata, or `csv:COLUMN`, another column of them.
+            Default: the metadata, else `.cls` files, else the first folders.
 
     Returns: The data set; unreadable images are skipped with a warning.
     Raises: UserError: If the folder does not exist, or none of its images can be read.
     """
     if not 1 <= rules <= RULES:
         raise UserError(f"data.rules must be from 1 to {RULES}, not {rules}")
-    listing = list_pictures(path, where, rules)
+    listing = list_pictures(path, where, rules, label_from)
     found_channels, *found_sides = look(listing)
     if together and listing.captions is None:
         raise UserError("data.together splits by captions, but the folder has none: omit data.together")
-    height, width = _sides(size) or found_sides
+    height, width = sides_of(size) or found_sides
     shape = (found_channels if channels is None else channels, height, width)
     if not 0 < heldout < 1:
         raise UserError(f"data.heldout must be between 0 and 1, not {heldout}")
@@ -322,13 +340,3 @@ def look(listing: Listing, sample: int = 200) -> tuple[int, int, int]:
     short = float(np.median([min(height, width) for _, height, width in seen]))
     side = max([side for side in (8, 16, 28, 32, 48, 64) if side <= short], default=8)
     return max(channels for channels, _, _ in seen), side, side
-
-
-def _sides(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """Return (height, width) of a size setting."""
-    if size is None:
-        return None
-    sides = [size, size] if isinstance(size, int) else size
-    if len(sides) != 2 or min(sides) < 1 or max(sides) > 4096:
-        raise UserError(f"data.size must be a side or [height, width], from 1 to 4096, not {size}")
-    return sides[0], sides[1]

@@ -21,6 +21,7 @@ from rich.progress import track
 from unfog.data.classic import PACKED
 from unfog.data.current import UNLISTED, located, metadata_of
 from unfog.data.folder import list_pictures, look, notes_of
+from unfog.data.labels import AUTO, check
 from unfog.data.levels import survey
 from unfog.data.listing import Listing
 from unfog.data.metadata import metadata_lines
@@ -110,6 +111,7 @@ class Report:
         shape: The suggested channels, height and width; None if no image is readable.
         notes: What training does with what is there.
         reading: How pictures become bytes.
+        label_from: What the classes are.
     """
 
     root: Path | Packed
@@ -122,6 +124,7 @@ class Report:
     shape: tuple[int, int, int] | None
     notes: tuple[str, ...] = ()
     reading: Reading = AS_NOW
+    label_from: str = AUTO
 
     @property
     def healthy(self) -> bool:
@@ -140,6 +143,7 @@ class Report:
         if self.shape is None:
             return None
         command = f"unfog train folder --data {shlex.quote(str(self.root))} --size {self.shape[1]}"
+        command += "" if self.label_from == AUTO else f" --label-from {shlex.quote(self.label_from)}"
         return {"channels": self.shape[0], "side": self.shape[1], "command": command}
 
     @property
@@ -221,16 +225,18 @@ class Report:
         return images.sheet(torch.stack(drawn), max(1, round(len(drawn) ** 0.5))) if drawn else None
 
 
-def inspect(path: str | Path, console: Console | None = None) -> Report:
+def inspect(path: str | Path, console: Console | None = None, label_from: str = AUTO) -> Report:
     """Read every image of a folder and report what is wrong, and what is there but not used.
 
     Args:
         path: The folder or the archive, as in `unfog train folder`.
         console: Shows the progress; default: standard error.
+        label_from: What the classes are, as in `unfog train folder`.
 
     Returns: The report; broken files never make this fail.
     Raises: UserError: If the folder does not exist, or contains no images.
     """
+    check(label_from)
     root = _root(path)
     found: dict[str, dict[str, str]] = {kind: {} for kind in FINDINGS}
     names, passed = walk(root, SUFFIXES)
@@ -244,7 +250,7 @@ def inspect(path: str | Path, console: Console | None = None) -> Report:
     pictures = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about much that it can still read
-        seen, refusal, shape = _as_training(str(path), Listing(root, files, None, (), unused=passed))
+        seen, refusal, shape = _as_training(str(path), Listing(root, files, None, (), unused=passed), label_from)
         console = console or Console(stderr=True)
         for name in track(files, "inspecting", console=console, transient=True, disable=len(files) < LOOKED):
             result = _examine(root / name, seen.reading)
@@ -260,7 +266,7 @@ def inspect(path: str | Path, console: Console | None = None) -> Report:
     if refusal and entries:
         listing.unused.add(UNLISTED, sorted({*below} - {*entries} - {*listing.unused.names.get(UNLISTED, ())}))
     found["unused"] = {name: why for why, names in listing.unused.names.items() for name in names}
-    classes = _classes(listing, entries)
+    classes = _classes(listing, entries if label_from == AUTO else {})
     texts = _texts(listing, entries)
     found["empty text"] = {name: "" for name, text in texts.items() if not text.strip()}
     counts = {name: len(words_of(text)) for name, text in texts.items()}
@@ -270,7 +276,9 @@ def inspect(path: str | Path, console: Console | None = None) -> Report:
     captions = tuple(text for text in texts.values() if text.strip())
     notes = (*listing.notes, *seen.notes)
     found_classes = dict(classes.most_common())
-    return Report(root, files, pictures, found, found_classes, captions, refusal, shape, notes, seen.reading)
+    return Report(
+        root, files, pictures, found, found_classes, captions, refusal, shape, notes, seen.reading, label_from
+    )
 
 
 def _root(path: str | Path) -> Path | Packed:
@@ -363,11 +371,13 @@ def _metadata(
     return {name: entry for name, entry in entries.items() if name not in found["orphaned"]}
 
 
-def _as_training(path: str, everything: Listing) -> tuple[Seen, str | None, tuple[int, int, int] | None]:
+def _as_training(
+    path: str, everything: Listing, label_from: str
+) -> tuple[Seen, str | None, tuple[int, int, int] | None]:
     """Return what training uses (if it refuses: all files), the reason if it refuses, and the suggested shape."""
     refusal, listing = None, everything
     try:
-        listing = list_pictures(path)
+        listing = list_pictures(path, label_from=label_from)
     except UserError as error:
         refusal = str(error)
     reading, notes = AS_NOW, tuple[str, ...]()

@@ -89,11 +89,29 @@ def read_picture(path: Path | Member, channels: int, height: int, width: int, re
         else:
             with opened(path) as picture:
                 planes = [_to_mode(picture, "L" if channels == 1 else "RGB", reading)]
-        fitted = [ImageOps.fit(plane, (width, height), Image.Resampling.LANCZOS) for plane in planes]
-    pixels = np.stack([np.asarray(plane) for plane in fitted], axis=-1).reshape(height, width, -1)
+        planes = [fitted(plane, height, width) for plane in planes]
+    pixels = np.stack([np.asarray(plane) for plane in planes], axis=-1).reshape(height, width, -1)
     if pixels.shape[2] != channels:
         raise UnreadableError(f"it has {pixels.shape[2]} channels, but the data set has {channels}")
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """Return a picture centre-cropped to the aspect ratio of (height, width) and resized."""
+    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+
+
+def sides_of(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """Return (height, width) of the setting `data.size`.
+
+    Raises: UserError: If it is none.
+    """
+    if size is None:
+        return None
+    sides = [size, size] if isinstance(size, int) else size
+    if len(sides) != 2 or min(sides) < 1 or max(sides) > 4096:
+        raise UserError(f"data.size must be a side or [height, width], from 1 to 4096, not {size}")
+    return sides[0], sides[1]
 
 
 def describe_picture(path: Path | Member) -> tuple[int, int, int]:

@@ -34,7 +34,9 @@ PARAMETERS, TENSORS = 1_000_000_000, 10_000
 
 
 def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
-    """Read the data unless they are given; return the recipe with shape, classes and captions filled in, and the data.
+    """Read the data unless they are given; return the recipe with what they say filled in, and the data.
+
+    That is shape, classes, captions, and the number of images of a length in epochs.
 
     Raises: UserError: If they are missing, damaged or too few, or their classes are too many for a recipe.
     """
@@ -43,6 +45,8 @@ def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
     span = getattr(getattr(data.train, "source", data.train), "span", None)
     if span is not None and isinstance(recipe.data, Folder):  # the scale of a run stays, whatever is added to its data
         filled = replace(filled, data=replace(recipe.data, range=tuple(span)))
+    if (epochs := recipe.training.epochs) is not None:
+        filled = filled.set(f"training.images={max(1, round(epochs * len(data.train)))}", "training.epochs=null")
     if recipe.conditioning.captioned:
         rows = np.linspace(0, len(data.heldout) - 1, min(len(data.heldout), PROMPTS)).astype(np.int64)
         prompts = captions(data.heldout.take(rows), filled.classes)
@@ -152,7 +156,8 @@ def _network_and_embedder(recipe: Recipe, known: Known) -> tuple[Network, Embedd
     )
     if isinstance(network, Autoencoder):
         raise UserError("network=autoencoder goes with objective=reconstruction: use the recipe 'autoencoder'")
-    _check_sides(recipe, network.multiple, known.shape)
+    stored = stored_shape(recipe)
+    _check_sides(recipe, network.multiple * math.prod(stored[1:2]) // math.prod(known.shape[1:2]), stored)
     return network, conditioning.build(known, network.embedding_dim)
 
 
@@ -200,15 +205,31 @@ def _check_parameters(recipe: Recipe, most: int, build: Callable[[], object]) ->
         hook.remove()
 
 
+def check_latents(recipe: Recipe, channels: int, factor: int) -> None:
+    """Refuse pictures in whose latents the network cannot halve the sides, before an autoencoder is trained for them.
+
+    Args:
+        recipe: The recipe, with its shape filled in.
+        channels: Channels of the latents.
+        factor: How many times smaller their sides are.
+
+    Raises: UserError: If the sides do not fit.
+    """
+    sizes = {"channels": channels, "outputs": channels, "dims": len(stored_shape(recipe)) - 1}
+    with torch.device("meta"), _Undrawn():
+        network = recipe.network.build(**sizes, context=recipe.conditioning.context)
+    _check_sides(recipe, factor * network.multiple, stored_shape(recipe))
+
+
 def _check_sides(recipe: Recipe, multiple: int, shape: tuple[int, ...]) -> None:
-    """Raise a UserError if the network cannot halve the sides of its input."""
+    """Raise a UserError if sides are no multiples of what the network, and latents where it works in them, need."""
     for side in shape[1:]:
         if side % multiple:
             low, high = side // multiple * multiple, -(-side // multiple) * multiple
             near = f"{low} or {high}" if low else str(high)
             raise UserError(
                 f"the network {recipe.kind('network')!r} needs sides that are multiples of {multiple}, not {side}: "
-                f"use {near} (data.size where the data are a folder), or another network"
+                f"use {near} (`size`, or data.size, where the data are files), or another network"
             )
 
 

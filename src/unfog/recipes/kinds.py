@@ -34,6 +34,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "mnist": "recipes.sources:MNIST",
         "fashion": "recipes.sources:Fashion",
         "cifar10": "recipes.sources:CIFAR10",
+        "idx": "recipes.sources:Idx",
         "folder": "recipes.sources:Folder",
         "shapes": "recipes.sources:CaptionedShapes",
         "elsewhere": "recipes.sources:Elsewhere",

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unfog.data.classic import existing
+from unfog.data import idx
+from unfog.data.classic import CLOTHES, existing
 from unfog.data.codecs import Identity, Pixels
+from unfog.data.labels import AUTO
 from unfog.data.packed import ARCHIVES
 from unfog.data.source import Augment
 from unfog.diffusion.solvers import Ancestral
@@ -19,14 +22,18 @@ from unfog.recipes.optimizers import AdamW, Muon
 from unfog.recipes.parse import named
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Inputs, PowerAverage, Sampling, Training
-from unfog.recipes.sources import CIFAR10, MNIST, CaptionedShapes, Digits, Fashion, Folder, Points
+from unfog.recipes.sources import CIFAR10, MNIST, CaptionedShapes, Digits, Fashion, Folder, Idx, Points
 from unfog.runtime.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from unfog.data.listing import Listing
 
 
-def points(data: str | None = None, size: int | None = None) -> Recipe:
+Size = int | tuple[int, int]
+"""The size of pictures: a side, or (height, width)."""
+
+
+def points(data: str | None = None, size: Size | None = None) -> Recipe:
     """Points in the plane (moons, spiral, checkerboard): ten seconds, with every trajectory in view."""
     _no_path("points", data, size)
     return Recipe(
@@ -41,7 +48,7 @@ def points(data: str | None = None, size: int | None = None) -> Recipe:
     )
 
 
-def digits(data: str | None = None, size: int | None = None) -> Recipe:
+def digits(data: str | None = None, size: Size | None = None) -> Recipe:
     """1,797 handwritten digits of 8×8 pixels, included: a minute on two cores, no download."""
     _no_path("digits", data, size)
     return Recipe(
@@ -54,32 +61,52 @@ def digits(data: str | None = None, size: int | None = None) -> Recipe:
     )
 
 
-def mnist(data: str | None = None, size: int | None = None) -> Recipe:
-    """MNIST, 60,000 handwritten digits of 28×28 pixels: good results after ten minutes on two cores."""
+def mnist(data: str | None = None, size: Size | None = None) -> Recipe:
+    """MNIST, 60,000 handwritten digits of 28×28 pixels: good results after ten minutes on two cores.
+
+    With a path it reads any set of idx files, EMNIST for instance, see `unfog.data.idx.idx`.
+    """
     return _idx("mnist", data, size)
 
 
-def fashion(data: str | None = None, size: int | None = None) -> Recipe:
+def fashion(data: str | None = None, size: Size | None = None) -> Recipe:
     """Fashion-MNIST, 60,000 grey pictures of clothes, 28×28 pixels."""
-    return _idx("fashion", data, size)
+    return _idx("fashion", data, size, () if data is None else CLOTHES)
 
 
 IDX: dict[str, type[MNIST] | type[Fashion]] = {"mnist": MNIST, "fashion": Fashion}
 
 
-def _idx(name: str, data: str | None, size: int | None) -> Recipe:
-    _no_path(name, None, size)
+def _idx(name: str, data: str | None, size: Size | None, names: tuple[str, ...] = ()) -> Recipe:
+    """Return the recipe of grey pictures in idx files, downloaded or at a path.
+
+    Args:
+        name: Its name.
+        data: The path of a set; None downloads the recipe's own.
+        size: Side, or (height, width); default: as the pictures are, and 64 if they are larger.
+        names: Names of the classes of the recipe's own set.
+    """
+    patch = 2
+    if data is None:
+        _no_path(name, None, size)
+        source: MNIST | Fashion | Idx = IDX[name]()
+    else:
+        own = idx.sides_at(data) if idx.holds(data) else (28, 28)
+        size = PIXELS if size is None and max(own) > PIXELS else size
+        sides = own if size is None else (size, size) if isinstance(size, int) else size
+        patch = 2 if all(side % 4 == 0 for side in sides) else 1
+        source = Idx(_located(data, idx_files=True), size=size, names=names)
     return Recipe(
         name,
-        data=IDX[name](_absolute(data)),
-        network=CompactSpec(width=64, patch=2),
+        data=source,
+        network=CompactSpec(width=64, patch=patch),
         optimizer=Muon(lr=5e-3, warmup=1500),
         training=Training(images=300_000),
         sampling=Sampling(guidance=2.0),
     )
 
 
-def cifar10(data: str | None = None, size: int | None = None) -> Recipe:
+def cifar10(data: str | None = None, size: Size | None = None) -> Recipe:
     """CIFAR-10, 50,000 colour pictures in ten classes, 32×32 pixels: for a GPU; on a CPU only rough shapes emerge."""
     _no_path("cifar10", None, size)
     return Recipe(
@@ -92,7 +119,7 @@ def cifar10(data: str | None = None, size: int | None = None) -> Recipe:
     )
 
 
-def folder(data: str | None = None, size: int | None = None) -> Recipe:
+def folder(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
     """Your own pictures: channels, size, network and batch are chosen to fit the folder.
 
     The rules: grey if all pictures are grey; the largest side of 8, 16, 28, 32, 48, 64 that the median picture
@@ -100,14 +127,19 @@ def folder(data: str | None = None, size: int | None = None) -> Recipe:
     from 128 on; the compact network on patches of 1, 2, 4 pixels for sides up to 16, 32, 64 and more, 48 channels wide
     for grey and 64 for colour; batches of 64, of 32 from 64 pixels on, and at most the training set; half of the
     pictures mirrored left to right if they have no classes, captions or values; 30 epochs, at least 200,000 pictures.
+    A folder of idx files is trained on as by the recipe 'mnist'.
     """
-    listing, channels, sides, side = _looked("folder", data, size)
+    if data is not None and idx.holds(data) and not _pictures(data):
+        if label_from != AUTO:
+            raise UserError(f"the idx files in {data} have labels of their own: omit `label_from`")
+        return _idx("folder", data, size)
+    listing, channels, sides, side = _looked("folder", data, size, label_from)
     factor = 1 if side <= PIXELS else _factor(side)
     places = side // factor
     patch = 1 if places <= 16 else 2 if places <= 32 else 4
     return Recipe(
         "folder",
-        data=Folder(path=_located(data), size=sides, channels=channels),
+        data=Folder(path=_located(data), size=sides, channels=channels, label_from=label_from),
         codec=Pixels() if factor == 1 else LatentCodec(factor=factor),
         augment=Augment(flip=not (listing.classes or listing.captions or listing.values)),
         network=CompactSpec(width=48 if channels == 1 else 64, patch=patch),
@@ -119,16 +151,16 @@ def folder(data: str | None = None, size: int | None = None) -> Recipe:
     )
 
 
-def autoencoder(data: str | None = None, size: int | None = None) -> Recipe:
+def autoencoder(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
     """An autoencoder for your own pictures, in whose latents models are smaller and faster.
 
     The latents have 4 channels and sides 4 times smaller, 8 times from 128 pixels on.
     """
-    listing, channels, sides, side = _looked("autoencoder", data, size)
+    listing, channels, sides, side = _looked("autoencoder", data, size, label_from)
     levels = _factor(side).bit_length() - 1
     return Recipe(
         "autoencoder",
-        data=Folder(path=_located(data), size=sides, channels=channels),
+        data=Folder(path=_located(data), size=sides, channels=channels, label_from=label_from),
         augment=Augment(flip=True),
         network=AutoencoderSpec(widths=(32, *[64] * levels)),
         objective=named("objective", "reconstruction"),
@@ -138,19 +170,19 @@ def autoencoder(data: str | None = None, size: int | None = None) -> Recipe:
     )
 
 
-def text_to_image(data: str | None = None, size: int | None = None) -> Recipe:
+def text_to_image(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
     """Your own captioned pictures (1.txt next to 1.png, or metadata.jsonl): text in, pictures out.
 
     Above 32 pixels it trains an autoencoder first and then, in its latents, the compact network, which reads the
     captions by cross-attention; `network=conditional-unet` is Stable Diffusion's, and slower. Captions that are equal
     up to the first colon or comma are held out together, as far as about a tenth of the pictures can be.
     """
-    listing, channels, sides, side = _looked("text-to-image", data, size)
+    listing, channels, sides, side = _looked("text-to-image", data, size, label_from)
     if listing.captions is None and not listing.classes:
         raise UserError(f"{listing.root} has no captions: put 1.txt next to 1.png, or add a metadata.jsonl with 'text'")
     return Recipe(
         "text-to-image",
-        data=Folder(path=_located(data), size=sides, channels=channels, together=":,"),
+        data=Folder(path=_located(data), size=sides, channels=channels, label_from=label_from, together=":,"),
         codec=Pixels() if side <= 32 else LatentCodec(factor=_factor(side)),
         network=CompactSpec(width=64, patch=2 if 16 < side <= 32 else 1, middle=4),
         conditioning=TextConditioning(),
@@ -169,19 +201,26 @@ def _factor(side: int) -> int:
     return 8 if side >= 128 else 4
 
 
-def _looked(name: str, data: str | None, size: int | None) -> "tuple[Listing, int, int | tuple[int, int], int]":
+def _looked(name: str, data: str | None, size: Size | None, label_from: str) -> "tuple[Listing, int, Size, int]":
     """Return a folder's listing, the channels of its pictures, their size as an option, and the longer side."""
     from unfog.data.folder import list_pictures, look
 
     if data is None:
         raise UserError(f"the recipe {name!r} needs a folder of pictures: give its path as data")
-    listing = list_pictures(data)
+    listing = list_pictures(data, label_from=label_from)
     channels, height, width = look(listing)
     sides = (height, width) if size is None else size
-    return listing, channels, sides, max(height, width) if size is None else size
+    return listing, channels, sides, sides if isinstance(sides, int) else max(sides)
 
 
-def shapes(data: str | None = None, size: int | None = None) -> Recipe:
+def _pictures(data: str) -> bool:
+    """Return whether a folder holds pictures."""
+    from unfog.data.folder import pictures_below
+
+    return not idx.is_file(data) and bool(pictures_below(Path(data).expanduser()))
+
+
+def shapes(data: str | None = None, size: Size | None = None) -> Recipe:
     """Text to image on drawn shapes with captions ("a small red circle above a large blue square"), no download.
 
     Predicts x0, whose background is flat: eps and velocities contain noise, which a short training does not remove from
@@ -189,9 +228,12 @@ def shapes(data: str | None = None, size: int | None = None) -> Recipe:
     average is short: over the last tenth of the training it would tint the background by five of 255.
     """
     _no_path("shapes", data, None)
+    if isinstance(size, tuple) and size[0] != size[1]:
+        raise UserError("the pictures of the recipe 'shapes' are square: give size as one side")
+    side = size[0] if isinstance(size, tuple) else size
     return Recipe(
         "shapes",
-        data=CaptionedShapes(count=1_000_000, side=size or 32),
+        data=CaptionedShapes(count=1_000_000, side=side or 32),
         network=CompactSpec(width=48, patch=2, middle=5),
         conditioning=TextConditioning(length=20),
         target=X0(),
@@ -202,7 +244,7 @@ def shapes(data: str | None = None, size: int | None = None) -> Recipe:
     )
 
 
-def tutorial(data: str | None = None, size: int | None = None) -> Recipe:
+def tutorial(data: str | None = None, size: Size | None = None) -> Recipe:
     """DDPM as in the tutorials, on digits: linear schedule, eps, discrete times, a two-level U-Net."""
     return replace(
         digits(data, size),
@@ -219,7 +261,7 @@ def tutorial(data: str | None = None, size: int | None = None) -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[str | None, int | None], Recipe]] = {
+RECIPES: dict[str, Callable[..., Recipe]] = {
     "points": points,
     "digits": digits,
     "mnist": mnist,
@@ -231,21 +273,28 @@ RECIPES: dict[str, Callable[[str | None, int | None], Recipe]] = {
     "shapes": shapes,
     "tutorial": tutorial,
 }
+LABELLED = ("folder", "autoencoder", "text-to-image")
+"""Recipes whose classes may come from different places."""
 
 
-def recipe(name: str, data: str | None = None, size: int | None = None) -> Recipe:
+def recipe(name: str, data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
     """Return the recipe with this name.
 
     Args:
         name: One of `RECIPES`.
         data: Path of the data, for the recipes that read files.
-        size: Side of the pictures, for the recipes that resize them.
+        size: Side of the pictures, or (height, width), for the recipes that resize them.
+        label_from: What the class of a picture is, for the recipes of folders, see `unfog.data.folder.folder`.
 
     Raises: UserError: For an unknown name, or an argument that the recipe does not take.
     """
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
-    return RECIPES[name](data, size)
+    if label_from == AUTO:
+        return RECIPES[name](data, size)
+    if name not in LABELLED:
+        raise UserError(f"the data of the recipe {name!r} have labels of their own: omit `label_from`")
+    return RECIPES[name](data, size, label_from)
 
 
 def _absolute(path: str | None) -> str | None:
@@ -253,12 +302,14 @@ def _absolute(path: str | None) -> str | None:
     return None if path is None else str(existing(path).resolve())
 
 
-def _located(path: str | None) -> str:
-    """Return the absolute path of a folder of pictures, or of an archive of them."""
+def _located(path: str | None, idx_files: bool = False) -> str:
+    """Return the absolute path of a folder of pictures, of an archive of them, or of idx files."""
+    if path is not None and idx_files and idx.is_file(path):
+        return str(Path(path).expanduser().resolve())
     return str(existing(path or "", ARCHIVES).resolve())
 
 
-def _no_path(name: str, data: str | None, size: int | None) -> None:
+def _no_path(name: str, data: str | None, size: Size | None) -> None:
     """Raise a UserError for arguments that a recipe does not take."""
     if data is not None:
         raise UserError(f"the recipe {name!r} has its own data: omit data, or use the recipe 'folder'")

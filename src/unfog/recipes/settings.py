@@ -119,6 +119,7 @@ class Training:
         gradient_checkpointing: Whether to recompute activations in the backward pass: less than half the activation
             memory, one more forward pass, the same bits.
         compile: Whether torch compiles the network: takes minutes before the first step, and gains nothing on CPUs.
+        epochs: Passes over the training set instead of `images`, which are set by it once the data are read.
     """
 
     images: int = 100_000
@@ -134,6 +135,7 @@ class Training:
     snapshots: int = 0
     gradient_checkpointing: bool = False
     compile: bool = False
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -145,14 +147,21 @@ class Training:
                 "training.accumulate": self.accumulate,
                 "training.reports": self.reports,
                 "training.checkpoint_minutes": self.checkpoint_minutes,
+                "training.epochs": self.epochs,
             }
         )
         if not 0 <= self.began < self.images:
             raise UserError(f"training.began must lie between 0 and training.images, not be {self.began}")
         if self.batch % self.accumulate:
             raise UserError(f"training.accumulate {self.accumulate} must divide training.batch {self.batch}")
+        self.check_budget(self.seconds)
         if self.snapshots < 0:
             raise UserError(f"training.snapshots must be 0 or more, not {self.snapshots}")
+
+    def check_budget(self, budget: float | None) -> None:
+        """Raise a UserError if the length is given in seconds and in epochs."""
+        if budget is not None and self.epochs is not None:
+            raise UserError("`budget` and training.epochs both say how long to train: give one of them")
 
     @property
     def steps(self) -> int:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from unfog.data import classic, elsewhere, folder, points, shapes
+from unfog.data import classic, elsewhere, folder, idx, points, shapes
+from unfog.data.labels import AUTO
 from unfog.data.source import Data
 from unfog.runtime.errors import UserError
 
@@ -83,6 +84,20 @@ class CIFAR10:
 
 
 @dataclass(frozen=True)
+class Idx:
+    """A set of idx files in a folder, see `unfog.data.idx.idx`."""
+
+    path: str = ""
+    size: int | Sequence[int] | None = None
+    transposed: bool | None = None
+    names: Sequence[str] = ()
+
+    def build(self) -> Data:
+        """Read the set."""
+        return idx.idx(self.path, self.size, self.transposed, self.names)
+
+
+@dataclass(frozen=True)
 class Folder:
     """A folder of pictures, see `unfog.data.folder.folder`."""
 
@@ -95,6 +110,7 @@ class Folder:
     together: str = ""
     range: Sequence[float] | None = None
     rules: int = folder.RULES
+    label_from: str = AUTO
 
     def build(self) -> Data:
         """Read the folder."""
@@ -108,6 +124,7 @@ class Folder:
             self.together,
             self.range,
             self.rules,
+            self.label_from,
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from unfog.data.inspect import quick
-from unfog.recipes.build import build_data
+from unfog.recipes.build import build_data, check_latents
 from unfog.recipes.latents import LatentCodec, autoencoder
 from unfog.recipes.presets import recipe as preset
 from unfog.recipes.recipe import Recipe
@@ -184,6 +184,7 @@ def fit(
     """
     length = None if budget is None else seconds("the budget", budget)
     chosen, found = _chosen(recipe, dataset)
+    chosen.training.check_budget(budget)
     if length is not None:
         chosen = replace(chosen, training=replace(chosen.training, seconds=length))
     own = chosen.training.seconds
@@ -285,6 +286,7 @@ def _begun(
         fetch_encoder(recipe.conditioning.path)
     recipe = taken_in(recipe, out)
     if isinstance(recipe.codec, LatentCodec) and not recipe.codec.path:
+        check_latents(recipe, recipe.codec.channels, recipe.codec.factor)
         recipe = _with_autoencoder(recipe, recipe.codec, out, dataset, budget, device, console, hooks)
     trainer = Trainer(recipe, data, out, choose_device(device))
     if init_from is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unfog.data.folder import notes_of
 from unfog.generation.sampler import Sampler
-from unfog.recipes.build import build_autoencoder, build_data
+from unfog.recipes.build import build_autoencoder, build_data, check_latents
 from unfog.recipes.latents import LatentCodec, weights_of
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import PORTION
@@ -119,6 +119,7 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
     """
     started = time.monotonic()
     budget = None if budget is None else seconds("the budget", budget)
+    recipe.training.check_budget(budget)
     recipe, data = build_data(recipe)
     for sentence in notes_of(data, words_read(recipe.conditioning)):
         warnings.warn(sentence, stacklevel=2)
@@ -126,6 +127,7 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
         folder, first = Path(name), None
         codec = recipe.codec
         if isinstance(codec, LatentCodec) and not codec.path:
+            check_latents(recipe, codec.channels, codec.factor)
             share = None if budget is None else budget * codec.share
             first = plan(autoencoder_recipe(recipe, codec), budget=share, device=device)
             recipe = _with_untrained(recipe, codec, folder / "autoencoder")
