@@ -24,6 +24,7 @@ from unfog.generation.sampler import shown
 from unfog.recipes.build import build_codec, build_data
 from unfog.reports.explain import explain
 from unfog.reports.film import film
+from unfog.runs.naming import written_pictures
 from unfog.runs.run import Run, load
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import normal
@@ -120,8 +121,10 @@ def draw_prompt(run: Run, path: Path) -> None:
 
 def draw_latent_or_pixel(folder: Path, path: Path) -> None:
     """Put samples in latents next to samples in pixels."""
-    sheets = [Image.open(folder / name / "sheet.png").convert("RGB") for name in ("latent", "pixel")]
-    halves = [one.crop((0, 0, one.width, one.height // 2 + 1)) for one in sheets]
+    halves = []
+    for name in ("latent", "pixel"):
+        pictures = [np.asarray(Image.open(file).convert("RGB")) for file in written_pictures(folder / name)[:32]]
+        halves.append(sheet(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), 8))
     gap = Image.new("RGB", (16, halves[0].height), "white")
     save_picture(row_of([halves[0], gap, halves[1]]), path)
 

@@ -87,10 +87,15 @@ def digest(*paths: Path) -> str:
     return found.hexdigest()
 
 
+def samples(folder: Path) -> list[Path]:
+    """Return the pictures in a folder but for their sheet, which is laid out anew now and then."""
+    return [path for path in sorted(folder.glob("*.png")) if path.name != "sheet.png"]
+
+
 def values(folder: Path) -> str:
     """Return the SHA-256 of the samples in a folder: of the values of pictures, not of their compression."""
     found = hashlib.sha256()
-    for path in sorted(folder.glob("*.png")):
+    for path in samples(folder):
         with Image.open(path) as picture:
             found.update(np.asarray(picture).tobytes())
     for path in sorted([*folder.glob("*.csv"), *folder.glob("*.npy")]):
@@ -115,7 +120,8 @@ def trained(version: Version) -> Iterator[tuple[str, str]]:
 def edited(version: Version) -> Iterator[tuple[str, str]]:
     """Yield the digests of every edit of a picture of the digits."""
     run, given = version.where / "digits", version.where / "digits-samples"
-    first, second, mask = given / "00000.png", given / "00001.png", version.where / "mask.png"
+    first, second = samples(given)[:2]
+    mask = version.where / "mask.png"
     white = np.zeros((8, 8), dtype=np.uint8)
     white[:, 4:] = 255
     Image.fromarray(white).save(mask)

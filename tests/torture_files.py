@@ -193,7 +193,8 @@ def links(shop: Shop, folder: Path, draw: random.Random) -> Arguments:
     run, _, command = _resume(shop, folder)
     names = ["loss.png", ".loss.png.part", ".metrics.jsonl.part", ".recipe.json.part", ".model.safetensors.part"]
     names += ["metrics.jsonl", "checkpoints/000000004", "checkpoints/.000000004.part", "samples/000000004.png"]
-    names += [f"samples/seed-0/{one}" for one in ("00000.png", ".00000.png.part", "sheet.png", "sampling.json")]
+    names += [f"samples/seed-0/{one}" for one in ("00000-0.png", ".00000-0.png.part", "sheet.png")]
+    names += [f"samples/seed-0/{one}" for one in ("samples.json", "sampling.json")]
     names += ["samples", "samples/seed-0"] if draw.random() < 0.2 else []
     for name in draw.sample(names, draw.randrange(1, len(names))):
         place = run / name
@@ -210,7 +211,7 @@ def broken_request(shop: Shop, folder: Path, draw: random.Random) -> Arguments:
     out.mkdir()
     request = {"n": 3, "model": "x", "asked": None, "solver": "y", "grid": "z", "settings": "", "seed": 0}
     (out / "sampling.json").write_bytes(mutate.mutate_json(json.dumps(request), draw))
-    for name in ("00000.png", "00002.png", "9" * 40 + ".png", "²²²²².png"):
+    for name in ("00000.png", "00002-2.png", "9" * 40 + ".png", "²²²²².png"):
         (out / name).write_bytes(mutate.mutate_picture(draw)[1])
     return ["sample", run, "-n", "2", "--out", out, *CPU]
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -25,8 +26,10 @@ from unfog.cli.main import EDITS, VERBS, main
 from unfog.cli.options import Training
 from unfog.data import classic, modality
 from unfog.recipes.sources import Folder
-from unfog.runs import requests
+from unfog.runs import asking, requests
+from unfog.runs.naming import written_pictures
 from unfog.runs.run import load
+from unfog.runtime.errors import UserError
 
 SMALL = ("--set", "network.width=8", "--set", "training.images=64", "--set", "sampling.steps=2", "--device", "cpu")
 
@@ -562,15 +565,21 @@ def test_sample_writes_the_librarys_pixels(call: Call, digits_run: Path, tmp_pat
     out = tmp_path / "out"
     outcome = call("sample", digits_run, "-n", 12, "--seed", 7, "--out", out, "--steps", 3, "--device", "cpu")
     assert outcome.code == 0, outcome.err
-    names = [f"{index:05}.png" for index in range(12)]
-    assert sorted(path.name for path in out.iterdir()) == [*names, "sampling.json", "sheet.png"]
+    names = [f"{index:05}-{index % 10}.png" for index in range(12)]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "samples.json", "sampling.json", "sheet.png"]
     pixels = load(digits_run, "cpu").sample(12, seed=7, steps=3)
-    for index in range(12):
-        with Image.open(out / f"{index:05}.png") as picture:
+    for index, name in enumerate(names):
+        with Image.open(out / name) as picture:
             assert picture.size == (8, 8)
             assert np.array_equal(np.asarray(picture.convert("L")), pixels[index, 0].numpy())
+    listed = json.loads((out / "samples.json").read_text())
+    assert [line["file"] for line in listed] == names
+    drawn = {"seed": 7, "solver": "dpmpp-2m", "steps": 3, "guidance": load(digits_run, "cpu").recipe.sampling.guidance}
+    assert listed[11] == {"number": 11, "file": names[11], "condition": "1", **drawn}
+    title = f"12 samples of {digits_run.name}: seed 7, solver dpmpp-2m, steps 3, guidance {drawn['guidance']:g}"
     with Image.open(out / "sheet.png") as picture:
-        assert picture.size == (6 * (10 * 9 + 1), 6 * (2 * 9 + 1))  # ten classes a row, sixfold
+        wanted = modality.images.labelled(pixels, [str(index % 10) for index in range(12)], title)
+        assert np.array_equal(np.asarray(picture), np.asarray(wanted))
 
 
 def test_a_second_request_leaves_no_picture_of_the_first(
@@ -587,7 +596,8 @@ def test_a_second_request_leaves_no_picture_of_the_first(
     assert call("sample", broken, "-n", 4, "--device", "cpu").code == 0
     for count in (3, 2):
         assert call("sample", broken, "-n", count, "--label", 4, "--device", "cpu").code == 0
-    assert sorted(path.name for path in out.glob("0*")) == ["00000.png", "00001.png"]
+    assert sorted(path.name for path in out.glob("0*")) == ["00000-4.png", "00001-4.png"]
+    assert [line["condition"] for line in json.loads((out / "samples.json").read_text())] == ["4", "4"]
     assert json.loads((out / "sampling.json").read_text())["n"] == 2
     assert json.loads((out / "sampling.json").read_text())["asked"] == "4"
 
@@ -601,7 +611,7 @@ def test_many_samples_go_on_where_they_stopped(
     def interrupted(picture: Image.Image, path: Path) -> None:
         save(picture, path)
         written.append(path.name)
-        if path.name == "00100.png" and len(written) == 101:
+        if path.name == "00100-0.png" and len(written) == 101:
             raise KeyboardInterrupt
 
     for module in (modality, requests):
@@ -609,21 +619,25 @@ def test_many_samples_go_on_where_they_stopped(
     stopped = call(*command, 150)
     assert (stopped.code, "run the same command again" in stopped.err) == (130, True)
     assert len(list(out.glob("*.png"))) == 101
-    before = (out / "00000.png").stat().st_mtime_ns
+    (out / "00070-0.png").rename(out / "00070.png")  # as versions before named it
+    before = (out / "00000-0.png").stat().st_mtime_ns
     written.clear()
     again = call(*command, 150)
     assert (again.code, "resuming after 64 of 150" in again.err) == (0, True)
-    assert written == [f"{index:05}.png" for index in range(64, 150)] + ["sheet.png"]
-    assert (out / "00000.png").stat().st_mtime_ns == before
+    names = [f"{index:05}.png" if index == 70 else f"{index:05}-{index % 10}.png" for index in range(150)]
+    assert written == [*names[64:], "sheet.png"]
+    assert [path.name for path in written_pictures(out)] == names
+    assert [line["file"] for line in json.loads((out / "samples.json").read_text())] == names
+    assert (out / "00000-0.png").stat().st_mtime_ns == before
     pixels = load(digits_run, "cpu").sample(150)
-    for index in (0, 63, 64, 100, 149):
-        with Image.open(out / f"{index:05}.png") as picture:
+    for index in (0, 63, 64, 70, 100, 149):
+        with Image.open(out / names[index]) as picture:
             assert np.array_equal(np.asarray(picture.convert("L")), pixels[index, 0].numpy())
     refused("holds the pictures of another request", *command, 150, "--guidance", 3)
     assert len(list(out.glob("0*.png"))) == 150
     refused("holds 150 samples of this request: ask for as many", *command, 20)
     assert len(list(out.glob("0*.png"))) == 150
-    (out / "00001.png").write_bytes(b"xx")
+    (out / "00001-1.png").write_bytes(b"xx")
     refused("a picture in .* is damaged .*: delete it", *command, 150)
     for damage in ("[", "[" * 100_000):
         (out / "sampling.json").write_text(damage)
@@ -652,14 +666,14 @@ def test_prompts_in_turn_are_one_request(call: Call, tmp_path: Path) -> None:
         assert call("sample", out, "-n", count, *asked).code == 0
     assert json.loads((tmp_path / "samples" / "sampling.json").read_text())["asked"] == ["red", "blue"]
     found = load(out, "cpu").sample(3, ["red", "blue", "red"])
-    with Image.open(tmp_path / "samples" / "00002.png") as picture:
+    with Image.open(tmp_path / "samples" / "00002-red.png") as picture:
         assert np.array_equal(np.asarray(picture.convert("L")), found[2, 0].numpy())
 
 
 def test_sample_has_a_place_of_its_own_for_each_seed(call: Call, broken: Path) -> None:
     for seed in (0, 5):
         assert call("sample", broken, "-n", 1, "--seed", seed, "--device", "cpu").code == 0
-        assert (broken / "samples" / f"seed-{seed}" / "00000.png").is_file()
+        assert (broken / "samples" / f"seed-{seed}" / "00000-0.png").is_file()
 
 
 def test_sample_takes_every_option(call: Call, table_run: Path, tmp_path: Path) -> None:
@@ -667,7 +681,7 @@ def test_sample_takes_every_option(call: Call, table_run: Path, tmp_path: Path) 
     outcome = call("sample", table_run, "-n", 2, *more, "--out", tmp_path / "out", "--device", "cpu")
     assert outcome.code == 0, outcome.err
     pixels = load(table_run, "cpu", "bfloat16").sample(2, 3, solver="heun", grid="karras", guidance=2.5)
-    with Image.open(tmp_path / "out" / "00001.png") as picture:
+    with Image.open(tmp_path / "out" / "00001-3.png") as picture:
         assert np.array_equal(np.asarray(picture.convert("L")), pixels[1, 0].numpy())
 
 
@@ -680,7 +694,12 @@ def test_points_are_drawn_and_sampled_as_numbers(call: Call, tmp_path: Path) -> 
     with Image.open(out / "plane.png") as picture:
         assert picture.size[0] > 3 * picture.size[1]  # panels beside each other
     assert call("sample", out, "-n", 5, "--out", tmp_path / "points", "--device", "cpu").code == 0
-    assert sorted(path.name for path in (tmp_path / "points").iterdir()) == ["points.csv", "sampling.json", "sheet.png"]
+    assert sorted(path.name for path in (tmp_path / "points").iterdir()) == [
+        "points.csv",
+        "samples.json",
+        "sampling.json",
+        "sheet.png",
+    ]
     lines = (tmp_path / "points" / "points.csv").read_text().splitlines()
     found = torch.tensor([[float(value) for value in line.split(",")] for line in lines])
     assert torch.equal(found, load(out, "cpu").sample(5))
@@ -857,7 +876,7 @@ def test_a_home_folder_in_one_word_with_its_flag(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert call("sample", digits_run, "-n", 1, "--steps", 1, "--out=~/mine", "--device", "cpu").code == 0
-    assert (tmp_path / "mine" / "00000.png").is_file()
+    assert (tmp_path / "mine" / "00000-0.png").is_file()
     assert not (tmp_path / "~").exists()
 
 
@@ -869,3 +888,75 @@ def test_processes_that_nobody_started(refused: Call, tmp_path: Path, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     refused("WORLD_SIZE asks for 2 processes, but RANK", "train", "digits", "--out", tmp_path / "run")
+
+
+# What is asked, in turn
+
+
+def conditions(out: Path) -> list[str]:
+    return [line["condition"] for line in json.loads((out / "samples.json").read_text())]
+
+
+def test_labels_in_turn(call: Call, refused: Call, digits_run: Path, tmp_path: Path) -> None:
+    command = ("sample", digits_run, "--device", "cpu", "--steps", 1, "-n", 12, "--out")
+    assert call(*command, tmp_path / "some", "--label", "3,5, 8").code == 0
+    assert conditions(tmp_path / "some") == ["3", "5", "8"] * 4
+    assert (tmp_path / "some" / "00004-5.png").is_file()
+    assert call(*command, tmp_path / "all", "--label", "all").code == 0
+    assert conditions(tmp_path / "all") == [str(number % 10) for number in range(12)]
+    refused("unknown label 'cat'", *command, tmp_path / "none", "--label", "3,cat")
+    few = call(*command[:-2], 12, "--out", tmp_path / "few", "--label", "all", "-n", 4)
+    assert "4 samples show the first 4 of 10: -n 10 shows all" in few.err
+
+
+def test_a_class_that_is_called_all_is_drawn(digits_run: Path) -> None:
+    recipe = load(digits_run, "cpu").recipe
+    named = replace(recipe, classes=("all", "a,b", *recipe.classes[2:]))
+    with pytest.warns(UserWarning, match="'all' is a class of this model"):
+        assert asking.labels(named, "all") == "all"
+    assert asking.labels(named, "a,b") == "a,b"
+    assert asking.labels(named, "2,3") == ("2", "3")
+    assert asking.labels(recipe, "all") == recipe.classes
+
+
+def test_prompts_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa red circle\r\n\n  über \n".encode())
+    assert asking.prompts_in(file) == ("a red circle", "über")
+    for data, sentence in {
+        b"\n \n": "holds 0 prompts",
+        b"a\n\xff\n": "line 2, is not UTF-8",
+        b"a\n" * 10_001: "holds 10,001 prompts: give 1 to 10,000",
+        b"a" * (1 << 21): "more than 1,048,576 bytes",
+    }.items():
+        file.write_bytes(data)
+        with pytest.raises(UserError, match=sentence):
+            asking.prompts_in(file)
+    with pytest.raises(UserError, match="cannot be read"):
+        asking.prompts_in(tmp_path / "none")
+
+
+def test_prompts_twice_are_refused(refused: Call, digits_run: Path) -> None:
+    refused("give one of them", "sample", digits_run, "--prompt", "a", "--prompts", "b", "--device", "cpu")
+
+
+def test_nothing_is_written_among_the_data(call: Call, refused: Call, tmp_path: Path) -> None:
+    """Where the next training would read it."""
+    data, run = write_pictures(tmp_path / "data" / "cats").parent, tmp_path / "run"
+    write_pictures(data / "dogs", seed=1)
+    refused("lies in .*, the data of the model", "train", "folder", "--data", data, *SMALL, "--out", data / "run")
+    assert call("train", "folder", "--data", data, *SMALL, "--out", run).code == 0
+    (tmp_path / "link").symlink_to(data)
+    picture = data / "cats" / "0.png"
+    before = sorted(data.rglob("*"))
+    edit = ("edit", "restyle", run, "--image", picture, "--label", "cats")
+    for verb in (("sample", run, "-n", 1), ("film", run), ("report", run), edit):
+        for out in (data, data / "cats" / "new", tmp_path / "link" / "new"):
+            refused(
+                "lies in .*, the data of the model, .*: choose another --out", *verb, "--device", "cpu", "--out", out
+            )
+    assert sorted(data.rglob("*")) == before
+    outcome = call("sample", run, "-n", 2, "--device", "cpu", "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "00001-dogs.png").is_file()
+    assert f"unfog evaluate {tmp_path / 'out'} --real" in outcome.out
+    assert f"unfog evaluate {run}" in outcome.out

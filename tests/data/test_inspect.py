@@ -350,10 +350,8 @@ def test_a_sheet_shows_the_faulty_ones_first(faulty: Path, tmp_path: Path) -> No
     assert main(["inspect", str(faulty), "--sheet", str(tmp_path / "sheet.png")]) == 0
     with Image.open(tmp_path / "sheet.png") as picture:
         drawn = np.asarray(picture)
-    assert drawn.shape == (2 * (6 * 33 + 1), 2 * (6 * 33 + 1), 3)  # 31 readable ones, twofold
-    drawn = drawn[::2, ::2]
-    assert (drawn[1:33, 1:33] == 7).all()
-    assert drawn[1:33, 34:66].std() > 10
+    rows = np.nonzero((drawn == 7).all(-1).sum(1) >= 64)[0]  # the constant picture, twofold
+    assert (len(rows), rows[0] < 40) == (64, True)
 
 
 def test_a_sheet_of_a_large_folder_is_spread_over_it(tmp_path: Path) -> None:

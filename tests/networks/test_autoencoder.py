@@ -564,7 +564,7 @@ def test_text_to_image_in_one_command(photographs: Path, tmp_path: Path, network
     data = ["--data", str(photographs), "--size", "64", "--device", "cpu"]
     assert main(["train", "text-to-image", *data, "--out", out, *settings]) == 0
     assert main(["sample", out, "-n", "2", "--prompt", "thing 3", "--steps", "2", "--device", "cpu"]) == 0
-    assert size_of(tmp_path / "run" / "samples" / "seed-0" / "00000.png") == (64, 64)
+    assert size_of(tmp_path / "run" / "samples" / "seed-0" / "00000-thing-3.png") == (64, 64)
 
 
 def test_text_to_image_needs_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from unfog.recipes.build import build_codec, build_data
 from unfog.recipes.conditions import ClassConditioning, ImageConditioning, Known, TextConditioning, ValuesConditioning
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
+from unfog.runs.naming import written_pictures
 from unfog.runs.run import load, train
 from unfog.runtime.errors import UserError
 from unfog.training.trainer import Trainer
@@ -357,7 +358,7 @@ def test_any_prompt_is_drawn(text_run: Path, tmp_path: Path, prompt: str) -> Non
     for _ in range(2):  # the second finds what the first wrote
         assert main(command) == 0
     pixels = load(text_run, "cpu").sample(2, prompt)
-    assert np.array_equal(read_picture(tmp_path / "out" / "00001.png", 1, 8, 8), pixels[1].numpy())
+    assert np.array_equal(read_picture(written_pictures(tmp_path / "out")[1], 1, 8, 8), pixels[1].numpy())
 
 
 def test_a_text_model_draws_known_prompts_without_a_request(text_run: Path) -> None:

@@ -196,12 +196,13 @@ def test_the_sheet_shows_x0_above_x_t(digits_run: Path, tmp_path: Path) -> None:
     found = replay(digits_run, 7, "cpu")
     found.write(tmp_path)
     pixels = np.asarray(Image.open(tmp_path / "step-7.png").convert("L"))
+    names = pixels.shape[1] - (16 * 54 + 6) - 4  # at the left of the pictures
     rate = torch.tensor([row.t for row in found.rows]).reshape(-1, 1, 1, 1)
     x_t = (1 - rate) * found.draw.x0 + rate * found.draw.noise  # the run's schedule is flow
     for kind, wanted in enumerate((found.draw.x0, x_t)):
         bytes_of = ((wanted.double() + 1) * 127.5).clamp(0, 255)
         for place in (0, 15, 16, 31):
-            top, left = 60 * (2 * (place // 16) + kind), 54 * (place % 16)
+            top, left = 62 * (2 * (place // 16) + kind), names + 54 * (place % 16)
             shown = pixels[top + 9 : top + 57 : 6, left + 9 : left + 57 : 6]
             assert np.abs(shown - bytes_of[place, 0].numpy()).max() <= 0.6
 
@@ -218,7 +219,7 @@ def test_points_are_drawn_without_what_is_no_number(points_run: Path, tmp_path: 
     found = replay(points_run, 3, "cpu")
     found.write(tmp_path)
     with Image.open(tmp_path / "step-3.png") as picture:
-        assert picture.size == (960, 480)
+        assert min(picture.size) > 480
     broken = found.draw.x0.clone()
     broken[5] = math.nan
     without = torch.cat([broken[:5], broken[6:]])

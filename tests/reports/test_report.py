@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -299,11 +300,11 @@ def test_a_report_shows_more_samples_than_a_batch(
 ) -> None:
     """But no more large pictures than a batch."""
     run = small_batches(digits_run, tmp_path / "run", 4)
-    assert "\n64 samples: 4 steps" in report(run, tmp_path / "whole").markdown
+    assert "\n64 samples: seed 0, solver dpmpp-2m, steps 4" in report(run, tmp_path / "whole").markdown
     with Image.open(tmp_path / "whole" / "film.gif") as frame:
         assert frame.width == 8 * (8 * 9) + 8  # eight pictures of 64 pixels and their gaps
     monkeypatch.setattr("unfog.reports.report.DRAWN", 64 * 3)
-    assert "\n4 samples: 4 steps" in report(run, tmp_path / "large").markdown
+    assert "\n4 samples: seed 0, solver dpmpp-2m, steps 4" in report(run, tmp_path / "large").markdown
 
 
 def test_a_plane_shows_more_points_than_a_batch(points_run: Path, tmp_path: Path) -> None:
@@ -329,9 +330,9 @@ def test_a_report_shows_the_nearest_training_rows(
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     drawn = Images.paired
 
-    def noting(self: Images, a: torch.Tensor, b: torch.Tensor) -> Image.Image:
+    def noting(self: Images, a: torch.Tensor, b: torch.Tensor, *more: Any) -> Image.Image:
         pairs.append((a, b))
-        return drawn(self, a, b)
+        return drawn(self, a, b, *more)
 
     monkeypatch.setattr(Images, "paired", noting)
     report(run, tmp_path)

@@ -58,10 +58,14 @@ def prompts(texts: tuple[str, ...]) -> str | tuple[str, ...] | None:
     return texts if len(texts) > 1 else texts[0] if texts else None
 
 
-def folder(path: Path) -> Path:
-    """Return the path of a folder that exists or can be made."""
+def folder(path: Path, recipe: "Recipe | None" = None) -> Path:
+    """Return the path of a folder that exists or can be made, and is not among the data of a recipe."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: choose another --out")
+    if recipe is not None:
+        from unfog.runs.data import check_apart
+
+        check_apart(path, recipe)
     return path
 
 

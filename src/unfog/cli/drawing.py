@@ -1,10 +1,15 @@
 """The verbs sample and film."""
 
-from typing import Literal
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from unfog.cli import arguments
 from unfog.cli.options import Count, Drawing, Flat, RunFolder, SomePath
 from unfog.runtime.errors import Stopped
+
+if TYPE_CHECKING:
+    from unfog.generation.drawing import Drawing as Generator
 
 
 def sample(
@@ -16,14 +21,18 @@ def sample(
     out: SomePath = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> None:
-    """Draw samples from a run: a sheet, and each picture as a PNG.
+    """Draw samples from a run: a sheet with labels, each picture as a PNG, and samples.json, which lists them.
+
+    A picture's name is its number and what it is asked to show, as in 00012-cat.png.
 
     For example:
 
       unfog sample runs/digits -n 64
+      unfog sample runs/digits --label 3,5,8 -n 30
       unfog sample runs/digits -n 16 --label 3 --guidance 1.5 --seed 7 --out threes
       unfog sample runs/digits --solver ddim --steps 50
       unfog sample runs/shapes -n 16 --prompt "a small red circle above a large blue square"
+      unfog sample runs/shapes --prompts prompts.txt
       unfog sample runs/mnist -n 50000 --out many      (resumes where it was stopped)
 
     Args:
@@ -41,13 +50,26 @@ def sample(
     folder = arguments.folder(out or run / "samples" / f"seed-{drawing.seed}")
     own = out is None and folder.resolve().is_relative_to(run.resolve())  # a link in a run may lead anywhere
     loaded = load(run, drawing.device, precision)
+    arguments.folder(folder, loaded.recipe)
     generator = loaded.generator(**drawing.sampling())
     asked = drawing.asked(loaded.recipe)
     try:
         sample_into(folder, loaded, generator, n, asked, replace=own, console=Console(stderr=True))
     except KeyboardInterrupt:
         raise Stopped("stopped: run the same command again to resume", signal.SIGINT) from None
-    print(f"{n} samples: {folder / 'sheet.png'}")
+    print(f"{n} samples: {folder / 'sheet.png'}, listed in {folder / 'samples.json'}")
+    print(_further(run, folder, generator))
+
+
+def _further(run: Path, folder: Path, generator: "Generator") -> str:
+    """Return how to measure and to show what was drawn."""
+    model, drawn = shlex.quote(str(run)), shlex.quote(str(folder))
+    lines = [f"measure the model: unfog evaluate {model}; show it with film and curves: unfog report {model}"]
+    if generator.modality.suffix == ".png":
+        lines.append(
+            f"compare these pictures with real ones of their size: unfog evaluate {drawn} --real REAL_PICTURES"
+        )
+    return "\n".join(lines)
 
 
 def film(
@@ -80,6 +102,7 @@ def film(
 
     folder = arguments.folder(out or run / "film")
     loaded = load(run, drawing.device)
+    arguments.folder(folder, loaded.recipe)
     sampler = loaded.sampler(**drawing.sampling())
     asked = drawing.asked(loaded.recipe)
     with locked(folder):

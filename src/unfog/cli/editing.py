@@ -14,23 +14,38 @@ if TYPE_CHECKING:
     from unfog.runs.model import SamplingOptions
 
 
-def _model(run: Path, showing: Showing, sampling: "SamplingOptions") -> "tuple[Sampler, Asked]":
-    """Return the sampler of a run, and the requested condition."""
+def _model(run: Path, showing: Showing, sampling: "SamplingOptions", out: Path | None) -> "tuple[Sampler, Asked]":
+    """Return the sampler of a run, and the requested condition; refuse an `out` among the run's data."""
     from unfog.runs import asking
+    from unfog.runs.data import check_apart
     from unfog.runs.run import load
 
     loaded = load(run, showing.device)
+    check_apart(out or run, loaded.recipe)
     sampler = loaded.sampler(**sampling)
     asked = asking.asked(loaded.recipe, label=showing.label, prompt=arguments.prompts(showing.prompt))
     return sampler, asking.edited(loaded.recipe, sampler, asked)
 
 
-def _written(pictures: "Tensor", folder: Path, first: "list[Tensor]") -> None:
-    """Write each picture, and a sheet that begins with the given ones."""
+def _written(
+    pictures: "Tensor", folder: Path, first: "list[Tensor]", sampler: "Sampler", asked: "Asked", what: str
+) -> None:
+    """Write each picture, and a sheet that begins with the given ones and says what the others are.
+
+    Args:
+        pictures: The results.
+        folder: For them.
+        first: What was given.
+        sampler: Drew the results.
+        asked: What they are to show.
+        what: What they are.
+    """
     import torch
 
     from unfog.data.modality import modality_of_rows
     from unfog.data.pictures import save_picture
+    from unfog.recipes.words import in_words
+    from unfog.runs.naming import in_a_line, settings_of
     from unfog.runtime.files import disk
 
     with disk(folder):
@@ -40,7 +55,9 @@ def _written(pictures: "Tensor", folder: Path, first: "list[Tensor]") -> None:
         modality.write(picture[None], folder / f"{place:05}{modality.suffix}")
     before = [one[None] for one in first if one.shape == pictures.shape[1:]]
     shown = torch.cat([*before, pictures])
-    save_picture(modality.sheet(shown, min(8, len(shown))), folder / "sheet.png")
+    words = in_words(sampler.conditioning, sampler.known, sampler.condition(1, asked), asked, 1)[0]
+    labels = ["the picture given"] * len(before) + [", ".join(filter(None, (what, words)))] * len(pictures)
+    save_picture(modality.labelled(shown, labels, in_a_line(settings_of(sampler))), folder / "sheet.png")
     print(f"{len(pictures)} pictures: {folder / 'sheet.png'}{', after the original' if before else ''}")
 
 
@@ -82,10 +99,11 @@ def restyle(
     from unfog.runs import asking
     from unfog.runtime.files import locked
 
-    sampler, asked = _model(run, redrawing, redrawing.sampling())
+    sampler, asked = _model(run, redrawing, redrawing.sampling(), out)
     picture = asking.picture(image, sampler, redrawing.own_size)
     with locked(folder := out or run / "edits" / "restyle"):
-        _written(edits.restyle(sampler, picture, strength, n, asked), folder, [picture])
+        drawn = edits.restyle(sampler, picture, strength, n, asked)
+        _written(drawn, folder, [picture], sampler, asked, f"restyled, strength {strength:g}")
 
 
 def inpaint(
@@ -116,11 +134,12 @@ def inpaint(
     from unfog.runs import asking
     from unfog.runtime.files import locked
 
-    sampler, asked = _model(run, redrawing, redrawing.sampling())
+    sampler, asked = _model(run, redrawing, redrawing.sampling(), out)
     picture = asking.picture(image, sampler, redrawing.own_size)
     where = asking.mask(mask, image, sampler, redrawing.own_size)
     with locked(folder := out or run / "edits" / "inpaint"):
-        _written(edits.inpaint(sampler, picture, where, n, asked, repeats=repeats), folder, [picture])
+        drawn = edits.inpaint(sampler, picture, where, n, asked, repeats=repeats)
+        _written(drawn, folder, [picture], sampler, asked, "inpainted")
 
 
 def outpaint(
@@ -155,10 +174,11 @@ def outpaint(
     from unfog.runs import asking
     from unfog.runtime.files import locked
 
-    sampler, asked = _model(run, redrawing, redrawing.sampling())
+    sampler, asked = _model(run, redrawing, redrawing.sampling(), out)
     picture = asking.picture(image, sampler, redrawing.own_size)
     with locked(folder := out or run / "edits" / "outpaint"):
-        _written(edits.outpaint(sampler, picture, (left, right, top, bottom), n, asked), folder, [])
+        drawn = edits.outpaint(sampler, picture, (left, right, top, bottom), n, asked)
+        _written(drawn, folder, [], sampler, asked, "outpainted")
 
 
 def invert(
@@ -190,11 +210,11 @@ def invert(
     from unfog.runs import asking
     from unfog.runtime.files import locked, write_whole
 
-    sampler, asked = _model(run, inverting, inverting.sampling())
+    sampler, asked = _model(run, inverting, inverting.sampling(), out)
     picture = asking.picture(image, sampler, False)
     with locked(folder := out or run / "edits" / "invert"):
         noise, again = edits.invert(sampler, picture, asked)
-        _written(again[None], folder, [picture])
+        _written(again[None], folder, [picture], sampler, asked, "drawn from its noise")
         buffer = io.BytesIO()
         np.save(buffer, noise.numpy())
         write_whole(folder / "noise.npy", buffer.getvalue())
@@ -225,10 +245,11 @@ def interpolate(
     from unfog.runs import asking
     from unfog.runtime.files import locked
 
-    sampler, asked = _model(run, inverting, inverting.sampling())
+    sampler, asked = _model(run, inverting, inverting.sampling(), out)
     first, second = (asking.picture(image, sampler, False) for image in images)
     with locked(folder := out or run / "edits" / "interpolate"):
-        _written(edits.interpolate(sampler, first, second, n, asked), folder, [])
+        drawn = edits.interpolate(sampler, first, second, n, asked)
+        _written(drawn, folder, [], sampler, asked, "from the first picture to the second")
 
 
 def vary(
@@ -259,7 +280,8 @@ def vary(
     from unfog.runs import asking
     from unfog.runtime.files import locked
 
-    sampler, asked = _model(run, inverting, inverting.sampling(seed))
+    sampler, asked = _model(run, inverting, inverting.sampling(seed), out)
     picture = asking.picture(image, sampler, False)
     with locked(folder := out or run / "edits" / "vary"):
-        _written(edits.vary(sampler, picture, amount, n, asked), folder, [picture])
+        drawn = edits.vary(sampler, picture, amount, n, asked)
+        _written(drawn, folder, [picture], sampler, asked, f"varied, amount {amount:g}")

@@ -97,6 +97,7 @@ def explain(
 
     folder = arguments.folder(out or run / "explain")
     loaded = load(run, device)
+    arguments.folder(folder, loaded.recipe)
     with locked(folder):
         found = work_out(loaded, step, row, seed)
         print(found.text())
@@ -137,5 +138,6 @@ def report(
     folder = arguments.folder(out or run / "report")
     loaded = load(run, device)
     loaded = replace(loaded, recipe=moved(loaded.recipe, data))
+    arguments.folder(folder, loaded.recipe)
     with locked(folder):
         print(f"report: {gather(loaded, folder, seed, 'accept' if accept_changed_data else 'refuse').write()}")

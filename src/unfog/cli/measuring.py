@@ -307,6 +307,8 @@ def compare(
         raise UserError("name the run folders to compare: unfog compare RUN RUN ...")
     models, names = sides.load_alike(runs, device), [str(path) for path in runs]
     folder = arguments.folder(out or sides.common_parent(runs) / "compare")
+    for one in (one for group in models for one in group):
+        arguments.folder(folder, one.recipe)
     console = Console(stderr=True)
     with locked(folder):
         comparison = sides.compare(models, names, n, solver, steps, guidance, seed=seed, console=console)

@@ -48,8 +48,10 @@ class Drawing:
     """What samples show, and how they are drawn.
 
     Attributes:
-        label: Class, by name or number; separate several with commas, used in turn. Default: all classes.
+        label: Class, by name or number; separate several with commas, used in turn; `all` for every class in turn.
+            A model of several labels at once takes them with commas for one sample. Default: all classes.
         prompt: Text; repeat for several, used in turn. Default: captions of held-out rows.
+        prompts: File of prompts, a line for each, used in turn.
         negative: What samples should not show.
         values: Numbers to condition on, for models that take numbers.
         image: Picture, or folder of pictures used in turn, for models that colour, enlarge or fill in images.
@@ -63,6 +65,7 @@ class Drawing:
 
     label: SomeText = None
     prompt: Prompts = ()
+    prompts: SomePath = None
     negative: Negative = None
     values: Numbers = ()
     image: SomePath = None
@@ -88,8 +91,11 @@ class Drawing:
         """Return what samples show, in the form that the recipe's condition takes."""
         from unfog.runs import asking
 
-        texts = arguments.prompts(self.prompt)
-        return asking.asked(recipe, label=self.label, prompt=texts, values=self.values or None, image=self.image)
+        if self.prompt and self.prompts is not None:
+            raise UserError("--prompt and --prompts both say what samples show: give one of them")
+        texts = self.prompt if self.prompts is None else asking.prompts_in(self.prompts)
+        label, prompt = asking.labels(recipe, self.label), arguments.prompts(texts)
+        return asking.asked(recipe, label=label, prompt=prompt, values=self.values or None, image=self.image)
 
 
 @dataclass(frozen=True)

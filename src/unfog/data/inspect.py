@@ -206,23 +206,25 @@ class Report:
         return "\n".join(map(_printable, lines))
 
     def sheet(self) -> Image.Image | None:
-        """Draw images as training sees them: some of each kind of finding, then others, evenly spaced.
+        """Draw images as training sees them: some of each kind of finding, then others by folders, evenly spaced.
 
         Returns: The contact sheet, or None if there are no images to show.
         """
         if self.shape is None:
             return None
-        faulty: list[str] = []
-        for names in self.found.values():
-            faulty += [name for name in list(names)[:8] if name in self.pictures]
-        others = list(self.pictures)[:: max(1, math.ceil(len(self.pictures) / SHOWN))]
-        drawn = []
-        for name in list(dict.fromkeys(faulty + others))[:SHOWN]:
+        labels: dict[str, str] = {}
+        for kind, names in self.found.items():
+            labels |= {name: kind for name in list(names)[:8] if name in self.pictures and name not in labels}
+        for name in list(self.pictures)[:: max(1, math.ceil(len(self.pictures) / SHOWN))]:
+            labels.setdefault(name, PurePosixPath(name).parent.name)
+        drawn, shows = [], []
+        for name in list(labels)[:SHOWN]:
             try:
                 drawn.append(torch.from_numpy(read_picture(self.root / name, *self.shape, self.reading)))
             except UnreadableError:  # the wrong number of channels, or deleted meanwhile
                 continue
-        return images.sheet(torch.stack(drawn), max(1, round(len(drawn) ** 0.5))) if drawn else None
+            shows.append(labels[name])
+        return images.labelled(torch.stack(drawn), shows, "as training sees them") if drawn else None
 
 
 def inspect(path: str | Path, console: Console | None = None, label_from: str = AUTO) -> Report:

@@ -6,6 +6,7 @@ a stored row. Nothing outside this file decides anything by the rank of a row.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
@@ -15,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from unfog.data.lettering import labelled_sheet
 from unfog.data.pictures import (
     SUFFIXES,
     UnreadableError,
@@ -82,13 +84,63 @@ class Modality(ABC):
         """
 
     @final
-    def paired(self, above: Tensor, below: Tensor, columns: int = 16) -> Image.Image:
-        """Show pairs of rows, `below` under `above`, or in two panels side by side where all rows share a panel."""
+    def paired(
+        self, above: Tensor, below: Tensor, columns: int = 16, names: tuple[str, str] = ("", ""), title: str = ""
+    ) -> Image.Image:
+        """Show pairs of rows, `below` under `above`, or in two panels side by side where all rows share a panel.
+
+        Args:
+            above: Rows as stored, `(count, *shape)`.
+            below: As many.
+            columns: Pairs side by side, at most.
+            names: What both are, written at the left.
+            title: A line above all.
+        """
         if self.together:
-            return row_of([self.sheet(above, 1), self.sheet(below, 1)])
+            panels = [self.sheet(above, 1), self.sheet(below, 1)]
+            if not any(names):
+                return row_of(panels)
+            return labelled_sheet([(name, [panel]) for name, panel in zip(names, panels, strict=True)], title=title)
         columns = min(columns, len(above))
         parts = zip(torch.split(above, columns), torch.split(below, columns), strict=True)
-        return row_of([self.sheet(part, columns) for pair in parts for part in pair], down=True)
+        strips = [self.sheet(part, columns) for pair in parts for part in pair]
+        if not any(names):
+            return row_of(strips, down=True)
+        return labelled_sheet([(names[place % 2], [strip]) for place, strip in enumerate(strips)], 0, title, True)
+
+    @final
+    def labelled(self, samples: Tensor, labels: Sequence[str], title: str = "", side: int | None = None) -> Image.Image:
+        """Show rows with what each shows: a block for each label, with the label at the left.
+
+        Args:
+            samples: Rows as stored, `(count, *shape)`.
+            labels: What each shows, `count` of them; empty for nothing.
+            title: A line above all.
+            side: As for `sheet`.
+        """
+        groups: dict[str, list[int]] = {}
+        for place, label in enumerate(labels):
+            groups.setdefault(label, []).append(place)
+        if self.together:
+            side = side or (480 if len(groups) == 1 else 200)
+            panels = [(label, [self.sheet(samples[places], 1, side)]) for label, places in groups.items()]
+            return labelled_sheet(panels, title=title)
+        cells, gap = self.cells(samples, side)
+        return labelled_sheet([(label, [cells[one] for one in some]) for label, some in groups.items()], gap, title)
+
+    @final
+    def cells(self, samples: Tensor, side: int | None = None) -> tuple[list[Image.Image], int]:
+        """Show each row in a picture of its own, all on one scale, where rows do not share a panel.
+
+        Returns: The pictures, and by how many pixels their frames overlap where they stand side by side.
+        """
+        strip = self.sheet(samples, len(samples), side)
+        one, two = (self.sheet(samples[[0] * count], count, side).width for count in (1, 2))
+        pitch = two - one  # of a cell; the frame is drawn once more at the end of a strip
+        if strip.width != len(samples) * pitch + one - pitch:
+            return [self.sheet(row[None], 1, side) for row in samples], 0
+        lefts = range(0, len(samples) * pitch, pitch)
+        return [strip.crop((left, 0, left + one, strip.height)) for left in lefts], one - pitch
 
 
 @final
@@ -272,9 +324,11 @@ def sheet(samples: Tensor, columns: int) -> Image.Image:
     return modality_of_rows(samples).sheet(samples, columns)
 
 
-def paired(above: Tensor, below: Tensor, columns: int = 16) -> Image.Image:
+def paired(
+    above: Tensor, below: Tensor, columns: int = 16, names: tuple[str, str] = ("", ""), title: str = ""
+) -> Image.Image:
     """Show pairs of rows of a built-in modality, `below` under `above`: images in rows, points in two panels."""
-    return modality_of_rows(above).paired(above, below, columns)
+    return modality_of_rows(above).paired(above, below, columns, names, title)
 
 
 def has_plane(modality: Modality, shape: tuple[int, ...] | None) -> bool:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from rich.console import Console
 from torch import Tensor
 
+from unfog.data.lettering import labelled_sheet
 from unfog.data.modality import Modality
-from unfog.data.pictures import row_of, save_picture
+from unfog.data.pictures import save_picture
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
 from unfog.evaluation.intervals import Interval, Scored, bootstrap, of_difference, plain
 from unfog.evaluation.judge import Judge, spread
@@ -109,8 +109,11 @@ class Comparison:
         text = json.dumps({**figures, "shown": [], "unfog": __version__}, indent=1)
         write_whole(folder / "comparison.json", text.encode())
         sheets = [self.modality.sheet(samples, len(samples)) for samples in self.shown]
-        rows = [_titled(model.name, sheet) for model, sheet in zip(self.models, sheets, strict=True)]
-        save_picture(row_of(rows, down=True), folder / "sheet.png")
+        names = [model.name for model in self.models]
+        short = [Path(name).name for name in names]
+        names = short if len(set(short)) == len(short) else names
+        rows = [(name, [sheet]) for name, sheet in zip(names, sheets, strict=True)]
+        save_picture(labelled_sheet(rows, title=self.settings, stacked=True), folder / "sheet.png")
         return f"side by side: {folder / 'sheet.png'}\nnumbers:      {folder / 'comparison.json'}"
 
     def ranked(self) -> "Comparison":
@@ -343,10 +346,3 @@ def _differences(
 def _block_mean(rows: Rows, blocks: int, reference: Moments) -> float:
     """Return the mean Fréchet distance of equal blocks of rows."""
     return float(np.mean([frechet_of_moments(moments(part), reference) for part in np.array_split(rows, blocks)]))
-
-
-def _titled(name: str, picture: Image.Image) -> Image.Image:
-    """Return the sheet of a model's samples below its name."""
-    title = Image.new("RGB", (picture.width, 16), "white")
-    ImageDraw.Draw(title).text((4, 2), name, fill="black")
-    return row_of([title, picture], down=True)

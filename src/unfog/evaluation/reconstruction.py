@@ -65,7 +65,9 @@ class Reconstructed:
         with disk(folder):
             (folder / "evaluation").mkdir(exist_ok=True)
         places = torch.from_numpy(spread(min(SHOWN, len(self.pictures)), len(self.pictures)))
-        save_picture(paired(self.originals[places], self.pictures[places]), folder / "evaluation" / "pairs.png")
+        names = ("originals", "reconstructions")
+        pairs = paired(self.originals[places], self.pictures[places], names=names)
+        save_picture(pairs, folder / "evaluation" / "pairs.png")
         figures = {"psnr": self.psnr, "interval": self.interval, "fidelity": plain(self.fidelity)}
         write_whole(folder / "evaluation.json", json.dumps(figures, indent=1).encode())
 

@@ -251,7 +251,12 @@ def draw_sheets(evaluation: Evaluation, judge: Judge, folder: Path, modality: Mo
     samples = evaluation.samples
     places = torch.from_numpy(spread(min(SHOWN, len(samples)), len(samples)))
     real = torch.from_numpy(spread(len(samples), len(judge.heldout.x)))[places]
-    save_picture(modality.paired(samples[places], judge.heldout.x[real]), folder / "samples.png")
-    pairs = [pair for copies in evaluation.copies.values() for pair in copies.pairs[:COLUMNS]]
-    chosen, rows = (torch.tensor(part) for part in zip(*pairs, strict=True))
-    save_picture(modality.paired(samples[chosen], judge.train.x[rows]), folder / "memorisation.png")
+    taken = "" if evaluation.steps is None else f"{evaluation.steps} steps, guidance {evaluation.guidance:g}, "
+    title = f"{taken}seed {evaluation.seed}"
+    pairs = modality.paired(samples[places], judge.heldout.x[real], COLUMNS, ("samples", "held-out rows"), title)
+    save_picture(pairs, folder / "samples.png")
+    nearest = [pair for copies in evaluation.copies.values() for pair in copies.pairs[:COLUMNS]]
+    chosen, rows = (torch.tensor(part) for part in zip(*nearest, strict=True))
+    names = ("samples", "nearest training rows")
+    copies = modality.paired(samples[chosen], judge.train.x[rows], COLUMNS, names, title)
+    save_picture(copies, folder / "memorisation.png")

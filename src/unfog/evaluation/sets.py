@@ -21,7 +21,7 @@ from unfog.evaluation.intervals import Scored, plain
 from unfog.evaluation.judge import MEMORY, Judge, spread
 from unfog.evaluation.neighbours import Memorised
 from unfog.evaluation.report import about_judge, notes, score_table, verdicts
-from unfog.runs.requests import written_pictures
+from unfog.runs.naming import written_pictures
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import stream
 

@@ -94,7 +94,7 @@ class SeveralConditions(WithNull):
         Raises: UserError: For an unknown part, or if `asked` is not a mapping.
         """
         parts = self.named
-        wanted = self._wanted(asked)
+        wanted = self.wanted(asked)
         columns = []
         for name, part in parts.items():
             given = name in wanted
@@ -104,7 +104,19 @@ class SeveralConditions(WithNull):
             columns += [torch.full((count, 1), int(given)), _packed(entries)]
         return torch.cat(columns, 1)
 
-    def _wanted(self, asked: Asked) -> dict[str, Asked]:
+    def unpacked(self, condition: Tensor, known: Known) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return for each part which rows have it, `(batch,)`, and its entries as the part itself gives them."""
+        found, first = {}, 0
+        for name, part in self.named.items():
+            size = _columns(part, known)
+            given, entries = condition[:, first].bool(), condition[:, first + 1 : first + 1 + size]
+            if isinstance(part, ValuesConditioning):
+                entries = entries.int().view(torch.float32)
+            found[name] = (given, entries[:, 0] if isinstance(part, ClassConditioning) else entries)
+            first += 1 + size
+        return found
+
+    def wanted(self, asked: Asked) -> dict[str, Asked]:
         """Return the request for each part that the request names."""
         parts = self.named
         if asked is None:

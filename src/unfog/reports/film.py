@@ -11,10 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unfog.data.lettering import labelled_sheet
 from unfog.data.modality import Modality
 from unfog.data.pictures import row_of, save_film, save_picture, save_video
 from unfog.generation.sampler import Sampler
 from unfog.recipes.conditions import Asked
+from unfog.recipes.words import in_words
+from unfog.runs.naming import in_a_line, settings_of
 from unfog.runs.requests import in_turn
 from unfog.runtime.device import within
 from unfog.runtime.files import disk, whole
@@ -25,6 +28,8 @@ STILLS = 60
 """Most frames of a film: of a long denoising only some moments are kept."""
 MILLISECONDS = 80
 """Milliseconds that a frame is shown."""
+KINDS = ("x_t", "predicted x0", "change")
+"""What is shown of a moment, one below the other."""
 PIXELS = 6
 """Numbers of a sample whose paths are drawn."""
 
@@ -54,10 +59,14 @@ class Film:
     Attributes:
         stills: The samples at each moment, from noise to data.
         modality: What a sample is.
+        labels: What each sample is asked to show.
+        title: How the samples were drawn.
     """
 
     stills: tuple[Still, ...]
     modality: Modality
+    labels: tuple[str, ...] = ()
+    title: str = ""
 
     def rows(self, index: int) -> tuple[Tensor, ...]:
         """Return what is shown of one moment: x_t, the predicted x0, and what changes until the next moment.
@@ -83,11 +92,13 @@ class Film:
         if self.modality.together:
             columns = [[self.modality.sheet(row, 1, 160) for row in rows] for rows in picked]
             return row_of([row_of(column, down=True) for column in columns])
-        shown = []
+        strips = []
         for sample in range(min(len(picked[0][0]), SAMPLES)):
-            for kind in range(len(picked[0])):
-                shown += [rows[kind][sample] for rows in picked]
-        return self.modality.sheet(torch.stack(shown), MOMENTS, 64)
+            shows = [self.labels[sample]] if sample < len(self.labels) and self.labels[sample] else []
+            for kind, what in enumerate(KINDS[: len(picked[0])]):
+                rows = torch.stack([rows[kind][sample] for rows in picked])
+                strips.append((": ".join([*shows, what]), [self.modality.sheet(rows, MOMENTS, 64)]))
+        return labelled_sheet(strips, title=self.title, stacked=True)
 
     def frame(self, index: int) -> Image.Image:
         """Draw one moment: all samples side by side, x_t above x0 above the change."""
@@ -160,7 +171,10 @@ def film(sampler: Sampler, count: int, asked: Asked = None) -> Film:
 
     Raises: UserError: If the count is out of range, or the model cannot be conditioned on `asked`.
     """
-    return Film(tuple(within(sampler.arithmetic, stills(sampler, count, in_turn(asked, count)))), sampler.modality)
+    asked = in_turn(asked, count)
+    shot = tuple(within(sampler.arithmetic, stills(sampler, count, asked)))
+    shows = in_words(sampler.conditioning, sampler.known, sampler.condition(count, asked), asked, count)
+    return Film(shot, sampler.modality, tuple(shows), in_a_line(settings_of(sampler)))
 
 
 def stills(sampler: Sampler, count: int, asked: Asked) -> Iterator[Still]:

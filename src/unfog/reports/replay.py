@@ -196,7 +196,7 @@ def _picture(trainer: Trainer, draw: Draw, t: Tensor) -> Image.Image:
     """Draw clean rows above noisy ones."""
     schedule, codec = trainer.denoiser.schedule, build_codec(trainer.recipe)
     noisy = shown(schedule.add_noise(draw.x0, draw.noise, t), schedule, t)
-    return trainer.recipe.modality.paired(codec.decode(draw.x0), codec.decode(noisy))
+    return trainer.recipe.modality.paired(codec.decode(draw.x0), codec.decode(noisy), names=("x0", "x_t"))
 
 
 def _shows(batch: Batch, classes: Sequence[str]) -> list[str]:

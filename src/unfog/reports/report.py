@@ -17,9 +17,11 @@ from unfog.data.source import Data, Source
 from unfog.generation.sampler import Sampler
 from unfog.interop.card import facts, text
 from unfog.recipes.build import build_codec
+from unfog.recipes.words import in_words
 from unfog.reports.film import Film, film
 from unfog.reports.html import page
 from unfog.runs.data import Changed, ChangedDataError, read_data
+from unfog.runs.naming import in_a_line, settings_of
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, whole, write_whole
@@ -146,10 +148,9 @@ def _drawn(run: Run, data: Data | UserError, folder: Path, seed: int) -> dict[st
             shot = film(generator, min(_frames(generator), count), asked)
     except UserError as error:
         return {"Samples": [f"No samples could be drawn: {error}."]}
-    save_picture(generator.modality.sheet(samples, min(8, count)), folder / "samples.png")
-    settings = f"seed {seed}"
-    if isinstance(generator, Sampler):
-        settings = f"{generator.settings.steps} steps, guidance {generator.settings.guidance:g}, {settings}"
+    settings = in_a_line(settings_of(generator))
+    shows = in_words(generator.conditioning, generator.known, generator.condition(count, asked), asked, count)
+    save_picture(generator.modality.labelled(samples, shows, settings), folder / "samples.png")
     return {
         "Samples": [*_image("samples.png", f"{count} samples"), f"{count} samples: {settings}."],
         "Film": [] if shot is None else _film(shot, folder),
@@ -194,7 +195,8 @@ def _neighbours(run: Run, data: Data | UserError, samples: Tensor, folder: Path)
     nearest = NearestNeighbors(n_neighbors=1).fit(flat)
     distances, places = nearest.kneighbors(samples.float().flatten(1).numpy())
     closest = torch.from_numpy(np.argsort(distances[:, 0])[:PAIRS].copy())
-    pairs = run.recipe.modality.paired(samples[closest], rows[torch.from_numpy(places[:, 0])[closest]])
+    near = rows[torch.from_numpy(places[:, 0])[closest]]
+    pairs = run.recipe.modality.paired(samples[closest], near, PAIRS, ("samples", "nearest training rows"))
     save_picture(pairs, folder / "neighbours.png")
     what = "all training rows" if len(rows) == len(train) else f"{len(rows):,} of {len(train):,} training rows"
     return [

@@ -1,5 +1,6 @@
 """Turn a user's request, in words, files and pictures, into what a model takes."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ Values = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 """Numbers for all samples, or a row of them for each."""
 Picture = str | Path | Image.Image | Tensor | NDArray[Any]
 """A path, a Pillow image, or uint8 `(channels, height, width)` as a tensor or array."""
+LARGEST, PROMPTS = 1 << 20, 10_000
+"""Bytes of a file of prompts, and prompts in it, at most."""
 TAKES = {
     "classes": "label",
     "labels": "label",
@@ -72,6 +75,52 @@ def asked(
     if image is not None:
         return _encoded_pictures(image, recipe)
     return next((value for value in (label, prompt, values) if value is not None), None)
+
+
+def labels(recipe: Recipe, text: str | None) -> str | tuple[str, ...] | None:
+    """Return the labels that a text names: one for all samples, or several to be taken in turn.
+
+    Names are separated by commas; `all` is every class. A class of the whole text's name goes first. A model of several
+    labels at once reads the commas itself, as one sample's labels.
+    """
+    parts = recipe.conditioning.named if isinstance(recipe.conditioning, SeveralConditions) else {}
+    kinds = set(parts) or {recipe.kind("conditioning")}
+    if text in recipe.classes and text == "all":
+        warnings.warn(
+            "'all' is a class of this model, so it alone is drawn: without a label all classes come in turn",
+            stacklevel=3,
+        )
+    if text is None or text in recipe.classes or not kinds & {"classes", "labels"}:
+        return text
+    if text == "all" and recipe.classes:
+        return recipe.classes
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return text if "labels" in kinds or len(names) < 2 else names
+
+
+def prompts_in(path: Path) -> tuple[str, ...]:
+    """Return the prompts in a text file: a line each, without blank ones.
+
+    Raises: UserError: If the file cannot be read, is no UTF-8, or holds none or too many.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): give a text file with a prompt on each line"
+        ) from None
+    if len(data) > LARGEST:
+        raise UserError(f"{path} has more than {LARGEST:,} bytes: give a text file with a prompt on each line")
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}, is not UTF-8: save the file in that encoding") from None
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not 1 <= len(found) <= PROMPTS:
+        raise UserError(f"{path} holds {len(found):,} prompts: give 1 to {PROMPTS:,}, each on a line")
+    return found
 
 
 def _of_each(given: dict[str, Any], conditioning: SeveralConditions) -> Asked:

@@ -1,8 +1,13 @@
-"""Requests for samples: each sample is written to its own file, and an interrupted request resumes."""
+"""Requests for samples: each sample is written to its own file, and an interrupted request resumes.
+
+Beside the files stand `sampling.json`, the request by which a folder is known again; `samples.json`, the index of the
+samples; and `sheet.png`.
+"""
 
 import hashlib
 import json
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +20,8 @@ from unfog.data.modality import Modality
 from unfog.data.pictures import UnreadableError, save_picture
 from unfog.generation.drawing import Drawing
 from unfog.recipes.conditions import Asked
+from unfog.recipes.words import in_words
+from unfog.runs.naming import INDEX, file_name, in_a_line, numbered, settings_of, write_index
 from unfog.runs.run import Run
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
@@ -40,6 +47,11 @@ class Request:
     count: int
     asked: Asked
 
+    def shows(self, condition: Tensor | None) -> list[str]:
+        """Return what each sample is asked to show, in words, given the condition of each."""
+        generator, asked = self.generator, in_turn(self.asked, self.count)
+        return in_words(generator.conditioning, generator.known, condition, asked, self.count)
+
     def condition(self) -> Tensor | None:
         """Return the condition of each sample.
 
@@ -51,6 +63,14 @@ class Request:
         condition = self.generator.condition(self.count, in_turn(self.asked, self.count))
         self.generator.check(condition)
         return condition
+
+    @property
+    def most(self) -> int:
+        """How many labels or prompts are requested to be taken in turn."""
+        several = self.asked.values() if isinstance(self.asked, Mapping) else [self.asked]
+        return max(
+            (len(one) for one in several if isinstance(one, tuple) and one and isinstance(one[0], str)), default=0
+        )
 
     def identity(self) -> dict[str, object]:
         """Return what distinguishes this request from others, apart from the count, as plain values."""
@@ -88,9 +108,10 @@ class Request:
 def sample_into(
     folder: Path, run: Run, generator: Drawing, count: int, asked: Asked, *, replace: bool, console: Console
 ) -> None:
-    """Write samples 0 to `count` - 1, `sampling.json` and a sheet; resume where an earlier call stopped.
+    """Write samples 0 to `count` - 1, their index and a sheet; resume where an earlier call stopped.
 
-    The modality decides on the file: a PNG for an image, one line of points.csv for a point.
+    The modality decides on the file: a PNG for an image, one line of points.csv for a point. The name of a sample's own
+    file is its number and what it is asked to show.
 
     Args:
         folder: The folder, which is created if it is missing.
@@ -111,27 +132,40 @@ def sample_into(
         first = int(distributed.agreed(0))
         deque(generator.batches(condition, count, first), maxlen=0)  # rank 0 gathers the shares of all
         return
+    if (most := request.most) > count:
+        console.print(f"{count} samples show the first {count} of {most}: -n {most} shows all", highlight=False)
     with locked(folder):
-        first = _first_batch(request, _claim(folder, request, replace))
+        present, shows = _claim(folder, request, replace), request.shows(condition)
+        first = _first_batch(request, set(present))
         distributed.agreed(first)
-        if request.modality.together:
-            _write_together(folder, request, condition)
-            return
-        _write_each(folder, request, condition, first, console)
-        _write_sheet(folder, request)
+        settings, modality = settings_of(generator), request.modality
+
+        def file_of(place: int) -> str:
+            if modality.together:
+                return f"{modality.name}{modality.suffix}"
+            return present[place].name if place in present else file_name(place, shows[place], modality.suffix)
+
+        if modality.together:
+            samples = _write_together(folder / file_of(0), request, condition)
+        else:
+            _write_each(folder, file_of, request, condition, first, console)
+            samples = _read([folder / file_of(place) for place in range(min(count, SHEET))], request)
+        write_index(folder, map(file_of, range(count)), shows, settings)
+        sheet = modality.labelled(samples, shows[: len(samples)], _title(request, len(samples), settings))
+        save_picture(sheet, folder / "sheet.png")
 
 
-def _claim(folder: Path, request: Request, replace: bool) -> set[int]:
+def _claim(folder: Path, request: Request, replace: bool) -> dict[int, Path]:
     """Claim a folder for this request: check what it holds, remove what does not belong, and write `sampling.json`.
 
-    Returns: The numbers of the samples whose pictures are already there.
+    Returns: The samples that are already there: their files by their numbers.
     Raises: UserError: If the folder holds pictures that must not be removed.
     """
     identity, earlier = request.identity(), _earlier(folder / "sampling.json")
     same = all(earlier.get(name) == value for name, value in identity.items())
     written = earlier.get("n")
-    present = _written(folder, request.modality.suffix, max(request.count, written if isinstance(written, int) else 0))
-    if not earlier and (present or (folder / "sheet.png").exists()):
+    present = numbered(folder, request.modality.suffix, max(request.count, written if isinstance(written, int) else 0))
+    if not earlier and (present or any((folder / own).exists() for own in ("sheet.png", INDEX))):
         raise UserError(f"{folder} holds {request.files} that no request of unfog wrote: choose another folder")
     if earlier and not replace and not same:
         raise UserError(
@@ -139,10 +173,11 @@ def _claim(folder: Path, request: Request, replace: bool) -> set[int]:
         )
     if not replace and any(place >= request.count for place in present):
         raise UserError(f"{folder} holds {written} samples of this request: ask for as many, or choose another folder")
-    kept = {place for place in present if same and place < request.count}
+    kept = {place: path for place, path in present.items() if same and place < request.count}
     with disk(folder):
-        for place in present - kept:
-            (folder / _name(place, request.modality.suffix)).unlink()
+        for place in present.keys() - kept:
+            present[place].unlink()
+        (folder / INDEX).unlink(missing_ok=True)  # it says what is there, and is written last
         write_whole(folder / "sampling.json", json.dumps({"n": request.count, **identity}, indent=1).encode())
     return kept
 
@@ -158,15 +193,22 @@ def _first_batch(request: Request, present: set[int]) -> int:
     return request.batches if missing is None else missing // request.size
 
 
-def _write_together(folder: Path, request: Request, condition: Tensor | None) -> None:
-    """Draw all samples, and write them to one file, with a picture."""
+def _write_together(path: Path, request: Request, condition: Tensor | None) -> Tensor:
+    """Draw all samples, write them to one file, and return them."""
     drawn = torch.cat(list(request.generator.batches(condition, request.count)))
-    request.modality.write(drawn, folder / f"{request.modality.name}{request.modality.suffix}")
-    save_picture(request.modality.sheet(drawn, 1), folder / "sheet.png")
+    request.modality.write(drawn, path)
+    return drawn
 
 
-def _write_each(folder: Path, request: Request, condition: Tensor | None, first: int, console: Console) -> None:
-    """Draw the batches from number `first` on, and write each sample when its batch is done."""
+def _write_each(
+    folder: Path,
+    file_of: Callable[[int], str],
+    request: Request,
+    condition: Tensor | None,
+    first: int,
+    console: Console,
+) -> None:
+    """Draw the batches from number `first` on, and write each sample to its file when its batch is done."""
     if first == request.batches:
         return
     if first:
@@ -179,56 +221,40 @@ def _write_each(folder: Path, request: Request, condition: Tensor | None, first:
         disable=request.batches == 1,
         transient=True,
     )
-    modality = request.modality
     for number, samples in enumerate(batches, first):
         for place, sample in enumerate(samples, number * request.size):
-            modality.write(sample[None], folder / _name(place, modality.suffix))
+            request.modality.write(sample[None], folder / file_of(place))
 
 
-def _write_sheet(folder: Path, request: Request) -> None:
-    """Write a sheet of the first samples; without a condition, a model of few classes has one class per column.
+def _read(files: Sequence[Path], request: Request) -> Tensor:
+    """Return the samples in some files.
 
     Raises: UserError: If a file is damaged.
     """
-    modality, stored, classes = request.modality, request.generator.stored, request.generator.classes
+    modality = request.modality
     try:
-        files = [folder / _name(place, modality.suffix) for place in range(min(request.count, SHEET))]
-        samples = torch.cat([modality.read(file, stored) for file in files])
+        return torch.cat([modality.read(file, request.generator.stored) for file in files])
     except UnreadableError as error:
         what = "picture" if modality.pixels else "file"
-        raise UserError(f"a {what} in {folder} is damaged ({error}): delete it and repeat the command") from None
-    columns = max(1, round(len(samples) ** 0.5))
-    if request.asked is None and 1 < classes <= 16:
-        columns = classes * max(1, round(columns / classes))
-    save_picture(modality.sheet(samples, columns), folder / "sheet.png")
+        raise UserError(
+            f"a {what} in {files[0].parent} is damaged ({error}): delete it and repeat the command"
+        ) from None
 
 
-def _written(folder: Path, suffix: str, most: int) -> set[int]:
-    """Return the numbers, below `most`, of the samples whose files are in a folder."""
-    places = (_place(path) for path in folder.glob(f"*{suffix}"))
-    return {place for place in places if place is not None and place < most}
-
-
-def _name(place: int, suffix: str) -> str:
-    """Return the name of the file of sample number `place`."""
-    return f"{place:05}{suffix}"
-
-
-def _place(path: Path) -> int | None:
-    """Return the number of the sample whose file this is, None if it is another file."""
-    digits = path.stem
-    place = int(digits) if digits.isascii() and digits.isdigit() else None
-    return place if place is not None and path.name == _name(place, path.suffix) and path.is_file() else None
-
-
-def written_pictures(folder: Path) -> list[Path]:
-    """Return the pictures of samples in a folder, by their numbers; sheets and other files are none."""
-    numbers = {_place(path): path for path in folder.glob("*.png")}
-    return [numbers[place] for place in sorted(place for place in numbers if place is not None)]
+def _title(request: Request, shown: int, settings: dict[str, object]) -> str:
+    """Return the title of a sheet: of what run it shows how many samples, and how they were drawn."""
+    of = f"{shown}" if shown == request.count else f"the first {shown} of {request.count:,}"
+    samples = "sample" if of == "1" else "samples"
+    return f"{of} {samples} of {request.run.path.resolve().name}: {in_a_line(settings)}"
 
 
 def in_turn(asked: Asked, count: int) -> Asked:
-    """Return several prompts, a tuple of texts, in turn for each of `count` samples; anything else as it is."""
+    """Return several prompts or labels, a tuple of texts, in turn for each of `count` samples; else what was given.
+
+    Where several conditions are requested by name, each is taken in turn by itself.
+    """
+    if isinstance(asked, Mapping):
+        return {name: in_turn(one, count) for name, one in asked.items()}
     if isinstance(asked, tuple) and asked and isinstance(asked[0], str):
         return [asked[place % len(asked)] for place in range(count)]
     return asked

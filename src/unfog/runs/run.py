@@ -20,7 +20,7 @@ from unfog.recipes.several import words_read
 from unfog.recipes.sources import Given
 from unfog.recipes.text_encoders import PretrainedConditioning, copy_encoder, fetch_encoder
 from unfog.recipes.versions import corrections
-from unfog.runs.data import remember
+from unfog.runs.data import check_apart, remember
 from unfog.runs.dataset import Dataset, Read, fitted, read
 from unfog.runs.model import Run as Model
 from unfog.runs.reading import check_vacant, read_model, reopen
@@ -277,6 +277,7 @@ def _begun(
 ) -> Trainer:
     """Return the trainer of a new run folder; an autoencoder, where one is missing, is trained first."""
     check_vacant(out)
+    check_apart(out, recipe)
     if init_from is not None:
         _check_meaning(recipe, read_recipe(Path(init_from)), init_from)
     recipe, data = build_data(recipe) if dataset is None else build_data(fitted(recipe, dataset), dataset.data)

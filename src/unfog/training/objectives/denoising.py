@@ -16,6 +16,7 @@ from unfog.recipes.build import build_denoiser
 from unfog.recipes.fitting import doubt_grid, doubt_inputs, doubt_times
 from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.words import in_words
 from unfog.runtime import distributed
 
 BLANK = 1e-3
@@ -98,12 +99,13 @@ class Denoising(OneLoss):
             sampler.settings, batch=max(most, sampler.size)
         )  # a sheet is no request that must be repeated
         sampler = replace(sampler, settings=at_once)
-        columns = sampler.classes if 1 < sampler.classes <= 16 else 8
-        count = CROWD if sampler.modality.together else columns * max(1, most // columns)
+        whole = sampler.classes if 1 < sampler.classes <= most else 8  # of as many a sheet has a multiple
+        count = CROWD if sampler.modality.together else whole * max(1, most // whole)
         if context.shown is not None and context.shown < count:
-            count = context.shown - context.shown % columns if context.shown > columns else context.shown
+            count = context.shown - context.shown % whole if context.shown > whole else context.shown
             sampler = replace(sampler, settings=replace(at_once, batch=count))
-        condition = None if sampler.classes else held_out(np.arange(count)).condition
+        named = sampler.classes or sampler.conditioning.captioned
+        condition = sampler.condition(count) if named else held_out(np.arange(count)).condition
         samples = sampler(count, condition=condition)
         if not samples.float().std() > BLANK:
             warnings.warn(
@@ -111,7 +113,9 @@ class Denoising(OneLoss):
                 "optimizer.lr, or check the training data with `unfog inspect` and `unfog replay`",
                 stacklevel=2,
             )
-        return sampler.modality.sheet(samples, columns)
+        labels = in_words(sampler.conditioning, sampler.known, condition, None, count)
+        settings = sampler.settings
+        return sampler.modality.labelled(samples, labels, f"{settings.steps} steps, guidance {settings.guidance:g}")
 
     def generator(self, recipe: Recipe, model: nn.Module) -> Generator:
         """Return the recipe's sampler."""

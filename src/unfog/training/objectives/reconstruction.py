@@ -98,7 +98,8 @@ class Reconstruction(OneLoss):
         x0 = held_out(np.arange(SHOWN)).x0.to(next(model.parameters()).device)
         with torch.inference_mode():
             restored = autoencoder.restore(autoencoder.posterior(x0).mean)
-        return context.recipe.modality.paired(codec.decode(x0).cpu(), codec.decode(restored).cpu())
+        names = ("held-out rows", "reconstructions")
+        return context.recipe.modality.paired(codec.decode(x0).cpu(), codec.decode(restored).cpu(), names=names)
 
     def settle(self, model: nn.Module, data: Data, context: Context) -> None:
         """Measure the shift and the scale of the latents."""
