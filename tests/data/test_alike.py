@@ -239,6 +239,7 @@ def test_more_is_held_out_where_groups_need_it(tmp_path: Path) -> None:
         assert len(data.heldout) == (12 if films == 3 else 1)
         assert len({name[0] for name in sides(data)[1]}) == 1
         assert share in notes_of(data)[-1]
+        assert ("each trained on or held out as a whole" in notes_of(data)[0]) == (films == 3)
 
 
 def test_one_picture_under_two_labels_grey_and_borders_are_said(tmp_path: Path) -> None:
@@ -251,8 +252,8 @@ def test_one_picture_under_two_labels_grey_and_borders_are_said(tmp_path: Path) 
         if row == 4:
             grey.resize((40, 40)).save(tmp_path / "b" / "again.png")
     notes = " | ".join(notes_of(folder(str(tmp_path), size=32)))
-    assert "1 pictures are there under two labels: correct one of each (b/again.png: b, and as a/4.png a)" in notes
-    assert "1 pictures have a border of one colour, which is learnt too: crop it (b/5.png)" in notes
+    assert "1 picture under two labels: correct one of each (b/again.png: b, and as a/4.png a)" in notes
+    assert "1 picture with a border of one colour, which is learnt too: crop it (b/5.png)" in notes
     assert "all pictures are grey but saved in colour: data.channels=1" in notes
     report = inspect(tmp_path)
     assert report.found["two labels"] == {"b/again.png": "b, and as a/4.png a"}
@@ -270,8 +271,31 @@ def test_a_test_folder_that_repeats_the_training_is_said(tmp_path: Path) -> None
         if row == 9:
             ImageOps.mirror(Image.fromarray(pixels)).save(tmp_path / "val" / "again.png")
     notes = " | ".join(notes_of(folder(str(tmp_path), size=32)))
-    assert "1 held-out pictures have near-duplicates among the training pictures" in notes
+    assert "near-duplicates of 1 held-out picture are trained on" in notes
     assert "(val/again.png like train/9.png)" in notes
+
+
+def test_how_far_was_looked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limits, only pictures near by name are compared, or the first; what is not in memory, not at all."""
+    for row, pixels in enumerate(textures(40)):
+        Image.fromarray(pixels).save(tmp_path / f"{row:02}.png")
+        if row in (3, 30):
+            Image.fromarray(pixels).save(tmp_path / f"{row:02} again.png")
+    Image.fromarray(textures(40)[3]).save(tmp_path / "99.png")
+    monkeypatch.setattr("unfog.data.alike.WHOLE", 20)
+    monkeypatch.setattr("unfog.data.alike.ROWS", 4)
+    notes = notes_of(folder(str(tmp_path), size=32))
+    assert "(03.png like 03 again.png, 30.png like 30 again.png)" in notes[0]
+    assert notes[1] == "near-duplicates were sought among the 4 pictures that follow each by name"
+    monkeypatch.setattr("unfog.data.alike.MOST", 20)
+    monkeypatch.setattr("unfog.data.heldout.MOST", 20)
+    notes = notes_of(folder(str(tmp_path), size=32))
+    assert "in 1 group, " in notes[0]
+    assert notes[1] == "near-duplicates were sought among the first 20 of 43 pictures"
+    monkeypatch.setattr("unfog.data.folder.IN_MEMORY", 0)
+    assert (
+        "near-duplicates were not sought, since the pictures do not fit in memory" in notes_of(folder(str(tmp_path)))[0]
+    )
 
 
 def test_the_second_rules_split_as_they_did(tmp_path: Path) -> None:

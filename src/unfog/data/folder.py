@@ -205,7 +205,7 @@ def folder(
     x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
     looked = look_at(x) if rules > 2 else None
     train, held, why = parts_of(listing, readable, heldout, together, rules, looked)
-    said += (*findings(listing, readable, looked), *why)
+    said += (*findings(listing, readable, looked, held), *why)
     source: Source = InMemory(x, *listing.annotated(readable), root=listing.root, notes=said, span=levels)
     return Data(Subset(source, train), Subset(source, held))
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unfog.data.alike import MOST, Look, Pairs, groups_of
-from unfog.data.listing import Listing, few
+from unfog.data.listing import Listing, counted, few
 from unfog.data.source import Indices, split_classes, split_groups, split_rows
 from unfog.runtime.errors import UserError
 
@@ -167,8 +167,8 @@ def _leaks(names: Sequence[str], held: npt.NDArray[np.bool_], look: Look | None)
         return ()
     rows = {one if held[one] else other for one, other in pairs}
     return (
-        f"{len(rows):,} held-out pictures have near-duplicates among the training pictures, so that what is learnt by "
-        f"heart counts as learnt: remove them ({few([_pair(names, *pair) for pair in pairs])})",
+        f"near-duplicates of {counted(len(rows), 'held-out picture')} are trained on, so that learning by heart scores "
+        f"well: remove them ({few([_pair(names, *pair) for pair in pairs])})",
     )
 
 
@@ -182,8 +182,15 @@ def _pair(names: Sequence[str], one: int, other: int) -> str:
     return f"{names[other]} like {names[one]}"
 
 
-def findings(listing: Listing, rows: Sequence[int], look: Look | None) -> tuple[str, ...]:
-    """Say what a look at pictures found: near-duplicates, one picture under two labels, grey as colour, borders."""
+def findings(listing: Listing, rows: Sequence[int], look: Look | None, held: Indices) -> tuple[str, ...]:
+    """Say what a look at pictures found: near-duplicates, one picture under two labels, grey as colour, borders.
+
+    Args:
+        listing: The folder.
+        rows: The files that are used.
+        look: What was seen of them.
+        held: Places of those that are held out.
+    """
     if look is None:
         return ()
     names = [listing.files[row] for row in rows]
@@ -192,19 +199,19 @@ def findings(listing: Listing, rows: Sequence[int], look: Look | None) -> tuple[
     if pairs:
         alike = {row for pair in pairs for row in pair}
         groups = len(set(groups_of(look.pairs, len(names))[sorted(alike)].tolist()))
-        side = "" if listing.held is not None else ", each trained on or held out as a whole"
+        apart = np.isin(look.pairs.first, held) != np.isin(look.pairs.second, held)
+        side = "" if apart.any() else ", each trained on or held out as a whole"
         notes.append(
-            f"{len(alike):,} pictures are near-duplicates (resized, recoded, mirrored, cropped), in {groups:,} groups"
-            f"{side} ({few([_pair(names, *pair) for pair in pairs])})"
+            f"{len(alike):,} pictures are near-duplicates (resized, recoded, mirrored, cropped), in "
+            f"{counted(groups, 'group')}{side} ({few([_pair(names, *pair) for pair in pairs])})"
         )
     if twice := contradictions(listing, rows, look):
         pictures = few([f"{name}: {why}" for name, why in twice.items()])
-        notes.append(f"{len(twice):,} pictures are there under two labels: correct one of each ({pictures})")
+        notes.append(f"{counted(len(twice), 'picture')} under two labels: correct one of each ({pictures})")
     if len(look.framed) and 2 * len(look.framed) < len(names):
         framed = [names[row] for row in look.framed]
-        notes.append(
-            f"{len(framed):,} pictures have a border of one colour, which is learnt too: crop it ({few(framed)})"
-        )
+        bordered = counted(len(framed), "picture")
+        notes.append(f"{bordered} with a border of one colour, which is learnt too: crop it ({few(framed)})")
     return (*notes, *remarks(look, len(names)))
 
 
