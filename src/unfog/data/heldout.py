@@ -59,7 +59,7 @@ def parts_of(
             return Parts(*parts, notes)
         if (parts := split_groups(groups, heldout)) is not None:
             return Parts(*parts, notes)
-    return _more(names, groups, heldout, notes)
+    return _more(names, groups, bound, heldout, notes)
 
 
 def _leads(listing: Listing, rows: Sequence[int], together: str) -> list[str]:
@@ -142,15 +142,22 @@ def _joined(copies: Indices, names: Sequence[str]) -> list[str]:
     return [least[one] for one in group.tolist()]
 
 
-def _more(names: list[str], groups: list[str], heldout: float, notes: tuple[str, ...]) -> Parts:
-    """Hold out the smallest group of near-duplicates, or where most are one group, pictures one by one; and say so."""
+def _more(names: list[str], groups: list[str], bound: list[str], heldout: float, notes: tuple[str, ...]) -> Parts:
+    """Hold out the smallest groups of near-duplicates, or where most are one group, pictures one by one; and say so."""
     counts = Counter(groups)
-    smallest = min(sorted(counts), key=lambda name: counts[name])
-    share = counts[smallest] / len(names)
+    chosen: set[str] = set()
+    rows = 0
+    for name in sorted(sorted(counts), key=lambda name: counts[name]):
+        if 2 * rows < heldout * len(names):
+            chosen.add(name)
+            rows += counts[name]
+    share = rows / len(names)
     if share > 0.5:
-        why = "nearly all pictures are near-duplicates of one another: they are held out one by one, and measures of "
-        return Parts(*split_rows(names, heldout), (*notes, why + "what was learnt by heart mean nothing"))
-    held = np.array([name == smallest for name in groups])
+        how = "one by one" if bound == names else "by their captions"
+        why = f"nearly all pictures are near-duplicates of one another: they are held out {how}, and measures of "
+        parts = split_groups(bound, heldout) or split_rows(names, heldout)
+        return Parts(*parts, (*notes, why + "what was learnt by heart mean nothing"))
+    held = np.array([name in chosen for name in groups])
     why = (
         f"{share:.0%} of the pictures are held out, not data.heldout={heldout:g}, since near-duplicates stay on one "
         f"side and make {len(counts):,} groups only"
