@@ -80,6 +80,7 @@ PLANTED = {
     "truncated": ["cats/cut.png"],
     "channels": ["dogs/two.npy"],
     "duplicate": ["dogs/twin.bmp"],
+    "two labels": ["dogs/twin.bmp"],
     "constant": ["cats/blank.png"],
     "small": ["dogs/tiny.png"],
     "long": ["dogs/banner.png"],

@@ -1,8 +1,6 @@
 """A folder of images: with class sub-folders, with `metadata.jsonl`, or plain."""
 
-import re
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -14,9 +12,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from unfog.data.alike import look_at
 from unfog.data.classic import existing
 from unfog.data.current import list_current, located
 from unfog.data.earlier import list_earlier
+from unfog.data.heldout import findings, parts_of
 from unfog.data.labels import AUTO
 from unfog.data.levels import LOOKED, Survey, survey
 from unfog.data.listing import Annotations, Listing
@@ -39,8 +39,6 @@ from unfog.data.source import (
     MissingDataError,
     Source,
     Subset,
-    split_groups,
-    split_rows,
 )
 from unfog.data.text import words_of
 from unfog.data.walk import walk
@@ -48,10 +46,12 @@ from unfog.runtime.errors import UserError
 
 IN_MEMORY = 1 << 30
 """Data sets up to this many bytes are decoded once and kept; larger ones are decoded by worker processes."""
+UNSEEN = "near-duplicates were not sought, since the pictures do not fit in memory: `unfog inspect` seeks them"
+"""What is said of a set that is decoded as it is trained on."""
 PLANES = 1024
 """Channels, at most."""
-RULES = 2
-"""Version of the rules by which folders are read; runs of before read theirs by the first."""
+RULES = 3
+"""Version of the rules by which folders are read; runs of before read theirs by those of their time."""
 
 
 def list_pictures(path: str, where: str = "", rules: int = RULES, label_from: str = AUTO) -> Listing:
@@ -172,11 +172,13 @@ def folder(
         path: The folder: class sub-folders, `metadata.jsonl`, or just images; or an archive, see `list_pictures`.
         size: Side, or [height, width]; default: chosen by `look`.
         channels: 1 or 3 (or as many as the arrays have); default: chosen by `look`.
-        heldout: Share of the images to hold out, by the hash of their names.
+        heldout: Share of the images to hold out, of each class by the hash of their names. Near-duplicates are on one
+            side, see `unfog.data.alike`, if all images fit in memory.
         workers: Processes that decode a data set too large for memory.
         where: Use only the lines of `metadata.jsonl` with `key=value`; the value is JSON or a string.
         together: Delimiter characters, for instance ":". Images whose captions agree up to the first of them are held
-            out together. Default: images are split by their names.
+            out together, unless these are many or their captions repeat, as names of classes do. Default: images are
+            split by their names.
         range: What becomes black and white in images whose numbers are no bytes; default: chosen by `levels_of`.
         rules: Version of the reading rules.
         label_from: What the class of a picture is: `folder`, the first folder below the root (or below `train/`);
@@ -191,7 +193,7 @@ def folder(
         raise UserError(f"data.rules must be from 1 to {RULES}, not {rules}")
     listing = list_pictures(path, where, rules, label_from)
     found_channels, *found_sides = look(listing)
-    if together and listing.captions is None:
+    if together and listing.captions is None and (rules < 3 or not listing.classes):
         raise UserError("data.together splits by captions, but the folder has none: omit data.together")
     height, width = sides_of(size) or found_sides
     shape = (found_channels if channels is None else channels, height, width)
@@ -209,7 +211,8 @@ def folder(
     levels = seen.reading.levels
     said = (*listing.unused.sentences(), *listing.notes, *seen.notes)
     if streamed:
-        train, held, why = _parts(listing, list(np.arange(len(listing.files))), heldout, together, rules)
+        said += (UNSEEN,) if rules > 2 else ()
+        train, held, why = parts_of(listing, list(np.arange(len(listing.files))), heldout, together, rules)
         parts = (_streamed(listing, rows, read, shape, workers, said + why, levels) for rows in (train, held))
         return Data(*parts)
     pixels = [read(file) for file in listing.files]
@@ -218,35 +221,11 @@ def folder(
     if len(readable) < 2:
         raise UserError(f"{listing.root} contains {len(readable)} readable images: a data set needs 2 or more")
     x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
-    train, held, why = _parts(listing, readable, heldout, together, rules)
-    source: Source = InMemory(x, *listing.annotated(readable), root=listing.root, notes=said + why, span=levels)
+    looked = look_at(x) if rules > 2 else None
+    train, held, why = parts_of(listing, readable, heldout, together, rules, looked)
+    said += (*findings(listing, readable, looked, held), *why)
+    source: Source = InMemory(x, *listing.annotated(readable), root=listing.root, notes=said, span=levels)
     return Data(Subset(source, train), Subset(source, held))
-
-
-def _parts(
-    listing: Listing, rows: Sequence[int], heldout: float, together: str, rules: int
-) -> tuple[Indices, Indices, tuple[str, ...]]:
-    """Return which of some files are trained on and which are held out, by their place among them, and what to say."""
-    names = [listing.files[row] for row in rows]
-    if listing.held is not None:
-        held = np.array([listing.held[row] for row in rows])
-        if held.all() or not held.any():
-            raise UserError(f"{listing.root} has no readable pictures in one of its parts: add some, or remove it")
-        return np.flatnonzero(~held), np.flatnonzero(held), ()
-    if not together:
-        return *split_rows(names, heldout), ()
-    captions = listing.captions or ()
-    groups = [re.split(f"[{re.escape(together)}]", captions[row], maxsplit=1)[0].strip() for row in rows]
-    if rules == 1:
-        return *split_rows(groups, heldout), ()
-    if (parts := split_groups(groups, heldout)) is not None:
-        return *parts, ()
-    (largest, count), *_ = Counter(groups).most_common(1)
-    why = (
-        f"pictures are held out one by one, since their captions make groups too large for that: {count:,} of "
-        f"{len(rows):,} begin with {largest[:40]!r} (data.together={together!r})"
-    )
-    return *split_rows(names, heldout), (why,)
 
 
 def _streamed(

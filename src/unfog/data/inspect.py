@@ -18,8 +18,10 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from unfog.data.alike import MOST, SMALLEST
 from unfog.data.classic import PACKED
 from unfog.data.current import UNLISTED, located, metadata_of
+from unfog.data.findings import FINDINGS, NOTES, compare, reduced
 from unfog.data.folder import list_pictures, look, notes_of
 from unfog.data.labels import AUTO, check
 from unfog.data.levels import survey
@@ -30,6 +32,7 @@ from unfog.data.packed import ARCHIVES, Member, Packed
 from unfog.data.pictures import (
     AS_NOW,
     SUFFIXES,
+    Pixels,
     Reading,
     UnreadableError,
     describe_picture,
@@ -43,31 +46,6 @@ from unfog.data.text import WORDS, words_of
 from unfog.data.walk import walk
 from unfog.runtime.errors import UserError
 
-FINDINGS = {
-    "unreadable": "training skips them; replace or remove them",
-    "truncated": "their header is intact, but pixels are missing or damaged, so training skips them; get them again",
-    "channels": "their number of channels differs from the data set's, so training skips them; convert or remove them",
-    "duplicate": "the same pixels as another image; keep one, else training data leaks into the held-out part",
-    "constant": "a single colour; remove them, unless they are intended",
-    "small": "half the suggested size or less, so upscaling blurs them",
-    "long": "centre-cropping removes more than half; crop them yourself",
-    "bad line": "invalid lines of the metadata; correct them",
-    "repeated": "listed more than once in the metadata; the last line is used",
-    "orphaned": "listed in the metadata, but missing; add the files or remove the lines",
-    "unused": "there but not used",
-    "long text": f"captions of more than {WORDS - 1} words, whose rest text-to-image drops; shorten them, or set "
-    "conditioning.length",
-    "no label": "without the 'label' that other lines have; set it in all lines or none",
-    "no text": "without the 'text' that other lines have; set it in all lines or none",
-    "no values": "without the 'values' that other lines have; set them in all lines or none",
-    "empty text": "captions without words; describe the images",
-    "few": "classes with fewer than 5 images, or than a tenth of the largest class; add images, or drop the class",
-    "rotated": "rotated by their EXIF orientation; unfog applies it, other programs may not",
-    "odd": "unusual format, mode, size or aspect ratio",
-}
-"""Kinds of findings, and what each means for training."""
-NOTES = frozenset({"rotated", "odd"})
-"""Kinds that are not faults."""
 LOOKED, SHOWN = 200, 64
 """Most rows that `quick` decodes, and most images on a sheet."""
 
@@ -112,6 +90,7 @@ class Report:
         notes: What training does with what is there.
         reading: How pictures become bytes.
         label_from: What the classes are.
+        grey: Whether all are grey, though saved in colour.
     """
 
     root: Path | Packed
@@ -125,6 +104,7 @@ class Report:
     notes: tuple[str, ...] = ()
     reading: Reading = AS_NOW
     label_from: str = AUTO
+    grey: bool = False
 
     @property
     def healthy(self) -> bool:
@@ -144,7 +124,8 @@ class Report:
             return None
         command = f"unfog train folder --data {shlex.quote(str(self.root))} --size {self.shape[1]}"
         command += "" if self.label_from == AUTO else f" --label-from {shlex.quote(self.label_from)}"
-        return {"channels": self.shape[0], "side": self.shape[1], "command": command}
+        command += " --set data.channels=1 --set network.width=48" if self.grey else ""
+        return {"channels": 1 if self.grey else self.shape[0], "side": self.shape[1], "command": command}
 
     @property
     def _sizes(self) -> dict[str, tuple[float, float, float]]:
@@ -249,15 +230,18 @@ def inspect(path: str | Path, console: Console | None = None, label_from: str = 
     if not files:
         list_pictures(str(path))  # says why
         raise UserError(f"{root} contains no images: pass the folder that contains them")
-    pictures = {}
+    pictures: dict[str, Picture] = {}
+    small: dict[str, Pixels] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about much that it can still read
         seen, refusal, shape = _as_training(str(path), Listing(root, files, None, (), unused=passed), label_from)
         console = console or Console(stderr=True)
         for name in track(files, "inspecting", console=console, transient=True, disable=len(files) < LOOKED):
-            result = _examine(root / name, seen.reading)
+            result, pixels = _examine(root / name, seen.reading)
             if isinstance(result, Picture):
                 pictures[name] = result
+                if pixels is not None and len(small) < MOST:
+                    small[name] = reduced(pixels)
             else:
                 fault, reason = result
                 found[fault][name] = reason
@@ -276,11 +260,11 @@ def inspect(path: str | Path, console: Console | None = None, label_from: str = 
     scarce = max(5, max(classes.values(), default=0) / 10)
     found["few"] = {name: str(count) for name, count in sorted(classes.items()) if count < scarce}
     captions = tuple(text for text in texts.values() if text.strip())
-    notes = (*listing.notes, *seen.notes)
+    more, grey = compare(listing, small, found)
+    notes = (*listing.notes, *seen.notes, *more)
     found_classes = dict(classes.most_common())
-    return Report(
-        root, files, pictures, found, found_classes, captions, refusal, shape, notes, seen.reading, label_from
-    )
+    read = (notes, seen.reading, label_from, grey)
+    return Report(root, files, pictures, found, found_classes, captions, refusal, shape, *read)
 
 
 def _root(path: str | Path) -> Path | Packed:
@@ -391,8 +375,8 @@ def _as_training(
     return Seen(listing, reading, notes), refusal, shape
 
 
-def _examine(path: Path | Member, reading: Reading) -> Picture | tuple[str, str]:
-    """Return a picture, or the kind of its fault and the reason."""
+def _examine(path: Path | Member, reading: Reading) -> tuple[Picture | tuple[str, str], Pixels | None]:
+    """Return a picture, or the kind of its fault and the reason; and its pixels, where it can be compared."""
     is_array = path.suffix.lower() == ".npy"
     fault = "unreadable"
     try:
@@ -407,10 +391,12 @@ def _examine(path: Path | Member, reading: Reading) -> Picture | tuple[str, str]
         else:
             mode, kind, turned = _kind(path)
     except Exception as error:  # the file may have been deleted, or not fit into memory
-        return fault, str(error) or type(error).__name__
+        return (fault, str(error) or type(error).__name__), None
     constant = bool((pixels == pixels[:, :1, :1]).all())
     digest = hashlib.sha256(pixels.data).hexdigest()
-    return Picture(channels, height, width, mode, kind, turned, constant, digest)
+    comparable = len(pixels) == 3 and min(height, width) >= SMALLEST
+    picture = Picture(channels, height, width, mode, kind, turned, constant, digest)
+    return picture, pixels if comparable else None
 
 
 def _kind(path: Path | Member) -> tuple[str, str, int]:

@@ -217,6 +217,39 @@ def split_groups(groups: Sequence[str], share: float) -> tuple[Indices, Indices]
     return np.setdiff1d(np.arange(len(groups)), held), np.sort(np.array(held, dtype=np.int64))
 
 
+def split_classes(groups: Sequence[str], classes: Sequence[str], share: float) -> tuple[Indices, Indices] | None:
+    """Return the parts as `split_groups` does, but about the share of each class; what rounding leaves goes on.
+
+    Args:
+        groups: Name of the group of each row.
+        classes: Name of the class of each row; a group belongs to that of its first row.
+        share: The share to hold out.
+
+    Returns: The parts, those of `split_groups` if there is one class, or None where too little can be held out.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    members: dict[str, list[str]] = {}
+    for group, own in rows.items():
+        members.setdefault(classes[own[0]], []).append(group)
+    count = min(max(1, round(share * len(groups))), len(groups) - 1)
+    held: list[int] = []
+    passed = 0
+    for name in sorted(members):
+        size = sum(len(rows[group]) for group in members[name])
+        passed += size
+        wanted = (count if passed == len(groups) else round(share * passed)) - len(held)
+        chosen: list[int] = []
+        for group in sorted(members[name], key=_hashed):
+            if len(chosen) < wanted and len(chosen) + len(rows[group]) <= min(1.5 * wanted, size - 1):
+                chosen += rows[group]
+        held += chosen
+    if 2 * len(held) < count:
+        return None
+    return np.setdiff1d(np.arange(len(groups)), held), np.sort(np.array(held, dtype=np.int64))
+
+
 def _hashed(name: str) -> bytes:
     """Return the hash of a name."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()

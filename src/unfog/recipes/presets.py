@@ -175,7 +175,7 @@ def text_to_image(data: str | None = None, size: Size | None = None, label_from:
 
     Above 32 pixels it trains an autoencoder first and then, in its latents, the compact network, which reads the
     captions by cross-attention; `network=conditional-unet` is Stable Diffusion's, and slower. Captions that are equal
-    up to the first colon or comma are held out together, as far as about a tenth of the pictures can be.
+    up to the first colon or comma are held out together, unless so many are, or they repeat as names of classes do.
     """
     listing, channels, sides, side = _looked("text-to-image", data, size, label_from)
     if listing.captions is None and not listing.classes:
