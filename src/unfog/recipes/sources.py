@@ -96,8 +96,8 @@ class Folder:
     range: Sequence[float] | None = None
     rules: int = folder.RULES
 
-    def build(self) -> Data:
-        """Read the folder."""
+    def build(self, glance: bool = False) -> Data:
+        """Read the folder, or with `glance` only what its files are."""
         return folder.folder(
             self.path,
             self.size,
@@ -108,6 +108,7 @@ class Folder:
             self.together,
             self.range,
             self.rules,
+            glance,
         )
 
 
