@@ -1,12 +1,14 @@
 """Options that several verbs share, each with its help text: a verb takes a dataclass of them as `Flat[...]`."""
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
 from unfog.cli import arguments
+from unfog.runtime.errors import UserError
 
 if TYPE_CHECKING:  # importing these takes long, and --help needs none of it
     from unfog.recipes.conditions import Asked
@@ -149,7 +151,7 @@ class Training:
 
     Attributes:
         data: Path of the data, for recipes that read files.
-        size: Side of the pictures in pixels, for the recipe 'folder'.
+        size: Side of the pictures in pixels, for the recipe 'folder'. Default: what pictures and budget allow.
         budget: Training time, for instance 90s, 10m or 2h, instead of the recipe's number of images.
         set: Change a setting of the recipe, for instance network.width=96.
         device: Where to compute.
@@ -166,6 +168,24 @@ class Training:
     def recipe(self, name: str, init_from: Path | None = None) -> "Recipe":
         """Return the recipe of a name, as that of a run to start from, with its settings applied."""
         return arguments.chosen(name, self.data, self.size, self.set, self.precision, init_from)
+
+    def proportioned(self, name: str, init_from: Path | None = None) -> "tuple[Recipe, str | None]":
+        """Return the recipe of a name, its pictures as large as the budget allows if no size is given, and what to say.
+
+        Only the recipe 'folder' chooses a size, and only within a budget.
+        """
+        chosen = self.recipe(name, init_from)
+        sized = self.size is not None or any(setting.startswith("data.size") for setting in self.set)
+        if name != "folder" or self.seconds is None or init_from is not None or sized:
+            return chosen, None
+        from unfog.training.proportion import suggested_side
+
+        side = None
+        with suppress(UserError):  # which the training itself says better
+            side = suggested_side(chosen, self.seconds, self.device)
+        if side is None:
+            return chosen, None
+        return replace(self, size=side).recipe(name), f"size {side}, which fits the budget: --size chooses another"
 
     @property
     def seconds(self) -> float | None:

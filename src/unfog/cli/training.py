@@ -1,13 +1,18 @@
 """Verbs that train, plan a training or inspect one."""
 
+import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from unfog.cli import arguments
 from unfog.cli.options import AcceptChangedData, Device, Flat, RunFolder, SomePath, Training
 from unfog.runtime.errors import UserError
+
+if TYPE_CHECKING:  # importing it takes long, and --help needs none of it
+    from unfog.recipes.recipe import Recipe
 
 RecipeName = Annotated[
     tyro.conf.Positional[str],
@@ -56,8 +61,9 @@ def train(
     elif accept_changed_data:
         raise UserError("--accept-changed-data is for --resume: a new run takes the data as they are")
     else:
-        chosen = training.recipe(recipe, init_from)
+        chosen, size = training.proportioned(recipe, init_from)
         folder = out or Path("runs") / recipe
+        _say_what_to_expect(chosen, training.seconds, training.device, size)
         run.fit(chosen, folder, budget=training.seconds, init_from=init_from, device=training.device, log=log)
     finished = run.read_recipe(folder)
     if not finished.objective.draws:
@@ -90,7 +96,24 @@ def plan(
     """
     from unfog.training.plan import plan as measure
 
-    print(measure(training.recipe(recipe), budget=training.seconds, device=training.device).table())
+    chosen, size = training.proportioned(recipe)
+    if size is not None:
+        print(size, file=sys.stderr)
+    print(measure(chosen, budget=training.seconds, device=training.device).table())
+
+
+def _say_what_to_expect(recipe: "Recipe", budget: float | None, device: str, size: str | None) -> None:
+    """Print the size that was chosen, and what to expect of pictures from a folder, or within a budget."""
+    from unfog.recipes.sources import Folder
+    from unfog.runtime.distributed import rank
+    from unfog.training.proportion import expectation
+
+    if rank() or not (isinstance(recipe.data, Folder) or budget is not None):
+        return
+    said = [size]
+    with suppress(UserError):  # which the training itself says better
+        said.append(expectation(recipe, budget, device))
+    print(*(line for line in said if line is not None), sep="\n", end="\n" if any(said) else "", file=sys.stderr)
 
 
 def average(

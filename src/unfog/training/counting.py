@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from unfog.data.source import Source
-from unfog.recipes.build import build_codec, known_of, weightless
+from unfog.recipes.build import build_codec, build_model, known_of, weightless
 from unfog.recipes.objective import Context, Draw
 from unfog.recipes.recipe import Recipe
 
@@ -44,14 +44,26 @@ class Cost:
 def cost(recipe: Recipe, source: Source) -> Cost:
     """Count what a row costs, on the meta device, whatever its size.
 
+    Only an objective that looks at its numbers is counted on a row that is really computed.
+
     Args:
         recipe: The recipe, with its shape filled in.
         source: Gives the annotations of a row.
 
     Raises: UserError: If the parts of the recipe do not fit together.
     """
-    model = weightless(recipe)
-    batch = _row(recipe, source)
+    try:
+        return _counted(recipe, source, META)
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise
+        return _counted(recipe, source, torch.device("cpu"))
+
+
+def _counted(recipe: Recipe, source: Source, device: torch.device) -> Cost:
+    """Count what a row costs on a device."""
+    model = weightless(recipe) if device == META else build_model(recipe)
+    batch = _row(recipe, source, device)
     kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no later one takes the same address
 
     def note(tensor: Tensor) -> Tensor:
@@ -73,17 +85,17 @@ def cost(recipe: Recipe, source: Source) -> Cost:
     return Cost(operations, forward, stored, sum(parameter.numel() for parameter in parameters), conditional)
 
 
-def _row(recipe: Recipe, source: Source) -> Draw:
-    """Return one row as a step takes it, with its time and its condition but without numbers in the tensors."""
+def _row(recipe: Recipe, source: Source, device: torch.device) -> Draw:
+    """Return one row as a step takes it, with its time and its condition on a device."""
     known = known_of(recipe)
     x0 = torch.zeros(1, *known.shape)
     batch = source.about(np.zeros(1, dtype=np.int64))._replace(
         x=torch.zeros(1, *(known.stored or ()), dtype=torch.uint8)
     )
     condition = recipe.conditioning.read(known, batch, x0, torch.full((1, 4), 0.5))
-    given = None if condition is None else condition.to(META)
-    x0 = x0.to(META)
-    return Draw(x0, given, torch.zeros(1, dtype=torch.bool, device=META), torch.full((1,), 0.5), torch.empty_like(x0))
+    given = None if condition is None else condition.to(device)
+    x0 = x0.to(device)
+    return Draw(x0, given, torch.zeros(1, dtype=torch.bool, device=device), torch.full((1,), 0.5), torch.empty_like(x0))
 
 
 def rows_within(cost: Cost, memory: float) -> int:

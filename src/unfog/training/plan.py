@@ -32,6 +32,7 @@ from unfog.training.counting import rows_within
 from unfog.training.ema import GAMMAS
 from unfog.training.objectives.denoising import PORTIONS, SHEET
 from unfog.training.objectives.reconstruction import MEASURED, SHOWN, autoencoder_recipe
+from unfog.training.outlook import kind_of, sentence
 from unfog.training.rehearsal import (
     MEMORY,
     TOO_MANY,
@@ -127,6 +128,7 @@ class Plan:
         operations: Floating-point operations that an image takes in training.
         timed: The numbers of rows whose steps were timed; none where seconds follow from a convolution's speed.
         share: Operations of a timed row, as a share of a whole one: less than 1 if that is too large.
+        expected: What to expect of the pictures, where something was measured.
     """
 
     headline: str
@@ -146,6 +148,7 @@ class Plan:
     operations: int = 0
     timed: tuple[int, ...] = ()
     share: float = 1.0
+    expected: str | None = None
 
     @property
     def images(self) -> int:
@@ -186,6 +189,8 @@ class Plan:
         }
         if self.portion is not None:
             lines["portion"] = _drawn(self.portion, self.measured)
+        if self.expected is not None:
+            lines["expect"] = self.expected
         own = [self.headline, *(f"{name:<8}{text}" for name, text in lines.items())]
         if self.first is None:
             return "\n".join(own)
@@ -226,7 +231,9 @@ def seen(recipe: Recipe) -> tuple[Recipe, Seen]:
     size = int(np.prod(data.train.shape))
     rows = np.linspace(0, len(data.train) - 1, max(1, min(FEW, BYTES // size, len(data.train)))).astype(np.int64)
     began = time.monotonic()
-    x = data.train.take(rows).x
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what cannot be read is named when all is
+        x = data.train.take(rows).x
     return recipe, Seen(data, x, (time.monotonic() - began) / len(x) if glance else 0.0, listed)
 
 
@@ -249,8 +256,8 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto", c
     console.print(f"planning {recipe.name}: takes at most 20 s, and trains nothing", highlight=False)
     budget = None if budget is None else seconds("the budget", budget)
     recipe, look = seen(recipe)
-    for sentence in notes_of(look.data, words_read(recipe.conditioning)):
-        warnings.warn(sentence, stacklevel=2)
+    for note in notes_of(look.data, words_read(recipe.conditioning)):
+        warnings.warn(note, stacklevel=2)
     place, codec, until = choose_device(device), recipe.codec, allowance(SECONDS)
     with torch.random.fork_rng():
         if not (isinstance(codec, LatentCodec) and not codec.path):
@@ -308,7 +315,18 @@ def _planned(
         found.whole.operations,
         found.rows,
         found.tried.operations / max(1, found.whole.operations),
+        _expected(recipe, look, found, steps, first),
     )
+
+
+def _expected(recipe: Recipe, look: Seen, found: Rehearsal, steps: int, first: Plan | None) -> str | None:
+    """Return in one line what to expect of a model's pictures, if it draws any and something was measured."""
+    if not recipe.objective.draws or (kind := kind_of(recipe, look.x)) is None:
+        return None
+    before = 0 if first is None else first.images * first.operations
+    operations = before + steps * recipe.training.batch * found.whole.operations
+    latents = isinstance(recipe.codec, LatentCodec)
+    return sentence(kind, max(look.x.shape[2:]), operations, latents, found.speed)
 
 
 def _unencoded(recipe: Recipe, first: Plan | None) -> tuple[Recipe, float]:
