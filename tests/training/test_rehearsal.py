@@ -98,6 +98,9 @@ def test_rows_are_as_few_as_the_seconds_demand(seconds: float, monkeypatch: pyte
     line, _ = timed(take, 64, 10**6, Allowance(seconds, 1e12))
     assert line(64) == pytest.approx(12.8)
     assert now[0] <= max(0.4, seconds + 1.0)
+    now[0], steps = 0.0, []
+    timed(lambda rows: steps.append(rows) or take(rows), 64, 10**6, Allowance(0.5, 1e12))
+    assert steps == [1]  # a second one would not have fitted
 
 
 def test_a_line_has_no_part_below_nothing() -> None:

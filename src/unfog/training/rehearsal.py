@@ -252,7 +252,9 @@ def timed(take: Callable[[int], float], portion: int, most: int, allowed: Allowa
 
     Returns: Seconds in rows, and the numbers of rows that were timed.
     """
-    take(1)  # kernels are chosen during the first step of each size
+    first = take(1)  # kernels are chosen during the first step of each size
+    if 2 * first > allowed.seconds:
+        return Line(0.0, first), (1,)
     single = take(1)
     most = min(portion, max(1, most), int(allowed.seconds / (2.5 * single)))  # each size twice, the smaller a quarter
     if most <= 1:
