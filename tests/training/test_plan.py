@@ -57,6 +57,8 @@ def test_a_budget_too_short_for_one_step_says_how_long_one_takes() -> None:
     ):
         Pace(3.5, 10.0, close=1.0).fit(20, 18.0, 8)
     assert Pace(3.5, 10.0, close=1.0).fit(float(re.findall(r"give (\d+)s", _said(20))[0]), 18.0, 8) == 1
+    with pytest.raises(UserError, match="of 50 s is too short for one step"):  # of which an autoencoder has a part
+        Pace(3.5, 10.0, close=1.0).fit(20, 18.0, 8, share=0.4)
 
 
 def _said(budget: float) -> str:

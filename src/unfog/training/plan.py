@@ -76,13 +76,14 @@ class Pace:
     report: float
     close: float = 0.0
 
-    def fit(self, budget: float, spent: float, reports: int) -> int:
+    def fit(self, budget: float, spent: float, reports: int, share: float = 1.0) -> int:
         """Return the steps (budget - spent - close - reports) / step, the reports in at most their share.
 
         Args:
             budget: Seconds in all.
             spent: Seconds before the first step.
             reports: How many reports there are.
+            share: Which part of the user's budget this is: an autoencoder has its own.
 
         Raises: UserError: If not even one step fits.
         """
@@ -90,9 +91,9 @@ class Pace:
         if steps < 1:
             least = 1 + (spent + self.step + self.close) / (1 - REPORTS)
             raise UserError(
-                f"the budget of {in_words(budget)} is too short for one step: a step takes {in_words(self.step)} here, "
-                f"{in_words(spent)} pass before the first one and {in_words(self.close)} after the last: give "
-                f"{least:.0f}s or more"
+                f"the budget of {in_words(budget / share)} is too short for one step: a step takes "
+                f"{in_words(self.step)} here, {in_words(spent)} pass before the first one and {in_words(self.close)} after the last: give "
+                f"{least / share:.0f}s or more"
             )
         return steps
 
@@ -265,7 +266,7 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto", c
         half = Allowance(until.until - until.seconds / 2, until.memory)
         share = None if budget is None else budget * codec.share
         inner = replace(autoencoder_recipe(recipe, codec), shape=recipe.shape)
-        first = _planned(inner, look, share, STARTUP, place, half, console)
+        first = _planned(inner, look, share, STARTUP, place, half, console, share=codec.share)
         return _planned(recipe, look, budget, first.seconds, place, until, console, first)
 
 
@@ -278,6 +279,7 @@ def _planned(
     allowed: Allowance,
     console: Console,
     first: Plan | None = None,
+    share: float = 1.0,
 ) -> Plan:
     """Return the plan of one model, which begins after `spent` seconds."""
     began, base = time.monotonic(), resident()
@@ -295,7 +297,7 @@ def _planned(
     checkpoint, rest = _disk(recipe, found)
     pace = Pace(step, _report(recipe, found, look, portion, first), 2 * checkpoint / DISK)
     settings, reports = recipe.training, recipe.training.reports
-    steps = settings.steps if budget is None else pace.fit(budget, spent, reports)
+    steps = settings.steps if budget is None else pace.fit(budget, spent, reports, share)
     memory, most = _memory(found, look, base, settings.batch // settings.accumulate, device)
     return Plan(
         _headline(recipe, found, look, device),
