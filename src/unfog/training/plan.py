@@ -92,8 +92,8 @@ class Pace:
             least = 1 + (spent + self.step + self.close) / (1 - REPORTS)
             raise UserError(
                 f"the budget of {in_words(budget / share)} is too short for one step: a step takes "
-                f"{in_words(self.step)} here, {in_words(spent)} pass before the first one and {in_words(self.close)} after the last: give "
-                f"{least / share:.0f}s or more"
+                f"{in_words(self.step)} here, {in_words(spent)} pass before the first one and {in_words(self.close)} "
+                f"after the last: give {least / share:.0f}s or more"
             )
         return steps
 
