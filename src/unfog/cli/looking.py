@@ -5,7 +5,7 @@ from pathlib import Path
 import tyro
 
 from unfog.cli import arguments
-from unfog.cli.options import AcceptChangedData, Device, LabelFrom, MovedData, RunFolder, Seed, SomePath
+from unfog.cli.options import AcceptChangedData, Device, LabelFrom, MovedData, RunFolder, Seed, SomePath, SomeText
 from unfog.runtime.errors import UserError
 
 
@@ -16,6 +16,7 @@ def inspect(
     label_from: LabelFrom = None,
     json: SomePath = None,
     sheet: SomePath = None,
+    budget: SomeText = None,
 ) -> None:
     """Check a folder of pictures before training: what it holds, what is not used, what is wrong, how to train on it.
 
@@ -26,6 +27,7 @@ def inspect(
       unfog inspect my_pictures
       unfog inspect my_pictures --label-from prefix
       unfog inspect my_pictures --json found.json --sheet found.png
+      unfog inspect my_pictures --budget 10m
 
     Args:
         path: Folder or archive of pictures, as for `unfog train folder`.
@@ -33,6 +35,7 @@ def inspect(
             csv:COLUMN.
         json: Also write all findings to this file, picture by picture.
         sheet: Also write this PNG of the pictures as training sees them, faulty ones first.
+        budget: Also suggest the size for this training time, for instance 10m, and say what to expect.
     """
     from unfog.data.inspect import inspect as look_over
     from unfog.data.labels import AUTO
@@ -44,6 +47,8 @@ def inspect(
     with arguments.writing(json, "--json"), arguments.writing(sheet, "--sheet"):
         report = look_over(path, label_from=label_from or AUTO)
         print(report.text())
+        if budget is not None and report.suggestion is not None and report.refusal is None:
+            print(_within(path, budget))
         if json is not None:
             write_output(json, report.to_json().encode())
             print(f"all findings: {json}")
@@ -51,6 +56,16 @@ def inspect(
             with output(sheet) as part:
                 save_picture(drawn, part)
             print(f"pictures: {sheet}")
+
+
+def _within(path: Path, budget: str) -> str:
+    """Return the size that fits a budget, and what to expect."""
+    from unfog.cli.options import Training
+    from unfog.training.proportion import expectation
+
+    chosen = Training(data=str(path), budget=budget)
+    recipe, size = chosen.proportioned("folder")
+    return "\n".join(line for line in (size, expectation(recipe, chosen.seconds)) if line is not None)
 
 
 def recipes() -> None:

@@ -1,5 +1,6 @@
 """Options that several verbs share, each with its help text: a verb takes a dataclass of them as `Flat[...]`."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -158,6 +159,7 @@ class Training:
     Attributes:
         data: Path of the data, for recipes that read files.
         size: Size of the pictures in pixels, for recipes that read files: a side, or WIDTHxHEIGHT such as 256x192.
+            Default: what pictures and budget allow.
         label_from: What the class of a picture is, for recipes that read folders: folder (the first below the root),
             parent (the folder that holds it), path (all folders above it), prefix (the file's name up to _, - or a
             space), csv (label in metadata.csv or .jsonl) or csv:COLUMN. Default: csv if there is any, else folder.
@@ -204,6 +206,24 @@ class Training:
         given += [f"--set {path}" for path in sorted({one.partition("=")[0].strip() for one in self.set} & lengths)]
         if len(given) > 1:
             raise UserError(f"{given[0]} and {given[1]} both say how long to train: give one of them")
+
+    def proportioned(self, name: str, init_from: Path | None = None) -> "tuple[Recipe, str | None]":
+        """Return the recipe of a name, its pictures as large as the budget allows if no size is given, and what to say.
+
+        Only the recipe 'folder' chooses a size, and only within a budget.
+        """
+        chosen = self.recipe(name, init_from)
+        sized = self.size is not None or any(setting.startswith("data.size") for setting in self.set)
+        if name != "folder" or self.seconds is None or init_from is not None or sized:
+            return chosen, None
+        from unfog.training.proportion import suggested_side
+
+        side = None
+        with suppress(UserError):  # which the training itself says better
+            side = suggested_side(chosen, self.seconds, self.device)
+        if side is None:
+            return chosen, None
+        return replace(self, size=str(side)).recipe(name), f"size {side}, which fits the budget: --size chooses another"
 
     @property
     def seconds(self) -> float | None:

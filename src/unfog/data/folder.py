@@ -91,7 +91,7 @@ class Streamed:
         files: The files.
         annotations: The annotations of the files.
         shape: `(channels, height, width)`.
-        workers: Number of processes.
+        workers: Number of processes; with 0 files are decoded in this one.
         root: The folder or archive of the files.
         notes: What to say of the data before training.
         span: What became black and white, where that was chosen by looking at the files.
@@ -120,10 +120,8 @@ class Streamed:
 
     def take(self, indices: Indices) -> Batch:
         """Decode these files; the next readable file replaces an unreadable one, with one warning."""
-        if not self._pool:  # spawned, since forking a process with torch threads is unsafe
-            self._pool.append(ProcessPoolExecutor(self.workers, mp_context=get_context("spawn")))
         rows = [int(row) for row in indices]
-        pixels = list(self._pool[0].map(self.read, [self.files[row] for row in rows], chunksize=8))
+        pixels = self._decoded([self.files[row] for row in rows])
         for place, result in enumerate(pixels):
             tried = 0
             while isinstance(result, str):
@@ -138,6 +136,14 @@ class Streamed:
             pixels[place] = result
         x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
         return self.about(np.array(rows))._replace(x=x)
+
+    def _decoded(self, files: list[str]) -> "list[Pixels | str]":
+        """Return the pixels of each file, or why it cannot be read."""
+        if not self.workers:
+            return [self.read(file) for file in files]
+        if not self._pool:  # spawned, since forking a process with torch threads is unsafe
+            self._pool.append(ProcessPoolExecutor(self.workers, mp_context=get_context("spawn")))
+        return list(self._pool[0].map(self.read, files, chunksize=8))
 
     def about(self, indices: Indices) -> Batch:
         """Return the annotations of these files."""
@@ -165,6 +171,7 @@ def folder(
     range: Sequence[float] | None = None,
     rules: int = RULES,
     label_from: str = AUTO,
+    glance: bool = False,
 ) -> Data:
     """Read a folder of images, each centre-cropped and resized to one shape.
 
@@ -185,6 +192,7 @@ def folder(
             `parent`, the folder that holds it; `path`, all folders above it; `prefix`, the first part of its file's
             name, up to `_`, `-` or a space; `csv`, the label in the metadata, or `csv:COLUMN`, another column of them.
             Default: the metadata, else `.cls` files, else the first folders.
+        glance: Decode no picture but those that are asked for, and look at some only to choose `range`.
 
     Returns: The data set; unreadable images are skipped with a warning.
     Raises: UserError: If the folder does not exist, or none of its images can be read.
@@ -205,15 +213,16 @@ def folder(
         )
     if len(listing.files) < 2:
         raise UserError(f"{listing.root} contains one image: a data set needs 2 or more")
-    streamed = len(listing.files) * int(np.prod(shape)) > IN_MEMORY
+    streamed = glance or len(listing.files) * int(np.prod(shape)) > IN_MEMORY
     seen = survey(listing, range, LOOKED if streamed else None) if rules > 1 else Survey(Reading(profiles=False))
     read = partial(_read_or_reason, listing.root, shape, reading=seen.reading)
     levels = seen.reading.levels
     said = (*listing.unused.sentences(), *listing.notes, *seen.notes)
     if streamed:
-        said += (UNSEEN,) if rules > 2 else ()
+        said += (UNSEEN,) if rules > 2 and not glance else ()
         train, held, why = parts_of(listing, list(np.arange(len(listing.files))), heldout, together, rules)
-        parts = (_streamed(listing, rows, read, shape, workers, said + why, levels) for rows in (train, held))
+        decoders = 0 if glance else workers
+        parts = (_streamed(listing, rows, read, shape, decoders, said + why, levels) for rows in (train, held))
         return Data(*parts)
     pixels = [read(file) for file in listing.files]
     readable = [row for row, result in enumerate(pixels) if not isinstance(result, str)]

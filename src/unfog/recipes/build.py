@@ -145,6 +145,23 @@ def drawn(recipe: Recipe, most: int, build: Callable[[], Model]) -> Model:
         return build()
 
 
+def weightless(recipe: Recipe) -> nn.Module:
+    """Return the model that the recipe's objective trains on the meta device: of any size, without numbers.
+
+    Raises: UserError: If the parts do not fit together, or it would be too large.
+    """
+
+    def emptied(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(emptied)  # type: ignore[arg-type]  # what it returns is taken
+    try:
+        with _Undrawn():
+            return build_model(recipe).to("meta")
+    finally:
+        hook.remove()
+
+
 def _network_and_embedder(recipe: Recipe, known: Known) -> tuple[Network, Embedder | None]:
     """Return the modules of a denoiser: the network, and the embedder of the condition."""
     channels, conditioning = known.shape[0], recipe.conditioning

@@ -112,8 +112,8 @@ class Folder:
     rules: int = folder.RULES
     label_from: str = AUTO
 
-    def build(self) -> Data:
-        """Read the folder."""
+    def build(self, glance: bool = False) -> Data:
+        """Read the folder, or with `glance` only what its files are."""
         return folder.folder(
             self.path,
             self.size,
@@ -125,6 +125,7 @@ class Folder:
             self.range,
             self.rules,
             self.label_from,
+            glance,
         )
 
 

@@ -1,37 +1,111 @@
-"""What a training will take in time, memory and disk, measured on a few of its steps."""
+"""What a training will take in time, memory and disk, from a few timed rows and counted operations."""
 
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
-from unfog.data.folder import notes_of
+from unfog.data.codecs import Latents
+from unfog.data.folder import IN_MEMORY, notes_of
+from unfog.data.source import Data
+from unfog.generation.portion import LONG, first_good
 from unfog.generation.sampler import Sampler
-from unfog.recipes.build import build_autoencoder, build_data, check_latents
-from unfog.recipes.latents import LatentCodec, weights_of
+from unfog.recipes.build import build_codec, build_data, check_latents
+from unfog.recipes.latents import LatentCodec
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import PORTION
 from unfog.recipes.several import words_read
-from unfog.runtime.device import choose_device, free_memory, peak_memory
+from unfog.recipes.sources import Folder
+from unfog.runtime.device import choose_device, choose_precision, free_memory
 from unfog.runtime.errors import UserError, seconds
-from unfog.runtime.files import write_whole
-from unfog.runtime.tensors import write_tensors
 from unfog.training.checkpoint import KEPT
+from unfog.training.counting import rows_within
 from unfog.training.ema import GAMMAS
-from unfog.training.loop import batches, headline
-from unfog.training.objectives.reconstruction import autoencoder_recipe
-from unfog.training.stopwatch import Pace, Stopwatch
+from unfog.training.objectives.denoising import PORTIONS, SHEET
+from unfog.training.objectives.reconstruction import MEASURED, SHOWN, autoencoder_recipe
+from unfog.training.outlook import kind_of, sentence
+from unfog.training.rehearsal import (
+    MEMORY,
+    TOO_MANY,
+    Allowance,
+    Line,
+    Rehearsal,
+    Untrained,
+    allowance,
+    rehearse,
+    resident,
+)
+from unfog.training.reporting import HELD_OUT
 from unfog.training.trainer import Trainer
 
 TRIED = (4, 8)
 """Rows of the two batches from which the memory of a row is measured."""
 RESERVE = 0.1
 """Share of the free memory that is left for temporary tensors: workspaces, and gradients in the backward pass."""
+SECONDS = 10.0
+"""For which a plan times steps, of the twenty that it takes at most."""
+STARTUP = 2.0
+"""Seconds that a command takes before it reads its data: torch is imported."""
+REPORTS = 0.03
+"""Share of a training that reports take, at most."""
+FEW, BYTES = 8, 1 << 26
+"""Rows that are read, at most, and the bytes that they may take."""
+DISK = 2e8
+"""Bytes that are written in a second, at least, and read back to be compared."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The speed of a training.
+
+    Attributes:
+        step: Seconds per optimizer step.
+        report: Seconds per report, where nothing limits them.
+        close: Seconds in which the last checkpoint is written.
+    """
+
+    step: float
+    report: float
+    close: float = 0.0
+
+    def fit(self, budget: float, spent: float, reports: int, share: float = 1.0) -> int:
+        """Return the steps (budget - spent - close - reports) / step, the reports in at most their share.
+
+        Args:
+            budget: Seconds in all.
+            spent: Seconds before the first step.
+            reports: How many reports there are.
+            share: Which part of the user's budget this is: an autoencoder has its own.
+
+        Raises: UserError: If not even one step fits.
+        """
+        steps = int((budget - spent - self.close - self.reports(budget, reports)) / self.step)
+        if steps < 1:
+            least = 1 + (spent + self.step + self.close) / (1 - REPORTS)
+            raise UserError(
+                f"the budget of {in_words(budget / share)} is too short for one step: a step takes "
+                f"{in_words(self.step)} here, {in_words(spent)} pass before the first one and {in_words(self.close)} "
+                f"after the last: give {least / share:.0f}s or more"
+            )
+        return steps
+
+    def seconds(self, steps: int, reports: int) -> float:
+        """Return the seconds that `steps` and `reports` take, to the last checkpoint."""
+        steps_alone = steps * self.step
+        return steps_alone + self.reports(steps_alone / (1 - REPORTS), reports) + self.close
+
+    def reports(self, seconds: float, count: int) -> float:
+        """Return the seconds of reports: as long as each takes, and all together at most their share of the time."""
+        return min(count * self.report, REPORTS * seconds)
 
 
 @dataclass(frozen=True)
@@ -53,6 +127,10 @@ class Plan:
         portion: Samples that are drawn at a time; None for models that are not sampled step by step.
         measured: Whether that number was measured, and not set in the recipe.
         first: The plan of the autoencoder that is trained before, if there is one to train.
+        operations: Floating-point operations that an image takes in training.
+        timed: The numbers of rows whose steps were timed; none where seconds follow from a convolution's speed.
+        share: Operations of a timed row, as a share of a whole one: less than 1 if that is too large.
+        expected: What to expect of the pictures, where something was measured.
     """
 
     headline: str
@@ -69,6 +147,10 @@ class Plan:
     portion: int | None = None
     measured: bool = False
     first: "Plan | None" = None
+    operations: int = 0
+    timed: tuple[int, ...] = ()
+    share: float = 1.0
+    expected: str | None = None
 
     @property
     def images(self) -> int:
@@ -85,12 +167,22 @@ class Plan:
         """Most bytes in the run folder: a new checkpoint is whole before the oldest one goes."""
         return (KEPT + 1) * self.checkpoint + self.rest
 
+    @property
+    def _how(self) -> str:
+        """Where the speed comes from, if not from a whole step."""
+        if not self.timed:
+            return " (not timed: counted operations at a convolution's speed)"
+        rows = " and ".join(map(str, self.timed))
+        if self.share < 1:
+            return f" (timed on {rows} smaller rows, and scaled by counted operations)"
+        return "" if self.timed[-1] >= self.batch else f" (timed on {rows} rows)"
+
     def table(self) -> str:
         """Return the plan as lines of text."""
         took = timedelta(seconds=round(self.seconds))
         thousand, epochs = 1000 * self.pace.step / self.batch, round(self.images / self.rows, 2)
         lines = {
-            "speed": f"{thousand:,.2f} s for a thousand images, {self.pace.report:,.2f} s for a report",
+            "speed": f"{thousand:,.2f} s for a thousand images, {self.pace.report:,.2f} s for a report{self._how}",
             "length": f"{self.images:,} images in {self.steps:,} steps of {self.batch}, which are {epochs:,} epochs",
             "end": f"after {took} with {self.reports} reports: begun now, at {datetime.now() + took:%H:%M on %A %d %B}",
             "memory": f"{_bytes(self.memory)} at the peak; about {self.most:,} rows fit at a time (an estimate)",
@@ -99,54 +191,120 @@ class Plan:
         }
         if self.portion is not None:
             lines["portion"] = _drawn(self.portion, self.measured)
+        if self.expected is not None:
+            lines["expect"] = self.expected
         own = [self.headline, *(f"{name:<8}{text}" for name, text in lines.items())]
         if self.first is None:
             return "\n".join(own)
         return "\n".join(["first an autoencoder:", self.first.table(), "", "then the model in its latents:", *own])
 
 
-def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -> Plan:
-    """Take some steps of a training and one report in a temporary folder, and return what the whole training takes.
+class Seen(NamedTuple):
+    """What a look at the data says.
+
+    Attributes:
+        data: The data; of a folder the pictures are decoded only when asked for.
+        x: A few rows.
+        each: Seconds in which a picture is decoded; 0 where all rows are there.
+        listed: Seconds that the look took.
+    """
+
+    data: Data
+    x: Tensor
+    each: float
+    listed: float
+
+    @property
+    def later(self) -> bool:
+        """Whether pictures are decoded again for each step, since memory does not hold all of them."""
+        return self.each > 0 and len(self) * int(np.prod(self.data.train.shape)) > IN_MEMORY
+
+    def __len__(self) -> int:
+        """Return the number of rows, those held out among them."""
+        return len(self.data.train) + len(self.data.heldout)
+
+
+def seen(recipe: Recipe) -> tuple[Recipe, Seen]:
+    """Look at a recipe's data without decoding more than a few pictures; return the recipe filled in, and the look."""
+    began = time.monotonic()
+    glance = isinstance(recipe.data, Folder)
+    recipe, data = build_data(recipe, recipe.data.build(glance=True) if isinstance(recipe.data, Folder) else None)
+    listed = time.monotonic() - began
+    size = int(np.prod(data.train.shape))
+    rows = np.linspace(0, len(data.train) - 1, max(1, min(FEW, BYTES // size, len(data.train)))).astype(np.int64)
+    began = time.monotonic()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what cannot be read is named when all is
+        x = data.train.take(rows).x
+    return recipe, Seen(data, x, (time.monotonic() - began) / len(x) if glance else 0.0, listed)
+
+
+def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto", console: Console | None = None) -> Plan:
+    """Time some rows of a training, count the operations of the others, and return what the whole training takes.
+
+    It trains nothing, takes at most 20 seconds, and at most 1.5 GB of memory.
 
     Args:
         recipe: What is to be trained.
         budget: Seconds to use instead of the recipe's number of images.
         device: Where to compute.
+        console: Shows what is done; default: standard error.
 
-    Returns: The plan; what was written is removed.
-    Raises: UserError: If the recipe does not fit the data, or its batch the memory of the GPU.
+    Returns: The plan; nothing stays on the disk.
+    Raises: UserError: If the recipe does not fit the data, its batch the memory of the GPU, or the budget one step.
         EnvironmentFailure: If disk or network fail.
     """
-    started = time.monotonic()
-    budget = None if budget is None else seconds("the budget", budget)
+    console = console or Console(stderr=True)
+    console.print(f"planning {recipe.name}: takes at most 20 s, and trains nothing", highlight=False)
+    budget = recipe.training.seconds if budget is None else seconds("the budget", budget)
     recipe.training.check_budget(budget)
-    recipe, data = build_data(recipe)
-    for sentence in notes_of(data, words_read(recipe.conditioning)):
-        warnings.warn(sentence, stacklevel=2)
-    with tempfile.TemporaryDirectory(prefix="unfog-") as name, torch.random.fork_rng():
-        folder, first = Path(name), None
-        codec = recipe.codec
-        if isinstance(codec, LatentCodec) and not codec.path:
-            check_latents(recipe, codec.channels, codec.factor)
-            share = None if budget is None else budget * codec.share
-            first = plan(autoencoder_recipe(recipe, codec), budget=share, device=device)
-            recipe = _with_untrained(recipe, codec, folder / "autoencoder")
-            started = time.monotonic() - first.seconds
-        trainer = Trainer(recipe, data, folder, choose_device(device))
-        trainer.choose_portion()
-        stepwise = isinstance(trainer.objective.generator(trainer.recipe, trainer.model), Sampler)
-        settings, spent = trainer.settings, time.monotonic() - started
-        pace = _measure(trainer)
-        memory, most = peak_memory(trainer.device), _most_rows(trainer)
-        checkpoint, model, sheet = (_size(folder / part) for part in ("checkpoints", "model.safetensors", "samples"))
-    steps, reports = settings.steps, settings.reports
-    if budget is not None:
-        spent += pace.report  # a budget takes one more, to time it
-        steps, reports = pace.fit(budget, spent, reports)
-    rest = model * (1 + len(GAMMAS) * settings.snapshots) + reports * sheet
+    recipe, look = seen(recipe)
+    for note in notes_of(look.data, words_read(recipe.conditioning)):
+        warnings.warn(note, stacklevel=2)
+    place, codec, until = choose_device(device), recipe.codec, allowance(SECONDS)
+    with torch.random.fork_rng():
+        if not (isinstance(codec, LatentCodec) and not codec.path):
+            return _planned(recipe, look, budget, STARTUP, place, until, console)
+        check_latents(recipe, codec.channels, codec.factor)
+        half = Allowance(until.until - until.seconds / 2, until.memory)
+        share = None if budget is None else budget * codec.share
+        inner = replace(autoencoder_recipe(recipe, codec), shape=recipe.shape)
+        first = _planned(inner, look, share, STARTUP, place, half, console, share=codec.share)
+        return _planned(recipe, look, budget, first.seconds, place, until, console, first)
+
+
+def _planned(
+    recipe: Recipe,
+    look: Seen,
+    budget: float | None,
+    spent: float,
+    device: torch.device,
+    allowed: Allowance,
+    console: Console,
+    first: Plan | None = None,
+    share: float = 1.0,
+) -> Plan:
+    """Return the plan of one model, which begins after `spent` seconds."""
+    began, base = time.monotonic(), resident()
+    small, encoding = _unencoded(recipe, first)
+    with tempfile.TemporaryDirectory(prefix="unfog-") as name:
+        found = rehearse(small, look.data, look.x, Path(name), device, allowed)
+    say = f"{found.whole.operations / 1e9:,.2f} billion operations an image, {found.speed / 1e9:,.0f} billion a second"
+    console.print(f"{recipe.name}: {say}", highlight=False)
+    portion, choosing = _portion(small, found, allowed)
+    spent += look.listed + choosing + encoding * _encoded(recipe, look) + (time.monotonic() - began) / 4
+    spent += look.each * len(look) * (not look.later or encoding > 0)
+    step = found.step(recipe)
+    if look.later and not encoding:  # worker processes share the processor with the network
+        step += look.each * recipe.training.batch / max(1, torch.get_num_threads())
+    checkpoint, rest = _disk(recipe, found)
+    pace = Pace(step, _report(recipe, found, look, portion, first), 2 * checkpoint / DISK)
+    settings, reports = recipe.training, recipe.training.reports
+    steps = settings.steps if budget is None else pace.fit(budget, spent, reports, share)
+    memory, most = _memory(found, look, base, settings.batch // settings.accumulate, device)
     return Plan(
-        headline(trainer),
-        len(data.train),
+        _headline(recipe, found, look, device),
+        len(look.data.train),
         settings.batch,
         steps,
         reports,
@@ -156,53 +314,132 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto") -
         most,
         checkpoint,
         rest,
-        trainer.recipe.sampling.portion if stepwise else None,
+        portion,
         recipe.sampling.batch is None,
         first,
+        found.whole.operations,
+        found.rows,
+        found.tried.operations / max(1, found.whole.operations),
+        _expected(recipe, look, found, steps, first),
     )
 
 
-def _with_untrained(recipe: Recipe, codec: LatentCodec, folder: Path) -> Recipe:
-    """Return a recipe in the latents of an untrained autoencoder, as large and as slow as the one to be trained."""
-    inner = replace(autoencoder_recipe(recipe, codec), shape=recipe.shape)
-    folder.mkdir()
-    write_whole(folder / "recipe.json", inner.to_json().encode())
-    write_tensors(folder / "model.safetensors", weights_of(build_autoencoder(inner).autoencoder))
-    return replace(recipe, codec=replace(codec, path=str(folder)))
+def _expected(recipe: Recipe, look: Seen, found: Rehearsal, steps: int, first: Plan | None) -> str | None:
+    """Return in one line what to expect of a model's pictures, if it draws any and something was measured."""
+    if not recipe.objective.draws or (kind := kind_of(recipe, look.x)) is None:
+        return None
+    before = 0 if first is None else first.images * first.operations
+    operations = before + steps * recipe.training.batch * found.whole.operations
+    latents = isinstance(recipe.codec, LatentCodec)
+    return sentence(kind, max(look.x.shape[2:]), operations, latents, found.speed)
 
 
-def _measure(trainer: Trainer) -> Pace:
-    """Take steps until enough of them and a report are timed, and write a checkpoint, which counts to the report.
-
-    Raises: UserError: If a portion of the batch does not fit the memory of the GPU.
-    """
-    stopwatch, draws, pace = Stopwatch(), batches(trainer), None
-    try:
-        while pace is None:
-            trainer.descend(next(draws))
-            pace = stopwatch.measure(trainer)
-    except torch.OutOfMemoryError:
-        accumulate = trainer.settings.accumulate
-        raise UserError(
-            f"{_portion(trainer)} rows at a time do not fit the memory of {trainer.device}: lower training.batch, or "
-            f"cut it into more portions than {accumulate} with training.accumulate"
-        ) from None
+def _unencoded(recipe: Recipe, first: Plan | None) -> tuple[Recipe, float]:
+    """Return a recipe with a codec that needs no training, and the seconds in which a picture is encoded."""
+    codec = recipe.codec
+    if not isinstance(codec, LatentCodec):
+        return recipe, 0.0
+    if not codec.path:
+        assert first is not None
+        return replace(recipe, codec=Untrained(codec.channels, codec.factor)), first.pace.step / first.batch / 6
+    built = build_codec(recipe)
+    assert isinstance(built, Latents)
+    stand_in = Untrained(built.autoencoder.latent, built.autoencoder.factor)
+    rows = torch.zeros(1, *recipe.shape or (), dtype=torch.uint8)
     began = time.monotonic()
-    trainer.save()
-    return replace(pace, report=pace.report + time.monotonic() - began)
+    built.encode(rows[..., :256, :256])
+    scale = np.prod(rows.shape[2:]) / np.prod(rows[..., :256, :256].shape[2:])
+    return replace(recipe, codec=stand_in), float(scale) * (time.monotonic() - began)
 
 
-def _portion(trainer: Trainer) -> int:
-    """Return the rows that are in memory at a time."""
-    return trainer.settings.batch // trainer.settings.accumulate
+def _portion(recipe: Recipe, found: Rehearsal, allowed: Allowance) -> tuple[int | None, float]:
+    """Return how many samples are drawn at a time, None where a model draws none, and the seconds of choosing it."""
+    trainer = found.trainer
+    if not recipe.objective.draws:
+        return None, 0.0
+    if trainer is not None and not isinstance(trainer.objective.generator(trainer.recipe, trainer.model), Sampler):
+        return None, 0.0
+    if recipe.sampling.batch is not None:
+        return recipe.sampling.batch, 0.0
+    line = _drawing(recipe, found)
+    sizes = (1,) if PORTION * line(1) > LONG else (1, PORTION, PORTION // 4)
+    took = 2 * sum(map(line, sizes))
+    held = PORTION * found.whole.kept / 4  # nothing is kept for a backward pass
+    if trainer is None or found.tried != found.whole or 2 * took > allowed.seconds or held > allowed.memory:
+        return first_good(line), took
+    trainer.recipe = replace(trainer.recipe, sampling=recipe.sampling)
+    trainer.choose_portion()
+    return trainer.recipe.sampling.batch, took
 
 
-def _most_rows(trainer: Trainer) -> int:
-    """Return how many rows fit the free memory at a time, from what the losses of two small batches keep."""
-    free = free_memory(trainer.device)
-    few, more = (_kept(trainer, rows) for rows in TRIED)
-    each = (more - few) / (TRIED[1] - TRIED[0])
-    return max(_portion(trainer), int((1 - RESERVE) * free / each))
+def _drawing(recipe: Recipe, found: Rehearsal) -> Line:
+    """Return the seconds of one evaluation while samples are drawn: with guidance a sample goes twice through."""
+    return found.evaluation.scaled(1.0, 2.0 if recipe.sampling.guidance != 1 else 1.0)
+
+
+def _encoded(recipe: Recipe, look: Seen) -> int:
+    """Return how many pictures are encoded before the training, mirror images too."""
+    return len(look) + recipe.augment.flip * len(look.data.train)
+
+
+def _report(recipe: Recipe, found: Rehearsal, look: Seen, portion: int | None, first: Plan | None) -> float:
+    """Return the seconds of a held-out loss and a sheet of samples."""
+    held_out = min(HELD_OUT, len(look.data.heldout))
+    loss = found.evaluation.scaled(-(-held_out // recipe.training.batch), held_out)(1)
+    if portion is None:  # reconstructions, and the statistics of latents at each checkpoint
+        return loss + found.evaluation(SHOWN) + found.evaluation(min(MEASURED, len(look.data.train))) / 2
+    sheet = min(SHEET, PORTIONS * portion)
+    decoding = 0.0 if first is None else sheet * first.pace.step / first.batch / 6
+    return loss + recipe.sampling.steps * _drawing(recipe, found)(sheet) + decoding
+
+
+def _memory(found: Rehearsal, look: Seen, base: int, rows: int, device: torch.device) -> tuple[int, int]:
+    """Return the bytes of a training at its peak, and how many rows fit the memory at a time, of which `rows` do."""
+    each, trainer = float(found.whole.kept), found.trainer
+    if trainer is not None and rows_within(found.tried, MEMORY - resident()) >= sum(TRIED):
+        few, more = (_kept(trainer, count) for count in TRIED)
+        each = (more - few) / (TRIED[1] - TRIED[0]) * found.whole.kept / max(1, found.tried.kept)
+    stored = 0 if look.later or not look.each else len(look) * int(np.prod(look.data.train.shape))
+    before = 0 if device.type == "cuda" else base + stored
+    most = int((1 - RESERVE) * free_memory(device) / each)
+    if most < rows and device.type == "cuda":
+        raise UserError(TOO_MANY.format(rows=rows, device=device))
+    return int(before + found.whole.state + rows * each), max(rows, most)
+
+
+def _disk(recipe: Recipe, found: Rehearsal) -> tuple[int, int]:
+    """Return the bytes of a checkpoint, and of everything else in the run folder."""
+    settings, trainer = recipe.training, found.trainer
+    kept = 1 + len(GAMMAS) * bool(settings.snapshots)
+    model, moments = 4 * found.whole.parameters, 8 * found.whole.parameters
+    if trainer is not None:
+        model = _stored(trainer.model.state_dict())
+        states = (optimizer.state_dict()["state"] for optimizer in trainer.optimizers.values())
+        names = [name for name, _ in trainer.model.named_parameters()]
+        moments = sum(
+            _stored({f"{names[place % len(names)]}:{entry}": one for entry, one in entries.items()})
+            for state in states
+            for place, entries in state.items()
+        )
+    shape = recipe.shape or ()
+    sheet = SHEET * int(np.prod(shape)) if len(shape) > 2 else 0
+    rest = model * (1 + len(GAMMAS) * settings.snapshots) + settings.reports * sheet
+    return (1 + kept) * model + moments, rest
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> int:
+    """Return the bytes of tensors in a safetensors file: the numbers, and a line of the head for each."""
+    line = len('"weights/":{"dtype":"F32","shape":[64,64,3,3],"data_offsets":[1000000,2000000]},')
+    return sum(tensor.nbytes + len(name) + line for name, tensor in tensors.items())
+
+
+def _headline(recipe: Recipe, found: Rehearsal, look: Seen, device: torch.device) -> str:
+    """Return one line on what would be trained, on what data and how, as a training begins."""
+    train, heldout = look.data
+    condition = f"conditioned on {recipe.kind('conditioning')}" if found.whole.conditional else "unconditional"
+    precision = choose_precision(recipe.training.precision, device, recipe.shape or ())
+    rows = f"{len(train):,} {recipe.rows}, {len(heldout):,} held out"
+    return f"{rows}; {condition}; {found.whole.parameters:,} parameters; {device}, {precision}"
 
 
 def _kept(trainer: Trainer, rows: int) -> int:
@@ -219,11 +456,6 @@ def _kept(trainer: Trainer, rows: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def _size(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
-    return sum(one.stat().st_size for one in (path, *path.rglob("*")) if one.is_file())
-
-
 def _drawn(portion: int, measured: bool) -> str:
     """Return in words how many samples are drawn at a time, and why."""
     why = "as set in the recipe"
@@ -237,3 +469,10 @@ def _drawn(portion: int, measured: bool) -> str:
 def _bytes(count: int) -> str:
     """Return a number of bytes in words."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def in_words(count: float) -> str:
+    """Return seconds in words."""
+    if count < 10:
+        return f"{count:.2g} s"
+    return f"{count:.0f} s" if count < 120 else f"{count / 60:.0f} minutes"

@@ -1,0 +1,231 @@
+"""A sense of proportion: what to expect of a training, from measured runs and counted operations."""
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.sources import CIFAR10, MNIST, Digits, Fashion, Folder
+
+Kind = Literal["digits", "letters", "fashion", "drawings", "photos"]
+STAGES = (
+    "noise in the colours of the pictures",
+    "colours and blobs",
+    "outlines",
+    "{things} that one can name",
+    "{things} much like real ones",
+)
+"""What one sees on a sheet, from the least to the most."""
+NOISE, BLOBS, OUTLINES, NAMED, REAL = range(len(STAGES))
+THINGS: dict[Kind, str] = {
+    "digits": "digits",
+    "letters": "letters",
+    "fashion": "clothes",
+    "drawings": "drawings",
+    "photos": "things",
+}
+FLAT, FLAT_GREY = 0.18, 0.6
+"""Share of neighbouring pixels that are equal, from which on colour pictures are drawings and grey ones letters.
+
+Eight pictures each: CIFAR-10 0.05, emoji 0.30 to 0.49; MNIST 0.79, Fashion-MNIST 0.46."""
+LIKE = 1.1
+"""Factor in operations within which a training counts as the measured one."""
+NEAR = 1.5
+"""Factor in operations within which a run says something of another one."""
+SPREAD = 1.6
+"""Factor by which the distance of a like run may differ: over three seeds and two recipes it was 1.1 to 1.5."""
+SIDES = (64, 48, 32, 28)
+"""Sides that are suggested, where the pictures are no smaller."""
+
+
+class Reached(NamedTuple):
+    """What a training reached.
+
+    Attributes:
+        kind: Of pictures.
+        side: Of a picture.
+        images: On which it was trained.
+        each: Operations that an image takes, in billions.
+        stage: What its sheet shows, a place in `STAGES`.
+        distance: The Fréchet distance in the features of the data's own classifier, at guidance 1.
+        floor: That of held-out pictures.
+        latent: Images on which an autoencoder was trained before, and the operations of each in billions.
+        source: The page of the figures.
+    """
+
+    kind: Kind
+    side: int
+    images: int
+    each: float
+    stage: int
+    distance: float | None
+    floor: float | None
+    latent: tuple[int, float] = (0, 0.0)
+    source: str = "docs/proportion.md"
+
+    @property
+    def operations(self) -> float:
+        """All operations of the training."""
+        return 1e9 * (self.images * self.each + self.latent[0] * self.latent[1])
+
+
+RUNS = (
+    Reached("digits", 8, 75_008, 0.05, REAL, 0.227, 0.178, source="docs/measurements.md"),
+    Reached("digits", 28, 2_560, 0.608, OUTLINES, 28.6, 0.411, source="docs/speed/race.md"),
+    Reached("digits", 28, 6_720, 0.608, OUTLINES, 10.5, 0.411, source="docs/speed/race.md"),
+    Reached("digits", 28, 16_256, 0.608, NAMED, 5.83, 0.411, source="docs/speed/race.md"),
+    Reached("digits", 28, 33_301, 0.608, NAMED, 3.73, 0.411, source="docs/speed/race.md"),
+    Reached("digits", 28, 54_208, 0.608, NAMED, 2.65, 0.411, source="docs/speed/race.md"),
+    Reached("digits", 28, 95_509, 0.608, REAL, 1.91, 0.411, source="docs/speed/race.md"),
+    Reached("fashion", 28, 17_152, 0.608, NAMED, 6.43, 0.585, source="docs/speed/race-fashion.md"),
+    Reached("fashion", 28, 90_624, 0.608, NAMED, 2.15, 0.585, source="docs/speed/race-fashion.md"),
+    Reached("fashion", 28, 290_560, 0.608, REAL, 0.527, 0.122, source="docs/measurements.md"),
+    Reached("drawings", 32, 12_032, 0.797, BLOBS, 4.70, 0.946),
+    Reached("drawings", 64, 12_000, 0.803, NOISE, 19.6, 0.841),
+    Reached("drawings", 64, 139_648, 0.801, NAMED, 1.04, 0.688, (18_912, 4.5), "docs/latents.md"),
+    Reached("drawings", 64, 272_416, 0.803, NAMED, 1.15, 0.688, source="docs/latents.md"),
+    Reached("photos", 32, 12_032, 0.797, BLOBS, 3.61, 0.281),
+    Reached("photos", 64, 12_000, 0.803, NOISE, 19.5, 0.313),
+)
+"""What was measured; docs/proportion.md says how."""
+
+
+class Outlook(NamedTuple):
+    """What to expect.
+
+    Attributes:
+        stage: A place in `STAGES`; None where no run says anything.
+        interpolated: Whether it follows from runs at another side, whose operations count with the square of the side.
+        between: The Fréchet distance, from and to, and its floor; None where no run is near.
+        named: Operations at which one can name what is seen; None where no run reached that.
+    """
+
+    stage: int | None
+    interpolated: bool
+    between: tuple[float, float, float] | None
+    named: float | None
+
+
+def kind_of(recipe: Recipe, x: Tensor) -> Kind | None:
+    """Return the kind of a recipe's pictures: known, or guessed from a few of them; None if they are no pictures.
+
+    Args:
+        recipe: The recipe.
+        x: A few rows as stored, `(rows, channels, height, width)`.
+    """
+    known: dict[type, Kind] = {Digits: "digits", MNIST: "digits", Fashion: "fashion", CIFAR10: "photos"}
+    if type(recipe.data) in known:
+        return known[type(recipe.data)]
+    if not isinstance(recipe.data, Folder) or x.ndim != 4 or x.dtype != torch.uint8 or x.shape[-1] < 2:
+        return None
+    flat = float((x[..., 1:] == x[..., :-1]).all(1).float().mean())
+    if x.shape[1] == 1:
+        return "letters" if flat > FLAT_GREY else "fashion"
+    return "drawings" if flat > FLAT else "photos"
+
+
+def outlook(kind: Kind, side: int, operations: float, latents: bool, runs: Iterable[Reached] = RUNS) -> Outlook:
+    """Say what pictures to expect after so many operations.
+
+    Args:
+        kind: Of pictures.
+        side: The longer one.
+        operations: Of the whole training.
+        latents: Whether it works in the latents of an autoencoder.
+        runs: What was measured.
+    """
+    own_kind = "digits" if kind == "letters" else kind
+    # what can be named at a side need not be nameable at less than half of it
+    alike = [run for run in runs if run.kind == own_kind and run.side <= 2 * side]
+    if not alike:
+        return Outlook(None, False, None, None)
+    needed = [(run.operations * (side / run.side) ** 2, run) for run in alike]
+    reached = [(run.stage, run.side == side) for least, run in needed if least <= LIKE * operations]
+    stage, measured = max(reached, default=(NOISE, any(run.side == side for run in alike)))
+    # those of this side first
+    named = [(run.side != side, least) for least, run in needed if run.stage >= NAMED]
+    own = [run for run in alike if run.side == side and bool(run.latent[0]) == latents]
+    between = None if kind == "letters" else _between(own, operations)
+    return Outlook(stage, not measured, between, min(named)[1] if named else None)
+
+
+def _between(runs: list[Reached], operations: float) -> tuple[float, float, float] | None:
+    """Return the distance to expect: on the power law through two runs, or that of a run with about as many operations.
+
+    Both runs have about the same floor, since distances of other numbers of pictures are not comparable.
+    """
+    scored = sorted((run.operations, run.distance, run.floor) for run in runs if run.distance and run.floor)
+    for (before, high, floor), (after, low, other) in pairwise(scored):
+        if before <= operations <= after and max(floor, other) < NEAR * min(floor, other):
+            middle = high * (low / high) ** (math.log(operations / before) / math.log(after / before))
+            return middle / SPREAD, middle * SPREAD, other
+    near = [(distance, floor) for done, distance, floor in scored if done / NEAR <= operations <= NEAR * done]
+    if not near:
+        return None
+    return min(one for one, _ in near) / SPREAD, max(one for one, _ in near) * SPREAD, near[0][1]
+
+
+def sentence(kind: Kind, side: int, operations: float, latents: bool, speed: float | None = None) -> str | None:
+    """Return in one line what to expect of a training, and what would show more; None where nothing was measured.
+
+    Args:
+        kind: Of pictures.
+        side: The longer one.
+        operations: Of the whole training.
+        latents: Whether it works in the latents of an autoencoder.
+        speed: Operations a second.
+    """
+    found = outlook(kind, side, operations, latents)
+    if found.stage is None:
+        return None
+    things = THINGS[kind]
+    took = "" if speed is None else f" and {duration(operations / speed)}"
+    text = f"at {side} pixels{took}: {STAGES[found.stage].format(things=things)}"
+    text += " (interpolated from other sizes)" if found.interpolated else " (from measured runs)"
+    if found.between is not None:
+        low, high, floor = found.between
+        text += f", Fréchet distance {low:.2g} to {high:.2g} (real pictures {floor:.2g})"
+    if found.stage >= NAMED:
+        return text
+    smaller = next((one for one in SIDES if one < side and _named(kind, one, operations)), None)
+    ways = [f"{smaller} pixels"] if smaller is not None else []
+    if found.named is not None and speed is not None:
+        ways.append(duration(found.named / speed))
+    if ways:
+        return f"{text}; {' or '.join(ways)} for {things} that one can name"
+    if found.named is None:
+        return f"{text}; no measured run of {kind} went further"
+    return text
+
+
+def _named(kind: Kind, side: int, operations: float) -> bool:
+    """Return whether one can name what a model draws at a side."""
+    return (outlook(kind, side, operations, False).stage or 0) >= NAMED
+
+
+def suggested(kind: Kind, most: int, operations: float) -> int | None:
+    """Return the largest usual side at which one can name things, or if there is none, at which most is to be seen.
+
+    Args:
+        kind: Of pictures.
+        most: The largest side.
+        operations: Of the whole training.
+
+    Returns: The side; None where nothing was measured.
+    """
+    stages = {side: outlook(kind, side, operations, False).stage for side in SIDES if side <= most}
+    found = {side: min(stage, NAMED) for side, stage in stages.items() if stage is not None}
+    return max(found, key=lambda side: (found[side], side), default=None)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as one would say it."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.0f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
