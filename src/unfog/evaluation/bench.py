@@ -22,8 +22,9 @@ from unfog.evaluation.compare import number, span
 from unfog.evaluation.features import digest
 from unfog.evaluation.intervals import INTERVALS, plain
 from unfog.evaluation.judge import Asked, Judge
-from unfog.evaluation.report import aligned, bar, draw, heldout_conditions
+from unfog.evaluation.report import bar, draw, heldout_conditions
 from unfog.evaluation.results import Measured, Setting, append_result, read_results
+from unfog.evaluation.wording import CEILING, FLOOR, aligned, lines_of
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec
 from unfog.recipes.fitting import extrapolates_far
@@ -31,6 +32,7 @@ from unfog.runs.data import read_data
 from unfog.runs.run import Run
 from unfog.runtime.errors import Stopped, UserError
 from unfog.runtime.files import locked, write_whole
+from unfog.runtime.provenance import provenance
 from unfog.runtime.version import __version__
 
 SOLVERS = ("ddim", "euler", "heun", "dpmpp-2m", "dpmpp-3m", "unipc", "adams-bashforth", "ancestral")
@@ -119,6 +121,7 @@ class Bench:
         """Return everything as plain values."""
         return {
             "unfog": __version__,
+            "written": plain(provenance()),
             "run": self.name,
             "nfe": self.nfe,
             "measured": plain(self.measured),
@@ -139,11 +142,12 @@ class Bench:
             [
                 f"Fréchet distance{', in brackets adherence' if guided else ''}; * best with as many evaluations",
                 aligned(rows),
-                f"real held-out data: {number(score.floor)}; noise: {number(score.ceiling)}  ({score.protocol})",
+                f"{FLOOR}: {number(score.floor)}; {CEILING}: {number(score.ceiling)}  ({score.protocol})",
                 *(f"left out: {name}: {why}" for name, why in self.left_out.items()),
                 *self._doubts(),
                 f"best:        {self.describe(self.best)}",
                 f"recommended: {self.describe(self.recommended)}",
+                *lines_of(f"{provenance()}; what was measured before is reused."),
             ]
         )
 

@@ -102,12 +102,14 @@ class Classifier:
         codec: Encodes rows.
         words: What is read where there are no classes.
         key: Of its weights.
+        several: Whether several labels or words hold at a time, and not one class.
     """
 
     network: nn.Sequential
     codec: Codec
     words: tuple[str, ...] = ()
     key: str = ""
+    several: bool = False
     name: str = field(default="classifier", init=False)
 
     def __call__(self, x: Tensor, batch: int = 256) -> Rows:
@@ -132,6 +134,18 @@ class Classifier:
         """Return the class of each row, `(n,)`."""
         classes: NDArray[np.int64] = self._logits(features).argmax(1)
         return classes
+
+    def reads(self, features: Rows) -> NDArray[np.bool_]:
+        """Return what each row is read as, `(n, outputs)`: its one class, or each label or word on its own."""
+        logits = self._logits(features)
+        read: NDArray[np.bool_] = logits > 0 if self.several else np.arange(self.outputs) == logits.argmax(1)[:, None]
+        return read
+
+    def shows(self, asked: Tensor | Sequence[str]) -> NDArray[np.bool_]:
+        """Return what each row was asked to show, `(n, outputs)`, from labels or captions."""
+        wanted = _targets(asked, self.words).numpy()
+        shown: NDArray[np.bool_] = np.arange(self.outputs) == wanted[:, None] if wanted.ndim == 1 else wanted
+        return shown
 
     @property
     def outputs(self) -> int:
@@ -177,7 +191,7 @@ def fit_classifier(rows: Batch, codec: Codec, console: Console | None = None) ->
         with suppress(EnvironmentFailure, UserError), locked(path.parent, wait=True):
             write_tensors(path, network.state_dict())
     key = digest(*(part.contiguous().numpy().tobytes() for part in network.state_dict().values()))
-    return Classifier(network.eval().requires_grad_(False), codec, words, key)
+    return Classifier(network.eval().requires_grad_(False), codec, words, key, several)
 
 
 def _vocabulary(captions: Sequence[str]) -> tuple[str, ...]:

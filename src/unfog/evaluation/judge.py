@@ -25,6 +25,7 @@ from unfog.evaluation.neighbours import Memorised, entropy_over_classes, memoris
 from unfog.evaluation.shapes_reader import matches
 from unfog.runs.requests import MOST
 from unfog.runtime.errors import UserError
+from unfog.runtime.provenance import provenance
 from unfog.runtime.randomness import normal, stream
 
 TRAINING, HELD_OUT, FITTED = 60_000, 10_000, 10_000
@@ -87,6 +88,7 @@ class Judge:
         classifier: Trained on `train`; None where the rows have neither classes nor captions.
         spaces: By the names of the features; the first is what diversity is measured in.
         sets: What samples are compared with, as a value.
+        measured: Where its figures come from.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class Judge:
         self.first = next(iter(self.spaces.values()))
         key = digest(*(part.numpy().tobytes() for part in (self.train.x[self.references], self.heldout.x)))
         self.sets = Sets(key, self.m, seed, split)
+        self.measured = provenance()
         self._ends: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
 
     def _own_extractors(self) -> list[Extractor]:
@@ -182,7 +185,7 @@ class Judge:
         shown = known(self.heldout)
         if self.classifier is None or shown is None:
             return None
-        return float(self.classifier.right(self._heldout_features, shown).mean())
+        return float(self.classifier.right(self.heldout_features, shown).mean())
 
     def features(self, samples: Tensor) -> Rows:
         """Return the features of samples, `(n, d)`, in which fidelity and diversity are measured."""
@@ -234,7 +237,7 @@ class Judge:
         """
         compared = {"pixels": self._pixels(samples)}
         if self.classifier:
-            compared["classifier"] = (self.features(samples), self._heldout_features, self._train_features)
+            compared["classifier"] = (self.features(samples), self.heldout_features, self.train_features)
         verdicts = {}
         for name, (mine, heldout, train) in compared.items():
             verdicts[name] = memorised(mine, train, heldout, alpha=ALPHA / len(compared))
@@ -250,11 +253,13 @@ class Judge:
         return extractor(samples), extractor(self.heldout.x), extractor(self.train.x)
 
     @cached_property
-    def _heldout_features(self) -> Rows:
+    def heldout_features(self) -> Rows:
+        """Features of all held-out rows."""
         return self.features(self.heldout.x)
 
     @cached_property
-    def _train_features(self) -> Rows:
+    def train_features(self) -> Rows:
+        """Features of all training rows."""
         return self.features(self.train.x)
 
     @cached_property
@@ -355,14 +360,20 @@ class Judge:
         scenes = _scenes(asked)
         if scenes:
             return _scene_marks(samples, scenes)
+        wanted = self.readable(asked)
+        if self.classifier is None or wanted is None:
+            return {}
+        return {"adherence": self.classifier.right(self.classifier(samples, self.batch), wanted)}
+
+    def readable(self, asked: Asked) -> Asked:
+        """Return what samples were to show as the classifier reads it; None where it does not read such things.
+
+        The names of classes, for a model that takes them as text, become their numbers.
+        """
         words = self.classifier is not None and bool(self.classifier.words)
         if not (words or asked is None or isinstance(asked, Tensor)) and set(asked) <= set(self.classes):
-            asked = torch.tensor(
-                [self.classes.index(name) for name in asked]
-            )  # a model conditioned on the names of classes
-        if self.classifier is None or asked is None or isinstance(asked, Tensor) == words:
-            return {}
-        return {"adherence": self.classifier.right(self.classifier(samples, self.batch), asked)}
+            asked = torch.tensor([self.classes.index(name) for name in asked])
+        return None if self.classifier is None or isinstance(asked, Tensor) == words else asked
 
 
 def _scene_marks(samples: Tensor, scenes: Sequence[Scene]) -> dict[str, Rows]:
