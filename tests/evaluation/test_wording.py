@@ -70,7 +70,7 @@ def test_a_figure_tells_no_path_and_no_name(monkeypatch: pytest.MonkeyPatch, tmp
         str(tmp_path / "run"),
         "--data=~/pictures",
         "--real",
-        "../../home/x/photos",
+        "../../someone/photos",
         "runs/a",
         "-n",
         "9",

@@ -22,8 +22,9 @@ from unfog.evaluation.compare import number, span
 from unfog.evaluation.features import digest
 from unfog.evaluation.intervals import INTERVALS, plain
 from unfog.evaluation.judge import Asked, Judge
-from unfog.evaluation.report import bar, draw, heldout_conditions
+from unfog.evaluation.report import draw, heldout_conditions
 from unfog.evaluation.results import Measured, Setting, append_result, read_results
+from unfog.evaluation.watching import Watch
 from unfog.evaluation.wording import CEILING, FLOOR, aligned, lines_of
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec
@@ -309,12 +310,11 @@ def _measure(
     """Sample and score what is to be measured, cheapest first, and yield each with its key when it is done."""
     if not todo:
         return
-    with bar(console) as progress:
-        total = run.sampler().batches_of(count) * sum(planned.nfe for _, planned in todo.values())
-        task = progress.add_task("", total=total)
+    total = run.sampler().batches_of(count) * sum(planned.nfe for _, planned in todo.values())
+    with Watch(console, "sampling and scores", total) as watch:
         for key, (setting, planned) in sorted(todo.items(), key=lambda item: item[1][1].nfe):
-            progress.update(task, description=f"{setting.solver}, {planned.nfe} evaluations")
-            advance = partial(progress.advance, task, planned.nfe)
+            watch.describe(f"{setting.solver}, {planned.nfe} evaluations")
+            advance = partial(watch.advance, planned.nfe)
             samples, nfe = draw(planned.sampler, count, condition, advance)
             scores = judge.fidelity(samples), judge.adherence(samples, asked)
             assert nfe is not None  # it is a sampler's

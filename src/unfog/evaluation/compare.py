@@ -17,7 +17,8 @@ from unfog.data.pictures import row_of, save_picture
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
 from unfog.evaluation.intervals import Interval, Scored, bootstrap, of_difference, plain
 from unfog.evaluation.judge import Judge, spread
-from unfog.evaluation.report import bar, draw, heldout_conditions
+from unfog.evaluation.report import draw, heldout_conditions
+from unfog.evaluation.watching import Watch
 from unfog.evaluation.wording import CEILING, FLOOR, LEGEND, aligned, in_words, lines_of, standing
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
@@ -260,14 +261,12 @@ def compare(
     generator = generator_of(first, 0)
     judge = Judge(read_data(first.path, first.recipe)[1], build_codec(first.recipe).plain, count, console=console)
     sampled: list[list[Sampled]] = []
-    with bar(console) as progress:
-        total = sum(generator_of(run, 0).batches_of(count) for model in models for run in model)
-        task = progress.add_task("", total=total)
+    total = sum(generator_of(run, 0).batches_of(count) for model in models for run in model)
+    with Watch(console, names[0], total) as watch:
         for name, model in zip(names, models, strict=True):
-            progress.update(task, description=name)
+            watch.describe(name)
             runs = [
-                _sampled(run, generator_of(run, index), judge, count, lambda: progress.advance(task))
-                for index, run in enumerate(model)
+                _sampled(run, generator_of(run, index), judge, count, watch.advance) for index, run in enumerate(model)
             ]
             sampled.append(runs)
     fidelity = next(iter(sampled[0][0].scores))

@@ -23,6 +23,7 @@ from unfog.evaluation.features import Extractor, digest, features_of, fit_classi
 from unfog.evaluation.intervals import Interval, Protocol, Scored, Sets, Split, bootstrap, of_mean
 from unfog.evaluation.neighbours import Memorised, entropy_over_classes, memorised, prdc
 from unfog.evaluation.shapes_reader import matches
+from unfog.evaluation.watching import Watch
 from unfog.runs.requests import MOST
 from unfog.runtime.errors import UserError
 from unfog.runtime.provenance import provenance
@@ -32,6 +33,8 @@ TRAINING, HELD_OUT, FITTED = 60_000, 10_000, 10_000
 """Most rows, evenly spread: of the training set, of the held-out set, and for principal components."""
 MEMORY = 2**30
 """Most bytes that the rows of the training set take."""
+NUMBERS, FEWEST = 2**26, 200
+"""Most numbers in the rows that principal components are fitted on, and fewest rows: more large rows take minutes."""
 VERSIONS = 2**25
 """Most encoded pixels of the training rows and their shifts among which copies are looked for."""
 LEAST = 100
@@ -72,6 +75,11 @@ def some(count: int, rows: int) -> Indices:
     if count >= rows:
         return spread(count, rows)
     return np.sort(stream(0, "rows to judge", index=rows).permutation(rows)[:count])
+
+
+def fitted(rows: int, numbers: int) -> int:
+    """Return on how many of some rows, of so many numbers each, principal components are fitted."""
+    return min(rows, FITTED, max(FEWEST, NUMBERS // numbers))
 
 
 class Judge:
@@ -123,7 +131,8 @@ class Judge:
         self.split: Split = split
         if batch < 1:
             raise UserError(f"the batch must be 1 or more, not {batch}")
-        self.heldout = rows_of(data.heldout, HELD_OUT)
+        with Watch(console, "reading held-out rows"):
+            self.heldout = rows_of(data.heldout, HELD_OUT)
         self.m = min(count, len(self.heldout.x))
         numbers = int(np.prod(data.train.shape))
         self._enough("pixels", min(features_of(len(data.train)), numbers), count)
@@ -133,15 +142,17 @@ class Judge:
         if dinov2:
             others.append(extractors.dinov2(dinov2))
         most = max(1, MEMORY // (numbers * self.heldout.x.element_size()))
-        self.train = rows_of(data.train, min(TRAINING, most))
+        with Watch(console, "reading training rows"):
+            self.train = rows_of(data.train, min(TRAINING, most))
         self.references, self.compared = some(self.m, len(self.train.x)), some(self.m, len(self.heldout.x))
         self.noise = codec.decode(normal(seed, "noise to judge", 0, 0, self.m, tuple(data.train.shape)))
         self.classifier = fit_classifier(self.train, codec, console)
         self.spaces: dict[str, Space] = {}
-        for extractor in [*self._own_extractors(), *others]:
-            space = self._space(extractor)
-            self._enough(extractor.name, space.train.shape[1], count)
-            self.spaces[extractor.name] = space
+        with Watch(console, "features of real rows"):
+            for extractor in [*self._own_extractors(), *others]:
+                space = self._space(extractor)
+                self._enough(extractor.name, space.train.shape[1], count)
+                self.spaces[extractor.name] = space
         self.first = next(iter(self.spaces.values()))
         key = digest(*(part.numpy().tobytes() for part in (self.train.x[self.references], self.heldout.x)))
         self.sets = Sets(key, self.m, seed, split)
@@ -150,8 +161,8 @@ class Judge:
 
     def _own_extractors(self) -> list[Extractor]:
         """Return the classifier, where there is one, and the principal components."""
-        fitted = self.train.x[spread(min(FITTED, len(self.train.x)), len(self.train.x))]
-        components = fit_components(fitted, self.codec)
+        count = fitted(len(self.train.x), self.train.x[0].numel())
+        components = fit_components(self.train.x[spread(count, len(self.train.x))], self.codec)
         return [self.classifier, components] if self.classifier else [components]
 
     def _space(self, extractor: Extractor) -> Space:

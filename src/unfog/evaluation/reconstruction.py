@@ -14,9 +14,11 @@ from unfog.data.modality import paired
 from unfog.data.pictures import save_picture
 from unfog.evaluation.advice import advice
 from unfog.evaluation.distances import Rows
+from unfog.evaluation.effort import effort_of_pictures
 from unfog.evaluation.intervals import Protocol, Scored, bootstrap, plain
 from unfog.evaluation.judge import LEAST, Judge, spread
 from unfog.evaluation.report import about_judge, notes
+from unfog.evaluation.watching import Watch
 from unfog.evaluation.wording import ENDS, lines_of, score_table
 from unfog.recipes.latents import autoencoder
 from unfog.recipes.networks import AutoencoderSpec
@@ -28,6 +30,8 @@ from unfog.runtime.files import disk, write_whole
 
 SHOWN = 48
 """Pictures on the sheet."""
+PORTION = 16
+"""Pictures that are reconstructed at a time."""
 BEST = 100.0
 """PSNR of pictures that do not differ."""
 
@@ -99,22 +103,24 @@ def psnr(pictures: Tensor, originals: Tensor) -> Rows:
 
 def reconstruction(
     path: Path,
-    count: int,
+    count: int | None = None,
     seed: int = 0,
     device: str = "auto",
     *,
     data: str | None = None,
     changed: Changed = "warn",
+    console: Console | None = None,
 ) -> Reconstructed:
     """Measure the autoencoder of a run folder on held-out pictures.
 
     Args:
         path: The run folder.
-        count: Pictures, at most.
+        count: Pictures, at most; None for as many as take about two minutes.
         seed: Seed of the intervals.
         device: Where to compute.
         data: Folder of the data, if it was moved.
         changed: What to do where the data are not those of the training.
+        console: Shows the progress, and first what it will take.
 
     Raises: UserError: If it holds no autoencoder, or its data hold out too few pictures.
     """
@@ -130,10 +136,24 @@ def reconstruction(
     codec = Latents(autoencoder(path, shape[0]), shape)
     if len(rows.heldout) < LEAST:
         raise UserError(f"{len(rows.heldout)} held-out pictures are too few: {LEAST} of them take about 1,000 in all")
-    judge = Judge(rows, codec.plain, min(count, len(rows.heldout)), seed=seed, console=Console(stderr=True))
+    precision = choose_precision(recipe.training.precision, place, shape)
+
+    def again(x: Tensor) -> Tensor:
+        with torch.inference_mode(), arithmetic(precision, place):
+            return codec.decode(codec.encode(x.to(place))).cpu()
+
+    with Watch(console, "timing a portion"):
+        planned = effort_of_pictures(rows, codec.plain, again, count)
+    if console is not None:
+        console.print(f"{path}: {planned}", highlight=False, markup=False, soft_wrap=True)
+    judge = Judge(rows, codec.plain, planned.count, seed=seed, console=console)
     originals = judge.heldout.x[torch.from_numpy(spread(judge.m, len(judge.heldout.x)))]
-    with arithmetic(choose_precision(recipe.training.precision, place, shape), place):
-        pictures = codec.decode(codec.encode(originals.to(place))).cpu()
+    with Watch(console, "reconstructions", judge.m) as watch:
+        parts = []
+        for part in torch.split(originals, PORTION):
+            parts.append(again(part))
+            watch.advance(len(part))
+        pictures = torch.cat(parts)
     each = psnr(pictures, originals)
     numbers = float(np.prod(shape) / np.prod(codec.shape(shape)))
     interval = bootstrap(lambda rows: float(rows.mean()), each, seed=seed)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from unfog.data.modality import Modality
@@ -18,6 +17,7 @@ from unfog.evaluation.intervals import Scored, plain
 from unfog.evaluation.judge import Asked, Judge, known, pick, spread
 from unfog.evaluation.levels import Levels
 from unfog.evaluation.neighbours import Memorised
+from unfog.evaluation.watching import Watch
 from unfog.evaluation.wording import LEGEND, lines_of, score_table
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
@@ -72,12 +72,6 @@ def heldout_conditions(run: Run, judge: Judge, count: int, seed: int = 0) -> tup
     drawn = torch.from_numpy(uniform(seed, "condition to judge", 0, 0, count, 4))
     condition = run.recipe.conditioning.read(known_of(run.recipe), rows, judge.codec.encode(rows.x), drawn)
     return condition, None if condition is None else known(rows)
-
-
-def bar(console: Console | None) -> Progress:
-    """Return a progress bar with a description and the remaining time."""
-    columns = (TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=console is None)
 
 
 def draw(
@@ -147,12 +141,12 @@ def evaluate_run(
         raise UserError(f"this judge compares sets of {judge.m} rows: draw {judge.m} samples or more")
     generator = run.generator(guidance=guidance, steps=steps, seed=seed)
     condition, asked = heldout_conditions(run, judge, count, seed)
-    with bar(console) as progress:
-        task = progress.add_task(f"sampling, guidance {guidance:g}", total=generator.batches_of(count))
-        samples, nfe = draw(generator, count, condition, lambda: progress.advance(task))
-    scores, copies = judge.score(samples, asked), judge.copies(samples)
+    with Watch(console, f"sampling, guidance {guidance:g}", generator.batches_of(count)) as watch:
+        samples, nfe = draw(generator, count, condition, watch.advance)
+    with Watch(console, f"scores, guidance {guidance:g}"):
+        scores, copies, classes = judge.score(samples, asked), judge.copies(samples), by_class(judge, samples, asked)
     taken = generator.settings.steps if isinstance(generator, Sampler) else None
-    return Evaluation(scores, copies, guidance, taken, nfe, seed, samples, by_class(judge, samples, asked))
+    return Evaluation(scores, copies, guidance, taken, nfe, seed, samples, classes)
 
 
 def table(evaluations: Sequence[Evaluation], judge: Judge) -> str:
