@@ -124,7 +124,7 @@ class Classes:
 
         if self.confusion is None or self.real is None:
             return
-        side = 2.0 + min(len(self.names), NAMED) * 0.22
+        side = 2.0 + min(len(self.names), NAMED) * (0.22 if len(self.names) <= WRITTEN else 0.13)
         canvas = Figure(figsize=(2 * side + 1, side + 0.6), layout="constrained")
         for axes, counts, title in zip(
             canvas.subplots(1, 2), (self.confusion, self.real), ("samples", f"{FLOOR}, held out"), strict=True
