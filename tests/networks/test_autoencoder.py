@@ -23,6 +23,7 @@ from unfog.data.codecs import Latents, Pixels
 from unfog.data.source import Augment, InMemory
 from unfog.evaluation.reconstruction import psnr, reconstruction
 from unfog.generation import edits
+from unfog.interop.scores import scores
 from unfog.networks.autoencoder import Autoencoder, Posterior, tiled
 from unfog.networks.critic import Critic, Criticised, with_frozen_weights
 from unfog.recipes.build import PARAMETERS, build_codec, build_data, known_of
@@ -32,7 +33,8 @@ from unfog.recipes.parse import options
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.runs.average import average
-from unfog.runs.run import fit, load, refit, train
+from unfog.runs.data import read_data
+from unfog.runs.run import fit, load, read_recipe, refit, train
 from unfog.runtime.errors import Stopped, UserError
 from unfog.training import latents, loop
 from unfog.training.latents import Encoded, Flip
@@ -236,8 +238,14 @@ def test_a_critic_learns_to_tell_two_kinds_of_pictures_apart() -> None:
 
 def test_a_trained_autoencoder_gives_back_pictures_that_it_never_saw(coder: Path) -> None:
     found = reconstruction(coder, 300, device="cpu")
-    assert found.psnr > 14
-    assert found.interval.low < found.psnr < found.interval.high
+    quality = found.psnr
+    assert quality.low is not None
+    assert quality.high is not None
+    assert 14 < quality.low < quality.value < quality.high < quality.floor == 100
+    mean = read_data(coder, read_recipe(coder))[1].train.take(np.arange(1438)).x.double().mean(0).round()
+    apart = (found.originals.double() - mean).square().flatten(1).mean(1)
+    assert quality.ceiling == pytest.approx(float((10 * torch.log10(255**2 / apart)).mean()))
+    assert "of the way to one mean picture" in found.table()
     assert found.numbers == 2
     assert found.pictures.shape == found.originals.shape
     assert found.fidelity.value < found.fidelity.ceiling
@@ -275,7 +283,8 @@ def test_the_command_line_measures_it(coder: Path, capsys: pytest.CaptureFixture
     assert main(["evaluate", str(coder), "-n", "100", "--device", "cpu"]) == 0
     assert "dB" in capsys.readouterr().out
     written = json.loads((coder / "evaluation.json").read_text())
-    assert written["psnr"] > 10
+    assert written["evaluations"][0]["scores"]["psnr"]["value"] > 10
+    assert any(line.startswith("| psnr |") for line in scores(coder))
     assert size_of(coder / "evaluation" / "pairs.png")[0] > 100
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from unfog.diffusion.schedules import EDM
+from unfog.interop.card import facts
 from unfog.recipes.build import build_data
 from unfog.recipes.recipe import Recipe
 from unfog.reports.explain import Explanation, explain
@@ -351,3 +352,47 @@ def test_a_report_takes_in_what_other_verbs_drew(digits_run: Path, tmp_path: Pat
         assert taken.size == (5, 5)
         assert own.size != (5, 5)
     assert base64.b64encode((folder / "evaluation" / "samples.png").read_bytes()).decode() in where.read_text()
+
+
+def entry(value: float, low: float | None, high: float | None) -> dict[str, object]:
+    """A score as evaluation.json has it."""
+    return {"value": value, "low": low, "high": high, "n": 100, "floor": 0.2, "ceiling": 8.2, "protocol": "p"}
+
+
+def test_a_report_shows_figures_with_all_that_they_need(broken: Path, tmp_path: Path) -> None:
+    """Ends, interval, samples, judge, date, machine, command, version; classes, and the table of confusions."""
+    read = {**entry(0.5, 0.4, 0.6), "floor": 0.9, "ceiling": 0.1}
+    each = [{"name": "<b>|x", "n": 100, "adherence": read, "distance": None, "recall": read}]
+    classes = {"each": each, "names": ["<b>|x", "y"], "confusion": [[50, 49], [0, 7]], "real": [[1, 0], [0, 1]]}
+    new = {
+        "measured": {
+            "date": "2026-01-02",
+            "machine": "a processor",
+            "command": "unfog evaluate",
+            "version": "9 (commit f)",
+        },
+        "protocol": "data d, judge seed 5",
+        "extractors": {"classifier": {"key": "0123", "features": 16}},
+        "evaluations": [{"guidance": 1.0, "scores": {"frechet/classifier": entry(1.0, 0.5, 1.5)}, "classes": classes}],
+        "worst": "Worst: one.",
+    }
+    (broken / "evaluation.json").write_text(json.dumps(new))
+    found = report(load(broken, "cpu"), tmp_path / "report")
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in found.markdown.splitlines()]
+    expected = ["frechet/classifier", "1", "1", "0.5 to 1.5", "0.2", "8.2", "100", "10% of the way to noise"]
+    assert expected in rows
+    assert ["y", "", "7"] in rows
+    text = seen(found.write().read_text()).text
+    for part in ("judge seed 5", "0123", "2026-01-02", "a processor", "9 (commit f)", "Worst: one.", "<b>|x", "49"):
+        assert part in text, part
+    assert not re.findall(r"\b[A-Z][A-Za-z0-9]+\(\w*=", found.markdown)  # no names of Python classes
+
+
+def test_evaluations_of_before_are_still_read(broken: Path) -> None:
+    """Without classes and date; an interval that lies elsewhere than its value, as they had, is not shown."""
+    scores = {"frechet/classifier": entry(1.0, 0.2, 0.9), "kernel/classifier": entry(0.1, 0.0, 0.2)}
+    old = {"protocol": "data d", "extractors": {}, "evaluations": [{"guidance": 1.5, "scores": scores}], "levels": None}
+    (broken / "evaluation.json").write_text(json.dumps(old))
+    lines = facts(load(broken, "cpu"))["Evaluation"]
+    assert "| frechet/classifier | 1.5 | 1 |  | 0.2 | 8.2 | 100 | 10% of the way to noise |" in lines
+    assert "| kernel/classifier | 1.5 | 0.1 | 0 to 0.2 | 0.2 | 8.2 | 100 | like real data |" in lines

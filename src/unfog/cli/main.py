@@ -16,6 +16,7 @@ from unfog.cli.looking import explain, inspect, recipes, report
 from unfog.cli.measuring import bench, compare, evaluate, verify
 from unfog.cli.serving import app
 from unfog.cli.training import average, plan, replay, train
+from unfog.runtime.provenance import commanded
 from unfog.runtime.version import __version__
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None, started: float | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = terminal.warn
             warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # such a picture is named as unreadable
-            with terminal.together():
+            with terminal.together(), commanded(given):
                 for file in files:
                     importing.run(file)
                 tyro.extras.subcommand_cli_from_dict(

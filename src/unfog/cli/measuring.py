@@ -19,6 +19,7 @@ from unfog.cli.options import (
     Numbers,
     RunFolders,
     Seed,
+    SomeCount,
     SomeFloat,
     SomeInt,
     SomePath,
@@ -39,7 +40,7 @@ def evaluate(
     run: tyro.conf.Positional[Path],
     /,
     *,
-    n: Count = 5000,
+    n: SomeCount = None,
     real: SomePath = None,
     guidance: Numbers = (),
     steps: Steps = None,
@@ -71,7 +72,8 @@ def evaluate(
 
     Args:
         run: Run folder, or with --real a folder of pictures.
-        n: Number of samples, scored in blocks as large as the held-out set; with --real, most pictures to compare.
+        n: Number of samples, scored in blocks as large as the held-out set. Default: 5,000, or as many as take about
+            two minutes; with --real, at most 5,000 pictures.
         real: Folder of real pictures to compare a folder of pictures with.
         guidance: Scales of classifier-free guidance to measure, 1 is off; default: 1 and the recipe's.
         batch: Pictures per batch of a feature extractor; does not change the result.
@@ -98,7 +100,7 @@ def evaluate(
         _refuse({**options, **mine}, "is for runs, and --real compares two folders of pictures: omit it")
         extra = {"batch": batch, "seed": seed, "console": console, "inception": inception, "dinov2": dinov2}
         with locked(run) if run.is_dir() else nullcontext():
-            evaluated = compare_sets(run, real, most=n, **extra)  # type: ignore[arg-type]  # options of many types
+            evaluated = compare_sets(run, real, most=5000 if n is None else n, **extra)  # type: ignore[arg-type]  # options of many types
             print(evaluated.table())  # first, since the folder may not be for us to write
             write_whole(run / "evaluation.json", evaluated.to_json().encode())
         print(f"written: {run / 'evaluation.json'}")
@@ -110,7 +112,7 @@ def evaluate(
             f"is for models that draw samples, and {run} holds one of the objective {recipe.kind('objective')!r}",
         )
         with locked(run / "evaluation"):
-            _evaluate_autoencoder(run, n, seed, device, data, changed)
+            _evaluate_autoencoder(run, n, seed, device, data, changed, console)
         return
     if likelihood is not None:
         _refuse({**options, **extractors, "--likelihood": None}, "is for samples, and --likelihood measures real rows")
@@ -119,7 +121,7 @@ def evaluate(
     rows = read_data(run, loaded.recipe, changed)[1]
     with locked(run / "evaluation"):
         if likelihood is not None:
-            _evaluate_likelihood(loaded, rows, likelihood, seed)
+            _evaluate_likelihood(loaded, rows, likelihood, seed, console)
         else:
             _evaluate_samples(loaded, rows, n, guidance, steps, seed, batch, inception, dinov2, console)
 
@@ -131,22 +133,26 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
             raise UserError(f"{name} {why}")
 
 
-def _evaluate_autoencoder(run: Path, n: int, seed: int, device: str, data: str | None, changed: "Changed") -> None:
+def _evaluate_autoencoder(
+    run: Path, n: int | None, seed: int, device: str, data: str | None, changed: "Changed", console: "Console"
+) -> None:
     """Measure the reconstructions of an autoencoder, and write scores and pictures."""
     from unfog.evaluation.reconstruction import reconstruction
 
-    kept = reconstruction(run, n, seed, device, data=data, changed=changed)
+    kept = reconstruction(run, n, seed, device, data=data, changed=changed, console=console)
     print(kept.table())
     kept.write(run)
     print(f"written: {run / 'evaluation.json'}, and originals above their reconstructions: {run / 'evaluation'}")
 
 
-def _evaluate_likelihood(run: "Run", data: "Data", count: int, seed: int) -> None:
+def _evaluate_likelihood(run: "Run", data: "Data", count: int, seed: int, console: "Console") -> None:
     """Measure the likelihood of real rows, and write it."""
     from unfog.evaluation.density import density
+    from unfog.evaluation.watching import Watch
     from unfog.runtime.files import write_whole
 
-    bits = density(run, data, count, seed)
+    with Watch(console, f"likelihood of {count} training and as many held-out rows"):
+        bits = density(run, data, count, seed)
     print(bits.table())
     write_whole(run.path / "likelihood.json", json.dumps(bits.to_json(), indent=1).encode())
     print(f"written: {run.path / 'likelihood.json'}")
@@ -155,7 +161,7 @@ def _evaluate_likelihood(run: "Run", data: "Data", count: int, seed: int) -> Non
 def _evaluate_samples(
     run: "Run",
     data: "Data",
-    n: int,
+    n: int | None,
     guidance: tuple[float, ...],
     steps: int | None,
     seed: int,
@@ -165,9 +171,11 @@ def _evaluate_samples(
     console: "Console",
 ) -> None:
     """Measure samples of a run, and write scores and pictures."""
+    from unfog.evaluation.effort import begin
     from unfog.evaluation.judge import Judge
     from unfog.evaluation.levels import measure_levels
     from unfog.evaluation.report import draw_sheets, evaluate_run, table, to_json
+    from unfog.evaluation.watching import Watch
     from unfog.recipes.build import build_codec
     from unfog.runtime.files import disk, write_whole
 
@@ -175,11 +183,14 @@ def _evaluate_samples(
     for scale in scales:  # fail early, before minutes are spent
         run.generator(guidance=scale, steps=steps)
     codec = build_codec(run.recipe).plain
+    planned = begin(run, data, tuple(scales), steps, seed, codec, n, bool(guidance), console)
+    n, scales = planned.count, planned.scales
     judge = Judge(data, codec, n, batch=batch, seed=seed, console=console, inception=inception, dinov2=dinov2)
     evaluations = []
     for scale in scales:
         evaluations.append(evaluate_run(run, judge, n, guidance=scale, steps=steps, seed=seed, console=console))
-    levels = measure_levels(run, judge, seed) if run.denoises else None
+    with Watch(console, "loss by noise level"):
+        levels = measure_levels(run, judge, seed) if run.denoises else None
     print(table(evaluations, judge))
     folder = run.path / "evaluation"
     with disk(folder):

@@ -30,6 +30,7 @@ Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavi
 RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Run folder.", metavar="RUN")]
 RunFolders = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="")]
 Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
+SomeCount = Annotated[int | None, tyro.conf.arg(aliases=["-n"], metavar="INT", help_behavior_hint="")]
 Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT")]
 Negative = Annotated[SomeText, tyro.conf.arg(help="Text or class to steer away from; needs guidance other than 1.")]
 Steps = Annotated[SomeInt, tyro.conf.arg(help="Steps of the solver. Default: the recipe's.")]

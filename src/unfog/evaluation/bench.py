@@ -22,8 +22,10 @@ from unfog.evaluation.compare import number, span
 from unfog.evaluation.features import digest
 from unfog.evaluation.intervals import INTERVALS, plain
 from unfog.evaluation.judge import Asked, Judge
-from unfog.evaluation.report import aligned, bar, draw, heldout_conditions
+from unfog.evaluation.report import draw, heldout_conditions
 from unfog.evaluation.results import Measured, Setting, append_result, read_results
+from unfog.evaluation.watching import Watch
+from unfog.evaluation.wording import CEILING, FLOOR, aligned, lines_of
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec
 from unfog.recipes.fitting import extrapolates_far
@@ -31,6 +33,7 @@ from unfog.runs.data import read_data
 from unfog.runs.run import Run
 from unfog.runtime.errors import Stopped, UserError
 from unfog.runtime.files import locked, write_whole
+from unfog.runtime.provenance import provenance
 from unfog.runtime.version import __version__
 
 SOLVERS = ("ddim", "euler", "heun", "dpmpp-2m", "dpmpp-3m", "unipc", "adams-bashforth", "ancestral")
@@ -119,6 +122,7 @@ class Bench:
         """Return everything as plain values."""
         return {
             "unfog": __version__,
+            "written": plain(provenance()),
             "run": self.name,
             "nfe": self.nfe,
             "measured": plain(self.measured),
@@ -139,11 +143,12 @@ class Bench:
             [
                 f"Fréchet distance{', in brackets adherence' if guided else ''}; * best with as many evaluations",
                 aligned(rows),
-                f"real held-out data: {number(score.floor)}; noise: {number(score.ceiling)}  ({score.protocol})",
+                f"{FLOOR}: {number(score.floor)}; {CEILING}: {number(score.ceiling)}  ({score.protocol})",
                 *(f"left out: {name}: {why}" for name, why in self.left_out.items()),
                 *self._doubts(),
                 f"best:        {self.describe(self.best)}",
                 f"recommended: {self.describe(self.recommended)}",
+                *lines_of(f"{provenance()}; what was measured before is reused."),
             ]
         )
 
@@ -305,12 +310,11 @@ def _measure(
     """Sample and score what is to be measured, cheapest first, and yield each with its key when it is done."""
     if not todo:
         return
-    with bar(console) as progress:
-        total = run.sampler().batches_of(count) * sum(planned.nfe for _, planned in todo.values())
-        task = progress.add_task("", total=total)
+    total = run.sampler().batches_of(count) * sum(planned.nfe for _, planned in todo.values())
+    with Watch(console, "sampling and scores", total) as watch:
         for key, (setting, planned) in sorted(todo.items(), key=lambda item: item[1][1].nfe):
-            progress.update(task, description=f"{setting.solver}, {planned.nfe} evaluations")
-            advance = partial(progress.advance, task, planned.nfe)
+            watch.describe(f"{setting.solver}, {planned.nfe} evaluations")
+            advance = partial(watch.advance, planned.nfe)
             samples, nfe = draw(planned.sampler, count, condition, advance)
             scores = judge.fidelity(samples), judge.adherence(samples, asked)
             assert nfe is not None  # it is a sampler's

@@ -70,7 +70,7 @@ def draw_plot(
         _draw_curve(axes, curve, least)
     x, y = [point.nfe for point in front], [max(least, point.distance) for point in front]
     axes.plot(x, y, "o", color="black", fillstyle="none", markersize=14, label="Pareto front")
-    axes.axhline(max(least, floor), linestyle="--", color="0.4", label="real held-out data")
+    axes.axhline(max(least, floor), linestyle="--", color="0.4", label="real data")
     axes.set(xscale="log", yscale="log", ylim=(least, None))
     axes.set(xlabel="network evaluations per sample", ylabel="Fréchet distance")
     _set_ticks(axes, ticks)

@@ -17,7 +17,9 @@ from unfog.data.pictures import save_picture
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
 from unfog.evaluation.intervals import Interval, Scored, bootstrap, of_difference, plain
 from unfog.evaluation.judge import Judge, spread
-from unfog.evaluation.report import aligned, bar, draw, heldout_conditions
+from unfog.evaluation.report import draw, heldout_conditions
+from unfog.evaluation.watching import Watch
+from unfog.evaluation.wording import CEILING, FLOOR, LEGEND, aligned, in_words, lines_of, standing
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec
@@ -25,6 +27,7 @@ from unfog.runs.data import read_data
 from unfog.runs.run import Run, load
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
+from unfog.runtime.provenance import Provenance
 from unfog.runtime.version import __version__
 
 RESAMPLES = 200
@@ -89,6 +92,7 @@ class Comparison:
         settings: How all of them were sampled.
         shown: Samples of the first run of each model, of the same noises and labels.
         modality: What a sample is.
+        measured: Where the figures come from.
     """
 
     models: list[Model]
@@ -97,6 +101,7 @@ class Comparison:
     settings: str
     shown: list[Tensor] = field(repr=False)
     modality: Modality
+    measured: Provenance
 
     def write(self, folder: Path) -> str:
         """Write comparison.json, and sheet.png with a row for each model; return where they are.
@@ -124,24 +129,27 @@ class Comparison:
 
     def table(self) -> str:
         """Return a block with differences for fidelity and adherence, and a line for each of the other scores."""
-        blocks, others = [], [["other scores", *(model.name for model in self.models), "held-out data", "noise"]]
+        blocks, others = [], [["other scores", *(model.name for model in self.models), FLOOR, CEILING]]
         for metric in dict.fromkeys(metric for model in self.models for metric in model.scores):
             if metric in (self.fidelity, ADHERENCE):
                 blocks += [self._block(metric), ""]
             else:
                 others.append(self._row(metric))
         protocol = self.models[0].scores[self.fidelity][0].protocol
-        how = f"({self.settings}; {protocol}; 95 % intervals over noises, not over trainings)"
-        return "\n".join([*blocks, aligned(others), "", how])
+        how = f"{self.settings}; {protocol}; 95 % intervals over noises, not over trainings."
+        notes = [*lines_of(how), *LEGEND, *lines_of(f"{self.measured}.")]
+        return "\n".join([*blocks, aligned(others), "", *notes])
 
     def _block(self, metric: str) -> str:
         """Return a score of all models with their differences to the reference model, and its ends."""
         models = [model for model in self.models if metric in model.scores]
         score = models[0].scores[metric][0]
-        rows = [[f"{metric} (n = {score.n})", "", f"difference to {self.reference}", ""]]
-        rows += [[f"  {model.name}", model.line(metric), *_difference(model, metric)] for model in models]
-        rows.append(["  real held-out data", number(score.floor), "", ""])
-        rows.append(["  noise", number(score.ceiling), "", ""])
+        rows = [[f"{metric} (n = {score.n})", "", "", f"difference to {self.reference}", ""]]
+        for model in models:
+            alone = standing(metric, model.scores[metric][0]) if len(model.runs) == 1 else ""
+            rows.append([f"  {model.name}", model.line(metric), alone, *_difference(model, metric)])
+        rows.append([f"  {FLOOR}", number(score.floor), "", "", ""])
+        rows.append([f"  {CEILING}", number(score.ceiling), "", "", ""])
         return aligned(rows)
 
     def _row(self, metric: str) -> list[str]:
@@ -256,14 +264,12 @@ def compare(
     generator = generator_of(first, 0)
     judge = Judge(read_data(first.path, first.recipe)[1], build_codec(first.recipe).plain, count, console=console)
     sampled: list[list[Sampled]] = []
-    with bar(console) as progress:
-        total = sum(generator_of(run, 0).batches_of(count) for model in models for run in model)
-        task = progress.add_task("", total=total)
+    total = sum(generator_of(run, 0).batches_of(count) for model in models for run in model)
+    with Watch(console, names[0], total) as watch:
         for name, model in zip(names, models, strict=True):
-            progress.update(task, description=name)
+            watch.describe(name)
             runs = [
-                _sampled(run, generator_of(run, index), judge, count, lambda: progress.advance(task))
-                for index, run in enumerate(model)
+                _sampled(run, generator_of(run, index), judge, count, watch.advance) for index, run in enumerate(model)
             ]
             sampled.append(runs)
     fidelity = next(iter(sampled[0][0].scores))
@@ -275,12 +281,13 @@ def compare(
         measured.append(Model(name, [str(run.path) for run in model], mine[0].nfe, scores, differences))
     settings = f"{count} samples, noises of seed {seed}"
     if isinstance(generator, Sampler):
+        rule, grid = in_words("solver", generator.solver), in_words("grid", generator.grid)
         settings = (
-            f"{count} samples, {generator.solver}, {generator.grid}, {generator.settings.steps} steps, guidance "
+            f"{count} samples, solver {rule}, grid {grid}, {generator.settings.steps} steps, guidance "
             f"{generator.settings.guidance:g}, noises of seed {seed}"
         )
     shown = [mine[0].shown for mine in sampled]
-    return Comparison(measured, names[base], fidelity, settings, shown, generator.modality)
+    return Comparison(measured, names[base], fidelity, settings, shown, generator.modality, judge.measured)
 
 
 @dataclass(frozen=True)

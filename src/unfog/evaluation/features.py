@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +23,7 @@ from unfog.data.download import cache_folder
 from unfog.data.modality import images
 from unfog.data.source import Batch, shuffled
 from unfog.evaluation.distances import Rows
+from unfog.evaluation.watching import Watch
 from unfog.runtime.errors import EnvironmentFailure, UserError
 from unfog.runtime.files import locked
 from unfog.runtime.tensors import load_into, read_tensors, write_tensors
@@ -34,11 +35,13 @@ Covariances of few rows are biased: of 64 features on 359 rows the Fréchet dist
 """
 EPOCHS, STEPS, BATCH = 2, 200, 128
 """The classifier is trained for two epochs, or for 200 steps on small sets."""
+SIDE = 32
+"""Positions of the shorter side of a picture after the first layer, from twice as many pixels on."""
 DROPOUT = 0.3
 """Without it the features separate training rows from held-out ones: their precision is 0.75, not 0.86 (digits)."""
 FREQUENT = 0.01
 """Words are read that stand in at least this share of the captions, and are missing in as many."""
-CLASSIFIER_VERSION = 1
+CLASSIFIER_VERSION = 2
 """Raise it with every change that gives other weights on the same rows: to the constants above, `_network` or `_train`.
 
 Cached classifiers of another version are not used.
@@ -102,12 +105,14 @@ class Classifier:
         codec: Encodes rows.
         words: What is read where there are no classes.
         key: Of its weights.
+        several: Whether several labels or words hold at a time, and not one class.
     """
 
     network: nn.Sequential
     codec: Codec
     words: tuple[str, ...] = ()
     key: str = ""
+    several: bool = False
     name: str = field(default="classifier", init=False)
 
     def __call__(self, x: Tensor, batch: int = 256) -> Rows:
@@ -132,6 +137,18 @@ class Classifier:
         """Return the class of each row, `(n,)`."""
         classes: NDArray[np.int64] = self._logits(features).argmax(1)
         return classes
+
+    def reads(self, features: Rows) -> NDArray[np.bool_]:
+        """Return what each row is read as, `(n, outputs)`: its one class, or each label or word on its own."""
+        logits = self._logits(features)
+        read: NDArray[np.bool_] = logits > 0 if self.several else np.arange(self.outputs) == logits.argmax(1)[:, None]
+        return read
+
+    def shows(self, asked: Tensor | Sequence[str]) -> NDArray[np.bool_]:
+        """Return what each row was asked to show, `(n, outputs)`, from labels or captions."""
+        wanted = _targets(asked, self.words).numpy()
+        shown: NDArray[np.bool_] = np.arange(self.outputs) == wanted[:, None] if wanted.ndim == 1 else wanted
+        return shown
 
     @property
     def outputs(self) -> int:
@@ -177,7 +194,7 @@ def fit_classifier(rows: Batch, codec: Codec, console: Console | None = None) ->
         with suppress(EnvironmentFailure, UserError), locked(path.parent, wait=True):
             write_tensors(path, network.state_dict())
     key = digest(*(part.contiguous().numpy().tobytes() for part in network.state_dict().values()))
-    return Classifier(network.eval().requires_grad_(False), codec, words, key)
+    return Classifier(network.eval().requires_grad_(False), codec, words, key, several)
 
 
 def _vocabulary(captions: Sequence[str]) -> tuple[str, ...]:
@@ -206,10 +223,16 @@ def _network(shape: tuple[int, ...], outputs: int, features: int) -> nn.Sequenti
 
 
 def _convolutions(channels: int, height: int, width: int) -> tuple[list[nn.Module], int]:
-    """Return the first layers for pictures, and how many numbers they give: pooled down to a side of 8 or less."""
+    """Return the first layers for pictures, and how many numbers they give: pooled down to a side of 8 or less.
+
+    The first one steps over large pictures so that 32 to 63 positions remain of the shorter side: it sees every pixel,
+    and a picture of 128 pixels costs as much as one of 32.
+    """
     layers: list[nn.Module] = []
+    stride = max(1, min(height, width) // SIDE)
     for depth in (32, 64, 128, 128, 128):
-        layers += [nn.Conv2d(channels, depth, 3, padding=1), nn.BatchNorm2d(depth), nn.ReLU()]
+        layers += [nn.Conv2d(channels, depth, stride + 2, stride, padding=1), nn.BatchNorm2d(depth), nn.ReLU()]
+        height, width, stride = height // stride, width // stride, 1
         if min(height, width) > 4:
             layers.append(nn.MaxPool2d(2))
             height, width = height // 2, width // 2
@@ -227,22 +250,47 @@ def _perceptron(numbers: int) -> tuple[list[nn.Module], int]:
 
 def _train(network: nn.Sequential, codec: Codec, x: Tensor, targets: Tensor, console: Console | None) -> None:
     """Train for two epochs or 200 steps, in an order that is always the same."""
-    steps, rate = max(EPOCHS * len(x) // BATCH, STEPS), 4e-3
+    steps, rate = expected_steps(len(x)), 4e-3
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     network.train()
-    hidden = console is None or not console.is_terminal
-    for step in track(range(steps), "training the classifier", console=console, transient=True, disable=hidden):
-        rows = torch.from_numpy(shuffled(len(x), 0, step * BATCH, BATCH))
-        logits, wanted = network(codec.encode(x[rows])), targets[rows]
-        if wanted.ndim == 1:
-            loss = F.cross_entropy(logits, wanted)
-        else:
-            loss = F.binary_cross_entropy_with_logits(logits, wanted.float())
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
+    with Watch(console, "training the classifier", steps) as watch:
+        for step in range(steps):
+            rows = torch.from_numpy(shuffled(len(x), 0, step * BATCH, BATCH))
+            logits, wanted = network(codec.encode(x[rows])), targets[rows]
+            if wanted.ndim == 1:
+                loss = F.cross_entropy(logits, wanted)
+            else:
+                loss = F.binary_cross_entropy_with_logits(logits, wanted.float())
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+            watch.advance()
+
+
+def expected_steps(rows: int) -> int:
+    """Return in how many steps the classifier of so many rows is trained."""
+    return max(EPOCHS * rows // BATCH, STEPS)
+
+
+def trial_step(x: Tensor, codec: Codec) -> float:
+    """Return seconds of a step of the training of a classifier of such rows; the first, which is slow, rarely counts.
+
+    Args:
+        x: Some rows.
+        codec: Encodes rows.
+    """
+    network = _network(tuple(x.shape[1:]), 2, features_of(LARGE)).train()
+    rows = codec.encode(x[torch.arange(BATCH) % len(x)])
+    with torch.random.fork_rng(devices=[]):  # dropout draws
+        for _ in range(2):
+            began = time.monotonic()
+            torch.autograd.backward(network(rows).square().mean())
+            seconds = time.monotonic() - began
+            if seconds > 1:
+                break
+    return seconds
 
 
 # -------------------------------------------------------------------------------------- principal components

@@ -23,14 +23,18 @@ from unfog.evaluation.features import Extractor, digest, features_of, fit_classi
 from unfog.evaluation.intervals import Interval, Protocol, Scored, Sets, Split, bootstrap, of_mean
 from unfog.evaluation.neighbours import Memorised, entropy_over_classes, memorised, prdc
 from unfog.evaluation.shapes_reader import matches
+from unfog.evaluation.watching import Watch
 from unfog.runs.requests import MOST
 from unfog.runtime.errors import UserError
+from unfog.runtime.provenance import provenance
 from unfog.runtime.randomness import normal, stream
 
 TRAINING, HELD_OUT, FITTED = 60_000, 10_000, 10_000
 """Most rows, evenly spread: of the training set, of the held-out set, and for principal components."""
 MEMORY = 2**30
 """Most bytes that the rows of the training set take."""
+NUMBERS, FEWEST = 2**26, 200
+"""Most numbers in the rows that principal components are fitted on, and fewest rows: more large rows take minutes."""
 VERSIONS = 2**25
 """Most encoded pixels of the training rows and their shifts among which copies are looked for."""
 LEAST = 100
@@ -73,6 +77,11 @@ def some(count: int, rows: int) -> Indices:
     return np.sort(stream(0, "rows to judge", index=rows).permutation(rows)[:count])
 
 
+def fitted(rows: int, numbers: int) -> int:
+    """Return on how many of some rows, of so many numbers each, principal components are fitted."""
+    return min(rows, FITTED, max(FEWEST, NUMBERS // numbers))
+
+
 class Judge:
     """What samples are compared with, at the same number m of rows on both sides.
 
@@ -87,6 +96,7 @@ class Judge:
         classifier: Trained on `train`; None where the rows have neither classes nor captions.
         spaces: By the names of the features; the first is what diversity is measured in.
         sets: What samples are compared with, as a value.
+        measured: Where its figures come from.
     """
 
     def __init__(
@@ -121,7 +131,8 @@ class Judge:
         self.split: Split = split
         if batch < 1:
             raise UserError(f"the batch must be 1 or more, not {batch}")
-        self.heldout = rows_of(data.heldout, HELD_OUT)
+        with Watch(console, "reading held-out rows"):
+            self.heldout = rows_of(data.heldout, HELD_OUT)
         self.m = min(count, len(self.heldout.x))
         numbers = int(np.prod(data.train.shape))
         self._enough("pixels", min(features_of(len(data.train)), numbers), count)
@@ -131,24 +142,27 @@ class Judge:
         if dinov2:
             others.append(extractors.dinov2(dinov2))
         most = max(1, MEMORY // (numbers * self.heldout.x.element_size()))
-        self.train = rows_of(data.train, min(TRAINING, most))
+        with Watch(console, "reading training rows"):
+            self.train = rows_of(data.train, min(TRAINING, most))
         self.references, self.compared = some(self.m, len(self.train.x)), some(self.m, len(self.heldout.x))
         self.noise = codec.decode(normal(seed, "noise to judge", 0, 0, self.m, tuple(data.train.shape)))
         self.classifier = fit_classifier(self.train, codec, console)
         self.spaces: dict[str, Space] = {}
-        for extractor in [*self._own_extractors(), *others]:
-            space = self._space(extractor)
-            self._enough(extractor.name, space.train.shape[1], count)
-            self.spaces[extractor.name] = space
+        with Watch(console, "features of real rows"):
+            for extractor in [*self._own_extractors(), *others]:
+                space = self._space(extractor)
+                self._enough(extractor.name, space.train.shape[1], count)
+                self.spaces[extractor.name] = space
         self.first = next(iter(self.spaces.values()))
         key = digest(*(part.numpy().tobytes() for part in (self.train.x[self.references], self.heldout.x)))
         self.sets = Sets(key, self.m, seed, split)
+        self.measured = provenance()
         self._ends: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
 
     def _own_extractors(self) -> list[Extractor]:
         """Return the classifier, where there is one, and the principal components."""
-        fitted = self.train.x[spread(min(FITTED, len(self.train.x)), len(self.train.x))]
-        components = fit_components(fitted, self.codec)
+        count = fitted(len(self.train.x), self.train.x[0].numel())
+        components = fit_components(self.train.x[spread(count, len(self.train.x))], self.codec)
         return [self.classifier, components] if self.classifier else [components]
 
     def _space(self, extractor: Extractor) -> Space:
@@ -182,7 +196,7 @@ class Judge:
         shown = known(self.heldout)
         if self.classifier is None or shown is None:
             return None
-        return float(self.classifier.right(self._heldout_features, shown).mean())
+        return float(self.classifier.right(self.heldout_features, shown).mean())
 
     def features(self, samples: Tensor) -> Rows:
         """Return the features of samples, `(n, d)`, in which fidelity and diversity are measured."""
@@ -234,7 +248,7 @@ class Judge:
         """
         compared = {"pixels": self._pixels(samples)}
         if self.classifier:
-            compared["classifier"] = (self.features(samples), self._heldout_features, self._train_features)
+            compared["classifier"] = (self.features(samples), self.heldout_features, self.train_features)
         verdicts = {}
         for name, (mine, heldout, train) in compared.items():
             verdicts[name] = memorised(mine, train, heldout, alpha=ALPHA / len(compared))
@@ -250,11 +264,13 @@ class Judge:
         return extractor(samples), extractor(self.heldout.x), extractor(self.train.x)
 
     @cached_property
-    def _heldout_features(self) -> Rows:
+    def heldout_features(self) -> Rows:
+        """Features of all held-out rows."""
         return self.features(self.heldout.x)
 
     @cached_property
-    def _train_features(self) -> Rows:
+    def train_features(self) -> Rows:
+        """Features of all training rows."""
         return self.features(self.train.x)
 
     @cached_property
@@ -355,14 +371,20 @@ class Judge:
         scenes = _scenes(asked)
         if scenes:
             return _scene_marks(samples, scenes)
+        wanted = self.readable(asked)
+        if self.classifier is None or wanted is None:
+            return {}
+        return {"adherence": self.classifier.right(self.classifier(samples, self.batch), wanted)}
+
+    def readable(self, asked: Asked) -> Asked:
+        """Return what samples were to show as the classifier reads it; None where it does not read such things.
+
+        The names of classes, for a model that takes them as text, become their numbers.
+        """
         words = self.classifier is not None and bool(self.classifier.words)
         if not (words or asked is None or isinstance(asked, Tensor)) and set(asked) <= set(self.classes):
-            asked = torch.tensor(
-                [self.classes.index(name) for name in asked]
-            )  # a model conditioned on the names of classes
-        if self.classifier is None or asked is None or isinstance(asked, Tensor) == words:
-            return {}
-        return {"adherence": self.classifier.right(self.classifier(samples, self.batch), asked)}
+            asked = torch.tensor([self.classes.index(name) for name in asked])
+        return None if self.classifier is None or isinstance(asked, Tensor) == words else asked
 
 
 def _scene_marks(samples: Tensor, scenes: Sequence[Scene]) -> dict[str, Rows]:

@@ -19,6 +19,10 @@ LEVELS, ROWS, NOISIEST, CLEANEST = 16, 128, -8.0, 10.0
 """Noise levels, rows of each split, and the log-SNRs between which the levels lie."""
 
 
+WORK, FEWEST = 2**33, 16
+"""Most products of the exact denoiser at a level, and fewest rows: of large pictures 128 rows take minutes."""
+
+
 @dataclass(frozen=True)
 class Level:
     """Mean losses at one noise level.
@@ -74,6 +78,11 @@ class Levels:
             figure.savefig(part, dpi=120, format="png")
 
 
+def rows_for(numbers: int) -> int:
+    """Return on how many rows of each split losses are measured, for training rows of so many numbers in all."""
+    return max(FEWEST, min(ROWS, WORK // numbers))
+
+
 def empirical_x0(x_t: Tensor, alpha: float, sigma: float, train: Tensor, block: int = 64) -> Tensor:
     """Return E[x0 | x_t] where the data are training rows, all equally likely: sum_i w_i·row_i.
 
@@ -117,10 +126,11 @@ def measure_levels(run: Run, judge: Judge, seed: int = 0) -> Levels:
         t = torch.from_numpy(np.unique((t * schedule.steps).round().clamp(min=1).numpy())[::-1] / schedule.steps)
     _, groups = _conditions(run, judge.train, seed)
     train = torch.from_numpy(flat(judge.train.x, codec))
+    count = rows_for(train.numel())
     losses: list[list[float]] = []
     optima: list[list[float | None]] = []
     for part, split in enumerate((judge.train, judge.heldout)):
-        rows = pick(split, spread(min(ROWS, len(split.x)), len(split.x)))
+        rows = pick(split, spread(min(count, len(split.x)), len(split.x)))
         x0 = codec.encode(rows.x)
         eps = normal(seed, "noise levels", part, 0, len(x0), tuple(x0.shape[1:]))
         condition, keys = _conditions(run, rows, seed)
@@ -128,8 +138,8 @@ def measure_levels(run: Run, judge: Judge, seed: int = 0) -> Levels:
         optima.append(_optimum(run, x0, eps, keys, groups, train, t))
     levels = [Level(*one) for one in zip(schedule.log_snr(t).tolist(), *losses, *optima, strict=True)]
     protocol = (
-        f"at most {ROWS} evenly spread rows of each split, the same noise at each level, seed {seed}; squared error of "
-        f"the target {run.recipe.kind('target')} without weights; exact denoiser of {len(train)} training rows"
+        f"at most {count} evenly spread rows of each split, the same noise at each level, seed {seed}; squared error "
+        f"of the target {run.recipe.kind('target')} without weights; exact denoiser of {len(train)} training rows"
     )
     return Levels(tuple(levels), protocol)
 

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from unfog.data.modality import Modality
 from unfog.data.pictures import save_picture
+from unfog.evaluation.advice import advice
+from unfog.evaluation.classes import Classes, by_class
 from unfog.evaluation.intervals import Scored, plain
 from unfog.evaluation.judge import Asked, Judge, known, pick, spread
 from unfog.evaluation.levels import Levels
 from unfog.evaluation.neighbours import Memorised
+from unfog.evaluation.watching import Watch
+from unfog.evaluation.wording import LEGEND, lines_of, score_table
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import known_of
@@ -24,8 +27,6 @@ from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import uniform
 
-BETTER = {"frechet": "lower", "kernel": "lower"}
-"""Scores of which lower values are better; of all others higher ones are."""
 SHOWN, COLUMNS = 48, 16
 """Pictures on a sheet, and in a row."""
 
@@ -42,6 +43,7 @@ class Evaluation:
         nfe_per_sample: Evaluations of the network for each sample.
         seed: Seed of the samples' noise.
         samples: The samples as stored.
+        classes: The scores of each class; None where the classifier cannot read what was asked.
     """
 
     scores: dict[str, Scored]
@@ -51,6 +53,7 @@ class Evaluation:
     nfe_per_sample: int | None
     seed: int
     samples: Tensor = field(repr=False)
+    classes: Classes | None = field(default=None, repr=False)
 
 
 def heldout_conditions(run: Run, judge: Judge, count: int, seed: int = 0) -> tuple[Tensor | None, Asked]:
@@ -69,12 +72,6 @@ def heldout_conditions(run: Run, judge: Judge, count: int, seed: int = 0) -> tup
     drawn = torch.from_numpy(uniform(seed, "condition to judge", 0, 0, count, 4))
     condition = run.recipe.conditioning.read(known_of(run.recipe), rows, judge.codec.encode(rows.x), drawn)
     return condition, None if condition is None else known(rows)
-
-
-def bar(console: Console | None) -> Progress:
-    """Return a progress bar with a description and the remaining time."""
-    columns = (TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=console is None)
 
 
 def draw(
@@ -144,18 +141,17 @@ def evaluate_run(
         raise UserError(f"this judge compares sets of {judge.m} rows: draw {judge.m} samples or more")
     generator = run.generator(guidance=guidance, steps=steps, seed=seed)
     condition, asked = heldout_conditions(run, judge, count, seed)
-    with bar(console) as progress:
-        task = progress.add_task(f"sampling, guidance {guidance:g}", total=generator.batches_of(count))
-        samples, nfe = draw(generator, count, condition, lambda: progress.advance(task))
-    scores, copies = judge.score(samples, asked), judge.copies(samples)
+    with Watch(console, f"sampling, guidance {guidance:g}", generator.batches_of(count)) as watch:
+        samples, nfe = draw(generator, count, condition, watch.advance)
+    with Watch(console, f"scores, guidance {guidance:g}"):
+        scores, copies, classes = judge.score(samples, asked), judge.copies(samples), by_class(judge, samples, asked)
     taken = generator.settings.steps if isinstance(generator, Sampler) else None
-    return Evaluation(scores, copies, guidance, taken, nfe, seed, samples)
+    return Evaluation(scores, copies, guidance, taken, nfe, seed, samples, classes)
 
 
 def table(evaluations: Sequence[Evaluation], judge: Judge) -> str:
     """Return evaluations as a table, a line for each score with its floor and ceiling, and the notes to read it."""
-    first = evaluations[0]
-    columns = {f"guidance {one.guidance:g}" if first.steps else "samples": one.scores for one in evaluations}
+    first, columns = evaluations[0], _columns(evaluations)
     costs = ", ".join(str(one.nfe_per_sample) for one in evaluations)
     effort = f" in {first.steps} steps ({costs} evaluations)" if first.steps else ""
     asked = ", conditioned on what held-out rows show" if "adherence" in first.scores else ""
@@ -164,32 +160,23 @@ def table(evaluations: Sequence[Evaluation], judge: Judge) -> str:
     for one in evaluations:
         of = f", guidance {one.guidance:g}" if one.steps else ""
         lines += verdicts(one.copies, of, ": look at memorisation.png")
-    return "\n".join(lines)
+    classes = evaluations[-1].classes
+    if classes is not None:
+        of = f" (guidance {evaluations[-1].guidance:g})" if len(evaluations) > 1 else ""
+        lines += ["", f"Samples by what they were asked to show{of}:", "", classes.text()]
+    return "\n".join([*lines, "", *lines_of(worst(evaluations))])
 
 
-def score_table(columns: Mapping[str, Mapping[str, Scored]]) -> str:
-    """Return scores as a table: a line for each, with a column for each set of samples, then floor and ceiling.
-
-    Args:
-        columns: By their heads the scores of each set; all sets have the same scores.
-    """
-    lines = [["score", "", *columns, "floor", "ceiling"]]
-    for name, score in next(iter(columns.values())).items():
-        better = BETTER.get(name.split("/")[0], "higher")
-        values = [_cell(scores[name]) for scores in columns.values()]
-        lines.append([name, better, *values, f"{score.floor:.3f}", f"{score.ceiling:.3f}"])
-    return aligned(lines)
+def _columns(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Scored]]:
+    """Return the scores of each by what distinguishes it."""
+    return {f"guidance {one.guidance:g}" if one.steps else "samples": one.scores for one in evaluations}
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as text in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _cell(score: Scored) -> str:
-    """Return a value with its interval."""
-    return f"{score.value:.3f}" if score.low is None else f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+def worst(evaluations: Sequence[Evaluation]) -> str:
+    """Return which figure of the last evaluation is the worst, and what usually helps."""
+    last = evaluations[-1]
+    guided = last.steps is not None and "adherence" in last.scores
+    return advice(_columns(evaluations), last.copies, last.classes, guided)
 
 
 def notes(judge: Judge) -> list[str]:
@@ -197,8 +184,8 @@ def notes(judge: Judge) -> list[str]:
     protocol = str(judge.sets)
     lines = [
         f"{protocol[0].upper()}{protocol[1:]}.",
-        "Ceiling: noise. Brackets: 95 % intervals; those of the Fréchet distance are of its mean over sets of this",
-        "size, whose bias the floor shares.",
+        *LEGEND,
+        "Those of the Fréchet distance are of its mean over sets of this size, whose bias the floor shares.",
     ]
     for space in judge.spaces.values():
         reads = ""
@@ -206,7 +193,7 @@ def notes(judge: Judge) -> list[str]:
             what = "words or labels" if judge.classifier.words else "classes"
             reads = f", which reads {judge.accuracy:.2%} of the {what} of held-out rows correctly"
         lines.append(f"{space.extractor.name}: {space.train.shape[1]} features, key {space.extractor.key}{reads}.")
-    return lines
+    return [*lines, *lines_of(f"{judge.measured}.")]
 
 
 def verdicts(copies: Mapping[str, Memorised], of: str = "", advice: str = "") -> list[str]:
@@ -232,7 +219,8 @@ def to_json(evaluations: Sequence[Evaluation], judge: Judge, levels: Levels | No
     rows = []
     for one in evaluations:
         rows.append({part.name: plain(getattr(one, part.name)) for part in fields(one) if part.name != "samples"})
-    return json.dumps({**about_judge(judge), "evaluations": rows, "levels": plain(levels)}, indent=1)
+    parts = {**about_judge(judge), "evaluations": rows, "worst": worst(evaluations), "levels": plain(levels)}
+    return json.dumps(parts, indent=1)
 
 
 def about_judge(judge: Judge) -> dict[str, object]:
@@ -240,11 +228,17 @@ def about_judge(judge: Judge) -> dict[str, object]:
     extractors = {}
     for name, space in judge.spaces.items():
         extractors[name] = {"key": space.extractor.key, "features": space.train.shape[1]}
-    return {"protocol": str(judge.sets), "extractors": extractors, "classifier_accuracy": judge.accuracy}
+    return {
+        "measured": plain(judge.measured),
+        "judge_seed": judge.seed,
+        "protocol": str(judge.sets),
+        "extractors": extractors,
+        "classifier_accuracy": judge.accuracy,
+    }
 
 
 def draw_sheets(evaluation: Evaluation, judge: Judge, folder: Path, modality: Modality) -> None:
-    """Draw samples above the held-out rows that show the same, and the closest pairs of sample and training row.
+    """Draw samples above real rows that show the same, the closest pairs of sample and training row, and confusions.
 
     Raises: EnvironmentFailure: If the disk fails.
     """
@@ -260,3 +254,5 @@ def draw_sheets(evaluation: Evaluation, judge: Judge, folder: Path, modality: Mo
     names = ("samples", "nearest training rows")
     copies = modality.paired(samples[chosen], judge.train.x[rows], COLUMNS, names, title)
     save_picture(copies, folder / "memorisation.png")
+    if evaluation.classes is not None:
+        evaluation.classes.draw(folder / "confusion.png")

@@ -17,10 +17,12 @@ from unfog.data.listing import Listing
 from unfog.data.modality import images
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.data.source import Data, InMemory, Subset
+from unfog.evaluation.advice import advice
 from unfog.evaluation.intervals import Scored, plain
 from unfog.evaluation.judge import MEMORY, Judge, spread
 from unfog.evaluation.neighbours import Memorised
-from unfog.evaluation.report import about_judge, notes, score_table, verdicts
+from unfog.evaluation.report import about_judge, notes, verdicts
+from unfog.evaluation.wording import lines_of, score_table
 from unfog.runs.naming import written_pictures
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import stream
@@ -55,13 +57,18 @@ class Evaluated:
             "rows and the other for the held-out rows."
         )
         lines = [score_table({"samples": self.scores}), "", counts, *notes(self.judge), *verdicts(self.copies)]
-        return "\n".join(lines)
+        return "\n".join([*lines, "", *lines_of(self._worst())])
+
+    def _worst(self) -> str:
+        """Return which figure is the worst, and what usually helps."""
+        return advice({"samples": self.scores}, self.copies, guided=False)
 
     def to_json(self) -> str:
         """Return all of it as JSON, in the form that the evaluation of a run has."""
         scores = {"scores": plain(self.scores), "copies": plain(self.copies)}
         counts = {"samples": self.samples, "real": self.real}
-        return json.dumps({**about_judge(self.judge), **counts, "evaluations": [scores]}, indent=1)
+        parts = {**about_judge(self.judge), **counts, "evaluations": [scores], "worst": self._worst()}
+        return json.dumps(parts, indent=1)
 
 
 def evaluate(

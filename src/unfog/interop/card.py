@@ -1,18 +1,15 @@
 """The facts about a run, and its model card."""
 
 import hashlib
-import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from unfog.data.source import InMemory, Source, Subset
+from unfog.interop.scores import plain, scores
 from unfog.runs.data import read_data
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import parse_json, read_bounded
 from unfog.runtime.version import __version__
 from unfog.training.metrics import EVERY, read_metrics
 
@@ -30,7 +27,7 @@ def facts(run: Run) -> dict[str, list[str]]:
     return {
         "Data": _data(run),
         "Cost": _cost(run),
-        "Evaluation": _evaluation(run.path),
+        "Evaluation": scores(run.path),
         "Recipe": ["```json", run.recipe.relocated(run.path, relative=True).to_json().strip(), "```"],
     }
 
@@ -44,11 +41,6 @@ def text(run: Run, parts: Mapping[str, list[str]]) -> str:
     for head, part in parts.items():
         lines += ["", f"## {head}", "", *part] if part else []
     return "\n".join([*lines, ""])
-
-
-def plain(words: object) -> str:
-    """Return words of a stranger's as Markdown that shows them as they are: no link, no picture, no HTML."""
-    return re.sub(r"([\\`*_\[\]<>&|!#~$])", r"\\\1", " ".join(str(words).split()))
 
 
 def _data(run: Run) -> list[str]:
@@ -89,23 +81,3 @@ def _cost(run: Run) -> list[str]:
     cost = [f"{lines[-1]['images']:,} images including repeats, in batches of {batch}: {seconds:,.0f} s of steps."]
     memory = max((line["memory_MiB"] for line in lines if line.get("memory_MiB")), default=None)
     return cost if memory is None else [*cost, f"Peak memory: {memory:,.0f} MiB."]
-
-
-def _evaluation(path: Path) -> list[str]:
-    """Return the results of `unfog evaluate` as a table."""
-    file = path / "evaluation.json"
-    rows: list[str] = []
-    try:
-        results: Any = parse_json(read_bounded(file)) if file.is_file() else {"evaluations": [], "protocol": ""}
-        for evaluation in results["evaluations"]:
-            for name, score in evaluation["scores"].items():
-                numbers = (evaluation["guidance"], score["value"], score["floor"])
-                cells = [plain(name), *(f"{value:.4g}" for value in numbers), plain(score["n"])]
-                rows.append(f"| {' | '.join(cells)} |")
-        protocol = plain(results["protocol"])
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        return ["Unknown: evaluation.json has no scores of samples. `unfog evaluate` writes it anew."]
-    if not rows:
-        return ["Not evaluated: `unfog evaluate` was not run."]
-    head = ["| score | guidance | value | of held-out rows | samples |", "|---|---|---|---|---|"]
-    return [*head, *rows, "", f"Protocol: {protocol}."]

@@ -15,7 +15,7 @@ from unfog.data.pictures import save_picture
 from unfog.data.source import Batch
 from unfog.diffusion.schedules import Schedule
 from unfog.diffusion.targets import Prediction, Target
-from unfog.evaluation.report import aligned
+from unfog.evaluation.wording import aligned
 from unfog.generation.sampler import Sampler, shown
 from unfog.recipes.build import build_codec
 from unfog.recipes.conditions import ClassConditioning, LabelsConditioning, captions

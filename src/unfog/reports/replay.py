@@ -13,7 +13,7 @@ from torch import Tensor
 from unfog.data.pictures import save_picture
 from unfog.data.source import Batch
 from unfog.diffusion.times import Importance
-from unfog.evaluation.report import aligned
+from unfog.evaluation.wording import aligned
 from unfog.generation.sampler import shown
 from unfog.recipes.build import build_codec
 from unfog.recipes.conditions import captions

@@ -16,6 +16,7 @@ from unfog.data.pictures import UnreadableError, decoded, save_picture
 from unfog.data.source import Data, Source
 from unfog.generation.sampler import Sampler
 from unfog.interop.card import facts, text
+from unfog.interop.scores import scores
 from unfog.recipes.build import build_codec
 from unfog.recipes.words import in_words
 from unfog.reports.film import Film, film
@@ -41,6 +42,7 @@ LOSSES = "The loss over the images seen"
 """Title of the first curves."""
 KEPT = {
     "evaluation/levels.png": "The loss at each noise level",
+    "evaluation/confusion.png": "What was asked for and what was read, of samples and of real held-out rows",
     "evaluation/samples.png": "Samples above held-out rows that show the same",
     "evaluation/memorisation.png": "The samples nearest to training rows, above those rows, in pixels and in features",
     "bench/bench.png": "Quality against network evaluations",
@@ -105,7 +107,7 @@ def report(run: Run, folder: Path, seed: int = 0, changed: Changed = "refuse") -
     for name, picture, caption in kept(run):
         save_picture(picture, folder / name)
         curves += [*_image(name, caption), f"{caption}.", ""]
-    parts |= {head: known[head] for head in ("Data", "Cost", "Evaluation")}
+    parts |= {"Data": known["Data"], "Cost": known["Cost"], "Evaluation": scores(run.path, confusions=True)}
     parts |= {"Curves and pictures": curves, "Recipe": known["Recipe"]}
     return Report(run.path.resolve().name, text(run, parts), folder)
 

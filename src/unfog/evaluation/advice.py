@@ -1,0 +1,82 @@
+"""The last line of an evaluation: which figure is the worst, and what usually helps."""
+
+from collections.abc import Mapping
+
+from unfog.evaluation.classes import Classes
+from unfog.evaluation.intervals import Scored
+from unfog.evaluation.neighbours import Memorised
+from unfog.evaluation.wording import FLOOR, position, shown, standing
+
+LONGER = "train longer, or with a larger network"
+HELPS = {
+    "frechet": f"{LONGER}; more steps or another solver (`unfog bench` finds them)",
+    "kernel": f"{LONGER}; more steps or another solver (`unfog bench` finds them)",
+    "precision": f"more guidance; {LONGER}; more steps",
+    "density": f"more guidance; {LONGER}; more steps",
+    "recall": f"less guidance; {LONGER}; more varied training data",
+    "coverage": f"less guidance; {LONGER}; more varied training data",
+    "entropy": f"less guidance; {LONGER}; more training data of the rare classes",
+    "adherence": f"more guidance; {LONGER}; more training data of the classes that fail",
+    "psnr": "train the autoencoder longer; more channels in its latents, or less downsampling",
+}
+"""What usually helps against a bad figure."""
+AGAINST_COPIES = "more training data, augment=flip-crop, fewer images of training, or a smaller network"
+UNGUIDED = ("more guidance; ", "less guidance; ")
+"""Advice that is for conditional models only."""
+NEAR, BETTER = 0.05, 0.02
+"""Of the way to noise: up to where every figure is near its floor, and from where on another guidance is better."""
+
+
+def advice(
+    columns: Mapping[str, Mapping[str, Scored]],
+    copies: Mapping[str, Memorised] | None = None,
+    classes: Classes | None = None,
+    guided: bool = True,
+    helps: str | None = None,
+) -> str:
+    """Return which figure is the worst of the last set of samples, and what usually helps.
+
+    Args:
+        columns: The scores of each set, by what distinguishes it, for instance `guidance 1.5`.
+        copies: Whether the last set holds copies.
+        classes: Its scores by class.
+        guided: Whether the model takes guidance.
+        helps: Name of the score whose advice holds for all, for models that draw nothing.
+    """
+    *others, last = columns
+    if copies and any(one.copies for one in copies.values()):
+        return f"Worst: there are copies of training rows among the samples. What usually helps: {AGAINST_COPIES}."
+    places = {name: place for name, score in columns[last].items() if (place := position(name, score)) is not None}
+    if not places:
+        return f"No figure tells samples from {FLOOR}."
+    name = max(places, key=lambda one: places[one])
+    score = columns[last][name]
+    of = f" ({last})" if others else ""
+    figures = f"{name}{of}, {score.value:.3g} where {FLOOR} scores {score.floor:.3g}, {standing(name, score)}"
+    if not places[name]:
+        return f"Every figure is like that of {FLOOR}."
+    if places[name] < NEAR:
+        return f"Every figure is near that of {FLOOR}; the worst is {figures}."
+    cure = _helps(helps or name, guided)
+    for other in others:
+        place = position(name, columns[other][name])
+        if place is not None and place < places[name] - BETTER:
+            cure = f"{other}, which scores {columns[other][name].value:.3g} here; {cure}"
+    return f"Worst: {figures}.{_failing(name, classes)} What usually helps: {cure}."
+
+
+def _helps(name: str, guided: bool) -> str:
+    """Return what helps against a bad score."""
+    text = HELPS.get(name.split("/")[0], LONGER)
+    if not guided:
+        for part in UNGUIDED:
+            text = text.removeprefix(part)
+    return text
+
+
+def _failing(name: str, classes: Classes | None) -> str:
+    """Return the class that fails most often, where that is what is wrong."""
+    if classes is None or not name.startswith("adherence") or not classes.each:
+        return ""
+    one = classes.worst()[0]
+    return f" {shown(one.name)} fails most: {one.adherence.value:.3g}, {FLOOR} {one.adherence.floor:.3g}."

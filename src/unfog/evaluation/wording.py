@@ -1,0 +1,105 @@
+"""The words and tables in which scores are shown: one vocabulary for how good a figure is."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+
+from unfog.evaluation.intervals import Scored
+from unfog.recipes.kinds import options_of
+from unfog.recipes.parse import to_plain
+
+FLOOR, CEILING = "real data", "noise"
+"""What the two ends of a score are called wherever they are shown."""
+LEGEND = (
+    "real data: the floor, what real rows score in place of the samples. noise: the ceiling, what noise scores.",
+    "In brackets: 95 % intervals, where one is known to be valid.",
+)
+"""What must be known to read a figure, below every table."""
+LOWER = frozenset({"frechet", "kernel", "distance"})
+"""Scores of which lower values are better; of all others higher ones are."""
+SCALES: dict[str, Callable[[float], float]] = {"psnr": lambda decibels: 10 ** (-decibels / 10)}
+"""Scores that are placed between their ends on another scale: decibels as the error that they stand for."""
+ENDS = {"psnr": "one mean picture"}
+"""Ceilings that are not of noise."""
+WIDE = 120
+"""Characters of a line."""
+LONGEST = 24
+"""Characters of a class name in a table."""
+
+
+def lower(name: str) -> bool:
+    """Return whether lower values of a score are better."""
+    return name.split("/")[0] in LOWER
+
+
+def position(name: str, score: Scored) -> float | None:
+    """Return where a score stands: 0 is like real data, 1 like noise; None where noise scores as well as real data.
+
+    It is 0 where the score is better than the floor, or the floor lies in its interval.
+    """
+    scale = SCALES.get(name, float)
+    value, floor, ceiling = (scale(one) for one in (score.value, score.floor, score.ceiling))
+    sign = 1 if lower(name) or name in SCALES else -1
+    if sign * (ceiling - floor) <= 0:
+        return None
+    within = score.low is not None and score.high is not None and score.low <= score.floor <= score.high
+    return 0.0 if within else max(0.0, (value - floor) / (ceiling - floor))
+
+
+def standing(name: str, score: Scored) -> str:
+    """Return in words how good a score is: like real data, like noise, or how far it is from one to the other."""
+    place, end = position(name, score), ENDS.get(name, CEILING)
+    if place is None:
+        return f"{end} scores as well"
+    if place < 0.005:
+        return f"like {FLOOR}"
+    return f"like {end}" if place >= 1 else f"{place:.0%} of the way to {end}"
+
+
+def figure(score: Scored) -> str:
+    """Return a value with its interval, where there is one."""
+    return f"{score.value:.3f}" if score.low is None else f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
+def score_table(columns: Mapping[str, Mapping[str, Scored]]) -> str:
+    """Return scores as a table: a line for each, with a column for each set of samples, then its ends.
+
+    How good it is, is said of the last set.
+
+    Args:
+        columns: By their heads the scores of each set; all sets have the same scores.
+    """
+    *_, last = columns
+    of = f"{last} is" if len(columns) > 1 else "they are"
+    lines = [["score", "better", *columns, FLOOR, CEILING, of]]
+    for name, score in columns[last].items():
+        values = [figure(scores[name]) for scores in columns.values()]
+        ends = (f"{score.floor:.3f}", f"{score.ceiling:.3f}")
+        lines.append([name, "lower" if lower(name) else "higher", *values, *ends, standing(name, score)])
+    return aligned(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as text in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def in_words(field: str, part: object) -> str:
+    """Return a part of a recipe by its name in recipes, with the options that differ from their defaults."""
+    named = to_plain(field, part)
+    defaults = {name: option.default for name, option in options_of(type(part)).items()}
+    own = [
+        f"{name}={value}" for name, value in named.items() if name != "kind" and getattr(part, name) != defaults[name]
+    ]
+    return f"{named['kind']} ({', '.join(own)})" if own else str(named["kind"])
+
+
+def lines_of(sentence: str) -> list[str]:
+    """Return a sentence in lines of a terminal."""
+    return textwrap.wrap(sentence, WIDE, break_long_words=False, break_on_hyphens=False)
+
+
+def shown(name: str) -> str:
+    """Return a name from the data as a table shows it: short, and without characters that control a terminal."""
+    plain = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name)
+    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 1]}…"

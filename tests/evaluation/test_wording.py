@@ -1,0 +1,96 @@
+"""How good a figure is, in words: one vocabulary, where it comes from, and what helps."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from unfog.cli.main import main
+from unfog.diffusion.grids import KarrasGrid
+from unfog.diffusion.solvers import DDIM
+from unfog.evaluation.advice import advice
+from unfog.evaluation.intervals import Protocol, Scored, Sets
+from unfog.evaluation.neighbours import Memorised
+from unfog.evaluation.wording import in_words, score_table, standing
+from unfog.runtime import provenance
+from unfog.runtime.provenance import commanded
+
+
+def score(value: float, floor: float, ceiling: float, low: float | None = None, high: float | None = None) -> Scored:
+    return Scored(value, low, high, 100, floor, ceiling, Protocol("m", "f", Sets("d", 100, 0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "words"),
+    [
+        ("recall", score(0.5, 0.9, 0.1), "50% of the way to noise"),
+        ("recall", score(0.95, 0.9, 0.1), "like real data"),
+        ("recall", score(0.05, 0.9, 0.1), "like noise"),
+        ("recall", score(0.5, 0.3, 0.9), "noise scores as well"),
+        ("frechet/pixels", score(1.0, 0.2, 8.2), "10% of the way to noise"),
+        ("frechet/pixels", score(0.3, 0.2, 8.2, 0.1, 0.5), "like real data"),
+        ("frechet/pixels", score(0.1, 0.2, 8.2), "like real data"),
+        ("adherence", score(0.9, 0.95, 0.1, 0.85, 0.94), "6% of the way to noise"),
+        ("psnr", score(30.0, 100.0, 10.0), "1% of the way to one mean picture"),
+    ],
+)
+def test_a_figure_stands_between_real_data_and_noise(name: str, found: Scored, words: str) -> None:
+    assert standing(name, found) == words
+    assert words in score_table({"a": {name: found}})
+
+
+def test_the_worst_figure_and_what_helps_are_named() -> None:
+    good = {"frechet/pixels": score(0.3, 0.2, 8.2, 0.1, 0.5), "recall": score(0.9, 0.9, 0.1)}
+    poor = {**good, "recall": score(0.5, 0.9, 0.1)}
+    assert advice({"samples": good}) == "Every figure is like that of real data."
+    near = advice({"samples": {**good, "recall": score(0.88, 0.9, 0.1)}})
+    assert near.startswith(
+        "Every figure is near that of real data; the worst is recall, 0.88 where real data scores 0.9"
+    )
+    said = advice({"guidance 1": good, "guidance 2": poor})
+    assert said.startswith("Worst: recall (guidance 2), 0.5 where real data scores 0.9, 50% of the way to noise.")
+    assert "What usually helps: guidance 1, which scores 0.9 here; less guidance; train longer" in said
+    assert "guidance" not in advice({"samples": poor}, guided=False)
+    copied = Memorised(0.5, 0.5, 0.01, 0.0, True, 0.001, ())
+    assert advice({"samples": good}, {"pixels": copied}).startswith("Worst: there are copies of training rows")
+    assert advice({"samples": good}, {"pixels": replace(copied, copies=False)}) == advice({"samples": good})
+
+
+def test_parts_are_named_as_in_recipes() -> None:
+    assert in_words("solver", DDIM()) == "ddim"
+    assert in_words("solver", DDIM(eta=0.5)) == "ddim (eta=0.5)"
+    assert in_words("grid", KarrasGrid()) == "karras"
+
+
+def test_a_figure_tells_no_path_and_no_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the command, date, processor and version; in Python that it was a call."""
+    words = [
+        "evaluate",
+        str(tmp_path / "run"),
+        "--data=~/pictures",
+        "--real",
+        "../../someone/photos",
+        "runs/a",
+        "-n",
+        "9",
+    ]
+    with commanded(words):
+        found = provenance.provenance()
+    assert found.command == "unfog evaluate …/run --data=…/pictures --real …/photos runs/a -n 9"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", found.date)
+    assert re.search(r", \d+ cores?", found.machine)
+    assert provenance.platform.node() not in str(found).replace(found.command, "")
+    assert provenance.provenance().command == "a call from Python"
+    monkeypatch.setattr(provenance, "_git", lambda *words: None)
+    provenance.version.cache_clear()
+    assert provenance.version() == provenance.__version__
+    monkeypatch.setattr(provenance, "_git", lambda folder, *words: "abc-dirty" if "describe" in words else "")
+    provenance.version.cache_clear()
+    assert provenance.version() == f"{provenance.__version__} (commit abc-dirty)"
+    provenance.version.cache_clear()
+
+
+def test_a_command_ends_with_its_line() -> None:
+    assert main(["recipes"]) == 0
+    assert provenance.COMMAND.get() == ()
