@@ -1,11 +1,12 @@
 """Verbs that inspect data, recipes and runs."""
 
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from unfog.cli import arguments
-from unfog.cli.options import AcceptChangedData, Device, MovedData, RunFolder, Seed, SomePath
+from unfog.cli.options import AcceptChangedData, Device, Flat, MovedData, RunFolder, Seed, SomePath, Training
 from unfog.runtime.errors import UserError
 
 
@@ -42,8 +43,43 @@ def inspect(path: tyro.conf.Positional[Path], /, *, json: SomePath = None, sheet
             print(f"pictures: {sheet}")
 
 
+def recipe(
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE|RUN", help_behavior_hint="")] = "",
+    /,
+    *,
+    training: Flat[Training],
+) -> None:
+    """Explain the settings of a recipe or a run: what each one is now, what it does, and what else it can be.
+
+    Takes the options of train, which change what is shown: an option of another kind is shown once that is chosen.
+
+    For example:
+
+      unfog recipe digits
+      unfog recipe digits --set solver=heun --set optimizer=muon
+      unfog recipe folder --data my_pictures --size 32
+      unfog recipe runs/digits
+
+    Args:
+        recipe: Name of a recipe, which `unfog recipes` lists, or a run folder.
+    """
+    import shutil
+
+    from unfog.recipes.presets import RECIPES
+    from unfog.runs.run import read_recipe
+
+    if recipe not in RECIPES and ("/" in recipe or Path(recipe).is_dir()):
+        found = read_recipe(Path(recipe)).set(*training.set)
+    else:
+        found = training.recipe(recipe)
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    about = (RECIPES[recipe].__doc__ or "").split("\n")[0] if recipe in RECIPES else found.name
+    print(f"{recipe}: {about}\nChange a setting with --set NAME=VALUE, in `unfog train`, `plan` and here.\n")
+    print(found.explain(width))
+
+
 def recipes() -> None:
-    """List the recipes."""
+    """List the recipes; `unfog recipe NAME` explains one."""
     from rich.console import Console
     from rich.table import Table
 

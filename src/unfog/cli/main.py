@@ -11,7 +11,7 @@ import tyro
 from unfog.cli import editing, importing, terminal
 from unfog.cli.drawing import film, sample
 from unfog.cli.exchange import export, import_
-from unfog.cli.looking import explain, inspect, recipes, report
+from unfog.cli.looking import explain, inspect, recipe, recipes, report
 from unfog.cli.measuring import bench, compare, evaluate, verify
 from unfog.cli.serving import app
 from unfog.cli.training import average, plan, replay, train
@@ -36,6 +36,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "import": import_,
     "export": export,
     "recipes": recipes,
+    "recipe": recipe,
 }
 
 

@@ -151,7 +151,8 @@ class Training:
         data: Path of the data, for recipes that read files.
         size: Side of the pictures in pixels, for the recipe 'folder'.
         budget: Training time, for instance 90s, 10m or 2h, instead of the recipe's number of images.
-        set: Change a setting of the recipe, for instance network.width=96.
+        set: Change a setting of the recipe, for instance network.width=96, or lr=1e-3 for short; `unfog recipe`
+            explains all settings.
         device: Where to compute.
         precision: Arithmetic of the network; auto chooses what is faster on the device.
     """

@@ -153,6 +153,9 @@ class Flow(Target):
 class EDMTarget(Target):
     """output = (sigma·x0/sigma_data - sigma_data·alpha·eps)/r, r² = sigma² + sigma_data²·alpha².
 
+    Attributes:
+        sigma_data: Standard deviation of the clean data.
+
     Source: Karras et al. 2022, table 1 (their c_skip and c_out).
     """
 
