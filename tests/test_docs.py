@@ -198,8 +198,7 @@ def test_every_dependency_has_its_reason() -> None:
         assert f"| {name}" in reasons, name
 
 
-EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "onnx_sampler")
-"""All but the one that needs a model, which `interop/test_diffusers.py` runs."""
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)

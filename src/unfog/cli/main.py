@@ -73,9 +73,15 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns: 0 done; 1 the environment failed; 2 the user's mistake; 128 + signal if stopped.
     """
+    terminal.prepare()
+    given = sys.argv[1:] if argv is None else argv
+    with terminal.lasting(next((word for word in given if word in VERBS), "")):
+        return _run(given)
+
+
+def _run(given: list[str]) -> int:
+    """Run a command line, and return the exit code."""
     try:
-        terminal.prepare()
-        given = sys.argv[1:] if argv is None else argv
         files, words = importing.taken_out([HOME.sub(_expanded, word) for word in given])
         if "--version" in words[:1]:
             print(f"unfog {__version__}")

@@ -87,9 +87,12 @@ def plan(
       unfog plan mnist --data my/mnist --budget 2h
       unfog plan folder --data my_pictures --size 64 --set training.batch=128
     """
+    from unfog.interop.reach import line as exports
     from unfog.training.plan import plan as measure
 
-    print(measure(training.recipe(recipe), budget=training.seconds, device=training.device).table())
+    chosen = training.recipe(recipe)
+    print(measure(chosen, budget=training.seconds, device=training.device).table())
+    print(f"{'export':<8}{exports(chosen)}")
 
 
 def average(

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
 from unfog.data.classic import PACKED
 from unfog.data.current import UNLISTED, located, metadata_of
@@ -41,6 +40,7 @@ from unfog.data.source import Data, InMemory
 from unfog.data.text import WORDS, words_of
 from unfog.data.walk import walk
 from unfog.runtime.errors import UserError
+from unfog.runtime.progress import track
 
 FINDINGS = {
     "unreadable": "training skips them; replace or remove them",
@@ -245,8 +245,7 @@ def inspect(path: str | Path, console: Console | None = None) -> Report:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about much that it can still read
         seen, refusal, shape = _as_training(str(path), Listing(root, files, None, (), unused=passed))
-        console = console or Console(stderr=True)
-        for name in track(files, "inspecting", console=console, transient=True, disable=len(files) < LOOKED):
+        for name in track(files, "inspecting", console=console or Console(stderr=True)):
             result = _examine(root / name, seen.reading)
             if isinstance(result, Picture):
                 pictures[name] = result

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +24,7 @@ from unfog.data.source import Batch, shuffled
 from unfog.evaluation.distances import Rows
 from unfog.runtime.errors import EnvironmentFailure, UserError
 from unfog.runtime.files import locked
+from unfog.runtime.progress import track
 from unfog.runtime.tensors import load_into, read_tensors, write_tensors
 
 FEATURES, FEW, LARGE = 64, 16, 10_000
@@ -231,8 +231,7 @@ def _train(network: nn.Sequential, codec: Codec, x: Tensor, targets: Tensor, con
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     network.train()
-    hidden = console is None or not console.is_terminal
-    for step in track(range(steps), "training the classifier", console=console, transient=True, disable=hidden):
+    for step in track(range(steps), "training the classifier", console=console):
         rows = torch.from_numpy(shuffled(len(x), 0, step * BATCH, BATCH))
         logits, wanted = network(codec.encode(x[rows])), targets[rows]
         if wanted.ndim == 1:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from unfog.recipes.build import known_of
 from unfog.runs.run import Run
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
+from unfog.runtime.progress import bar as shown
 from unfog.runtime.randomness import uniform
 
 BETTER = {"frechet": "lower", "kernel": "lower"}
@@ -71,10 +73,9 @@ def heldout_conditions(run: Run, judge: Judge, count: int, seed: int = 0) -> tup
     return condition, None if condition is None else known(rows)
 
 
-def bar(console: Console | None) -> Progress:
-    """Return a progress bar with a description and the remaining time."""
-    columns = (TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=console is None)
+def bar(console: Console | None) -> AbstractContextManager[Progress]:
+    """Return a progress bar with a description and the remaining time; lines where there is no terminal."""
+    return shown(console, TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn())
 
 
 def draw(
