@@ -39,6 +39,7 @@ from unfog.data.pictures import (
 from unfog.data.source import Data, InMemory
 from unfog.data.text import WORDS, words_of
 from unfog.data.walk import walk
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 from unfog.runtime.progress import track
 
@@ -122,6 +123,8 @@ class Report:
     shape: tuple[int, int, int] | None
     notes: tuple[str, ...] = ()
     reading: Reading = AS_NOW
+
+    __repr__ = brief
 
     @property
     def healthy(self) -> bool:

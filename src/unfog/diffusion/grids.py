@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.schedules import Schedule, as_time
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError, whole_number
 
 LOUD = 10.0
@@ -236,6 +237,8 @@ class TimesGrid(Grid):
     """
 
     shares: Sequence[float] = (1.0, 0.5, 0.0)
+
+    __repr__ = brief
 
     def place(self, schedule: Schedule, steps: int) -> Tensor:
         """Return the given times."""

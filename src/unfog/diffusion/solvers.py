@@ -34,6 +34,7 @@ from unfog.diffusion.denoiser import Clock, Denoise
 from unfog.diffusion.integration import integrate
 from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError, unknown
 
 Noise = Callable[[Tensor], Tensor]
@@ -49,6 +50,10 @@ class Step(NamedTuple):
     s: Tensor
     x: Tensor
     prediction: Prediction
+
+    def __repr__(self) -> str:
+        """Return the fields by their shapes."""
+        return brief(self)
 
 
 class Solver(ABC):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.schedules import CosineContinuous, Schedule, as_time
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 
 
@@ -207,6 +208,8 @@ class Table(DiscreteSchedule):
     """
 
     alphas_cumprod: tuple[float, ...] = ()  # without a default, dataclasses would take the base's property for one
+
+    __repr__ = brief
 
     @property
     def steps(self) -> int:

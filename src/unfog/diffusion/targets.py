@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.schedules import Schedule, as_time, expand
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 
 
@@ -25,6 +26,10 @@ class Prediction(NamedTuple):
     x0: Tensor
     eps: Tensor
     variance_fraction: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Return the fields by their shapes."""
+        return brief(self)
 
 
 @dataclass(frozen=True)

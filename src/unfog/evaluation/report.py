@@ -22,6 +22,7 @@ from unfog.generation.sampler import Sampler
 from unfog.recipes.build import known_of
 from unfog.runs.run import Run
 from unfog.runtime import distributed
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 from unfog.runtime.progress import bar as shown
 from unfog.runtime.randomness import uniform
@@ -53,6 +54,7 @@ class Evaluation:
     nfe_per_sample: int | None
     seed: int
     samples: Tensor = field(repr=False)
+    __repr__ = brief
 
 
 def heldout_conditions(run: Run, judge: Judge, count: int, seed: int = 0) -> tuple[Tensor | None, Asked]:

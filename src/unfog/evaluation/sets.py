@@ -22,6 +22,7 @@ from unfog.evaluation.judge import MEMORY, Judge, spread
 from unfog.evaluation.neighbours import Memorised
 from unfog.evaluation.report import about_judge, notes, score_table, verdicts
 from unfog.runs.requests import written_pictures
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import stream
 
@@ -47,6 +48,8 @@ class Evaluated:
     samples: int
     real: int
     judge: Judge
+
+    __repr__ = brief
 
     def table(self) -> str:
         """Return the scores as a table, and the notes to read it."""

@@ -22,6 +22,7 @@ from unfog.recipes.recipe import CodecSpec, Recipe
 from unfog.recipes.settings import FixedVariance, Inputs, LearnedVariance, Sampling
 from unfog.recipes.sources import Elsewhere
 from unfog.recipes.text_encoders import ENCODERS, PretrainedConditioning
+from unfog.runtime.brief import brief
 from unfog.runtime.contained import copy_flat
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import LOCK, check_name, disk, locked, occupied, write_whole
@@ -49,6 +50,7 @@ class Imported:
     recipe: Recipe
     parameters: int
     notes: tuple[str, ...]
+    __repr__ = brief
 
 
 def import_model(source: str, out: Path, trust: Path | None = None) -> Imported:

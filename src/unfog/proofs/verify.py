@@ -14,6 +14,7 @@ from unfog.proofs.checks import Proof
 from unfog.proofs.combinations import combinations
 from unfog.proofs.limits import Limit, limits
 from unfog.proofs.orders import SOLVERS, TOLERANCE, Order, measure
+from unfog.runtime.brief import brief
 from unfog.runtime.progress import bar
 from unfog.runtime.version import __version__
 
@@ -54,6 +55,8 @@ class Verification:
     orders: list[Order]
     limits: list[Limit]
     proofs: list[Proof]
+
+    __repr__ = brief
 
     @property
     def passed(self) -> bool:
