@@ -147,4 +147,4 @@ def test_an_evaluation_of_another_form_is_called_one(broken: Path, text: str) ->
     """In the report, and on the page of measurements of the playground."""
     (broken / "evaluation.json").write_text(text)
     said = facts(load(broken, "cpu"))["Evaluation"]
-    assert said == ["Unknown: evaluation.json has no scores of samples. `unfog evaluate` writes it anew."]
+    assert said == ["Unknown: evaluation.json has no scores of samples. Run `unfog evaluate` again."]

@@ -267,8 +267,9 @@ def test_the_verb_plans_what_train_would_train(
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("1,438 images of 1×8×8, 359 held out; conditioned on classes; ")
     assert shown[0].endswith("cpu, bfloat16")
-    assert [line.split()[0] for line in shown[1:]] == ["speed", "length", "end", "memory", "disk", "portion"]
+    assert [line.split()[0] for line in shown[1:]] == ["speed", "length", "end", "memory", "disk", "portion", "export"]
     assert re.search(r"after 1:5[0-9]:\d\d with 8 reports", shown[3])
+    assert shown[7].startswith("export  to ONNX; not to diffusers: diffusers has no network like Compact: train with")
     assert list(rooms.iterdir()) == []
 
 

@@ -1,7 +1,7 @@
 """Verbs that exchange models with other toolkits."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -10,8 +10,8 @@ from unfog.runtime.errors import UserError
 
 
 def import_(
-    source: tyro.conf.Positional[str],
-    out: tyro.conf.Positional[Path],
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
     /,
     *,
     trust: SomePath = None,
@@ -50,7 +50,7 @@ def import_(
 
 def export(
     run: RunFolder,
-    out: tyro.conf.Positional[Path],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")],
     /,
     *,
     to: Literal["diffusers", "onnx"] = "diffusers",

@@ -71,7 +71,8 @@ def evaluate(
 
     Args:
         run: Run folder, or with --real a folder of pictures.
-        n: Number of samples, scored in blocks as large as the held-out set; with --real, most pictures to compare.
+        n: Number of samples, scored in blocks as large as the held-out set; with --real, the most pictures of
+            each folder that are compared.
         real: Folder of real pictures to compare a folder of pictures with.
         guidance: Scales of classifier-free guidance to measure, 1 is off; default: 1 and the recipe's.
         batch: Pictures per batch of a feature extractor; does not change the result.

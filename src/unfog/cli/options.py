@@ -51,9 +51,9 @@ class Drawing:
         negative: What samples should not show.
         values: Numbers to condition on, for models that take numbers.
         image: Picture, or folder of pictures used in turn, for models that colour, enlarge or fill in images.
-        solver: ddim, dpmpp-2m, unipc or another one in docs/settings.md. Default: the recipe's.
+        solver: ddim, dpmpp-2m, unipc or another one that `unfog recipe RUN` lists. Default: the recipe's.
         steps: Number of steps.
-        grid: uniform, karras, trailing or another one in docs/settings.md. Default: the recipe's.
+        grid: uniform, karras, trailing or another one that `unfog recipe RUN` lists. Default: the recipe's.
         guidance: Scale of guidance.
         seed: Seed of the noise; sample i depends only on the seed and i.
         device: Where to compute.

@@ -130,7 +130,10 @@ def end(error: BaseException) -> int:
         code, words = 130, "stopped"
     elif isinstance(error, OSError) or out_of_memory(error):
         why = (str(error) or "out of memory").splitlines()[0]
-        code, words = 1, f"this machine refuses ({why}): look at the file, or ask for less at once"
+        code, words = (
+            1,
+            f"the system reports an error ({why}): check the file or device that it names, or use less memory",
+        )
     else:
         raise error
     say("unfog", words)

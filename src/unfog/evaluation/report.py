@@ -200,8 +200,8 @@ def notes(judge: Judge) -> list[str]:
     protocol = str(judge.sets)
     lines = [
         f"{protocol[0].upper()}{protocol[1:]}.",
-        "Ceiling: noise. Brackets: 95 % intervals; those of the Fréchet distance are of its mean over sets of this",
-        "size, whose bias the floor shares.",
+        "Ceiling: noise. Brackets: 95 % confidence intervals; that of the Fréchet distance is for its mean over sets",
+        "of this size, whose bias is the same in the floor.",
     ]
     for space in judge.spaces.values():
         reads = ""

@@ -104,7 +104,7 @@ def _evaluation(path: Path) -> list[str]:
                 rows.append(f"| {' | '.join(cells)} |")
         protocol = plain(results["protocol"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        return ["Unknown: evaluation.json has no scores of samples. `unfog evaluate` writes it anew."]
+        return ["Unknown: evaluation.json has no scores of samples. Run `unfog evaluate` again."]
     if not rows:
         return ["Not evaluated: `unfog evaluate` was not run."]
     head = ["| score | guidance | value | of held-out rows | samples |", "|---|---|---|---|---|"]

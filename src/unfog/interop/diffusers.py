@@ -168,7 +168,7 @@ def _check_channels(given: Mapping[str, Any], channels: int, sampled: schedulers
         )
     raise UserError(
         f"{where}: the U-Net takes {channels} channels and returns {outputs}, so it needs a picture and a mask or the "
-        "like beside the noisy state, which is not supported: import the model for text to image instead, whose runs "
+        "like next to the noisy state, which is not supported: import the model for text to image instead, whose runs "
         "`unfog edit inpaint` works with"
     )
 
