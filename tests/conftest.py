@@ -44,6 +44,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def patient() -> Iterator[None]:
+    """No signs of life from a verb that a busy machine makes slow: tests count the lines on standard error."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unfog.cli.terminal.EVERY", 600.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny() -> MakeRecipe:
     """Make a recipe of digits that trains in a second, with further settings."""

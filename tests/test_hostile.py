@@ -883,7 +883,7 @@ def test_a_machine_that_refuses(
     monkeypatch.setattr(run_module, "load", refuse)
     assert main(["sample", "x"]) == code
     said = capsys.readouterr().err
-    assert said.startswith("unfog: this machine refuses (")
+    assert said.startswith("unfog: the system reports an error (")
     assert len(said.splitlines()) == 1
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -298,3 +299,47 @@ def test_models_of_diffusers_are_denoisers() -> None:
             torch.testing.assert_close(unfog.follow(denoiser, noise, times, unfog.DDIM()), x, atol=1e-3, rtol=1e-3)
     with pytest.raises(unfog.UserError, match="prediction_type"):
         unfog.wrap_diffusers(unet, diffusers.DDIMScheduler(prediction_type="nonsense"))
+
+
+def test_everything_public_prints_on_a_screen(digits_run: Path, table_run: Path) -> None:
+    """Twenty-four lines of eighty characters: weights, tables and data by their size."""
+    run, table = unfog.load(digits_run, "cpu"), unfog.load(table_run, "cpu")
+    mixture = unfog.Mixture(torch.ones(50) / 50, torch.zeros(50, 3), torch.ones(50, 3))
+    data = run.recipe.data.build()
+    drawn = torch.rand(64, 1, 28, 28)
+    prediction = unfog.Prediction(drawn, drawn)
+    networks = [
+        unfog.UNet(3),
+        unfog.DiT(3, width=64),
+        unfog.Compact(3),
+        unfog.MLP(2),
+        unfog.Autoencoder(3),
+    ]
+    values = [
+        run,
+        table,
+        run.recipe,
+        run.sampler(),
+        run.denoiser,
+        table.denoiser,
+        unfog.Conditioned(run.denoiser, None),
+        unfog.EMA(run.denoiser),
+        unfog.Table(unfog.Linear().alphas_cumprod),
+        unfog.TimesGrid(tuple(1 - i / 5000 for i in range(5001))),
+        unfog.MixtureDenoiser(mixture, unfog.Table(unfog.Linear().alphas_cumprod)),
+        unfog.Cond(vector=drawn),
+        unfog.Report(3, 64, 0.5, 0.5, digits_run),
+        prediction,
+        unfog.Step(drawn, drawn, drawn, prediction),
+        data,
+        data.train,
+        data.train.take(np.arange(100)),
+        *networks,
+    ]
+    for value in values:
+        lines = [line[start : start + 80] for line in repr(value).splitlines() for start in range(0, len(line), 80)]
+        assert len(lines) <= 24, repr(value)[:300]
+        assert type(value).__name__ in lines[0]
+    assert re.search(
+        r"Run\('.*': compact of [\d,]+ parameters, images of 1×8×8, 10 classes, float32 on cpu\)", repr(run)
+    )

@@ -2,13 +2,16 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from unfog import __main__ as program
 from unfog.cli import main as commands
+from unfog.cli import terminal
 from unfog.cli.main import main
 from unfog.interop.card import facts
 from unfog.runs.run import load
@@ -51,6 +54,35 @@ def test_ctrl_c_within_an_import_is_a_sentence(
     monkeypatch.setitem(commands.VERBS, "recipes", interrupted)
     assert main(["recipes"]) == 130
     assert capsys.readouterr().err == "unfog: stopped\n"
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["recipe", "digits"], ["plan", "nowhere"], ["train", "digits"]])
+def test_a_reader_that_goes_ends_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    """Both streams are pipes that nobody reads, as behind `| head`; the exit code is that of the work."""
+    small = ("width=8", "images=64", "reports=1", "sampling.steps=2", "sampling.batch=64")
+    if words[0] == "train":
+        words = [*words, "--out", str(tmp_path), "--device", "cpu", *(f"--set={one}" for one in small)]
+    with monkeypatch.context() as patch, ExitStack() as ends:
+        for name in ("stdout", "stderr"):
+            reader, writer = os.pipe()
+            os.close(reader)
+            patch.setattr(sys, name, ends.enter_context(os.fdopen(writer, "w")))  # closing it flushes what is left
+        assert main(words) == (2 if words[0] == "plan" else 0)
+    assert words[0] != "train" or (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_silent_verb_says_that_it_is_at_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    def slow() -> None:
+        while "unfog recipes: at work since 0:00:00" not in "".join(said):
+            said.append(capsys.readouterr().err)
+
+    monkeypatch.setattr(terminal, "EVERY", 0.1)
+    monkeypatch.setitem(commands.VERBS, "recipes", slow)
+    assert main(["recipes"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -115,4 +147,4 @@ def test_an_evaluation_of_another_form_is_called_one(broken: Path, text: str) ->
     """In the report, and on the page of measurements of the playground."""
     (broken / "evaluation.json").write_text(text)
     said = facts(load(broken, "cpu"))["Evaluation"]
-    assert said == ["Unknown: evaluation.json has no scores of samples. `unfog evaluate` writes it anew."]
+    assert said == ["Unknown: evaluation.json has no scores of samples. Run `unfog evaluate` again."]

@@ -796,6 +796,16 @@ def test_recipes_are_listed(call: Call) -> None:
         assert re.search(rf"^\s*{name} ", outcome.out, re.MULTILINE)
 
 
+def test_the_settings_of_a_recipe_and_of_a_run_are_explained(call: Call, digits_run: Path, refused: Call) -> None:
+    outcome = call("recipe", "digits", "--set", "lr=1e-4", "--set", "solver=heun")
+    assert (outcome.code, outcome.err) == (0, "")
+    for words in ("optimizer.lr = 0.0001", "Peak learning rate.", "short: lr", "solver.churn = 0.0", "unipc"):
+        assert words in outcome.out
+    assert "training.images = 512" in call("recipe", digits_run).out
+    refused("is no run folder", "recipe", "runs/nowhere")
+    refused("unknown recipe 'digts': did you mean 'digits'", "recipe", "digts")
+
+
 def test_the_version_is_told(call: Call) -> None:
     outcome = call("--version")
     assert (outcome.code, outcome.out, outcome.err) == (0, f"unfog {unfog.__version__}\n", "")

@@ -187,7 +187,7 @@ def test_loose_pictures_are_not_used_and_classes_stay(tmp_path: Path) -> None:
     assert found(report) == {"unused": ["stray.png"]}
     assert report.classes == {"cats": 6, "dogs": 6}
     assert not report.healthy
-    assert "- unused (1): pictures beside the class folders, which have no class" in report.text()
+    assert "- unused (1): pictures outside of the class folders, which have no class" in report.text()
 
 
 def test_odd_ones_are_those_unlike_the_rest(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_what_is_not_used_has_a_reason(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(walking.os, "scandir", scandir)
     notes = said(root)
     for sentence in (
-        "not used (1): pictures beside the class folders, which have no class: move them into one: stray.png",
+        "not used (1): pictures outside of the class folders, which have no class: move them into one: stray.png",
         "not used (1): pictures of a kind that is not read: convert them to PNG or JPEG: a.heic",
         "not used (2): of a kind that is not read: b.mp4, film.mp4",
         "metadata in a form that is not read: write them as metadata.jsonl or metadata.csv: metadata.parquet",
@@ -229,7 +229,7 @@ def test_long_captions_are_named(tmp_path: Path) -> None:
         draw(tmp_path / f"{number}.png", number)
         write(tmp_path / f"{number}.txt", "word " * (31 + number))
     data = folder(str(tmp_path))
-    assert "(2): the end of captions, of which the model reads 31 words" in notes_of(data, 32)[-1]
+    assert "(2): the ends of captions, of which the model reads 31 words" in notes_of(data, 32)[-1]
     assert notes_of(data, 34) == notes_of(data) == ()
     assert inspect(tmp_path).found["long text"] == {"1.png": "32 words", "2.png": "33 words"}
 
@@ -243,7 +243,7 @@ def test_names_that_look_like_papers_are_data(tmp_path: Path) -> None:
     listing = list_pictures(str(tmp_path))
     assert listing.files == ("license_plates/1.png", "readme/2.png")
     assert listing.unused.names == {
-        "pictures beside the class folders, which have no class: move them into one": ["licence.png"]
+        "pictures outside of the class folders, which have no class: move them into one": ["licence.png"]
     }
 
 
@@ -347,7 +347,7 @@ def test_most_pictures_beside_folders_make_no_classes(tmp_path: Path) -> None:
         draw(tmp_path / name)
     listing = list_pictures(str(tmp_path))
     assert (listing.labels, len(listing.files)) == (None, 5)
-    assert "are no classes" in listing.notes[0]
+    assert "are not used as classes" in listing.notes[0]
 
 
 def test_colour_profiles_are_converted(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_damaged_lines_are_measured_again(run: Run, found: Bench, evaluations: l
     place = next(i for i, line in enumerate(lines) if json.loads(line)["nfe"] == 4 and '"ddim"' in line)
     missing = {key: value for key, value in json.loads(lines[place]).items() if key != "fidelity"}
     path.write_text("\n".join([*lines[:place], json.dumps(missing), *lines[place + 1 :], lines[0][:30]]))
-    with pytest.warns(UserWarning, match="2 damaged lines are left out and measured again"):
+    with pytest.warns(UserWarning, match="2 damaged lines are skipped and measured again"):
         again = bench(run, ("ddim", "heun", "rk45"), (), (1, 2), (1, 4, 5), count=COUNT, console=QUIET)
     steps = json.loads(lines[place])["nfe"]
     assert again == found
@@ -138,7 +138,7 @@ def test_lines_of_an_earlier_version_are_measured_again(run: Run, found: Bench, 
     old = next(line for line in lines if line["nfe"] == 4)
     old["fidelity"]["protocol"] = "frechet/classifier by classifier 0123, blocks of 130 samples"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.warns(UserWarning, match="1 lines of an earlier version are left out and measured again"):
+    with pytest.warns(UserWarning, match="1 lines of an earlier version are skipped and measured again"):
         again = bench(run, ("ddim", "heun", "rk45"), (), (1, 2), (1, 4, 5), count=COUNT, console=QUIET)
     assert again == found
     assert evaluations

@@ -500,7 +500,7 @@ def other(**changes: Any) -> Protocol:
 @pytest.mark.parametrize(
     ("different", "says"),
     [
-        ({"protocol": other(seed=1)}, "one has 'judge seed 0' and the other 'judge seed 1'"),
+        ({"protocol": other(seed=1)}, "one has 'evaluation seed 0' and the other 'evaluation seed 1'"),
         (
             {"protocol": replace(other(data="56ef"), features="inception 78")},
             "'frechet/pixels by pixels 12ab, data 34cd' and the other 'frechet/pixels by inception 78, data 56ef'",

@@ -1,9 +1,11 @@
 """Models of diffusers: their networks with our code, whole pipelines, and what is refused."""
 
 import json
+import re
 import runpy
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from torch import Tensor
 from tests.conftest import MakeRecipe
 from unfog.cli.main import main
 from unfog.diffusion.sampling import trajectory
-from unfog.interop import configs, names, schedulers
+from unfog.interop import configs, names, onnx, schedulers
 from unfog.interop.diffusers import import_model
+from unfog.interop.reach import line
 from unfog.networks.conditioning import Cond
 from unfog.recipes import text_encoders as pretrained
 from unfog.recipes.build import build_codec, known_of
@@ -497,14 +500,14 @@ def test_nothing_is_overwritten(digits_run: Path, tmp_path: Path, capsys: pytest
 def test_numpy_draws_from_onnx(
     tiny: MakeRecipe, tmp_path: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The example, with NumPy alone, draws what we draw by DDIM from the same noise, guidance and all."""
+    """The exported script, with NumPy alone, draws what we draw by DDIM from the same noise, guidance and all."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     chosen = tiny("solver=ddim", "sampling.guidance=2", *more)
     run = train(chosen, tmp_path / "run", device="cpu", console=Console(quiet=True))
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--to", "onnx", "--steps", "6"]) == 0
-    script = Path(__file__).parents[2] / "examples" / "onnx_sampler.py"
-    words = [str(script), str(tmp_path / "out"), "--count", "3", "--seed", "5", "--out", str(tmp_path / "drawn.png")]
+    script = tmp_path / "out" / "sample.py"
+    words = [str(script), "--count", "3", "--seed", "5", "--out", str(tmp_path / "drawn.png")]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_path(str(script), run_name="__main__")
     run = load(tmp_path / "run", "cpu", "float32")
@@ -518,6 +521,69 @@ def test_numpy_draws_from_onnx(
     with Image.open(tmp_path / "drawn.png") as picture:
         found = np.asarray(picture)
     np.testing.assert_allclose(found.astype(int), np.concatenate(list(known[:, 0].numpy()), 1).astype(int), atol=1)
+
+
+class Still:
+    """A session of onnxruntime whose network predicts a velocity of 0: what is drawn is the noise."""
+
+    def __init__(self, path: Path) -> None:
+        assert path.name == "denoiser.onnx"
+
+    def run(self, names: None, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        assert given["cond"].shape == (len(given["x"]), 2)
+        return [0 * given["x"]]
+
+
+@pytest.fixture
+def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """An exported folder, in which to call the script."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Still)
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    shutil.copy(Path(onnx.__file__).with_name("onnx_sample.py"), folder / "sample.py")
+    steps = {"time": [999, 500, 0], "alpha": [0, 0.5, 1], "sigma": [1, 0.5, 0], "seen_alpha": [0, 0.5, 1]}
+    rest = {"seen_sigma": [1, 0.5, 0], "a": [-1] * 3, "b": [1] * 3, "guidance": 2, "clip": True, "pixels": True}
+    rest |= {"shape": [3, 4, 6], "size": [4, 5], "classes": ["cat", "a dog/2"], "rows": [[0, 1], [1, 0], [0, 0]]}
+    (folder / "sampler.json").write_text(json.dumps({**steps, **rest}))
+
+    def call(*words: str, out: Path) -> Path:
+        monkeypatch.setattr(sys, "argv", ["sample.py", *words, "--out", str(out)])
+        runpy.run_path(str(folder / "sample.py"), run_name="__main__")
+        return out
+
+    return call
+
+
+def test_the_exported_script_writes_folders(exported: Callable[..., Path], tmp_path: Path) -> None:
+    """With a class in each name; a traceback before."""
+    out = exported("--count", "3", out=tmp_path / "new" / "folder")
+    assert sorted(path.name for path in out.iterdir()) == ["00000-cat.png", "00001-a-dog-2.png", "00002-cat.png"]
+    with Image.open(out / "00001-a-dog-2.png") as picture:
+        assert (picture.size, picture.mode) == ((5, 4), "RGB")
+        one = np.asarray(picture)
+    row = exported("--count", "3", "--label", "a dog/2", out=tmp_path / "row.png")
+    with Image.open(row) as picture:
+        assert picture.size == (15, 4)
+        np.testing.assert_array_equal(np.asarray(picture)[:, 5:10], one)  # sample 1 is sample 1
+    assert [path.name for path in exported("--count", "1", "--label", "1", out=tmp_path / "d").iterdir()] == [
+        "00000-a-dog-2.png"
+    ]
+    with pytest.raises(SystemExit, match="no class 'cow': choose from cat, a dog/2"):
+        exported("--label", "cow", out=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ((), r"to ONNX; not to diffusers: diffusers has no network like Compact: train with network=unet"),
+        (("network=unet", "solver=euler"), "^to diffusers and ONNX$"),
+        (("conditioning=labels", "network=unet"), "^not to diffusers: .*set solver=euler.*; not to ONNX: only uncond"),
+        (("schedule=edm", "target=edm"), "not to ONNX: only models with inputs.input_scale=none"),
+    ],
+)
+def test_what_a_recipe_can_be_exported_to_is_known_before(settings: tuple[str, ...], said: str) -> None:
+    assert re.search(said, line(recipe("digits").set(*settings)))
 
 
 def test_onnx_takes_classes_or_nothing(tiny: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

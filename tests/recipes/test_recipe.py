@@ -351,7 +351,7 @@ def test_set_every_kind(field: str) -> None:
         ("netwrk.width=3", r"unknown setting 'netwrk\.width': did you mean 'network\.width'"),
         ("network.widht=3", r"did you mean 'network\.width'"),
         ("network.=3", r"unknown setting 'network\.': did you mean 'network"),
-        ("width=3", r"unknown setting 'width'"),
+        ("heigth=3", r"unknown setting 'heigth'"),
         ("shedule=cosine", "did you mean 'schedule'"),
         ("sed=3", "did you mean 'seed'"),
         ("seed.x=3", r"unknown setting 'seed\.x'"),

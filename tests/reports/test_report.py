@@ -371,7 +371,7 @@ def test_a_report_shows_figures_with_all_that_they_need(broken: Path, tmp_path: 
             "command": "unfog evaluate",
             "version": "9 (commit f)",
         },
-        "protocol": "data d, judge seed 5",
+        "protocol": "data d, evaluation seed 5",
         "extractors": {"classifier": {"key": "0123", "features": 16}},
         "evaluations": [{"guidance": 1.0, "scores": {"frechet/classifier": entry(1.0, 0.5, 1.5)}, "classes": classes}],
         "worst": "Worst: one.",
@@ -383,7 +383,16 @@ def test_a_report_shows_figures_with_all_that_they_need(broken: Path, tmp_path: 
     assert expected in rows
     assert ["y", "", "7"] in rows
     text = seen(found.write().read_text()).text
-    for part in ("judge seed 5", "0123", "2026-01-02", "a processor", "9 (commit f)", "Worst: one.", "<b>|x", "49"):
+    for part in (
+        "evaluation seed 5",
+        "0123",
+        "2026-01-02",
+        "a processor",
+        "9 (commit f)",
+        "Worst: one.",
+        "<b>|x",
+        "49",
+    ):
         assert part in text, part
     assert not re.findall(r"\b[A-Z][A-Za-z0-9]+\(\w*=", found.markdown)  # no names of Python classes
 

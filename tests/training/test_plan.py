@@ -223,8 +223,18 @@ def test_the_verb_plans_what_train_would_train(
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("1,438 images of 1×8×8, 359 held out; conditioned on classes; ")
     assert shown[0].endswith("cpu, bfloat16")
-    assert [line.split()[0] for line in shown[1:]] == ["speed", "length", "end", "memory", "disk", "portion", "expect"]
+    assert [line.split()[0] for line in shown[1:]] == [
+        "speed",
+        "length",
+        "end",
+        "memory",
+        "disk",
+        "portion",
+        "expect",
+        "export",
+    ]
     assert re.search(r"after (1:59:5\d|2:00:00) with 8 reports", shown[3])
+    assert shown[8].startswith("export  to ONNX; not to diffusers: diffusers has no network like Compact: train with")
     assert list(rooms.iterdir()) == []
 
 

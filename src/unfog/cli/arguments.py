@@ -71,7 +71,7 @@ def folder(path: Path, recipe: "Recipe | None" = None) -> Path:
 
 @contextmanager
 def writing(path: Path | None, option: str) -> Iterator[None]:
-    """Make the parent folder of a file, if one is given, and hold the file's lock while its content is worked out.
+    """Make the parent folder of a file, if one is given, and hold the file's lock while its content is computed.
 
     Raises: UserError: If the path is that of a folder, or another process writes the file.
     """

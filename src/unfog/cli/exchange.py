@@ -1,7 +1,7 @@
 """Verbs that exchange models with other toolkits."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -10,8 +10,8 @@ from unfog.runtime.errors import UserError
 
 
 def import_(
-    source: tyro.conf.Positional[str],
-    out: tyro.conf.Positional[Path],
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
     /,
     *,
     trust: SomePath = None,
@@ -34,8 +34,10 @@ def import_(
         trust: Pickle file in the source folder that you trust, to read weights from. Default: safetensors only.
     """
     from unfog.interop.diffusers import import_model
+    from unfog.runtime.progress import working
 
-    found = import_model(source, out, trust)
+    with working(f"importing {source}"):
+        found = import_model(source, out, trust)
     for note in found.notes:
         print(f"note: {note}")
     recipe = found.recipe
@@ -48,7 +50,7 @@ def import_(
 
 def export(
     run: RunFolder,
-    out: tyro.conf.Positional[Path],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")],
     /,
     *,
     to: Literal["diffusers", "onnx"] = "diffusers",
@@ -58,7 +60,8 @@ def export(
 
     For diffusers the network must be unet or conditional-unet, either on a discrete schedule with the target eps, x0
     or v and network_time=index, or on a flow. ONNX takes any network that is unconditional or conditioned on a class;
-    examples/onnx_sampler.py samples from it with NumPy.
+    the folder holds sample.py, which samples with onnxruntime and NumPy only. `unfog plan` says before a training what
+    its model can be exported to.
 
     For example:
 
@@ -72,16 +75,20 @@ def export(
     """
     from unfog.interop import export as folders
     from unfog.runs.run import load
+    from unfog.runtime.progress import working
 
     loaded = load(run, "cpu", "float32")
     if to == "onnx":
         from unfog.interop.onnx import export as write
 
-        write(loaded, out, steps)
-        print(f"exported: {out}   (sample it with `python examples/onnx_sampler.py {out}`)")
+        with working(f"exporting {run}"):
+            write(loaded, out, steps)
+        print(f"exported: {out}   (sample it with `python {out / 'sample.py'} --count 16 --out samples`)")
         return
     if steps is not None:
         raise UserError("--steps goes with --to onnx: diffusers takes the number of steps when it samples")
-    for note in folders.export_model(loaded, out):
+    with working(f"exporting {run}"):
+        notes = folders.export_model(loaded, out)
+    for note in notes:
         print(f"note: {note}")
     print(f"exported: {out}   (DiffusionPipeline.from_pretrained({str(out)!r}))")

@@ -1,11 +1,23 @@
 """Verbs that inspect data, recipes and runs."""
 
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from unfog.cli import arguments
-from unfog.cli.options import AcceptChangedData, Device, LabelFrom, MovedData, RunFolder, Seed, SomePath, SomeText
+from unfog.cli.options import (
+    AcceptChangedData,
+    Device,
+    Flat,
+    LabelFrom,
+    MovedData,
+    RunFolder,
+    Seed,
+    SomePath,
+    SomeText,
+    Training,
+)
 from unfog.runtime.errors import UserError
 
 
@@ -60,7 +72,6 @@ def inspect(
 
 def _within(path: Path, budget: str) -> str:
     """Return the size that fits a budget, and what to expect."""
-    from unfog.cli.options import Training
     from unfog.training.proportion import expectation
 
     chosen = Training(data=str(path), budget=budget)
@@ -68,8 +79,43 @@ def _within(path: Path, budget: str) -> str:
     return "\n".join(line for line in (size, expectation(recipe, chosen.seconds)) if line is not None)
 
 
+def recipe(
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE|RUN", help_behavior_hint="")] = "",
+    /,
+    *,
+    training: Flat[Training],
+) -> None:
+    """Explain the settings of a recipe or a run: what each one is now, what it does, and what else it can be.
+
+    Takes the options of train, which change what is shown: an option of another kind is shown once that is chosen.
+
+    For example:
+
+      unfog recipe digits
+      unfog recipe digits --set solver=heun --set optimizer=muon
+      unfog recipe folder --data my_pictures --size 32
+      unfog recipe runs/digits
+
+    Args:
+        recipe: Name of a recipe, which `unfog recipes` lists, or a run folder.
+    """
+    import shutil
+
+    from unfog.recipes.presets import RECIPES
+    from unfog.runs.run import read_recipe
+
+    if recipe not in RECIPES and ("/" in recipe or Path(recipe).is_dir()):
+        found = read_recipe(Path(recipe)).set(*training.set)
+    else:
+        found = training.recipe(recipe)
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    about = (RECIPES[recipe].__doc__ or "").split("\n")[0] if recipe in RECIPES else found.name
+    print(f"{recipe}: {about}\nChange a setting with --set NAME=VALUE, in `unfog train`, `plan` and here.\n")
+    print(found.explain(width))
+
+
 def recipes() -> None:
-    """List the recipes."""
+    """List the recipes; `unfog recipe NAME` explains one."""
     from rich.console import Console
     from rich.table import Table
 

@@ -12,7 +12,7 @@ import tyro
 from unfog.cli import arguments, editing, importing, terminal
 from unfog.cli.drawing import film, sample
 from unfog.cli.exchange import export, import_
-from unfog.cli.looking import explain, inspect, recipes, report
+from unfog.cli.looking import explain, inspect, recipe, recipes, report
 from unfog.cli.measuring import bench, compare, evaluate, verify
 from unfog.cli.serving import app
 from unfog.cli.training import average, plan, replay, train
@@ -38,6 +38,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "import": import_,
     "export": export,
     "recipes": recipes,
+    "recipe": recipe,
 }
 
 
@@ -76,9 +77,15 @@ def main(argv: list[str] | None = None, started: float | None = None) -> int:
     Returns: 0 done; 1 the environment failed; 2 the user's mistake; 128 + signal if stopped.
     """
     arguments.began = time.monotonic() if started is None else started
+    terminal.prepare()
+    given = sys.argv[1:] if argv is None else argv
+    with terminal.lasting(next((word for word in given if word in VERBS), "")):
+        return _run(given)
+
+
+def _run(given: list[str]) -> int:
+    """Run a command line, and return the exit code."""
     try:
-        terminal.prepare()
-        given = sys.argv[1:] if argv is None else argv
         files, words = importing.taken_out([HOME.sub(_expanded, word) for word in given])
         if "--version" in words[:1]:
             print(f"unfog {__version__}")

@@ -57,9 +57,9 @@ class Drawing:
         negative: What samples should not show.
         values: Numbers to condition on, for models that take numbers.
         image: Picture, or folder of pictures used in turn, for models that colour, enlarge or fill in images.
-        solver: ddim, dpmpp-2m, unipc or another one in docs/settings.md. Default: the recipe's.
+        solver: ddim, dpmpp-2m, unipc or another one that `unfog recipe RUN` lists. Default: the recipe's.
         steps: Number of steps.
-        grid: uniform, karras, trailing or another one in docs/settings.md. Default: the recipe's.
+        grid: uniform, karras, trailing or another one that `unfog recipe RUN` lists. Default: the recipe's.
         guidance: Scale of guidance.
         seed: Seed of the noise; sample i depends only on the seed and i.
         device: Where to compute.
@@ -167,7 +167,8 @@ class Training:
         budget: Time for the whole command, for instance 90s, 10m or 2h, instead of the recipe's number of images.
         images: Number of images to train on, repeats included; with --resume, to train on for.
         epochs: Passes over the training set, for instance 20, instead of the recipe's number of images.
-        set: Change a setting of the recipe, for instance network.width=96.
+        set: Change a setting of the recipe, for instance network.width=96, or lr=1e-3 for short; `unfog recipe`
+            explains all settings.
         device: Where to compute.
         precision: Arithmetic of the network; auto chooses what is faster on the device.
     """

@@ -1,12 +1,15 @@
-"""One-line messages on the terminal, and exit codes."""
+"""One-line messages on the terminal, streams whose reader may go, signs of life, and exit codes."""
 
 import io
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from typing import Any
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import timedelta
+from typing import Any, TextIO, cast
 
 from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, out_of_memory
 
@@ -17,6 +20,79 @@ PARAMETER = re.compile(
     r"values)`"
 )
 """A parameter as the library's messages name it; the flags of verbs have the same names."""
+
+
+EVERY = 15.0
+"""Seconds without a word after which a verb whose output goes to a pipe or a file says that it is at work."""
+
+
+class Lasting:
+    """A stream that goes quiet when its reader is gone, as behind `| head`, so that the work continues."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """Wrap a stream."""
+        self.stream = stream
+        self.wrote = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the stream in everything else."""
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, and flush whole lines: who reads a pipe sees them when they are said."""
+        self.wrote = time.monotonic()
+        try:
+            self.stream.write(text)
+            if "\n" in text:
+                self.stream.flush()
+        except BrokenPipeError:
+            self._go_quiet()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush."""
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self._go_quiet()
+
+    def _go_quiet(self) -> None:
+        """Lead what is still written nowhere, also what Python flushes at its very end."""
+        with suppress(OSError), open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), self.stream.fileno())
+
+
+@contextmanager
+def lasting(verb: str) -> Iterator[None]:
+    """Let both streams outlast their readers, and say now and then that a silent verb is at work.
+
+    Args:
+        verb: The verb; the playground, which waits for visitors, stays silent.
+    """
+    if sys.stdout is None or sys.stderr is None:  # closed by the shell: what is printed is lost
+        yield
+        return
+    streams = out, err = Lasting(sys.stdout), Lasting(sys.stderr)
+    sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in streams)
+    over = threading.Event()
+    if verb != "app" and not err.isatty():
+        threading.Thread(target=_signs_of_life, args=(verb, streams, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        for stream in streams:
+            stream.flush()
+        sys.stdout, sys.stderr = out.stream, err.stream
+
+
+def _signs_of_life(verb: str, streams: tuple[Lasting, Lasting], over: threading.Event) -> None:
+    """Print a line whenever neither stream was written to for fifteen seconds."""
+    started = time.monotonic()
+    while not over.wait(EVERY / 15):
+        now = time.monotonic()
+        if now - max(stream.wrote for stream in streams) >= EVERY:
+            print(f"unfog {verb}: at work since {timedelta(seconds=round(now - started))}", file=streams[1])
 
 
 def prepare() -> None:
@@ -55,7 +131,10 @@ def end(error: BaseException) -> int:
         code, words = 130, "stopped"
     elif isinstance(error, OSError) or out_of_memory(error):
         why = (str(error) or "out of memory").splitlines()[0]
-        code, words = 1, f"this machine refuses ({why}): look at the file, or ask for less at once"
+        code, words = (
+            1,
+            f"the system reports an error ({why}): check the file or device that it names, or use less memory",
+        )
     else:
         raise error
     say("unfog", words)

@@ -136,12 +136,14 @@ def plan(
       unfog plan mnist my/mnist --budget 2h
       unfog plan folder my_pictures --size 64x48 --epochs 20
     """
+    from unfog.interop.reach import line as exports
     from unfog.training.plan import plan as measure
 
     chosen, size = training.at(path).proportioned(recipe)
     if size is not None:
         print(size, file=sys.stderr)
     print(measure(chosen, budget=training.seconds, device=training.device).table())
+    print(f"{'export':<8}{exports(chosen)}")
 
 
 def _say_what_to_expect(recipe: "Recipe", budget: float | None, device: str, size: str | None) -> None:

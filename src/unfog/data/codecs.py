@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfog.networks.autoencoder import Autoencoder, tiled
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 
 
@@ -121,6 +122,8 @@ class Latents:
     stored: tuple[int, ...]
     bounds: tuple[float, float] | None = field(default=None, init=False)
     bin_width: float | None = field(default=None, init=False)
+
+    __repr__ = brief
 
     @property
     def plain(self) -> Codec:

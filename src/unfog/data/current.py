@@ -66,7 +66,7 @@ def list_current(root: Path | Packed, twice: Sequence[str], where: str, label_fr
     """
     labels.check(label_from)
     names, unused = walk(root, SUFFIXES)
-    unused.add("files whose names others in the archives have too", twice)
+    unused.add("files with the same name as another one in the archives", twice)
     pictures = [name for name in names if _suffix(name) in SUFFIXES]
     rest = [name for name in names if _suffix(name) not in SUFFIXES]
     sources = metadata_of(rest)
@@ -84,7 +84,7 @@ def list_current(root: Path | Packed, twice: Sequence[str], where: str, label_fr
     if found is None:
         found = _from_folders(root, pictures, rest, unused)
     else:
-        _sort_out(rest, set(), "captions beside pictures, since there are metadata", unused)
+        _sort_out(rest, set(), "caption files, since there is a metadata file", unused)
     if label_from in labels.PARTS:
         found = replace(found, labels=None, classes=())
     elif label_from != labels.AUTO and (not sources or found.labels is None):
@@ -292,9 +292,11 @@ def _classes(inner: Mapping[str, str], keep: dict[str, bool], notes: list[str], 
     if len(set(spelled.values())) < 2:
         return {}
     if 2 * len(loose) >= len(tops):
-        notes.append(f"the folders ({few(sorted(folders))}) are no classes, since most pictures lie beside them")
+        notes.append(
+            f"the folders ({few(sorted(folders))}) are not used as classes, since most pictures lie outside of them"
+        )
         return {}
-    unused.add("pictures beside the class folders, which have no class: move them into one", loose)
+    unused.add("pictures outside of the class folders, which have no class: move them into one", loose)
     keep |= dict.fromkeys(loose, False)
     return {name: spelled[top] for name, top in tops.items() if top}
 

@@ -27,8 +27,8 @@ FINDINGS = {
     "bad line": "invalid lines of the metadata; correct them",
     "repeated": "listed more than once in the metadata; the last line is used",
     "orphaned": "listed in the metadata, but missing; add the files or remove the lines",
-    "unused": "there but not used",
-    "long text": f"captions of more than {WORDS - 1} words, whose rest text-to-image drops; shorten them, or set "
+    "unused": "found, but not used",
+    "long text": f"captions of more than {WORDS - 1} words; text-to-image ignores the rest; shorten them, or set "
     "conditioning.length",
     "no label": "without the 'label' that other lines have; set it in all lines or none",
     "no text": "without the 'text' that other lines have; set it in all lines or none",

@@ -11,19 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from unfog.data.folder import Streamed
 from unfog.data.packed import Member, Packed
 from unfog.data.source import Data, InMemory, Source, Subset
 from unfog.runtime.errors import UserError
+from unfog.runtime.progress import track
 
 PORTION, DRAWN = 1024, 64
 """Rows that are hashed at a time, and rows that stand for a source whose rows are drawn on demand."""
 SIGNS = 16
 """Hexadecimal digits that are kept of a file's hash: two of a million files agree by chance once in 40 million sets."""
-MANY = 2000
-"""Files from which on a progress bar is shown."""
 NAMED = 3
 """Files that a sentence names, at most."""
 
@@ -143,15 +141,7 @@ def _files(source: Source, known: Fingerprint | None) -> dict[str, File]:
     hashing = partial(_file, root, earlier)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         hashed = pool.map(hashing, names)
-        shown = track(
-            hashed,
-            "hashing the data",
-            len(names),
-            console=Console(stderr=True),
-            transient=True,
-            disable=len(names) < MANY,
-        )
-        contents = list(shown)
+        contents = list(track(hashed, "hashing the data", len(names), console=Console(stderr=True)))
     described = [
         hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:SIGNS] for text in _described(source)
     ]

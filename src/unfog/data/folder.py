@@ -279,7 +279,7 @@ def notes_of(data: Data, words: int | None = None) -> tuple[str, ...]:
     if not cut:
         return inner.notes
     sentence = (
-        f"not used ({len(cut):,}): the end of captions, of which the model reads {(words or 0) - 1} words: shorten "
+        f"not used ({len(cut):,}): the ends of captions, of which the model reads {(words or 0) - 1} words: shorten "
         f"them, or raise conditioning.length ({cut[0][:60]!r}, ...)"
     )
     return (*inner.notes, sentence)

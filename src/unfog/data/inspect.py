@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
 from unfog.data.alike import MOST, SMALLEST
 from unfog.data.classic import PACKED
@@ -44,7 +43,9 @@ from unfog.data.pictures import (
 from unfog.data.source import Data, InMemory
 from unfog.data.text import WORDS, words_of
 from unfog.data.walk import walk
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
+from unfog.runtime.progress import track
 
 LOOKED, SHOWN = 200, 64
 """Most rows that `quick` decodes, and most images on a sheet."""
@@ -105,6 +106,8 @@ class Report:
     reading: Reading = AS_NOW
     label_from: str = AUTO
     grey: bool = False
+
+    __repr__ = brief
 
     @property
     def healthy(self) -> bool:
@@ -235,8 +238,7 @@ def inspect(path: str | Path, console: Console | None = None, label_from: str = 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about much that it can still read
         seen, refusal, shape = _as_training(str(path), Listing(root, files, None, (), unused=passed), label_from)
-        console = console or Console(stderr=True)
-        for name in track(files, "inspecting", console=console, transient=True, disable=len(files) < LOOKED):
+        for name in track(files, "inspecting", console=console or Console(stderr=True)):
             result, pixels = _examine(root / name, seen.reading)
             if isinstance(result, Picture):
                 pictures[name] = result

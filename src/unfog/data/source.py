@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unfog.data.modality import images
 from unfog.data.packed import Packed
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import stream
 
@@ -50,6 +51,10 @@ class Batch(NamedTuple):
     captions: list[str] | None = None
     values: Tensor | None = None
     files: list[str] | None = None
+
+    def __repr__(self) -> str:
+        """Return the fields by their shapes."""
+        return brief(self)
 
 
 class Source(Protocol):
@@ -110,6 +115,8 @@ class InMemory:
     span: tuple[float, float] | None = None
     slow: ClassVar[bool] = False
 
+    __repr__ = brief
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one row."""
@@ -159,6 +166,10 @@ class Data(NamedTuple):
 
     train: Source
     heldout: Source
+
+    def __repr__(self) -> str:
+        """Return the fields by their shapes."""
+        return brief(self)
 
 
 def split(source: Source, share: float, names: Sequence[str] | None = None) -> Data:

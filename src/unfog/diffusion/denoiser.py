@@ -13,6 +13,7 @@ from unfog.diffusion.schedules import EDM, RectifiedFlow, Schedule, as_time, exp
 from unfog.diffusion.targets import Prediction, Target
 from unfog.networks.conditioning import Cond, Embedder
 from unfog.networks.layers import Network
+from unfog.runtime.brief import outline
 from unfog.runtime.errors import UserError, unknown
 
 InputScale = Literal["none", "unit"]
@@ -38,6 +39,12 @@ class Denoise(Protocol):
 
 class Denoiser(nn.Module):
     """A network with its schedule, its target and the scaling of its two inputs."""
+
+    __repr__ = outline
+
+    def extra_repr(self) -> str:
+        """Return what is shown next to the size."""
+        return f"{self.schedule!r}, {self.target!r}, network_time={self.network_time!r}"[:200]
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.schedules import Schedule, as_time
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError, whole_number
 
 LOUD = 10.0
@@ -62,6 +63,9 @@ def _pinned(schedule: Schedule, times: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class PolynomialGrid(Grid):
     """t_i = t_max·(1 - i/steps)^power: with power 2, small steps near the data.
+
+    Attributes:
+        power: Exponent; 1 is uniform, larger values make smaller steps near the data.
 
     Source: Song et al. 2021, Denoising Diffusion Implicit Models, appendix D.2 (linear and quadratic).
     """
@@ -178,6 +182,9 @@ class LeadingGrid(Indexed):
     diffusers' 'leading' for DDPM, DDIM, PNDM and Euler; with `drop_last`, for its multistep solvers. `offset` is
     its `steps_offset`, `end="first"` its `set_alpha_to_one=False`.
 
+    Attributes:
+        offset: Index that is added to all; diffusers' `steps_offset`.
+
     Source: Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps are Flawed, table 2.
     """
 
@@ -223,9 +230,15 @@ class LinspaceGrid(Indexed):
 
 @dataclass(frozen=True)
 class TimesGrid(Grid):
-    """Explicit times, as fractions of t_max that fall from 1 to 0: for grids optimised elsewhere."""
+    """Explicit times, as fractions of t_max that fall from 1 to 0: for grids optimised elsewhere.
+
+    Attributes:
+        shares: The times as fractions of t_max, from 1 falling to 0.
+    """
 
     shares: Sequence[float] = (1.0, 0.5, 0.0)
+
+    __repr__ = brief
 
     def place(self, schedule: Schedule, steps: int) -> Tensor:
         """Return the given times."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 
 ROUNDED = 1e-3
@@ -26,6 +27,8 @@ class Mixture:
     weights: Tensor
     means: Tensor
     variances: Tensor
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         """Check the weights.

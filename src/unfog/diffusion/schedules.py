@@ -296,6 +296,10 @@ class Schedule(ABC):
 class VariancePreserving(Schedule):
     """alpha² = exp(-L(t)) and sigma² = 1 - alpha², where L(t) is the integral of a rate beta from 0 to t.
 
+    Attributes:
+        beta_min: Rate beta at t = 0, per unit of time.
+        beta_max: Rate beta at t = 1, per unit of time.
+
     Source: Song et al. 2021, appendix C.
     """
 
@@ -374,6 +378,9 @@ class CosineContinuous(Schedule):
     alpha is 0 at t = 1. With s = 0 alpha and sigma are a cosine and a sine, with finite rates everywhere; with s > 0
     sigma' is infinite at t = 0.
 
+    Attributes:
+        s: Offset of the clock, a fraction of its length; larger values add more noise in the first steps.
+
     Source: Nichol & Dhariwal 2021, eq. 17.
     """
 
@@ -442,6 +449,9 @@ class RectifiedFlow(Schedule):
 class EDM(Schedule):
     """alpha = 1, sigma = t: the clock is the noise level itself.
 
+    Attributes:
+        sigma_max: Highest noise level, in the units of the data.
+
     Source: Karras et al. 2022, Elucidating the Design Space of Diffusion-Based Generative Models.
     """
 
@@ -480,6 +490,12 @@ class Sigmoid(Schedule):
     """alpha² = floor + (1 - floor)·(S(e) - S(x))/(S(e) - S(b)), x from b = start/tau to e = end/tau, S = sigmoid.
 
     alpha is sqrt(floor) at t = 1: with less, the rounding of t itself would show in the log-SNR.
+
+    Attributes:
+        start: Argument of the sigmoid at t = 0, times tau.
+        end: Argument of the sigmoid at t = 1, times tau.
+        tau: Temperature; smaller values make the middle steeper.
+        floor: alpha² at t = 1.
 
     Source: Jabri et al. 2023, Scalable Adaptive Computation for Iterative Generation; Chen 2023, On the Importance
     of Noise Scheduling for Diffusion Models, algorithm 1.
@@ -537,6 +553,11 @@ class Laplace(Schedule):
     finite; at t = 1/2 the rates jump by the fraction `tail` and their own rates change sign: on this clock no rule of
     velocities has an order above 2.
 
+    Attributes:
+        mu: Log-SNR at t = 1/2, around which the noise levels concentrate.
+        b: Width of that concentration, in log-SNR.
+        tail: Share of the noisiest levels that is cut off.
+
     Source: Hang & Gu 2024, Improved Noise Schedule for Diffusion Training, table 1.
     """
 
@@ -574,6 +595,10 @@ class Shifted(Schedule):
     """log_snr(t) of `base` minus 2·log(shift): sigma/alpha times `shift`, as larger images need.
 
     What equals 1 on the base (`keeps`) stays 1. On `RectifiedFlow` this is t -> shift·t/(1 + (shift - 1)·t).
+
+    Attributes:
+        base: The schedule to shift, by its name or as an object with its options.
+        shift: Factor on sigma/alpha; above 1 is noisier.
 
     Source: Hoogeboom et al. 2023, Simple Diffusion, eq. 3; Esser et al. 2024, section 5.3.2.
     """

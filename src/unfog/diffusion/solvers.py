@@ -34,6 +34,7 @@ from unfog.diffusion.denoiser import Clock, Denoise
 from unfog.diffusion.integration import integrate
 from unfog.diffusion.schedules import Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError, unknown
 
 Noise = Callable[[Tensor], Tensor]
@@ -49,6 +50,10 @@ class Step(NamedTuple):
     s: Tensor
     x: Tensor
     prediction: Prediction
+
+    def __repr__(self) -> str:
+        """Return the fields by their shapes."""
+        return brief(self)
 
 
 class Solver(ABC):
@@ -166,6 +171,9 @@ class Ancestral(Solver):
     The mean is alpha_s·x0 + sqrt(sigma_s² - beta-tilde)·eps, the variance beta-tilde ("small"), beta ("large") or
     learned.
 
+    Attributes:
+        variance: Variance of a step: "small" is beta-tilde, "large" is beta, "learned" is the model's.
+
     Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021, eq. 15.
     """
 
@@ -196,6 +204,9 @@ class DDIM(Solver):
     """x_s = alpha_s·x0 + sqrt(sigma_s² - eta²·beta-tilde)·eps + eta·sqrt(beta-tilde)·z.
 
     eta = 0 is deterministic and first-order, eta = 1 is DDPM with the small variance.
+
+    Attributes:
+        eta: Share of fresh noise, from 0 (deterministic) to 1 (DDPM).
 
     Source: Song et al. 2021, Denoising Diffusion Implicit Models, eq. 12.
     """
@@ -294,6 +305,9 @@ class EulerAncestral(VelocitySolver):
 
     s' is the time with sigma/alpha = sqrt(sigma_s² - eta²·beta-tilde)/alpha_s. On `Rescheduled(EDM())`, where other
     toolkits run it, it is DDIM with this eta.
+
+    Attributes:
+        eta: Share of fresh noise, from 0 (deterministic) to 1.
 
     Source: Karras et al. 2022, section 4; the ancestral Euler sampler of k-diffusion.
     """
@@ -642,6 +656,10 @@ class RungeKutta45(VelocitySolver):
 
     The number of evaluations depends on the tolerances; a grid of one step is enough. A step onto clean data
     integrates to the first trained time and takes a DDIM step from there.
+
+    Attributes:
+        rtol: Error allowed per step, relative to the state.
+        atol: Error allowed per step, absolute, in the units of the state.
 
     Source: Dormand & Prince 1980.
     """

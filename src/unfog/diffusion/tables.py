@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.schedules import CosineContinuous, Schedule, as_time
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 
 
@@ -129,6 +130,11 @@ def _count(steps: int) -> int:
 class Linear(DiscreteSchedule):
     """beta_i linear from beta_start to beta_end.
 
+    Attributes:
+        steps: Number of discrete steps, T.
+        beta_start: Variance that the first step adds, above 0.
+        beta_end: Variance that the last step adds, below 1.
+
     Source: Ho et al. 2020, section 4.
     """
 
@@ -148,6 +154,11 @@ class Quadratic(DiscreteSchedule):
     """sqrt(beta_i) linear from sqrt(beta_start) to sqrt(beta_end).
 
     Called 'linear' in latent-diffusion code, 'scaled_linear' in diffusers.
+
+    Attributes:
+        steps: Number of discrete steps, T.
+        beta_start: Variance that the first step adds, above 0.
+        beta_end: Variance that the last step adds, below 1.
     """
 
     steps: int = 1000
@@ -168,6 +179,11 @@ class Quadratic(DiscreteSchedule):
 class Cosine(DiscreteSchedule):
     """beta_i = 1 - f(i+1)/f(i), f(i) = cos²((i/T + s)/(1 + s)·pi/2), at most max_beta.
 
+    Attributes:
+        steps: Number of discrete steps, T.
+        s: Offset of the clock, a fraction of its length; larger values add more noise in the first steps.
+        max_beta: Largest variance that a step adds, below 1.
+
     Source: Nichol & Dhariwal 2021, eq. 17.
     """
 
@@ -185,9 +201,15 @@ class Cosine(DiscreteSchedule):
 @final
 @dataclass(frozen=True)
 class Table(DiscreteSchedule):
-    """alpha² = alphas_cumprod[i] at t = (i+1)/T, with explicit entries."""
+    """alpha² = alphas_cumprod[i] at t = (i+1)/T, with explicit entries.
+
+    Attributes:
+        alphas_cumprod: The values of alpha², one per step, falling strictly between 1 and 0.
+    """
 
     alphas_cumprod: tuple[float, ...] = ()  # without a default, dataclasses would take the base's property for one
+
+    __repr__ = brief
 
     @property
     def steps(self) -> int:
@@ -206,6 +228,10 @@ class Discrete(DiscreteSchedule):
     """alphas_cumprod[i] = SNR/(1 + SNR) at t = t_max·(i+1)/T: the T steps of any continuous schedule.
 
     If the base ends at pure noise, so does this one.
+
+    Attributes:
+        base: The continuous schedule, by its name or as an object with its options.
+        steps: Number of discrete steps, T.
     """
 
     base: Schedule = CosineContinuous()
@@ -222,6 +248,9 @@ class Discrete(DiscreteSchedule):
 @dataclass(frozen=True)
 class ZeroTerminalSNR(DiscreteSchedule):
     """sqrt(alphas_cumprod) of a discrete schedule, rescaled linearly: the last entry is 0, the first is kept.
+
+    Attributes:
+        base: The discrete schedule, by its name or as an object with its options.
 
     Source: Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps are Flawed, algorithm 1.
     Raises: UserError: If `base` is not a discrete schedule of two steps or more.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.schedules import Schedule, as_time, expand
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 
 
@@ -25,6 +26,10 @@ class Prediction(NamedTuple):
     x0: Tensor
     eps: Tensor
     variance_fraction: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Return the fields by their shapes."""
+        return brief(self)
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,9 @@ class Flow(Target):
 @dataclass(frozen=True)
 class EDMTarget(Target):
     """output = (sigma·x0/sigma_data - sigma_data·alpha·eps)/r, r² = sigma² + sigma_data²·alpha².
+
+    Attributes:
+        sigma_data: Standard deviation of the clean data.
 
     Source: Karras et al. 2022, table 1 (their c_skip and c_out).
     """

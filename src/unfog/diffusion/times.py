@@ -61,7 +61,11 @@ class Uniform(Times):
 
 @dataclass(frozen=True)
 class DiscreteTimes(Times):
-    """t = t_max·i/steps, i uniform in 1 ... steps: equally spaced times, as DDPM trains."""
+    """t = t_max·i/steps, i uniform in 1 ... steps: equally spaced times, as DDPM trains.
+
+    Attributes:
+        steps: Number of times.
+    """
 
     steps: int = 1000
 
@@ -78,6 +82,10 @@ class DiscreteTimes(Times):
 @dataclass(frozen=True)
 class LogitNormal(Times):
     """logit(t/t_max) ~ N(mean, std²): concentrated in the middle of the clock.
+
+    Attributes:
+        mean: Mean of the logit; above 0 trains more on noisier times.
+        std: Standard deviation of the logit.
 
     Source: Esser et al. 2024, Scaling Rectified Flow Transformers, eq. 19.
     """
@@ -99,6 +107,10 @@ class LogitNormal(Times):
 @dataclass(frozen=True)
 class LogNormal(Times):
     """ln(sigma/alpha) ~ N(mean, std²): concentrated on the noise levels at which images take shape.
+
+    Attributes:
+        mean: Mean of ln(sigma/alpha); higher trains more on noisier times.
+        std: Standard deviation of ln(sigma/alpha).
 
     Source: Karras et al. 2022, table 1 (P_mean, P_std).
     """

@@ -64,6 +64,9 @@ class OfSNR(Weighting):
 class MinSNR(OfSNR):
     """min(SNR, gamma) on x0: caps the weight of low-noise times.
 
+    Attributes:
+        gamma: SNR above which the weight no longer grows.
+
     Source: Hang et al. 2023, Efficient Diffusion Training via Min-SNR Weighting, section 3.4.
     """
 
@@ -82,6 +85,10 @@ class MinSNR(OfSNR):
 @dataclass(frozen=True)
 class P2(OfSNR):
     """SNR/(k + SNR)^gamma on x0: weights coarse content more than fine details.
+
+    Attributes:
+        gamma: How fast the weight on eps falls with the SNR; 0 is not at all.
+        k: SNR from which on it falls.
 
     Source: Choi et al. 2022, Perception Prioritized Training of Diffusion Models, eq. 8.
     """
@@ -103,6 +110,9 @@ class P2(OfSNR):
 class EDMWeighting(OfSNR):
     """(s² + d²)/(s·d)² = SNR + 1/d² on x0, s = sigma/alpha, d = sigma_data: unit weight of the `edm` target.
 
+    Attributes:
+        sigma_data: Standard deviation of the clean data.
+
     Source: Karras et al. 2022, table 1.
     """
 
@@ -121,6 +131,9 @@ class EDMWeighting(OfSNR):
 @dataclass(frozen=True)
 class SigmoidWeighting(OfSNR):
     """sigmoid(bias - log_snr) on eps, that is SNR/(1 + SNR·exp(-bias)) on x0.
+
+    Attributes:
+        bias: Log-SNR at which the weight on eps is 1/2.
 
     Source: Kingma & Gao 2023, Understanding Diffusion Objectives as the ELBO; Hoogeboom et al. 2024,
     Simpler Diffusion.

@@ -31,6 +31,7 @@ from unfog.recipes.build import build_codec
 from unfog.recipes.fitting import extrapolates_far
 from unfog.runs.data import read_data
 from unfog.runs.run import Run
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import Stopped, UserError
 from unfog.runtime.files import locked, write_whole
 from unfog.runtime.provenance import provenance
@@ -63,6 +64,8 @@ class Bench:
     cells: dict[tuple[Setting, int], Measured]
     left_out: dict[str, str]
     doubtful: frozenset[Cell] = frozenset()
+
+    __repr__ = brief
 
     @property
     def measured(self) -> list[Measured]:

@@ -25,6 +25,7 @@ from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec
 from unfog.runs.data import read_data
 from unfog.runs.run import Run, load
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
 from unfog.runtime.provenance import Provenance
@@ -68,6 +69,8 @@ class Model:
     scores: dict[str, list[Scored]]
     differences: dict[str, Difference]
 
+    __repr__ = brief
+
     def value(self, metric: str) -> float:
         """Return the mean of a score over the model's runs."""
         return float(np.mean([score.value for score in self.scores[metric]]))
@@ -102,6 +105,8 @@ class Comparison:
     shown: list[Tensor] = field(repr=False)
     modality: Modality
     measured: Provenance
+
+    __repr__ = brief
 
     def write(self, folder: Path) -> str:
         """Write comparison.json, and sheet.png with a row for each model; return where they are.

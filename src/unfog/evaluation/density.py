@@ -14,6 +14,7 @@ from unfog.diffusion.likelihood import bits_per_dim, log_likelihood, variational
 from unfog.networks.conditioning import Cond
 from unfog.recipes.build import build_codec, known_of
 from unfog.runs.run import Run
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import normal, uniform
 
@@ -45,6 +46,8 @@ class Density:
     train: Bits
     held_out: Bits
     protocol: str
+
+    __repr__ = brief
 
     def to_json(self) -> dict[str, object]:
         """Return everything as plain values."""

@@ -166,7 +166,7 @@ class Sets:
             f"blocks of {self.block} samples",
             f"against {self.block} {real}",
             f"floor of {self.block} {others}",
-            f"judge seed {self.seed}",
+            f"evaluation seed {self.seed}",
         )
 
     def __str__(self) -> str:

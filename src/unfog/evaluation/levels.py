@@ -12,6 +12,7 @@ from unfog.evaluation.features import flat
 from unfog.evaluation.judge import Judge, pick, spread
 from unfog.recipes.build import build_codec
 from unfog.runs.run import Run
+from unfog.runtime.brief import brief
 from unfog.runtime.files import whole
 from unfog.runtime.randomness import normal, uniform
 
@@ -49,6 +50,8 @@ class Levels:
 
     levels: tuple[Level, ...]
     protocol: str
+
+    __repr__ = brief
 
     def draw(self, path: Path) -> None:
         """Draw the losses over the noise levels.

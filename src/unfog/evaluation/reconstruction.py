@@ -24,6 +24,7 @@ from unfog.recipes.latents import autoencoder
 from unfog.recipes.networks import AutoencoderSpec
 from unfog.runs.data import Changed, moved, read_data
 from unfog.runs.run import read_recipe
+from unfog.runtime.brief import brief
 from unfog.runtime.device import arithmetic, choose_device, choose_precision
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
@@ -56,6 +57,8 @@ class Reconstructed:
     numbers: float
     originals: Tensor = field(repr=False)
     pictures: Tensor = field(repr=False)
+
+    __repr__ = brief
 
     def table(self) -> str:
         """Return the figures as text."""

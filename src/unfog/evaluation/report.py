@@ -24,6 +24,7 @@ from unfog.generation.sampler import Sampler
 from unfog.recipes.build import known_of
 from unfog.runs.run import Run
 from unfog.runtime import distributed
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import uniform
 
@@ -54,6 +55,8 @@ class Evaluation:
     seed: int
     samples: Tensor = field(repr=False)
     classes: Classes | None = field(default=None, repr=False)
+
+    __repr__ = brief
 
 
 def heldout_conditions(run: Run, judge: Judge, count: int, seed: int = 0) -> tuple[Tensor | None, Asked]:

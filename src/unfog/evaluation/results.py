@@ -95,9 +95,9 @@ def read_results(path: Path) -> dict[str, Measured]:
         except (ValueError, KeyError, TypeError):
             damaged += 1
     if damaged:
-        warnings.warn(f"{path}: {damaged} damaged lines are left out and measured again", stacklevel=2)
+        warnings.warn(f"{path}: {damaged} damaged lines are skipped and measured again", stacklevel=2)
     if outdated:
-        warnings.warn(f"{path}: {outdated} lines of an earlier version are left out and measured again", stacklevel=2)
+        warnings.warn(f"{path}: {outdated} lines of an earlier version are skipped and measured again", stacklevel=2)
     if damaged or outdated:
         write_whole(path, "".join(_line(key, one) for key, one in measurements.items()).encode())
     return measurements

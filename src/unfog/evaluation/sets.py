@@ -24,6 +24,7 @@ from unfog.evaluation.neighbours import Memorised
 from unfog.evaluation.report import about_judge, notes, verdicts
 from unfog.evaluation.wording import lines_of, score_table
 from unfog.runs.naming import written_pictures
+from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import stream
 
@@ -49,6 +50,8 @@ class Evaluated:
     samples: int
     real: int
     judge: Judge
+
+    __repr__ = brief
 
     def table(self) -> str:
         """Return the scores as a table, and the notes to read it."""

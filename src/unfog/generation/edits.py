@@ -58,9 +58,9 @@ class Canvas:
         """Check that the model is one of such pictures."""
         stored, shape = self.sampler.stored, tuple(self.picture.shape[1:])
         if not self.sampler.modality.pixels or not images.fits(shape, self.picture.dtype):
-            raise UserError("edits are for pictures, and this model is of another kind of data")
+            raise UserError("only models of pictures can edit, and this one was trained on another kind of data")
         if shape[0] != stored[0]:
-            raise UserError(f"the model is of pictures of {stored[0]} channels, and this one has {shape[0]}")
+            raise UserError(f"the model was trained on pictures of {stored[0]} channels, and this one has {shape[0]}")
         if self.sampler.conditioning.planes(self.sampler.known):
             raise UserError(
                 "a model conditioned on images cannot edit: use one conditioned on classes, text or nothing"
@@ -191,7 +191,7 @@ def inpaint(
     repeats: int = 4,
     jump: int = 4,
 ) -> Tensor:
-    """Return versions of a picture with a part made anew; what is known stays as it is, to the bit.
+    """Return versions of a picture with a part redrawn; what is known stays as it is, to the bit.
 
     Args:
         sampler: Of the model.
@@ -210,7 +210,7 @@ def inpaint(
         raise UserError(f"the mask is of {tuple(mask.shape)} pixels, and the picture of {tuple(picture.shape[1:])}")
     if bool(mask.all()) or not bool(mask.any()):
         what = "white: nothing is known; to draw a new picture use `unfog sample`" if mask.any() else "black"
-        raise UserError(f"the mask is all {what}; white is made anew, and black is kept")
+        raise UserError(f"the mask is all {what}; white is redrawn, and black is kept")
     known = canvas.encode(torch.where(mask, _mean_of(canvas.picture, ~mask), canvas.picture))
     wide = F.pad(mask[None, None].float(), canvas.behind, mode="replicate")
     new = F.adaptive_max_pool2d(wide, known.shape[2:]).to(known)
@@ -323,7 +323,7 @@ def interpolate(sampler: Sampler, first: Tensor, second: Tensor, count: int, ask
     """
     count = whole_number("the number of pictures", count, 0)
     if count < 2:
-        raise UserError(f"a way from one picture to another has 2 pictures or more, not {count}")
+        raise UserError(f"an interpolation has 2 pictures or more, both ends included, not {count}")
     start, end = (invert(sampler, picture, asked)[0] for picture in (first, second))
     z = torch.cat([spherical(start, end, place / (count - 1)) for place in range(count)])
     return from_noise(sampler, first, z, asked)

@@ -25,6 +25,7 @@ from unfog.recipes.fitting import doubt_grid
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Sampling
 from unfog.runtime import distributed
+from unfog.runtime.brief import brief
 from unfog.runtime.device import Precision, arithmetic, within
 from unfog.runtime.errors import UserError, out_of_memory
 from unfog.runtime.randomness import normal
@@ -79,6 +80,8 @@ class Sampler(Drawing):
     settings: Sampling
     negative: Asked = None
     precision: Precision = "float32"
+
+    __repr__ = brief
 
     @classmethod
     def of(

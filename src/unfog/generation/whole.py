@@ -10,6 +10,7 @@ from torch import Tensor
 from unfog.generation.drawing import Drawing
 from unfog.recipes.conditions import ClassConditioning
 from unfog.recipes.objective import Generator
+from unfog.runtime.brief import brief
 from unfog.runtime.device import Precision, arithmetic
 from unfog.runtime.errors import UserError
 
@@ -27,6 +28,8 @@ class Whole(Drawing):
     generator: Generator
     device: torch.device
     precision: Precision = "float32"
+
+    __repr__ = brief
 
     @property
     def size(self) -> int:

@@ -46,7 +46,7 @@ def restored(recipe: Recipe, folder: Path, scheduler: Mapping[str, Any]) -> tupl
     except UserError:
         same = False
     if not same:
-        return recipe, (f"{NAME} is not used but for the classes: the scheduler was changed since the export",)
+        return recipe, (f"only the classes in {NAME} are used: the scheduler was changed since the export",)
     return found, ()
 
 

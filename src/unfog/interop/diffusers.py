@@ -22,6 +22,7 @@ from unfog.recipes.recipe import CodecSpec, Recipe
 from unfog.recipes.settings import FixedVariance, Inputs, LearnedVariance, Sampling
 from unfog.recipes.sources import Elsewhere
 from unfog.recipes.text_encoders import ENCODERS, PretrainedConditioning
+from unfog.runtime.brief import brief
 from unfog.runtime.contained import copy_flat
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import LOCK, check_name, disk, locked, occupied, write_whole
@@ -49,6 +50,7 @@ class Imported:
     recipe: Recipe
     parameters: int
     notes: tuple[str, ...]
+    __repr__ = brief
 
 
 def import_model(source: str, out: Path, trust: Path | None = None) -> Imported:
@@ -166,7 +168,7 @@ def _check_channels(given: Mapping[str, Any], channels: int, sampled: schedulers
         )
     raise UserError(
         f"{where}: the U-Net takes {channels} channels and returns {outputs}, so it needs a picture and a mask or the "
-        "like beside the noisy state, which is not supported: import the model for text to image instead, whose runs "
+        "like next to the noisy state, which is not supported: import the model for text to image instead, whose runs "
         "`unfog edit inpaint` works with"
     )
 

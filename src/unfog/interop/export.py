@@ -16,8 +16,12 @@ from unfog.networks.conditional import ConditionalUNet
 from unfog.networks.conditioning import ClassEmbedding
 from unfog.networks.unet import UNet
 from unfog.recipes.build import build_codec, known_of
-from unfog.recipes.conditions import Conditioning, NoConditioning
+from unfog.recipes.conditions import ClassConditioning, Conditioning, NoConditioning
+from unfog.recipes.latents import LatentCodec
+from unfog.recipes.networks import ConditionalUNetSpec, UNetSpec
 from unfog.recipes.parse import options
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import FixedVariance
 from unfog.recipes.text_encoders import PretrainedConditioning
 from unfog.runs.run import Run, read_recipe
 from unfog.runtime.contained import copy_flat
@@ -57,14 +61,9 @@ def _export(run: Run, folder: Path) -> tuple[str, ...]:
     """Write the folder, whose lock is held."""
     vacant(folder)
     recipe, network, codec = run.recipe, run.denoiser.network, build_codec(run.recipe)
-    if not isinstance(network, UNet | ConditionalUNet):
-        raise names.unlike(network)
-    scheduler = schedulers.write(recipe)
+    scheduler = fit(recipe)
+    assert isinstance(network, UNet | ConditionalUNet)
     channels, *sides = known_of(recipe).shape
-    if len(sides) != 2 or sides[0] != sides[1]:
-        raise UserError(f"diffusers' pipelines only generate square images, not {sides}")
-    if run.denoiser.learned_variance:
-        raise UserError("diffusers' pipelines do not support learned variances: train with variance=fixed to export")
     config = configs.config_of(network, options(recipe.network), channels, sides[0])
     weights = names.theirs(network)
     notes: tuple[str, ...] = ()
@@ -72,11 +71,6 @@ def _export(run: Run, folder: Path) -> tuple[str, ...]:
         weights["class_embedding.weight"] = run.denoiser.embedder.table.weight
         config["num_class_embeds"] = len(weights["class_embedding.weight"])
         notes = ("its pipeline is unconditional: call the U-Net with class_labels, of which the last means 'no label'",)
-    elif not isinstance(recipe.conditioning, NoConditioning | PretrainedConditioning):
-        raise UserError(
-            "diffusers' pipelines are unconditional or conditioned on text encoded by CLIP: a model with "
-            f"conditioning={recipe.kind('conditioning')} cannot be exported"
-        )
     if schedulers.clips(recipe) and not scheduler.get("clip_sample"):
         notes += ("diffusers does not clip x0 to the range of pixels, unlike sampling.clip here",)
     pipeline, parts = _pipeline(scheduler["_class_name"], recipe.conditioning, isinstance(codec, Latents))
@@ -99,6 +93,33 @@ def _export(run: Run, folder: Path) -> tuple[str, ...]:
     write_whole(folder / carried.NAME, carried.write(recipe))
     write_whole(folder / "README.md", card(run, notes).encode())
     return notes
+
+
+def fit(recipe: Recipe) -> dict[str, Any]:
+    """Return the configuration of the scheduler with which diffusers samples a recipe's model.
+
+    Args:
+        recipe: The recipe; whether its pictures are square is checked once their shape is known.
+
+    Raises: UserError: If diffusers cannot represent the model, with the reason.
+    """
+    if not recipe.objective.draws:
+        raise UserError(f"only denoisers can be exported to diffusers, not the objective {recipe.kind('objective')!r}")
+    if not isinstance(recipe.network, UNetSpec | ConditionalUNetSpec):
+        raise names.unlike(type(recipe.network).__name__.removesuffix("Spec"))
+    scheduler = schedulers.write(recipe)
+    sides = (recipe.shape or (1, 1, 1))[1:]
+    if len(sides) != 2 or sides[0] != sides[1]:
+        raise UserError(f"diffusers' pipelines only generate square images, not {list(sides)}")
+    if not isinstance(recipe.variance, FixedVariance):
+        raise UserError("diffusers' pipelines do not support learned variances: train with variance=fixed to export")
+    if not isinstance(recipe.conditioning, NoConditioning | ClassConditioning | PretrainedConditioning):
+        raise UserError(
+            "diffusers' pipelines are unconditional or conditioned on text encoded by CLIP: a model with "
+            f"conditioning={recipe.kind('conditioning')} cannot be exported"
+        )
+    _pipeline(scheduler["_class_name"], recipe.conditioning, isinstance(recipe.codec, LatentCodec))
+    return scheduler
 
 
 def vacant(folder: Path) -> None:

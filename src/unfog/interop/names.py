@@ -85,11 +85,9 @@ def autoencoder_name(name: str) -> str:
     return _replaced(name, _BLOCK)
 
 
-def unlike(network: object) -> UserError:
+def unlike(network: str) -> UserError:
     """Return the error for a network that diffusers does not support."""
-    return UserError(
-        f"diffusers has no network like {type(network).__name__}: train with network=unet or network=conditional-unet"
-    )
+    return UserError(f"diffusers has no network like {network}: train with network=unet or network=conditional-unet")
 
 
 def names(network: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -102,7 +100,7 @@ def names(network: nn.Module) -> dict[str, tuple[str, ...]]:
     elif isinstance(network, Autoencoder):
         translate = autoencoder_name
     else:
-        raise unlike(network)
+        raise unlike(type(network).__name__)
     extra = {"shift", "scale"} if isinstance(network, Autoencoder) else set()
     return {name: _spread(translate(name)) for name in network.state_dict() if name not in extra}
 

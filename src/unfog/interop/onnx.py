@@ -1,4 +1,4 @@
-"""Export of denoisers and decoders to ONNX, with the coefficients for a sampler as JSON."""
+"""Export of denoisers and decoders to ONNX, with the coefficients for a sampler as JSON, and the sampler."""
 
 import json
 import warnings
@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unfog.data.codecs import Latents
+from unfog.data.codecs import Latents, Pixels
 from unfog.interop.export import vacant
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditioning import Cond
 from unfog.recipes.build import known_of
 from unfog.recipes.conditions import ClassConditioning, NoConditioning
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import FixedVariance
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, locked, write_whole
+from unfog.runtime.version import __version__
 
 
 class Bare(nn.Module):
@@ -49,10 +52,10 @@ class Decoder(nn.Module):
 
 
 def export(run: Run, folder: Path, steps: int | None = None) -> None:
-    """Write denoiser.onnx, decoder.onnx for latents, and sampler.json: all that a DDIM sampler needs.
+    """Write denoiser.onnx, decoder.onnx for latents, sampler.json and sample.py, which samples with NumPy.
 
-    The JSON holds the network time, alpha, sigma, and the target's coefficients for each step, and the embedding of
-    each class, the last one for 'no label'.
+    The JSON holds the network time, alpha, sigma, and the target's coefficients for each step of DDIM, the name and the
+    embedding of each class, the last one for 'no label', the size of a picture and the scale of guidance.
 
     Args:
         run: The run.
@@ -69,11 +72,7 @@ def export(run: Run, folder: Path, steps: int | None = None) -> None:
 def _export(run: Run, folder: Path, steps: int | None) -> None:
     """Write the folder, whose lock is held."""
     vacant(folder)
-    if not isinstance(run.recipe.conditioning, NoConditioning | ClassConditioning):
-        kind = run.recipe.kind("conditioning")
-        raise UserError(f"only unconditional and class-conditional models can be exported to ONNX, not {kind}")
-    if run.denoiser.input_scale != "none" or run.denoiser.learned_variance:
-        raise UserError("only models with inputs.input_scale=none and variance=fixed can be exported to ONNX")
+    fit(run.recipe)
     try:
         import_module("onnxscript")
     except ImportError:
@@ -93,7 +92,13 @@ def _export(run: Run, folder: Path, steps: int | None) -> None:
     clamped = times.clamp(min=schedule.t_first)
     a, b = run.denoiser.target.coefficients(schedule, clamped)
     plain = {
+        "unfog": __version__,
+        "solver": "ddim",
+        "steps": sampler.settings.steps,
         "shape": shape,
+        "size": run.recipe.shape[1:] if run.recipe.shape is not None and len(run.recipe.shape) == 3 else None,
+        "pixels": isinstance(codec.plain, Pixels) and shown_as_png(run.recipe),
+        "classes": [] if rows is None else list(run.recipe.classes),
         "time": run.denoiser.time_input(clamped).tolist(),
         "alpha": schedule.alpha(times).tolist(),
         "sigma": schedule.sigma(times).tolist(),
@@ -106,6 +111,26 @@ def _export(run: Run, folder: Path, steps: int | None) -> None:
         "rows": None if rows is None else rows.tolist(),
     }
     write_whole(folder / "sampler.json", json.dumps(plain).encode())
+    write_whole(folder / "sample.py", Path(__file__).with_name("onnx_sample.py").read_bytes())
+
+
+def fit(recipe: Recipe) -> None:
+    """Check that a recipe's model can be exported to ONNX.
+
+    Raises: UserError: If it cannot, with the reason.
+    """
+    if not recipe.objective.draws:
+        raise UserError(f"only denoisers can be exported to ONNX, not the objective {recipe.kind('objective')!r}")
+    if not isinstance(recipe.conditioning, NoConditioning | ClassConditioning):
+        kind = recipe.kind("conditioning")
+        raise UserError(f"only unconditional and class-conditional models can be exported to ONNX, not {kind}")
+    if recipe.inputs.input_scale != "none" or not isinstance(recipe.variance, FixedVariance):
+        raise UserError("only models with inputs.input_scale=none and variance=fixed can be exported to ONNX")
+
+
+def shown_as_png(recipe: Recipe) -> bool:
+    """Return whether the rows of a recipe are grey or colour pictures."""
+    return recipe.shape is not None and len(recipe.shape) == 3 and recipe.shape[0] in (1, 3)
 
 
 def _rows(run: Run) -> Tensor | None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from unfog.networks.layers import Halving, SelfAttention, at_least, conv, enlarged
 from unfog.networks.unet import Norm, ResidualBlock, group_norm
+from unfog.runtime.brief import outline
 
 LEAST, MOST = -30.0, 20.0
 """Bounds to which log variances are clamped."""
@@ -131,6 +132,8 @@ class Autoencoder(nn.Module):
 
     Source: Rombach et al. 2022, section 3.1 and appendix G; Esser et al. 2021, Taming Transformers, table 7.
     """
+
+    __repr__ = outline
 
     def __init__(
         self,

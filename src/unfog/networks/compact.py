@@ -21,6 +21,7 @@ from unfog.networks.layers import (
     spread,
     zeroed,
 )
+from unfog.runtime.brief import outline
 
 
 class AdaptiveBlock(nn.Module):
@@ -51,6 +52,8 @@ class Compact(nn.Module):
     """A small U-Net over patches: `blocks` blocks per level in encoder and decoder, and a middle with attention."""
 
     channels_last: ClassVar[bool] = True
+
+    __repr__ = outline
 
     def __init__(
         self,

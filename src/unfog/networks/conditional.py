@@ -11,6 +11,7 @@ from unfog.networks.attention import attend
 from unfog.networks.conditioning import Cond
 from unfog.networks.layers import TimeEmbedding, at_least, zeroed
 from unfog.networks.unet import Ladder, group_norm
+from unfog.runtime.brief import outline
 
 
 class TransformerLayer(nn.Module):
@@ -70,6 +71,8 @@ class ConditionalUNet(Ladder):
 
     Source: Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models, section 3.3.
     """
+
+    __repr__ = outline
 
     def __init__(
         self,

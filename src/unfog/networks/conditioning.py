@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfog.networks.attention import attend
+from unfog.runtime.brief import brief
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Cond:
     tokens: Tensor | None = None
     mask: Tensor | None = None
     concat: Tensor | None = None
+
+    __repr__ = brief
 
     def followed_by(self, other: "Cond") -> "Cond":
         """Concatenate two batches of conditions; both have the same fields."""

@@ -17,6 +17,7 @@ from unfog.networks.layers import (
     spread,
     zeroed,
 )
+from unfog.runtime.brief import outline
 
 
 class Block(nn.Module):
@@ -75,6 +76,8 @@ class DiT(nn.Module):
     """
 
     channels_last: ClassVar[bool] = False
+
+    __repr__ = outline
 
     def __init__(
         self,

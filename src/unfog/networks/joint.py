@@ -10,6 +10,7 @@ from unfog.networks.attention import attend
 from unfog.networks.conditioning import Cond
 from unfog.networks.dit import norm, perceptron
 from unfog.networks.layers import TimeEmbedding, at_least, concatenated, gather, positions, spread, zeroed
+from unfog.runtime.brief import outline
 
 
 class Stream(nn.Module):
@@ -95,6 +96,8 @@ class JointDiT(nn.Module):
     """
 
     channels_last: ClassVar[bool] = False
+
+    __repr__ = outline
 
     def __init__(
         self,

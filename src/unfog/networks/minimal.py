@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from unfog.networks.conditioning import Cond
 from unfog.networks.layers import TimeEmbedding, concatenated, conv, over_space
+from unfog.runtime.brief import outline
 
 
 class ResidualBlock(nn.Module):
@@ -32,6 +33,8 @@ class Minimal(nn.Module):
     """A U-Net with two encoder blocks, a bottleneck, one decoder block and one skip connection."""
 
     channels_last: ClassVar[bool] = True
+
+    __repr__ = outline
 
     def __init__(self, channels: int, *, outputs: int | None = None, dims: int = 2, width: int = 64) -> None:
         """Build the network.

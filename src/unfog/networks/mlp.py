@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from unfog.networks.conditioning import Cond
 from unfog.networks.layers import TimeEmbedding, at_least, concatenated, zeroed
+from unfog.runtime.brief import outline
 
 
 class Layer(nn.Module):
@@ -31,6 +32,8 @@ class MLP(nn.Module):
     """Points `(batch, channels)` through `depth` residual layers of `width` features."""
 
     channels_last: ClassVar[bool] = False
+
+    __repr__ = outline
 
     def __init__(
         self, channels: int, *, outputs: int | None = None, dims: int = 0, width: int = 128, depth: int = 4

@@ -21,6 +21,7 @@ from unfog.networks.layers import (
     enlarged,
     over_space,
 )
+from unfog.runtime.brief import outline
 
 Norm = Callable[[int], nn.Module]
 """Builds a norm for a number of channels."""
@@ -156,6 +157,8 @@ class Ladder(nn.Module):
 
 class UNet(Ladder):
     """A U-Net with self-attention, and with tokens cross-attention, at some levels and in the middle."""
+
+    __repr__ = outline
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from unfog.diffusion.solvers import Solver
 from unfog.diffusion.targets import EDMTarget, Eps, Flow, Prediction, Target, V
 from unfog.proofs.orders import SOLVERS, Problem, exact, problems
 from unfog.runtime.errors import UserError
+from unfog.runtime.progress import bar
 from unfog.runtime.version import __version__
 
 TOLERANCE = 0.35
@@ -448,10 +449,10 @@ def report(console: Console | None = None) -> Report:
         raise UserError("no other toolkit is installed: pip install 'unfog[bench]' brings diffusers")
     columns = (TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn())
     rows: list[Row] = []
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=len(tasks))
+    with bar(console or Console(), *columns) as progress:
+        all_of_them = progress.add_task("", total=len(tasks))
         for name, run in tasks:
-            progress.update(bar, description=name)
+            progress.update(all_of_them, description=name)
             rows.append(run())
-            progress.advance(bar)
+            progress.advance(all_of_them)
     return Report(rows, versions)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from unfog.proofs import checks
@@ -14,6 +14,8 @@ from unfog.proofs.checks import Proof
 from unfog.proofs.combinations import combinations
 from unfog.proofs.limits import Limit, limits
 from unfog.proofs.orders import SOLVERS, TOLERANCE, Order, measure
+from unfog.runtime.brief import brief
+from unfog.runtime.progress import bar
 from unfog.runtime.version import __version__
 
 CHECKS: dict[str, Callable[[], list[Proof]]] = {**checks.CHECKS, "default grids": combinations}
@@ -53,6 +55,8 @@ class Verification:
     orders: list[Order]
     limits: list[Limit]
     proofs: list[Proof]
+
+    __repr__ = brief
 
     @property
     def passed(self) -> bool:
@@ -108,7 +112,7 @@ def verify(console: Console | None = None) -> Verification:
     orders: list[Order] = []
     found: list[Limit] = []
     proofs: list[Proof] = []
-    with Progress(*columns, console=console, transient=True) as progress:
+    with bar(console or Console(), *columns) as progress:
         task = progress.add_task("", total=len(SOLVERS) + 1 + len(CHECKS))
         for name, solver in SOLVERS.items():
             progress.update(task, description=name)

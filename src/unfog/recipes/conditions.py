@@ -57,7 +57,7 @@ class Conditioning(Protocol):
 
     @property
     def dropout(self) -> float:
-        """Fraction of the conditions that are dropped in training; guidance needs some."""
+        """Fraction of the rows whose condition is dropped in training, which guidance needs; 0.1 is usual."""
         ...
 
     def planes(self, known: Known) -> int:
@@ -92,7 +92,7 @@ class WithNull:
     """A condition that is dropped now and then in training, so that the model also works without it.
 
     Attributes:
-        dropout: Fraction of the conditions that are dropped in training; guidance needs some.
+        dropout: Fraction of the rows whose condition is dropped in training, which guidance needs; 0.1 is usual.
     """
 
     dropout: float = 0.1

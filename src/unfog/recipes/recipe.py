@@ -18,6 +18,7 @@ from unfog.diffusion.solvers import DPMSolverPP2M, Solver, VelocitySolver
 from unfog.diffusion.targets import Flow, Target
 from unfog.diffusion.times import LogitNormal, Times
 from unfog.diffusion.weightings import Unit, Weighting
+from unfog.recipes import describe
 from unfog.recipes.conditions import ClassConditioning, Conditioning
 from unfog.recipes.fitting import default_grid, default_inputs, default_times
 from unfog.recipes.kinds import KINDS, class_of, kind_of, options_of
@@ -36,6 +37,7 @@ from unfog.recipes.settings import (
     Training,
 )
 from unfog.recipes.sources import DataSpec, Folder
+from unfog.recipes.vocabulary import SHORT, unknown_setting
 from unfog.runtime.errors import UserError, unknown
 from unfog.runtime.files import parse_json
 
@@ -74,28 +76,28 @@ def _denoising() -> Objective:
     return cast(Objective, class_of("objective", "denoising")())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """Everything needed to repeat a training and to use its result.
 
     Attributes:
         name: The recipe's name.
         data: Where the rows come from.
-        network: The options of the network.
+        network: The network that is trained.
         augment: Random augmentation of the rows.
-        codec: Encodes stored rows into what is diffused, and decodes samples.
+        codec: How stored rows become what is diffused, and samples become rows again.
         objective: What the model is trained to do.
         conditioning: What the model is conditioned on.
         inputs: The scaling of the network's inputs.
-        schedule: alpha and sigma of the first equation.
-        target: a and b of the second.
+        schedule: How much signal and noise a state has at each time, alpha(t) and sigma(t).
+        target: What the network predicts.
         variance: Whether the model learns the variance of a step.
         times: The distribution of training times.
         weighting: The weight of each time in the loss.
-        optimizer: The optimizer and its learning rate.
-        ema: How weights are averaged.
+        optimizer: The optimizer, its learning rate and how that changes.
+        ema: How the weights are averaged over the training; samples come from the average.
         training: Length, batch and reports of the training.
-        solver: The rule of a sampling step.
+        solver: How a sampling step gets from one time to the next.
         grid: The times of the sampling steps.
         sampling: Steps, guidance, clipping and batch of sampling.
         seed: Seed of every random draw.
@@ -129,6 +131,14 @@ class Recipe:
     classes: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     version: int = VERSION
+
+    def __repr__(self) -> str:
+        """Return the parts, one a line, with the options that differ from their defaults."""
+        return describe.brief(self)
+
+    def explain(self, width: int = 100) -> str:
+        """Return every setting with its value, what it does and what else it can be, as text of this many columns."""
+        return describe.text(self, width)
 
     def starting_from(self, source: "Recipe") -> "Recipe":
         """Return this recipe with the network of another one, and how that is asked, trained and sampled.
@@ -177,7 +187,8 @@ class Recipe:
         """Return the recipe with settings of the form `path=value` applied, those of one part in order.
 
         `schedule=cosine` chooses a kind with its defaults, `schedule.steps=500` sets an option, `seed=3` the
-        seed. Values are parsed as JSON, or else taken as text. The settings of one part are checked together.
+        seed, and `lr=1e-3` is short for `optimizer.lr=1e-3` (see `recipes.vocabulary`). Values are parsed as JSON,
+        or else taken as text. The settings of one part are checked together.
         Times, grid and inputs follow a new schedule, wherever it stands, where they are still the old one's defaults.
 
         Raises: UserError: For an unknown path (with the nearest known one) or a value of the wrong type.
@@ -196,7 +207,8 @@ class Recipe:
             path, equals, text = setting.partition("=")
             if not equals:
                 raise UserError(f"a setting must be path=value, for instance network.width=48, not {setting!r}")
-            path, value = path.strip(), parse_value(text)
+            given, value = path.strip(), parse_value(text)
+            path = SHORT.get(given, given)
             if path == "conditions":  # several at once, in short
                 of_parts["conditioning"] = [("", "several"), ("parts", value)]
                 continue
@@ -207,24 +219,41 @@ class Recipe:
                 continue
             earlier = of_parts.get(name, [])
             if name not in KINDS or (dot and option not in self._options(name, earlier)):
-                raise unknown("setting", path, self._paths(of_parts))
+                raise unknown_setting(given, self._meanings(of_parts), self._kinds(of_parts))
             if not option:
                 if not isinstance(value, str):
-                    raise UserError(f"{name} must be one of {', '.join(sorted(KINDS[name]))}, not {value!r}")
+                    listed = ", ".join(f"{name}.{one}" for one in self._options(name, earlier))
+                    rest = f"; its options are {listed}" if listed else ""
+                    raise UserError(f"{name} must be one of {', '.join(sorted(KINDS[name]))}, not {value!r}{rest}")
                 class_of(name, value)  # report an unknown kind before unknown options of it
             of_parts[name] = [*earlier, (option, value)]
         parts = {name: changed(getattr(self, name), name, given) for name, given in of_parts.items()}
         return replace(self, **own, **parts)
 
+    def _part(self, name: str, earlier: Iterable[tuple[str, object]]) -> type[Any]:
+        """Return the class of a part after some of its settings have been applied."""
+        kinds = [value for option, value in earlier if not option]
+        return class_of(name, str(kinds[-1])) if kinds else type(getattr(self, name))
+
     def _options(self, name: str, earlier: Iterable[tuple[str, object]]) -> Iterable[str]:
         """Return the options of a part after some of its settings have been applied."""
-        kinds = [value for option, value in earlier if not option]
-        return options_of(class_of(name, str(kinds[-1])) if kinds else type(getattr(self, name)))
+        return options_of(self._part(name, earlier))
 
-    def _paths(self, of_parts: dict[str, list[tuple[str, object]]]) -> list[str]:
-        """Return every path that `set` accepts."""
-        options = [f"{name}.{option}" for name in KINDS for option in self._options(name, of_parts.get(name, []))]
-        return ["seed", "name", *KINDS, *options]
+    def _kinds(self, of_parts: dict[str, list[tuple[str, object]]]) -> dict[str, str]:
+        """Return the kind of each part after some settings have been applied."""
+        given = {name: [str(value) for option, value in of_parts.get(name, []) if not option] for name in KINDS}
+        return {name: [describe.name_of(name, getattr(self, name)), *kinds][-1] for name, kinds in given.items()}
+
+    def _meanings(self, of_parts: dict[str, list[tuple[str, object]]]) -> dict[str, str]:
+        """Return what each path that `set` accepts does."""
+        own = describe.meanings(Recipe)
+        found = {name: own[name] for name in ("seed", "name", *KINDS)}
+        for name in KINDS:
+            texts = describe.meanings(self._part(name, of_parts.get(name, [])))
+            found |= {
+                f"{name}.{option}": texts.get(option, "") for option in self._options(name, of_parts.get(name, []))
+            }
+        return found
 
     def relocated(self, folder: Path, relative: bool = False) -> "Recipe":
         """Return the recipe with paths into its run folder made absolute, or relative to the folder."""

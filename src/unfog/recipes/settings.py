@@ -109,10 +109,10 @@ class Training:
         began: Images seen when the present length began, in a run that is trained on after its end: learning rate and
             reports begin anew there.
         batch: Images per optimizer step.
-        accumulate: Micro-batches per optimizer step, to save memory.
-        stratified: Whether the times of a batch are stratified.
+        accumulate: Micro-batches per optimizer step; more need less memory and take longer.
+        stratified: Whether the times of a batch are spread evenly over their distribution, not drawn independently.
         reports: Number of reports in the run: held-out loss, sample sheet and checkpoint.
-        checkpoint_minutes: Longest time between checkpoints.
+        checkpoint_minutes: Longest time between checkpoints, in minutes.
         precision: Arithmetic of the network; "auto" chooses what is faster on the device.
         sharded: Whether each of several processes keeps only its share of the weights, for models too large for one.
         snapshots: Number of times in the run that the averages which `unfog average` needs are saved; 0 is never.
@@ -176,13 +176,13 @@ class Sampling:
     Attributes:
         steps: Steps of the solver.
         guidance: Scale of classifier-free guidance; 1 is off.
-        guidance_kind: "classifier-free", or "cfg++", whose scale has another range, see `CFGPlusPlus`.
-        guidance_interval: The two times between which guidance is on; None is always.
+        guidance_kind: The rule: "classifier-free", or "cfg++", whose scale runs from 0 to about 1.
+        guidance_interval: The two times, on the schedule's clock, between which guidance is on; null is always.
         guidance_rescale: How far, from 0 to 1, x0 is rescaled to the deviation of the conditional x0.
         clip: Whether x0 is clipped to the range of the data.
         keep_eps: Whether eps is kept when x0 is clipped; else it is recomputed, so that the pair still makes x_t.
-        batch: Samples that go through the network together; always as many, the last batch padded. None, in a recipe
-            that was not trained, is measured when its training begins, see `unfog.generation.portion`.
+        batch: Samples that go through the network together; always as many, the last batch padded. null, in a recipe
+            that was not trained: measured when its training begins, see `unfog.generation.portion`.
     """
 
     steps: int = 20
@@ -215,8 +215,9 @@ class Inputs:
     """The scaling of the network's inputs, state and time.
 
     Attributes:
-        input_scale: "none" or "unit", see `Denoiser`.
-        network_time: "thousand", "index", "whole", "log_snr" or "clock", see `Denoiser`.
+        input_scale: "unit" divides the state by its standard deviation before the network sees it; "none" does not.
+        network_time: What the network is given as time: "thousand" is 1000·t/t_max, "index" T·t - 1 on a discrete
+            schedule, "whole" the same rounded, "log_snr" ln(sigma/alpha)/4, "clock" t itself.
         sigma_data: Standard deviation of the clean data, for "unit".
     """
 

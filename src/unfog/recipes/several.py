@@ -34,7 +34,7 @@ class SeveralConditions(WithNull):
 
     Attributes:
         parts: Two to four of classes, labels, values and text, each once.
-        dropout: Share of rows that lose all conditions during training; guidance needs some.
+        dropout: Fraction of the rows whose conditions are all dropped in training, which guidance needs; 0.1 is usual.
     """
 
     parts: tuple[Conditioning, ...] = ()

@@ -160,7 +160,7 @@ def picture(image: Picture, sampler: Sampler, own_size: bool) -> Tensor:
     Raises: UserError: If it cannot be read, or the model is of another kind of data.
     """
     if not sampler.modality.pixels:
-        raise UserError("edits are for pictures, and this model was trained on another kind of data")
+        raise UserError("only models of pictures can edit, and this one was trained on another kind of data")
     if isinstance(image, Tensor | np.ndarray):
         return _pixels(image)
     with _file(image) as path:

@@ -24,6 +24,7 @@ from unfog.recipes.recipe import Recipe
 from unfog.runs import asking
 from unfog.runs.asking import Label, Picture, Prompt, Values
 from unfog.runs.progress import Progress, watched
+from unfog.runtime.brief import parameters
 from unfog.runtime.device import Precision, arithmetic
 from unfog.runtime.errors import UserError
 
@@ -84,6 +85,14 @@ class Run:
     recipe: Recipe
     model: nn.Module
     precision: Precision
+
+    def __repr__(self) -> str:
+        """Return where the run is, and what it holds."""
+        recipe = self.recipe
+        what = f"{recipe.kind('network')} of {parameters(self.model):,} parameters"
+        rows = "" if recipe.shape is None else f", {recipe.rows}"
+        classes = f", {len(recipe.classes)} classes" if recipe.classes else ""
+        return f"Run({str(self.path)!r}: {what}{rows}{classes}, {self.precision} on {self.device})"
 
     @property
     def denoises(self) -> bool:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
-from rich.progress import Progress as Bar
 from torch import Tensor
+
+from unfog.runtime.progress import bar
 
 Progress = bool | Callable[[int, int], object]
 """Whether a bar is shown on standard error, or a function of the samples done and of all of them."""
@@ -21,9 +22,9 @@ def watched(parts: Iterable[Tensor], total: int, progress: Progress) -> Iterator
     if not isinstance(progress, bool):
         yield from _reported(parts, total, progress)
     elif progress:
-        with Bar(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("sampling", total=total)
-            yield from _reported(parts, total, lambda done, _: bar.update(task, completed=done))
+        with bar(Console(stderr=True)) as shown:
+            task = shown.add_task("sampling", total=total)
+            yield from _reported(parts, total, lambda done, _: shown.update(task, completed=done))
     else:
         yield from parts
 

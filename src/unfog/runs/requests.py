@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from unfog.data.modality import Modality
@@ -26,6 +25,7 @@ from unfog.runs.run import Run
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, locked, parse_json, read_bounded, write_whole
+from unfog.runtime.progress import track
 
 SHEET, MOST = 400, 10_000_000
 """Samples on a sheet, and in a request, at most."""
@@ -213,14 +213,8 @@ def _write_each(
         return
     if first:
         console.print(f"resuming after {first * request.size} of {request.count} samples")
-    batches = track(
-        request.generator.batches(condition, request.count, first),
-        "sampling",
-        total=request.batches - first,
-        console=console,
-        disable=request.batches == 1,
-        transient=True,
-    )
+    drawn = request.generator.batches(condition, request.count, first)
+    batches = track(drawn, "sampling in batches", request.batches - first, console=console)
     for number, samples in enumerate(batches, first):
         for place, sample in enumerate(samples, number * request.size):
             request.modality.write(sample[None], folder / file_of(place))

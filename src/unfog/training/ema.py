@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unfog.recipes.settings import Average, PowerAverage
 from unfog.runtime import distributed
+from unfog.runtime.brief import outline
 from unfog.runtime.errors import UserError
 from unfog.runtime.tensors import read_tensors
 from unfog.training.checkpoint import numbered
@@ -51,6 +52,8 @@ class EMA(nn.Module):
     """
 
     updates: Tensor
+
+    __repr__ = outline
 
     def __init__(self, module: nn.Module, average: Average | None = None) -> None:
         """Start at the numbers of `module`.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unfog.runtime import distributed
+from unfog.runtime.brief import brief
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Report:
     loss: float
     held_out: float
     picture: Path | None
+
+    __repr__ = brief
 
 
 Callback = Callable[[Report], object]

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from unfog.data.codecs import PORTION, Codec, Identity, Latents
@@ -17,6 +16,7 @@ from unfog.data.source import Augment, Batch, Data, Indices, Source
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import locked, whole
+from unfog.runtime.progress import track
 
 MOST = 1 << 34
 """Largest cache of latents in bytes; larger data sets are encoded on the fly."""
@@ -116,8 +116,7 @@ def _write(source: Source, codec: Latents, flip: bool, path: Path) -> None:
     shape = (len(source), 1 + flip, *codec.shape(codec.stored))
     latents = open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     parts = np.array_split(np.arange(len(source)), -(-len(source) // PORTION))
-    console = Console(stderr=True)
-    for part in track(parts, "encoding", console=console, transient=True, disable=len(parts) < 8):
+    for part in track(parts, "encoding", console=Console(stderr=True)):
         x = source.take(part).x
         latents[part, 0] = codec.encode(x).numpy()
         if flip:
