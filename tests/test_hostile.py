@@ -47,6 +47,7 @@ from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.schema import MOST, fits
 from unfog.reports.report import kept
+from unfog.runs import reading
 from unfog.runs import run as run_module
 from unfog.runs.run import load, resume, train
 from unfog.runtime import contained
@@ -323,7 +324,7 @@ def test_a_recipe_cannot_ask_for_more_weights_than_there_are(broken: Path, monke
     (broken / "recipe.json").write_text(json.dumps(plain))
     with pytest.raises(UserError, match="more than 10,000,000 parameters"):
         load(broken, "cpu")
-    monkeypatch.setattr(run_module, "SMALL", 0)
+    monkeypatch.setattr(reading, "SMALL", 0)
     plain["network"]["width"] = 10
     (broken / "recipe.json").write_text(json.dumps(plain))
     with pytest.raises(UserError, match=r"asks for more than [\d,]+ parameters"):
@@ -936,5 +937,5 @@ MEASURED = {
 def test_a_damaged_measurement_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text(json.dumps(MEASURED) + "\n" + json.dumps({**MEASURED, "key": "other", **change}) + "\n")
-    with pytest.warns(UserWarning, match="1 damaged lines are left out"):
+    with pytest.warns(UserWarning, match="1 damaged lines are skipped"):
         assert set(results.read_results(path)) == {"k"}

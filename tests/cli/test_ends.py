@@ -34,7 +34,7 @@ def test_ctrl_c_outside_of_a_verb_leaves_no_traceback(
     """While the modules load it ends the process at once, within a verb it is a sentence; where it is ignored it is."""
     seen = []
     signal.signal(signal.SIGINT, handler)
-    monkeypatch.setattr(commands, "main", lambda: seen.append(signal.getsignal(signal.SIGINT)) or 0)
+    monkeypatch.setattr(commands, "main", lambda started: seen.append(signal.getsignal(signal.SIGINT)) or 0)
     assert program.start() == 0
     seen.append(signal.getsignal(signal.SIGINT))
     assert seen == [handler, signal.SIG_DFL if handler is signal.default_int_handler else handler]

@@ -49,7 +49,7 @@ def test_what_is_shown_can_be_set() -> None:
         ("training.lr", "optimizer.lr"),
         ("optimiser.learning_rate", "optimizer.lr"),
         ("batch_size", "training.batch"),
-        ("epochs", "training.images"),
+        ("num_epochs", "training.epochs"),
         ("cfg", "sampling.guidance"),
         ("ema_decay", "ema.gamma"),
         ("model.width", "network.width"),

@@ -202,7 +202,7 @@ class Training:
 
     def _check_length(self) -> None:
         """Raise a UserError if the length is given twice."""
-        flags = {"--budget": self.budget, "--images": self.images, "--epochs": self.epochs}
+        flags = {"--epochs": self.epochs, "--images": self.images, "--budget": self.seconds}  # which reads it
         given = [flag for flag, value in flags.items() if value is not None]
         lengths = {"training.images", "training.epochs", "training.seconds"}
         given += [f"--set {path}" for path in sorted({one.partition("=")[0].strip() for one in self.set} & lengths)]

@@ -156,7 +156,7 @@ def _more(names: list[str], groups: list[str], bound: list[str], heldout: float,
         how = "one by one" if bound == names else "by their captions"
         why = f"nearly all pictures are near-duplicates of one another: they are held out {how}, and measures of "
         parts = split_groups(bound, heldout) or split_rows(names, heldout)
-        return Parts(*parts, (*notes, why + "what was learnt by heart mean nothing"))
+        return Parts(*parts, (*notes, why + "what was memorised mean nothing"))
     held = np.array([name in chosen for name in groups])
     why = (
         f"{share:.0%} of the pictures are held out, not data.heldout={heldout:g}, since near-duplicates stay on one "
@@ -174,7 +174,7 @@ def _leaks(names: Sequence[str], held: npt.NDArray[np.bool_], look: Look | None)
         return ()
     rows = {one if held[one] else other for one, other in pairs}
     return (
-        f"near-duplicates of {counted(len(rows), 'held-out picture')} are trained on, so that learning by heart scores "
+        f"near-duplicates of {counted(len(rows), 'held-out picture')} are trained on, so that memorisation scores "
         f"well: remove them ({few([_pair(names, *pair) for pair in pairs])})",
     )
 

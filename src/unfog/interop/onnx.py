@@ -96,7 +96,7 @@ def _export(run: Run, folder: Path, steps: int | None) -> None:
         "solver": "ddim",
         "steps": sampler.settings.steps,
         "shape": shape,
-        "size": run.recipe.shape[1:] if run.recipe.shape is not None and len(run.recipe.shape) == 3 else None,
+        "size": run.recipe.shape[1:] if run.recipe.shape is not None and run.recipe.modality.pixels else None,
         "pixels": isinstance(codec.plain, Pixels) and shown_as_png(run.recipe),
         "classes": [] if rows is None else list(run.recipe.classes),
         "time": run.denoiser.time_input(clamped).tolist(),
@@ -130,7 +130,7 @@ def fit(recipe: Recipe) -> None:
 
 def shown_as_png(recipe: Recipe) -> bool:
     """Return whether the rows of a recipe are grey or colour pictures."""
-    return recipe.shape is not None and len(recipe.shape) == 3 and recipe.shape[0] in (1, 3)
+    return recipe.shape is not None and recipe.modality.pixels and recipe.shape[0] in (1, 3)
 
 
 def _rows(run: Run) -> Tensor | None:

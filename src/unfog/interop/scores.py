@@ -9,7 +9,7 @@ from unfog.evaluation.wording import CEILING, FLOOR, LEGEND, standing
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import parse_json, read_bounded
 
-UNKNOWN = "Unknown: evaluation.json has no scores of samples. `unfog evaluate` writes it anew."
+UNKNOWN = "Unknown: evaluation.json has no scores of samples. Run `unfog evaluate` again."
 HEADS = ("score", "guidance", "value", "95 % interval", FLOOR, CEILING, "samples", "how good")
 """Of the table of scores."""
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, UserError)

@@ -41,7 +41,7 @@ from unfog.training.objectives.reconstruction import autoencoder_recipe
 from unfog.training.trainer import Trainer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run(Model):
     """A trained model in its folder, which can be trained on."""
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
+from unfog.data.modality import images
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.sources import CIFAR10, MNIST, Digits, Fashion, Folder
 
@@ -120,7 +120,7 @@ def kind_of(recipe: Recipe, x: Tensor) -> Kind | None:
     known: dict[type, Kind] = {Digits: "digits", MNIST: "digits", Fashion: "fashion", CIFAR10: "photos"}
     if type(recipe.data) in known:
         return known[type(recipe.data)]
-    if not isinstance(recipe.data, Folder) or x.ndim != 4 or x.dtype != torch.uint8 or x.shape[-1] < 2:
+    if not isinstance(recipe.data, Folder) or not images.fits(tuple(x.shape[1:]), x.dtype) or x.shape[-1] < 2:
         return None
     flat = float((x[..., 1:] == x[..., :-1]).all(1).float().mean())
     if x.shape[1] == 1:

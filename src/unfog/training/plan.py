@@ -421,8 +421,7 @@ def _disk(recipe: Recipe, found: Rehearsal) -> tuple[int, int]:
             for state in states
             for place, entries in state.items()
         )
-    shape = recipe.shape or ()
-    sheet = SHEET * int(np.prod(shape)) if len(shape) > 2 else 0
+    sheet = SHEET * int(np.prod(recipe.shape)) if recipe.shape is not None and recipe.modality.pixels else 0
     rest = model * (1 + len(GAMMAS) * settings.snapshots) + settings.reports * sheet
     return (1 + kept) * model + moments, rest
 

@@ -230,10 +230,10 @@ def affordable(recipe: Recipe, whole: Cost, source: Source, allowed: Allowance) 
         larger = max(KEPT * tried.kept / room, tried.operations / operations) if room > 0 else math.inf
         # work grows with the square of a side, and with its fourth power in attention
         part = 2 ** max(1, math.ceil(math.log2(max(larger, 1.0)) / 3)) if larger < math.inf else 0
-        shape = small.shape or ()
-        if not part or len(shape) < 2 or any(side % part for side in shape[1:]):
+        channels, *sides = small.shape or (0,)
+        if not part or not sides or any(side % part for side in sides):
             return None
-        small = replace(small, shape=(shape[0], *(side // part for side in shape[1:])))
+        small = replace(small, shape=(channels, *(side // part for side in sides)))
         try:
             tried = cost(small, source)
         except UserError:  # the network takes no sides as small
