@@ -769,9 +769,10 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
         tarfile.TarInfo("cifar-10-batches-bin/../../outside"),
         link("cifar-10-batches-bin/x", "../../../outside"),
         link("cifar-10-batches-bin/x", "/etc/passwd", tarfile.LNKTYPE),
+        link("cifar-10-batches-bin/x", "cifar-10-batches-bin/missing", tarfile.LNKTYPE),
         link("cifar-10-batches-bin/x", "", tarfile.CHRTYPE),
     ],
-    ids=["above", "around", "link", "hard link", "device"],
+    ids=["above", "around", "link", "hard link", "hard link to nothing", "device"],
 )
 def test_an_archive_stays_in_its_folder(cache: Path, tmp_path: Path, member: tarfile.TarInfo) -> None:
     pack(cache, (member, b""))

@@ -244,9 +244,14 @@ def _extract_cifar(cache: Path, name: str) -> None:
 
 
 def _bounded(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of an archive; raise a TarError if there are too many or their total size is too large."""
+    """Yield the members of an archive.
+
+    Raises: tarfile.TarError: If there are too many, their total size is too large, or one is a link or a device.
+    """
     remaining = LARGEST
     for number, member in enumerate(packed):
+        if not (member.isreg() or member.isdir()):
+            raise tarfile.TarError(f"its {member.name!r} is neither a file nor a folder")
         remaining -= member.size
         if number > 100 or remaining < 0:
             raise tarfile.TarError(f"it contains more than 100 files or {LARGEST:,} bytes")
