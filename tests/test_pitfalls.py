@@ -48,7 +48,7 @@ def test_a_suffix_of_another_format_does_not_matter(tmp_path: Path) -> None:
 
 def test_what_archives_leave_is_no_class(tmp_path: Path) -> None:
     """Archives made on a Mac hold `__MACOSX` and `._x.png`."""
-    _draw(tmp_path, "a/1.png", "b/2.png", "__MACOSX/a/._1.png", "a/._1.png")
+    _draw(tmp_path, "a/1.png", "b/2.png", "__MACOSX/a/._1.png", "__MACOSX/3.png", "a/._1.png")
     listing = list_pictures(str(tmp_path))
     assert (listing.files, listing.classes) == (("a/1.png", "b/2.png"), ("a", "b"))
 

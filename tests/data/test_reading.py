@@ -213,6 +213,11 @@ def test_train_and_plan_say_it_and_inspect_is_not_content(tmp_path: Path, capsys
         assert "not used (1): pictures of a part that is not held out, since val/ is: test/a/0.png" in told
         assert "convert them to PNG or JPEG: train/a/odd.psd" in told
         assert "6 pictures in val/ are held out, and data.heldout is not used" in told
+    data = folder(str(root))
+    assert data.train.classes == ("a", "b")
+    for part, source in zip(("train", "val"), data, strict=True):
+        files = source.about(np.arange(len(source))).files or []
+        assert {name.split("/")[0] for name in files} == {part}
     assert main(["inspect", str(root), "--json", str(tmp_path / "found.json")]) == 0
     shown = capsys.readouterr().out
     assert "- unused (1): pictures of a kind that is not read: convert them to PNG or JPEG: train/a/odd.psd" in shown
@@ -646,9 +651,13 @@ def test_kinds_without_a_common_scale_and_numbers_that_are_none(tmp_path: Path) 
         folder(str(tmp_path))
 
 
-def test_names_are_in_the_order_of_people() -> None:
+def test_names_are_in_the_order_of_people(tmp_path: Path) -> None:
     names = ["10", "2", "b10", "b9", "cat", "01", "1", "\u00c9", "B1"]
     assert sorted(names, key=natural) == ["B1", "b9", "b10", "cat", "\u00c9", "01", "1", "2", "10"]
+    for number in range(1, 12):
+        draw(tmp_path / str(number) / "x.png", number)
+    train, held = rows(folder(str(tmp_path)))
+    assert [label + 1 for label in (train[1] or []) + (held[1] or [])] == train[2] + held[2]
 
 
 def test_a_number_never_draws_another_number() -> None:
