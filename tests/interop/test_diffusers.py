@@ -58,10 +58,12 @@ def ours(theirs: Any, **given: Any) -> Any:
 # Networks
 
 
-@pytest.mark.parametrize("name", list(pipelines.PLAIN))
+@pytest.mark.parametrize(
+    ("name", "more"), [*((name, {}) for name in pipelines.PLAIN), ("course", {"attention_head_dim": 16})]
+)
 @torch.no_grad()
-def test_unconditional_networks_are_equal(name: str) -> None:
-    theirs = pipelines.plain(name)
+def test_unconditional_networks_are_equal(name: str, more: dict[str, int]) -> None:
+    theirs = pipelines.plain(name, **more)
     x = torch.randn(2, theirs.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(0))
     assert relative(ours(theirs)(x, TIMES), theirs(x, TIMES).sample) < 1e-5
 
@@ -358,10 +360,12 @@ def trained(tiny: MakeRecipe, path: Path, *more: str) -> Run:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", ["ancestral", "ddim", "dpmpp-2m"])
-def test_diffusers_draws_the_same_picture(tiny: MakeRecipe, tmp_path: Path, solver: str) -> None:
+@pytest.mark.parametrize(
+    ("solver", "more"), [("ancestral", ()), ("ddim", ()), ("dpmpp-2m", ()), ("ddim", ("target=v",))]
+)
+def test_diffusers_draws_the_same_picture(tiny: MakeRecipe, tmp_path: Path, solver: str, more: tuple[str, ...]) -> None:
     """Train here, export, and diffusers samples the same from the same noise; import, and the weights are the same."""
-    run = trained(tiny, tmp_path / "run", f"solver={solver}")
+    run = trained(tiny, tmp_path / "run", f"solver={solver}", *more)
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
     pipe.set_progress_bar_config(disable=True)
@@ -609,6 +613,12 @@ def change(file: Path, **entries: Any) -> None:
     file.write_text(json.dumps({name: value for name, value in found.items() if value != "away"}))
 
 
+def lacking(folder: Path, name: str) -> None:
+    """Take one weight of a U-Net away."""
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({one: tensor for one, tensor in load_file(file).items() if one != name}, file)
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "no folder": (lambda f: shutil.rmtree(f), "is not a folder: pass a diffusers folder"),
     "empty": (
@@ -665,6 +675,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "no config": (lambda f: (f / "unet" / "config.json").unlink(), "config.json is missing"),
     "no weights": (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "contains no weights"),
+    "key": (lambda f: lacking(f, "conv_norm_out.bias"), "lacks conv_norm_out.bias"),
     "truncated": (
         lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 50),
         "damaged or truncated",

@@ -196,7 +196,11 @@ def painting(folder: Path) -> None:
 
 KEY = "mid_block.attentions.0.to_k.weight"
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "inpainting": (painting, "takes 3 channels and returns 1, so it needs a picture and a mask"),
+    "inpainting": (
+        painting,
+        "takes 3 channels and returns 1, so it needs a picture and a mask or the like next to the noisy state, which "
+        "is not supported: import the model for text to image instead",
+    ),
     "nan": (lambda f: spoiled(f, KEY, lambda w: w * torch.nan), f"the weight {KEY} is not finite"),
     "infinite": (lambda f: spoiled(f, "conv_out.bias", lambda w: w + torch.inf), "the weight conv_out.bias is not"),
     "nan class": (lambda f: spoiled(f, "class_embedding.weight", lambda w: w * torch.nan), "class_embedding.weight is"),
