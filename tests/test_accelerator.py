@@ -43,6 +43,7 @@ from unfog.runtime.device import choose_device, free_memory, peak_memory
 from unfog.runtime.errors import Stopped, UserError
 from unfog.training import loop, trainer
 from unfog.training.hooks import Hooks
+from unfog.training.reporting import Reporting
 from unfog.training.trainer import Trainer
 
 QUIET = Console(quiet=True)
@@ -467,7 +468,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports that measure a few rows."""
-    monkeypatch.setattr(trainer, "HELD_OUT", 4)
+    monkeypatch.setattr(trainer, "Reporting", lambda: Reporting(rows=4))
     monkeypatch.setattr("unfog.training.objectives.denoising.PORTIONS", 1)
 
 
