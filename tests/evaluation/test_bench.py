@@ -314,7 +314,7 @@ def test_schedules_are_trained_alike_once_and_ranked(
     recipe, names = tiny(), ["flow", "cosine"]
 
     def begin(chosen: Recipe = recipe) -> list[tuple[str, float]]:
-        ranking = schedules(chosen, names, tmp_path, 0.5, count=COUNT, device="cpu", console=QUIET)
+        ranking = schedules(chosen, names, tmp_path, 8, count=COUNT, device="cpu", console=QUIET)
         assert ranking.reference == ranking.models[0].name
         assert not ranking.models[0].differences
         gap = ranking.models[1].differences[ranking.fidelity]
