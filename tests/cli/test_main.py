@@ -242,6 +242,7 @@ def test_data_that_are_named_twice(refused: Call, tmp_path: Path) -> None:
             ["--budget", "1m", "--set", "training.epochs=2"],
             r"--budget and --set training\.epochs both say how long to train",
         ),
+        (["--budget", "1m", "--set", "images=9"], r"--budget and --set training\.images both say how long"),
         (["--epochs", "0"], r"training\.epochs must be above 0, not 0"),
         (["--epochs", "1e12"], r"training\.images may be at most 1,000,000,000,000"),
     ],
@@ -249,6 +250,13 @@ def test_data_that_are_named_twice(refused: Call, tmp_path: Path) -> None:
 def test_lengths_that_cannot_be(refused: Call, tmp_path: Path, more: list[str], sentence: str) -> None:
     refused(sentence, "plan", "digits", *more)
     refused(sentence, "train", "digits", *more, "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize("length", [("--budget", "1m"), ("--images", "9"), ("--epochs", "2")])
+def test_what_follows_a_run_has_its_length(refused: Call, length: tuple[str, str]) -> None:
+    refused(
+        f"--follow repeats the length of another run: omit {length[0]}", "train", "digits", "--follow", "x", *length
+    )
 
 
 def test_a_folder_that_holds_another_run(refused: Call, digits_run: Path) -> None:

@@ -123,6 +123,12 @@ def test_the_end_is_that_of_a_step(machine: Machine) -> None:
     assert trace.now == 1
 
 
+def test_all_processes_end_with_the_first_one(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each began at a time of its own, and one that took a step more would wait for the others for ever."""
+    monkeypatch.setattr(clocks.distributed, "agreed", lambda end: 150.0)
+    assert Clocked(Trace(), Budget(10, machine.now + 0.2), adapt=False).left == pytest.approx(50 - EXIT)
+
+
 def test_a_budget_that_is_too_short_says_what_a_step_takes(machine: Machine) -> None:
     pacer = Clocked(Trace(), Budget(5, machine.now - 4.5), adapt=False)
     with pytest.raises(UserError, match=r"5 s is too short: it took 4.5 s to begin, one step takes 2 s .*46"):

@@ -36,10 +36,9 @@ def chosen(
         raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
     if recipe and recipe not in RECIPES and Path(recipe).exists():
         raise UserError(f"{recipe} is no recipe but a path: name a recipe before it, for instance folder {recipe}")
-    paths = [setting.partition("=")[::2] for setting in settings]
-    lengths = {path.strip() for path, _ in paths} & {"training.images", "training.epochs"}
+    set_so = [setting.partition("=")[2].strip() for setting in settings if path_of(setting) == "data.label_from"]
     if recipe:
-        set_so = [text.strip() for path, text in paths if recipe in LABELLED and path.strip() == "data.label_from"]
+        set_so = set_so if recipe in LABELLED else []
         found = find(recipe, data, size, (set_so or [label_from or AUTO])[-1])  # the recipe depends on the classes
         if init_from is not None:
             found = found.starting_from(read_recipe(init_from))
@@ -47,10 +46,18 @@ def chosen(
         assert init_from is not None
         own = {"data.path": data, "data.size": size, "data.label_from": label_from}
         found = read_recipe(init_from).anew().set(*(f"{path}={json.dumps(own[path])}" for path in own if own[path]))
-    if lengths:
+    if {path_of(setting) for setting in settings} & {"training.images", "training.epochs"}:
         found = found.set("training.seconds=null")  # that of the run to start from
     found = found.set(*settings)
     return found if precision == "auto" else found.set(f"training.precision={precision}")
+
+
+def path_of(setting: str) -> str:
+    """Return the full path of what a setting `path=value` sets, whose path may be a short name."""
+    from unfog.recipes.vocabulary import SHORT
+
+    path = setting.partition("=")[0].strip()
+    return SHORT.get(path, path)
 
 
 def prompts(texts: tuple[str, ...]) -> str | tuple[str, ...] | None:

@@ -84,8 +84,9 @@ def train(
         if out is None and not recipe:
             raise UserError("--init-from without a recipe takes over all of its settings: give the new run an --out")
         folder = out or Path("runs") / recipe
-        if follow is not None and training.budget is not None:
-            raise UserError("--follow repeats the length of another run: omit --budget")
+        lengths = {"--budget": training.budget, "--images": training.images, "--epochs": training.epochs}
+        if follow is not None and (given := [flag for flag, length in lengths.items() if length is not None]):
+            raise UserError(f"--follow repeats the length of another run: omit {given[0]}")
         _say_what_to_expect(chosen, training.seconds, training.device, size)
         run.fit(
             chosen,

@@ -182,6 +182,7 @@ class Clocked:
             adapt: Whether the number of threads follows the machine.
         """
         self.trace, self.budget = trace, budget
+        self.ends = distributed.agreed(budget.end) - EXIT  # each process began at a time of its own
         self.threads = Threads() if adapt else None
         self.closing = 0.0
         self.taken: deque[float] = deque(maxlen=LATEST)
@@ -190,7 +191,7 @@ class Clocked:
     @property
     def left(self) -> float:
         """Seconds that are left for steps."""
-        return self.budget.end - EXIT - self.closing - self.looked
+        return self.ends - self.closing - self.looked
 
     def begin(self) -> None:
         """Begin a step, whose end alone can be that of the training."""

@@ -30,7 +30,7 @@ from unfog.runtime.errors import UserError, seconds
 from unfog.training.checkpoint import KEPT
 from unfog.training.counting import rows_within
 from unfog.training.ema import GAMMAS
-from unfog.training.objectives.denoising import PORTIONS, SHEET
+from unfog.training.objectives.denoising import PORTIONS
 from unfog.training.objectives.reconstruction import MEASURED, SHOWN, autoencoder_recipe
 from unfog.training.outlook import kind_of, sentence
 from unfog.training.rehearsal import (
@@ -44,7 +44,7 @@ from unfog.training.rehearsal import (
     rehearse,
     resident,
 )
-from unfog.training.reporting import HELD_OUT
+from unfog.training.reporting import HELD_OUT, SHARE, SHEET
 from unfog.training.trainer import Trainer
 
 TRIED = (4, 8)
@@ -55,8 +55,6 @@ SECONDS = 10.0
 """For which a plan times steps, of the twenty that it takes at most."""
 STARTUP = 2.0
 """Seconds that a command takes before it reads its data: torch is imported."""
-REPORTS = 0.03
-"""Share of a training that reports take, at most."""
 FEW, BYTES = 8, 1 << 26
 """Rows that are read, at most, and the bytes that they may take."""
 DISK = 2e8
@@ -90,7 +88,7 @@ class Pace:
         """
         steps = int((budget - spent - self.close - self.reports(budget, reports)) / self.step)
         if steps < 1:
-            least = 1 + (spent + self.step + self.close) / (1 - REPORTS)
+            least = 1 + (spent + self.step + self.close) / (1 - SHARE)
             raise UserError(
                 f"the budget of {in_words(budget / share)} is too short for one step: a step takes "
                 f"{in_words(self.step)} here, {in_words(spent)} pass before the first one and {in_words(self.close)} "
@@ -101,11 +99,11 @@ class Pace:
     def seconds(self, steps: int, reports: int) -> float:
         """Return the seconds that `steps` and `reports` take, to the last checkpoint."""
         steps_alone = steps * self.step
-        return steps_alone + self.reports(steps_alone / (1 - REPORTS), reports) + self.close
+        return steps_alone + self.reports(steps_alone / (1 - SHARE), reports) + self.close
 
     def reports(self, seconds: float, count: int) -> float:
         """Return the seconds of reports: as long as each takes, and all together at most their share of the time."""
-        return min(count * self.report, REPORTS * seconds)
+        return min(count * self.report, SHARE * seconds)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ HELD_OUT, FEW = 512, 8
 """Held-out rows on which the loss is measured, at most and at least."""
 LOSS = 0.25
 """Share of a report for the held-out loss."""
+SHEET, CROWD = 64, 1024
+"""Samples on a sheet, at most, and on one where all share a panel."""
 MANY = 1 << 20
 """More samples than any sheet shows."""
 

@@ -9,13 +9,11 @@ from unfog.runtime.device import peak_memory
 from unfog.training.budget import Clocked, Pacer, clock
 from unfog.training.hooks import Hooks, Report
 from unfog.training.metrics import Metrics, draw_losses
-from unfog.training.reporting import allowed, evaluations, fitting
+from unfog.training.reporting import CROWD, SHEET, allowed, evaluations, fitting
 from unfog.training.trainer import Trainer
 
 EARLY, WARM = 0.03, 5
 """Share of a budget and steps after which a first report is written, which shows what the last one will take."""
-SHEET, CROWD = 64, 1024
-"""Samples on a sheet, and on one where all share a panel."""
 
 Share = Fraction | float
 """How much of a training is done."""

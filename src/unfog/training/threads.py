@@ -21,7 +21,7 @@ class Threads:
     """Adapts the number of threads between 1 and what it was at the beginning, by trials of a few steps.
 
     A thread that shares its core with another program keeps all others waiting, so that fewer are faster on a busy
-    machine; on an idle one nothing becomes slower, and nothing is tried.
+    machine; on an idle one nothing becomes slower, and one trial is made at the beginning.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -18,13 +18,12 @@ from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.words import in_words
 from unfog.runtime import distributed
+from unfog.training.reporting import CROWD, SHEET
 
 BLANK = 1e-3
 """Standard deviation of stored samples up to which they count as blank."""
-SHEET, PORTIONS = 64, 8
-"""Samples on a sheet, at most, and portions of them: large models draw one at a time."""
-CROWD = 1024
-"""Samples on a sheet where all share a panel."""
+PORTIONS = 8
+"""Portions of samples on a sheet, at most: large models draw one at a time."""
 HISTORY = "times/losses"
 """Name of the statistics of importance-sampled times."""
 
