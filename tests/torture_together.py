@@ -130,7 +130,7 @@ def finished(shop: Shop, verb: str, folder: Path) -> None:
     if verb.endswith("sample"):
         count = 9 if verb == "sample" else 5
         pictures = sorted(path.name for path in (folder / "out").glob("0*.png"))
-        if pictures != [f"{place:05}.png" for place in range(count)]:
+        if pictures != [f"{place:05}-{place}.png" for place in range(count)]:  # classes in turn
             raise Trouble(f"{verb} left {pictures}")
 
 

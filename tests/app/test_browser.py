@@ -263,7 +263,7 @@ def test_a_strangers_names_are_text(visit: Visit, digits_run: Path, tmp_path: Pa
     folder = shutil.copytree(digits_run, tmp_path / NAME)
     recipe = json.loads((folder / "recipe.json").read_text())
     (folder / "recipe.json").write_text(json.dumps({**recipe, "classes": [NAME, *recipe["classes"][1:]]}))
-    scores = {f"![]({digits_run.name}) {NAME}": {"value": 1.0, "floor": 1.0, "n": NAME}}
+    scores = {f"![]({digits_run.name}) {NAME}": {"value": 1.0, "floor": 1.0, "ceiling": 0.0, "n": 9}}
     kept = {"evaluations": [{"guidance": 1.0, "scores": scores}], "protocol": NAME}
     (folder / "evaluation.json").write_text(json.dumps(kept))
     with served(folder) as address:
