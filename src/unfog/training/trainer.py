@@ -310,13 +310,15 @@ class Trainer:
         """Return the loss of the averaged weights on held-out rows, whose times and noise never change."""
         source, batch = self.prepared.heldout, self.settings.batch
         rows = np.linspace(0, len(source) - 1, min(len(source), self.reporting.rows)).astype(np.int64)
+        firsts, size = range(0, len(rows), batch), distributed.size()
+        losses = []
         with torch.inference_mode(), arithmetic(self.precision, self.device):
-            losses = [
-                self.objective.measured(
-                    self.averaged.model, self._moved(self.held_out(rows[first : first + batch], first)), self._context()
-                ).sum()
-                for first in range(0, len(rows), batch)[distributed.rank() :: distributed.size()]
-            ]
+            # as many for each process, since all of them gather sharded weights at once; what is repeated counts once
+            for place in range(distributed.rank(), -(-len(firsts) // size) * size, size):
+                first = firsts[place % len(firsts)]
+                draw = self._moved(self.held_out(rows[first : first + batch], first))
+                found = self.objective.measured(self.averaged.model, draw, self._context()).sum()
+                losses.append(found * (place < len(firsts)))
         summed = torch.stack([*losses, torch.zeros((), device=self.device)]).sum()
         distributed.total([summed])
         return float(summed) / len(rows)
