@@ -347,6 +347,18 @@ def test_a_film_ends_at_the_sample(kind: str, solver: str, request: pytest.Fixtu
     assert not torch.equal(stills[0].x, stills[-1].x)
 
 
+@pytest.mark.parametrize("solver", ["dpmpp-2m", "ancestral", "heun"])
+def test_a_film_shows_every_step_of_the_denoising(flow: Run, solver: str) -> None:
+    sampler = flow.sampler(solver=solver, steps=6, seed=4)
+    stills = film(sampler, 3, 7).stills
+    steps = list(sampler.steps(0, sampler.padded(sampler.condition(3, 7), 0)))
+    assert torch.equal(stills[0].state, sampler.start(0, sampler.denoiser.schedule, steps[0].t)[:3])
+    for before, step, after in zip(stills[:-1], steps, stills[1:], strict=True):
+        assert (before.t, after.t) == (step.t, step.s)
+        assert torch.equal(before.guess, step.prediction.x0[:3])
+        assert torch.equal(after.state, step.x[:3])
+
+
 @pytest.mark.parametrize("count", [0, 65])
 def test_a_film_of_too_many_or_no_samples_is_refused(flow: Run, count: int) -> None:
     with pytest.raises(UserError, match="a film shows 1 to 64 samples"):
