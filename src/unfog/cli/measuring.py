@@ -355,7 +355,7 @@ def verify(*, json: SomePath = None, peers: bool = False) -> None:
         if json is not None and (json.is_file() or not json.exists()):  # fail early, before minutes are spent
             write_output(json, b"")
         proven: Report = report(console) if peers else proof(console)
-        console.print(proven.table())
+        Console(width=max(console.width, 100)).print(proven.table())  # a pipe's 80 columns would cut the figures off
         if json is not None:
             write_output(json, proven.to_json().encode())
             print(f"measurements: {json}")
