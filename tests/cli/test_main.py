@@ -135,7 +135,10 @@ def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) 
             ["digits", "--set", "inputs.network_time=index"],
             "'index' needs a schedule of discrete steps: use 'thousand'",
         ),
-        (["digits", "--set", "conditioning=none"], "guidance needs a model .*with conditions: .*sampling.guidance=1"),
+        (
+            ["digits", "--set", "conditioning=none", "--set", "guidance=2"],
+            "guidance needs a model .*with conditions: .*sampling.guidance=1",
+        ),
         (["digits", "--data", "somewhere"], "'digits' has its own data: omit data"),
         (["digits", "--size", "16"], "'digits' have a fixed size: omit size"),
         (["digits", "--budget", "soon"], "--budget takes a time like 90s, 10m or 2h, not 'soon'"),

@@ -892,6 +892,21 @@ def test_inputs_follow_the_schedule_unless_they_are_chosen() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "guidance"),
+    [
+        (["conditioning=none"], 1),
+        (["conditioning.dropout=0"], 1),
+        (["conditioning.dropout=0.2"], 1.5),
+        (["lr=1e-3"], 1.5),
+        (["conditioning=none", "guidance=3"], 3),  # which is refused where it is used
+        (["sampling.guidance=3", "conditioning.dropout=0"], 3),
+    ],
+)
+def test_guidance_is_off_without_conditions_to_drop_unless_it_is_chosen(settings: list[str], guidance: float) -> None:
+    assert recipe("digits").set(*settings).sampling.guidance == guidance
+
+
+@pytest.mark.parametrize(
     ("inputs", "cure"),
     [
         (Inputs(), "set inputs.input_scale=unit and inputs.network_time=log_snr"),

@@ -330,9 +330,9 @@ def test_a_pipe_hears_of_the_training_from_time_to_time(
             now[0] += 1.0
             display.advance(10 * step, step / 100, None, metrics)
     lines = capsys.readouterr().out.splitlines()
-    assert 5 <= len(lines) <= 6
+    assert 7 <= len(lines) <= 8
     assert "10 images/s" in lines[0]
-    assert "0:01:24 left" in lines[0]
+    assert "0:01:27 left" in lines[0]
 
 
 def test_a_budget_needs_a_unit(capsys: pytest.CaptureFixture[str]) -> None:

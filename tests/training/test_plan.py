@@ -161,6 +161,14 @@ def test_a_plan_has_the_recipes_own_length_and_leaves_nothing(tiny: MakeRecipe, 
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_a_plan_says_that_others_use_the_machine(
+    tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(planning, "shared", lambda: "one thread is 11.0 times as fast as 2 now")
+    plan(tiny("training.images=320"), device="cpu", console=Console(stderr=True, width=100))
+    assert "one thread is 11.0 times as fast as 2 now" in capsys.readouterr().err
+
+
 def _size(path: Path) -> int:
     """The bytes of a file, or of all files in a folder."""
     return sum(one.stat().st_size for one in (path, *path.rglob("*")) if one.is_file())

@@ -57,11 +57,12 @@ def advice(
         return f"Every figure is like that of {FLOOR}."
     if places[name] < NEAR:
         return f"Every figure is near that of {FLOOR}; the worst is {figures}."
-    cure = _helps(helps or name, guided)
-    for other in others:
-        place = position(name, columns[other][name])
-        if place is not None and place < places[name] - BETTER:
-            cure = f"{other}, which scores {columns[other][name].value:.3g} here; {cure}"
+    better = [
+        f"{other}, which scores {columns[other][name].value:.3g} here; "
+        for other in others
+        if (place := position(name, columns[other][name])) is not None and place < places[name] - BETTER
+    ]
+    cure = "".join(reversed(better)) + _helps(helps or name, guided and not better)
     return f"Worst: {figures}.{_failing(name, classes)} What usually helps: {cure}."
 
 

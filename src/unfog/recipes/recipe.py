@@ -190,6 +190,8 @@ class Recipe:
         seed, and `lr=1e-3` is short for `optimizer.lr=1e-3` (see `recipes.vocabulary`). Values are parsed as JSON,
         or else taken as text. The settings of one part are checked together.
         Times, grid and inputs follow a new schedule, wherever it stands, where they are still the old one's defaults.
+        Guidance that is not chosen is off with a conditioning that is never dropped, since that leaves nothing to
+        guide away from.
 
         Raises: UserError: For an unknown path (with the nearest known one) or a value of the wrong type.
         """
@@ -197,7 +199,12 @@ class Recipe:
         for name, default in FOLLOWING.items():
             if getattr(self, name) == default(self.schedule):
                 found = replace(found, **cast(Any, {name: default(found.schedule)}))
-        return found._with([setting for setting in settings if not _of_schedule(setting)])
+        found = found._with([setting for setting in settings if not _of_schedule(setting)])
+        paths = [_path(setting) for setting in settings]
+        conditioned = any(path.partition(".")[0] in ("conditioning", "conditions") for path in paths)
+        if conditioned and not found.conditioning.dropout and "sampling.guidance" not in paths:
+            found = replace(found, sampling=replace(found.sampling, guidance=1.0))
+        return found
 
     def _with(self, settings: Iterable[str]) -> "Recipe":
         """Return the recipe with settings applied in order."""
@@ -208,7 +215,7 @@ class Recipe:
             if not equals:
                 raise UserError(f"a setting must be path=value, for instance network.width=48, not {setting!r}")
             given, value = path.strip(), parse_value(text)
-            path = SHORT.get(given, given)
+            path = _path(setting)
             if path == "conditions":  # several at once, in short
                 of_parts["conditioning"] = [("", "several"), ("parts", value)]
                 continue
@@ -322,7 +329,13 @@ class Recipe:
 
 def _of_schedule(setting: str) -> bool:
     """Return whether a setting is of the schedule, on which the defaults of others depend."""
-    return setting.partition("=")[0].strip().partition(".")[0] == "schedule"
+    return _path(setting).partition(".")[0] == "schedule"
+
+
+def _path(setting: str) -> str:
+    """Return the path of a setting, in full."""
+    given = setting.partition("=")[0].strip()
+    return SHORT.get(given, given)
 
 
 def _as_before(solver: VelocitySolver, schedule: Schedule) -> VelocitySolver:

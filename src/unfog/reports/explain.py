@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unfog.data.lettering import labelled_sheet
 from unfog.data.modality import Modality
 from unfog.data.pictures import save_picture
 from unfog.data.source import Batch
@@ -52,7 +53,7 @@ class Explanation:
         title: Which step of which run.
         intro: Of which row and which of its numbers the values are.
         parts: Head and lines of each part.
-        pictures: The pictures from left to right, as stored, `(count, *shape)`; None for points.
+        pictures: The pictures, as stored, `(count, *shape)`; None for points.
         names: What each of them shows.
         modality: What a row is.
     """
@@ -73,17 +74,18 @@ class Explanation:
         """Return it as Markdown, with the name of the file of its picture."""
         lines = [f"# {self.title}", "", self.intro]
         if picture:
-            lines += ["", f"![{', '.join(self.names)}]({picture})", "", f"From left to right: {', '.join(self.names)}."]
+            lines += ["", f"![{', '.join(self.names)}]({picture})"]
         for head, part in self.parts.items():
             rows = [(line.what, line.formula and f"`{line.formula}`", line.value) for line in part]
             lines += ["", f"## {head}", "", *table(("quantity", "formula", "here"), rows)]
         return "\n".join([*lines, ""])
 
     def picture(self) -> Image.Image | None:
-        """Lay the pictures out in a row; None if there are none."""
+        """Draw each picture next to its name; None if there are none."""
         if self.pictures is None:
             return None
-        return self.modality.sheet(self.pictures, len(self.pictures), 112)
+        cells = [self.modality.sheet(picture[None], 1, 112) for picture in self.pictures]
+        return labelled_sheet([(name, [cell]) for name, cell in zip(self.names, cells, strict=True)], title=self.title)
 
     def write(self, folder: Path, name: str) -> Path:
         """Write NAME.html, NAME.md and NAME.png; return where the page is.

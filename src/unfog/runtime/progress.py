@@ -1,4 +1,4 @@
-"""Progress that is never silent: a bar on a terminal; elsewhere a line after three seconds, then one every fifteen."""
+"""Progress that is never silent: a bar on a terminal; elsewhere a line after three seconds, then one every twelve."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 
 Part = TypeVar("Part")
-FIRST, EVERY = 3.0, 15.0
+FIRST, EVERY = 3.0, 12.0
 """Seconds until the first line, which short work does not need, and from one line to the next."""
 
 
@@ -60,7 +60,7 @@ def working(what: str, console: Console | None = None) -> Iterator[None]:
 
 @contextmanager
 def _lines(progress: Progress, console: Console) -> Iterator[None]:
-    """Print what is being done every fifteen seconds, from a thread: a single part may take minutes."""
+    """Print what is being done every twelve seconds, from a thread: a single part may take minutes."""
     over = threading.Event()
 
     def report() -> None:

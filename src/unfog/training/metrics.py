@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 EVERY = 20
 """Steps per line of `metrics.jsonl`."""
-QUIET = 15.0
-"""Seconds after which a training prints a line where it has no bar."""
+QUIET = 12.0
+"""Seconds after which a training prints a line where it has no bar: before `unfog.cli` says that it is at work."""
 MOST = 1 << 28
 """Largest `metrics.jsonl` that is read, in bytes."""
 

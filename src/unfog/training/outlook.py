@@ -38,7 +38,7 @@ NEAR = 1.5
 """Factor in operations within which a run says something of another one."""
 SPREAD = 1.6
 """Factor by which the distance of a like run may differ: over three seeds and two recipes it was 1.1 to 1.5."""
-SIDES = (64, 48, 32, 28)
+SIDES = (64, 48, 32)
 """Sides that are suggested, where the pictures are no smaller."""
 
 
@@ -98,7 +98,7 @@ class Outlook(NamedTuple):
     """What to expect.
 
     Attributes:
-        stage: A place in `STAGES`; None where no run says anything.
+        stage: A place in `STAGES`; None where no run says anything, or each took more operations.
         interpolated: Whether it follows from runs at another side, whose operations count with the square of the side.
         between: The Fréchet distance, from and to, and its floor; None where no run is near.
         named: Operations at which one can name what is seen; None where no run reached that.
@@ -138,19 +138,25 @@ def outlook(kind: Kind, side: int, operations: float, latents: bool, runs: Itera
         latents: Whether it works in the latents of an autoencoder.
         runs: What was measured.
     """
-    own_kind = "digits" if kind == "letters" else kind
     # what can be named at a side need not be nameable at less than half of it
-    alike = [run for run in runs if run.kind == own_kind and run.side <= 2 * side]
+    alike = [run for run in runs if run.kind == _measured_as(kind) and run.side <= 2 * side]
     if not alike:
         return Outlook(None, False, None, None)
     needed = [(run.operations * (side / run.side) ** 2, run) for run in alike]
     reached = [(run.stage, run.side == side) for least, run in needed if least <= LIKE * operations]
-    stage, measured = max(reached, default=(NOISE, any(run.side == side for run in alike)))
+    if not reached and min(needed)[1].stage == NOISE:  # less than noise is noise
+        reached = [(NOISE, min(needed)[1].side == side)]
+    stage, measured = max(reached, default=(None, True))
     # those of this side first
     named = [(run.side != side, least) for least, run in needed if run.stage >= NAMED]
     own = [run for run in alike if run.side == side and bool(run.latent[0]) == latents]
     between = None if kind == "letters" else _between(own, operations)
     return Outlook(stage, not measured, between, min(named)[1] if named else None)
+
+
+def _measured_as(kind: Kind) -> Kind:
+    """Return the kind whose runs say what to expect."""
+    return "digits" if kind == "letters" else kind
 
 
 def _between(runs: list[Reached], operations: float) -> tuple[float, float, float] | None:
@@ -180,16 +186,19 @@ def sentence(kind: Kind, side: int, operations: float, latents: bool, speed: flo
         speed: Operations a second.
     """
     found = outlook(kind, side, operations, latents)
-    if found.stage is None:
+    if found.stage is None and found.named is None:
         return None
     things = THINGS[kind]
-    took = "" if speed is None else f" and {duration(operations / speed)}"
-    text = f"at {side} pixels{took}: {STAGES[found.stage].format(things=things)}"
-    text += " (interpolated from other sizes)" if found.interpolated else " (from measured runs)"
+    text = f"at {side} pixels" + ("" if speed is None else f" and {duration(operations / speed)}") + ": "
+    if found.stage is None:
+        text += "shorter than any measured run"
+    else:
+        where = "interpolated from other sizes" if found.interpolated else "from measured runs"
+        text += f"{STAGES[found.stage].format(things=things)} ({where})"
     if found.between is not None:
         low, high, floor = found.between
         text += f", Fréchet distance {low:.2g} to {high:.2g} (real pictures {floor:.2g})"
-    if found.stage >= NAMED:
+    if found.stage is not None and found.stage >= NAMED:
         return text
     smaller = next((one for one in SIDES if one < side and _named(kind, one, operations)), None)
     ways = [f"{smaller} pixels"] if smaller is not None else []
@@ -208,7 +217,7 @@ def _named(kind: Kind, side: int, operations: float) -> bool:
 
 
 def suggested(kind: Kind, most: int, operations: float) -> int | None:
-    """Return the largest usual side at which one can name things, or if there is none, at which most is to be seen.
+    """Return the largest usual side at which one can name things, else the smallest at which most is to be seen.
 
     Args:
         kind: Of pictures.
@@ -217,9 +226,11 @@ def suggested(kind: Kind, most: int, operations: float) -> int | None:
 
     Returns: The side; None where nothing was measured.
     """
-    stages = {side: outlook(kind, side, operations, False).stage for side in SIDES if side <= most}
-    found = {side: min(stage, NAMED) for side, stage in stages.items() if stage is not None}
-    return max(found, key=lambda side: (found[side], side), default=None)
+    if not any(run.kind == _measured_as(kind) for run in RUNS):
+        return None
+    sides = [side for side in SIDES if side <= most] or [most]
+    stages = {side: min(outlook(kind, side, operations, False).stage or NOISE, NAMED) for side in sides}
+    return max(sides, key=lambda side: (stages[side], side if stages[side] == NAMED else -side))
 
 
 def duration(seconds: float) -> str:

@@ -27,6 +27,7 @@ from unfog.recipes.several import words_read
 from unfog.recipes.sources import Folder
 from unfog.runtime.device import choose_device, choose_precision, free_memory
 from unfog.runtime.errors import UserError, seconds
+from unfog.runtime.sharing import shared
 from unfog.training.checkpoint import KEPT
 from unfog.training.counting import rows_within
 from unfog.training.ema import GAMMAS
@@ -260,6 +261,8 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto", c
     for note in notes_of(look.data, words_read(recipe.conditioning)):
         warnings.warn(note, stacklevel=2)
     place, codec, until = choose_device(device), recipe.codec, allowance(SECONDS)
+    if place.type == "cpu" and (busy := shared()):
+        console.print(busy, highlight=False)
     with torch.random.fork_rng():
         if not (isinstance(codec, LatentCodec) and not codec.path):
             return _planned(recipe, look, budget, STARTUP, place, until, console)
