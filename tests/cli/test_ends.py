@@ -1,8 +1,10 @@
 """How commands end: by Ctrl-C, in folders that are not for us to write, and with names and files that are no text."""
 
+import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -83,6 +85,23 @@ def test_a_silent_verb_says_that_it_is_at_work(
     monkeypatch.setattr(terminal, "EVERY", 0.1)
     monkeypatch.setitem(commands.VERBS, "recipes", slow)
     assert main(["recipes"]) == 0
+
+
+def test_the_first_sign_of_life_comes_after_five_seconds_and_others_after_fifteen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+
+    class Over(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            now[0] += timeout or 0
+            return now[0] > 140
+
+    monkeypatch.setattr(terminal, "EVERY", 15.0)
+    monkeypatch.setattr("unfog.cli.terminal.time.monotonic", lambda: now[0])
+    heard = io.StringIO()
+    terminal._signs_of_life("report", (terminal.Lasting(io.StringIO()), terminal.Lasting(heard)), Over())
+    assert [line[-7:] for line in heard.getvalue().splitlines()] == ["0:00:05", "0:00:20", "0:00:35"]
 
 
 @pytest.mark.parametrize(

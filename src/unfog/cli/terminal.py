@@ -87,11 +87,11 @@ def lasting(verb: str) -> Iterator[None]:
 
 
 def _signs_of_life(verb: str, streams: tuple[Lasting, Lasting], over: threading.Event) -> None:
-    """Print a line whenever neither stream was written to for fifteen seconds."""
+    """Print a line whenever neither stream was written to for fifteen seconds, at the start for five."""
     started = time.monotonic()
     while not over.wait(EVERY / 15):
-        now = time.monotonic()
-        if now - max(stream.wrote for stream in streams) >= EVERY:
+        now, last = time.monotonic(), max(stream.wrote for stream in streams)
+        if now - last >= (EVERY if last > started else EVERY / 3):
             print(f"unfog {verb}: at work since {timedelta(seconds=round(now - started))}", file=streams[1])
 
 
