@@ -79,7 +79,7 @@ def test_a_silent_verb_says_that_it_is_at_work(
     said: list[str] = []
 
     def slow() -> None:
-        while "unfog recipes: at work since 0:00:00" not in "".join(said):
+        while "unfog recipes: at work for 0:00:00" not in "".join(said):
             said.append(capsys.readouterr().err)
 
     monkeypatch.setattr(terminal, "EVERY", 0.1)

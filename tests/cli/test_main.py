@@ -141,15 +141,15 @@ def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) 
         ),
         (["digits", "--data", "somewhere"], "'digits' has its own data: omit data"),
         (["digits", "--size", "16"], "'digits' have a fixed size: omit size"),
-        (["digits", "--budget", "soon"], "--budget takes a time like 90s, 10m or 2h, not 'soon'"),
+        (["digits", "--budget", "soon"], "--budget takes a time like 90s, 10m, 2h or 1h30m, not 'soon'"),
         (["digits", "--budget", "0s"], "--budget takes a time like .*'0s'"),
         (["digits", "--budget", "10 parsecs"], "--budget takes a time like .*'10 parsecs'"),
         (["digits", "--budget=-5m"], "--budget takes a time like .*'-5m'"),
         (["digits", "--device", "gpu0"], "the device 'gpu0' is not available here.*use cpu"),
         (["digits", "--init-from", "nowhere"], "nowhere is no run folder"),
-        (["mnist", "--data", "nowhere"], "data folder .*nowhere does not exist: check data.path"),
+        (["mnist", "--data", "nowhere"], "data folder .*nowhere does not exist: check the path"),
         (["folder"], "needs a folder of pictures: give its path as data"),
-        (["folder", "--data", "nowhere"], "data folder .*nowhere does not exist: check data.path"),
+        (["folder", "--data", "nowhere"], "data folder .*nowhere does not exist: check the path"),
     ],
 )
 def test_a_mistake_in_what_to_train(refused: Call, tmp_path: Path, arguments: list[str], sentence: str) -> None:
@@ -168,7 +168,7 @@ def test_data_that_hold_no_picture(refused: Call, tmp_path: Path) -> None:
     file = tmp_path / "file.png"
     Image.new("L", (8, 8)).save(file)
     out = tmp_path / "run"
-    refused(f"{empty} contains no images .*check data.path", "train", "folder", "--data", empty, "--out", out)
+    refused(f"{empty} contains no images .*check the path", "train", "folder", "--data", empty, "--out", out)
     refused(f"{text} contains no images", "train", "folder", "--data", text, "--out", out)
     refused(f"{file} is not a folder", "train", "folder", "--data", file, "--out", out)
     refused(f"{empty} contains neither .*pass the folder", "train", "mnist", "--data", empty, "--out", out)
@@ -597,7 +597,22 @@ def test_sample_writes_the_librarys_pixels(call: Call, digits_run: Path, tmp_pat
         assert np.array_equal(np.asarray(picture), np.asarray(wanted))
 
 
-def test_a_second_request_leaves_no_picture_of_the_first(
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("1h30m", 5400), ("4min30s", 270)]
+)
+def test_a_budget_is_a_time(text: str, seconds: float) -> None:
+    assert arguments.seconds(text) == seconds
+
+
+def test_a_mistyped_folder_is_answered_with_the_one_that_is_meant(refused: Call, broken: Path, tmp_path: Path) -> None:
+    (tmp_path / "animals").mkdir()
+    refused(f"animal does not exist: did you mean {tmp_path / 'animals'}?", "plan", "folder", tmp_path / "animal")
+    near = broken.with_name(f"{broken.name}s")
+    refused(f"is no run folder .*: did you mean {broken}?", "sample", near, "-n", 1)
+    refused(f"{broken} is a run, and this takes a recipe: .*train --resume {broken} --budget 10m", "plan", broken)
+
+
+def test_a_second_request_leaves_the_pictures_of_the_first(
     call: Call, digits_run: Path, broken: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -607,14 +622,21 @@ def test_a_second_request_leaves_no_picture_of_the_first(
     assert (out / "12345.png").read_bytes() == b"mine"
     assert call("sample", digits_run, "-n", 2, "--out", out, "--device", "cpu").code == 0
     assert (out / "12345.png").read_bytes() == b"mine"  # nor is it after one
-    out = broken / "samples" / "seed-0"
-    assert call("sample", broken, "-n", 4, "--device", "cpu").code == 0
-    for count in (3, 2):
-        assert call("sample", broken, "-n", count, "--label", 4, "--device", "cpu").code == 0
-    assert sorted(path.name for path in out.glob("0*")) == ["00000-4.png", "00001-4.png"]
-    assert [line["condition"] for line in json.loads((out / "samples.json").read_text())] == ["4", "4"]
-    assert json.loads((out / "sampling.json").read_text())["n"] == 2
-    assert json.loads((out / "sampling.json").read_text())["asked"] == "4"
+    for more, place in (
+        (["-n", 4], "seed-0"),
+        (["-n", 3, "--label", 4], "seed-0-2"),
+        (["-n", 2, "--label", 4], "seed-0-3"),  # fewer of the same: the other sheet shows three
+        (["-n", 4, "--guidance", 3], "seed-0-4"),
+        (["-n", 5], "seed-0"),  # resumes the first
+        (["-n", 5, "--label", 4], "seed-0-2"),
+    ):
+        outcome = call("sample", broken, *more, "--device", "cpu")
+        assert outcome.code == 0, outcome.err
+        assert f"{broken / 'samples' / place / 'sheet.png'}, listed" in outcome.out
+    counts = {path.name: len(list(path.glob("0*.png"))) for path in (broken / "samples").iterdir() if path.is_dir()}
+    assert counts == {"seed-0": 5, "seed-0-2": 5, "seed-0-3": 2, "seed-0-4": 4}
+    shows = json.loads((broken / "samples" / "seed-0-2" / "samples.json").read_text())
+    assert [line["condition"] for line in shows] == ["4"] * 5
 
 
 def test_many_samples_go_on_where_they_stopped(

@@ -125,7 +125,7 @@ def test_the_report_and_the_json_name_them(faulty: Path, tmp_path: Path, capsys:
     assert set(plain["pictures"]) == set(list_pictures(str(faulty)).files) - {"cats/text.png", "cats/cut.png"}
     assert plain["pictures"]["dogs/tiny.png"]["width"] == 20
     assert plain["sizes"]["width / height"] == {"min": 32 / 32, "median": 1.0, "max": 2.5}
-    command = f"unfog train folder --data {faulty} --size 32"
+    command = f"unfog train folder {faulty} --size 32"
     assert plain["suggestion"] == {"channels": 3, "side": 32, "command": command}
     assert f"suggested: channels 3, side 32: {command}" in shown.out
 
@@ -147,7 +147,7 @@ def test_a_healthy_folder_is_called_healthy(tmp_path: Path, capsys: pytest.Captu
     assert "healthy: no faults found" in shown.out
     assert "\n- " not in shown.out
     assert len(shown.out.splitlines()) <= 7
-    assert f"unfog train folder --data '{root}' --size 32" in shown.out
+    assert f"unfog train folder '{root}' --size 32" in shown.out
     assert shown.err == ""
 
 

@@ -858,7 +858,7 @@ def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
 
 def test_an_empty_folder_says_what_it_looked_for(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(UserError, match=r"contains no images \(.*\.png.*data\.path"):
+    with pytest.raises(UserError, match=r"contains no images \(.*\.png.*check the path"):
         folder(str(tmp_path))
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from unfog.cli.main import main
-from unfog.evaluation.compare import Comparison, compare, load_alike
+from unfog.evaluation.compare import Comparison, check_alike, compare, load_alike
 from unfog.recipes.recipe import Recipe
 from unfog.runs.run import load
 from unfog.runtime.errors import UserError
@@ -121,6 +122,9 @@ def test_the_table_says_what_can_be_told(found: Comparison) -> None:
     assert "of the way to noise" in lines[3] or "like noise" in lines[3]
     text = found.table()
     assert "intervals over noises, not over trainings" in text
+    last = " ".join(text.split("\n\n")[-1].split())
+    assert last.startswith("twin is not told apart from good.")
+    assert re.search(r" is worse in frechet/\S+( and adherence)? than good\.", last)
     assert "solver dpmpp-2m, grid uniform, 4 steps" in text
     assert not re.findall(r"\b[A-Z][A-Za-z0-9]+\(", text)  # no names of Python classes
     assert max(map(len, text.splitlines())) <= 120
@@ -153,6 +157,13 @@ def test_the_verb_writes_a_sheet_and_numbers_beside_the_runs(
 def test_models_of_other_data_are_refused(models: dict[str, Path], points_run: Path) -> None:
     with pytest.raises(UserError, match="cannot be compared: their data differ"):
         load_alike([models["good"], points_run], "cpu")
+
+
+def test_models_of_other_sizes_are_refused_for_that(models: dict[str, Path]) -> None:
+    small = load(models["good"], "cpu")
+    large = replace(small, path=Path("large"), recipe=replace(small.recipe, shape=(1, 16, 16)))
+    with pytest.raises(UserError, match=r"good has rows of 1×8×8 and large of 1×16×16, which have no score in common"):
+        check_alike(small, large)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,11 +46,19 @@ def test_what_was_asked_for_is_kept() -> None:
     """However long it takes; where even the least does, that is said too."""
     found = effort(costs(9.0), (1.0, 2.0), 130, 3000)
     assert (found.count, found.scales) == (3000, (1.0, 2.0))
-    assert str(found) == f"this will take up to about {watching.clock(10 + 27 * 47)} min for 3,000 samples"
+    assert str(found) == "this will take up to about 21 min 19 s for 3,000 samples"
     slow = effort(costs(900.0), (1.0, 2.0), 130)
     assert (slow.count, slow.scales) == (130, (2.0,))
-    assert "up to about 90:10 min for 130 samples at guidance 2 only" in str(slow)
+    assert "up to about 90 min 10 s for 130 samples at guidance 2 only" in str(slow)
     assert effort(costs(900.0), (1.0, 2.0), 130, keep=True).scales == (1.0, 2.0)
+
+
+def test_half_a_minute_is_kept_for_the_samples() -> None:
+    """Otherwise a judge whose training is estimated at two minutes leaves the fewest samples, which say little."""
+    found = effort(costs(0.5, fixed=120.0), (1.0, 2.0), 100)
+    assert found.count == 1000
+    assert found.seconds == pytest.approx(120 + 1.5 * 16)
+    assert effort(costs(0.5, fixed=1000.0), (1.0, 2.0), 100).count == 100
 
 
 def test_portions_are_timed(digits_run: Path, unconditional_run: Path) -> None:
@@ -73,7 +81,7 @@ def test_an_evaluation_says_first_what_it_takes(
     assert main(["evaluate", str(broken), "--guidance", "2", "--steps", "1", "--device", "cpu"]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"evaluating {broken}: timing a portion ..."
-    what = "this will take up to about 1:14 min for 200 samples; 5,000 would take about 21:14 min: -n 5000"
+    what = "this will take up to about 74 s for 200 samples; 5,000 would take about 21 min 14 s: -n 5000"
     assert lines[1] == f"{broken}: {what}"
     assert any(line.startswith("sampling, guidance 2") for line in lines)
     (found,) = parse_json((broken / "evaluation.json").read_text())["evaluations"]

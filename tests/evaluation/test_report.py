@@ -244,6 +244,7 @@ def test_the_features_of_others_are_compared_too(monkeypatch: pytest.MonkeyPatch
 def test_spread() -> None:
     assert spread(3, 5).tolist() == [0, 2, 4]
     assert spread(5, 5).tolist() == [0, 1, 2, 3, 4]
+    assert spread(13, 5).tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 2, 4]  # the rest are no mere first rows
     assert spread(7, 3).tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 

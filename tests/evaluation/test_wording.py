@@ -9,7 +9,7 @@ import pytest
 from unfog.cli.main import main
 from unfog.diffusion.grids import KarrasGrid
 from unfog.diffusion.solvers import DDIM
-from unfog.evaluation.advice import advice
+from unfog.evaluation.advice import advice, doubt
 from unfog.evaluation.intervals import Protocol, Scored, Sets
 from unfog.evaluation.neighbours import Memorised
 from unfog.evaluation.wording import in_words, score_table, standing
@@ -33,6 +33,7 @@ def score(value: float, floor: float, ceiling: float, low: float | None = None, 
         ("frechet/pixels", score(0.1, 0.2, 8.2), "like real data"),
         ("adherence", score(0.9, 0.95, 0.1, 0.85, 0.94), "6% of the way to noise"),
         ("psnr", score(30.0, 100.0, 10.0), "1% of the way to one mean picture"),
+        ("kernel/pixels", score(6319, -2473, 9000, -3846, 16484), "too uncertain to tell"),
     ],
 )
 def test_a_figure_stands_between_real_data_and_noise(name: str, found: Scored, words: str) -> None:
@@ -55,6 +56,22 @@ def test_the_worst_figure_and_what_helps_are_named() -> None:
     copied = Memorised(0.5, 0.5, 0.01, 0.0, True, 0.001, ())
     assert advice({"samples": good}, {"pixels": copied}).startswith("Worst: there are copies of training rows")
     assert advice({"samples": good}, {"pixels": replace(copied, copies=False)}) == advice({"samples": good})
+
+
+def test_only_what_was_not_tried_is_advised_and_with_its_command() -> None:
+    shy, keen = score(0.25, 0.6, 0.1), score(0.5, 0.6, 0.1)
+    alone = advice({"guidance 1": {"adherence": shy}}, run="runs/a")
+    assert "helps: more guidance (`unfog evaluate runs/a --guidance 2 3`); train longer (`unfog train --resume" in alone
+    assert "more guidance" in advice({"guidance 1": {"adherence": keen}, "guidance 3": {"adherence": shy}})
+    low, lower = score(0.7, 0.9, 0.1), score(0.6, 0.9, 0.1)
+    assert "less guidance" in advice({"guidance 3": {"recall": low}})
+    assert "less guidance" not in advice({"guidance 1": {"recall": lower}, "guidance 3": {"recall": low}})
+    assert "less guidance" not in advice({"guidance 1": {"recall": low}})
+
+
+def test_a_weak_classifier_is_doubted() -> None:
+    assert doubt(0.636).startswith("The classifier is a weak judge here: it misreads 36% of real rows.")
+    assert doubt(0.95) == doubt(None) == ""
 
 
 def test_parts_are_named_as_in_recipes() -> None:

@@ -308,7 +308,7 @@ def test_data_of_a_run_that_are_gone_are_put_back(tmp_path: Path, capsys: pytest
         assert main(verb) == 2
         assert f"{data} does not exist: the run was trained on it; put it back" in capsys.readouterr().err
     assert main(["train", "folder", "--data", str(data)]) == 2
-    assert "check data.path" in capsys.readouterr().err
+    assert "check the path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

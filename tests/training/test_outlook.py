@@ -28,9 +28,9 @@ LARGE = Reached("drawings", 64, 100_000, 1.0, NAMED, 1.0, 0.7)
             64,
             6,
             False,
-            "at 64 pixels and 6 minutes: colours and blobs (interpolated from other sizes), Fréchet dist",
+            "at 64 pixels and 6 minutes: colours and blobs (from measured runs); 32 pixels",
         ),
-        (32, 6, False, "at 32 pixels and 6 minutes: drawings that one can name (interpolated from other sizes)"),
+        (32, 6, False, "at 32 pixels and 6 minutes: drawings that one can name (from measured runs)"),
         (128, 6, True, "at 128 pixels and 6 minutes: noise in the colours of the pictures (interpolated from other si"),
         (64, 20, False, "at 64 pixels and 20 minutes: drawings that one can name (from measured runs), Fréchet distan"),
     ],
@@ -131,7 +131,8 @@ def test_verbs_suggest_a_size_within_a_budget(
     monkeypatch.setattr(proportion, "fastest", lambda recipe, device: FAST / proportion.REACHED)
     assert main(["inspect", str(drawings), "--budget", "6m"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[-2] == "size 32, which fits the budget: --size chooses another"
+    assert "side 32: unfog train folder" in shown[-2]
+    assert "--size 32 --budget 6m" in shown[-2]
     assert shown[-1].startswith("at 32 pixels and 6 minutes: drawings that one can name")
     small = ["--set", "network.width=8", "--set", "sampling.batch=4", "--device", "cpu"]
     assert main(["plan", "folder", "--data", str(drawings), "--budget", "6m", *small]) == 0

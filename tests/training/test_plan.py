@@ -252,7 +252,7 @@ def test_the_verb_plans_what_train_would_train(
         ([], "name a recipe to train"),
         (["digitz"], "did you mean 'digits'"),
         (["digits", "--set", "network.widht=8"], "did you mean 'network.width'"),
-        (["digits", "--budget", "soon"], "--budget takes a time like 90s, 10m or 2h, not 'soon'"),
+        (["digits", "--budget", "soon"], "--budget takes a time like 90s, 10m, 2h or 1h30m, not 'soon'"),
         (["digits", "--size", "16"], "omit size"),
         (["folder", "--data", "nowhere"], "nowhere does not exist"),
     ],

@@ -34,6 +34,10 @@ def chosen(
 
     if not recipe and init_from is None:
         raise UserError("name a recipe to train, for instance 'digits'; `unfog recipes` lists them")
+    if recipe and recipe not in RECIPES and (Path(recipe) / "recipe.json").exists():
+        raise UserError(
+            f"{recipe} is a run, and this takes a recipe: `unfog train --resume {recipe} --budget 10m` trains it on"
+        )
     if recipe and recipe not in RECIPES and Path(recipe).exists():
         raise UserError(f"{recipe} is no recipe but a path: name a recipe before it, for instance folder {recipe}")
     set_so = [setting.partition("=")[2].strip() for setting in settings if path_of(setting) == "data.label_from"]
@@ -91,14 +95,16 @@ def writing(path: Path | None, option: str) -> Iterator[None]:
 
 
 def seconds(text: str) -> float:
-    """Return the seconds of a text like 90s, 10m or 2h."""
-    plain = text.strip()
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h)", plain)
-    if re.fullmatch(r"\d+(\.\d+)?", plain) and float(plain) > 0:
+    """Return the seconds of a text like 90s, 10m, 2h or 1h30m."""
+    plain, number = text.strip(), r"(\d+(?:\.\d+)?)"
+    if re.fullmatch(number, plain) and float(plain) > 0:
         raise UserError(f"--budget {plain} has no unit: write {plain}m or {plain}s")
-    if not found or not 0 < float(found[1]) <= 1e9:
-        raise UserError(f"--budget takes a time like 90s, 10m or 2h, not {text!r}")
-    return float(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
+    found = re.fullmatch(rf"(?:{number}h)?(?:{number}m(?:in)?)?(?:{number}s)?", plain)
+    parts = (0, 0, 0) if found is None else (float(part or 0) for part in found.groups())
+    total = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=True))
+    if not 0 < total <= 1e9:
+        raise UserError(f"--budget takes a time like 90s, 10m, 2h or 1h30m, not {text!r}")
+    return total
 
 
 def sides(text: str) -> "Size":

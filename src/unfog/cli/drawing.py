@@ -37,24 +37,25 @@ def sample(
 
     Args:
         n: Number of samples.
-        out: Folder for the pictures. Default: RUN/samples/seed-SEED.
+        out: Folder for the pictures. Default: RUN/samples/seed-SEED, seed-SEED-2 and so on if that holds other samples.
         precision: Arithmetic of the network; auto is the recipe's.
     """
     import signal
 
     from rich.console import Console
 
-    from unfog.runs.requests import sample_into
+    from unfog.runs.requests import sample_into, vacant
     from unfog.runs.run import load
 
     folder = arguments.folder(out or run / "samples" / f"seed-{drawing.seed}")
-    own = out is None and folder.resolve().is_relative_to(run.resolve())  # a link in a run may lead anywhere
     loaded = load(run, drawing.device, precision)
     arguments.folder(folder, loaded.recipe)
     generator = loaded.generator(**drawing.sampling())
     asked = drawing.asked(loaded.recipe)
+    if out is None:
+        folder = vacant(folder, loaded, generator, n, asked)
     try:
-        sample_into(folder, loaded, generator, n, asked, replace=own, console=Console(stderr=True))
+        sample_into(folder, loaded, generator, n, asked, console=Console(stderr=True))
     except KeyboardInterrupt:
         raise Stopped("stopped: run the same command again to resume", signal.SIGINT) from None
     print(f"{n} samples: {folder / 'sheet.png'}, listed in {folder / 'samples.json'}")

@@ -58,9 +58,10 @@ def inspect(
         raise UserError(f"{sheet} would be one of the pictures: choose a --sheet outside of {path}")
     with arguments.writing(json, "--json"), arguments.writing(sheet, "--sheet"):
         report = look_over(path, label_from=label_from or AUTO)
-        print(report.text())
-        if budget is not None and report.suggestion is not None and report.refusal is None:
-            print(_within(path, budget))
+        side, expected = _within(path, budget) if budget is not None and report.refusal is None else (None, None)
+        print(report.text(side, budget))
+        if expected is not None:
+            print(expected)
         if json is not None:
             write_output(json, report.to_json().encode())
             print(f"all findings: {json}")
@@ -70,13 +71,14 @@ def inspect(
             print(f"pictures: {sheet}")
 
 
-def _within(path: Path, budget: str) -> str:
-    """Return the size that fits a budget, and what to expect."""
+def _within(path: Path, budget: str) -> tuple[int | None, str | None]:
+    """Return the side that fits a budget, if one was chosen, and what to expect."""
     from unfog.training.proportion import expectation
 
     chosen = Training(data=str(path), budget=budget)
     recipe, size = chosen.proportioned("folder")
-    return "\n".join(line for line in (size, expectation(recipe, chosen.seconds)) if line is not None)
+    side = getattr(recipe.data, "size", None) if size is not None else None
+    return side, expectation(recipe, chosen.seconds)
 
 
 def recipe(

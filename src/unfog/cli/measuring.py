@@ -1,6 +1,7 @@
 """Verbs that measure quality and verify the solvers."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -191,7 +192,7 @@ def _evaluate_samples(
         evaluations.append(evaluate_run(run, judge, n, guidance=scale, steps=steps, seed=seed, console=console))
     with Watch(console, "loss by noise level"):
         levels = measure_levels(run, judge, seed) if run.denoises else None
-    print(table(evaluations, judge))
+    print(table(evaluations, judge, shlex.quote(str(run.path))))
     folder = run.path / "evaluation"
     with disk(folder):
         folder.mkdir(exist_ok=True)

@@ -164,7 +164,7 @@ class Training:
         label_from: What the class of a picture is, for recipes that read folders: folder (the first below the root),
             parent (the folder that holds it), path (all folders above it), prefix (the file's name up to _, - or a
             space), csv (label in metadata.csv or .jsonl) or csv:COLUMN. Default: csv if there is any, else folder.
-        budget: Time for the whole command, for instance 90s, 10m or 2h, instead of the recipe's number of images.
+        budget: Time for the whole command, for instance 90s, 10m or 1h30m, instead of the recipe's number of images.
         images: Number of images to train on, repeats included; with --resume, to train on for.
         epochs: Passes over the training set, for instance 20, instead of the recipe's number of images.
         set: Change a setting of the recipe, for instance network.width=96, or lr=1e-3 for short; `unfog recipe`

@@ -92,7 +92,7 @@ def _signs_of_life(verb: str, streams: tuple[Lasting, Lasting], over: threading.
     while not over.wait(EVERY / 15):
         now, last = time.monotonic(), max(stream.wrote for stream in streams)
         if now - last >= (EVERY if last > started else EVERY / 3):
-            print(f"unfog {verb}: at work since {timedelta(seconds=round(now - started))}", file=streams[1])
+            print(f"unfog {verb}: at work for {timedelta(seconds=round(now - started))}", file=streams[1])
 
 
 def prepare() -> None:

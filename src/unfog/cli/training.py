@@ -1,5 +1,6 @@
 """Verbs that train, plan a training or inspect one."""
 
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -48,6 +49,7 @@ def train(
       unfog train digits --set schedule=cosine --set target=v --out runs/cosine-v
       unfog train --resume runs/digits
       unfog train --resume runs/digits --budget 10m
+      unfog train --init-from runs/digits --budget 10m --out runs/longer      (keeps runs/digits, to compare)
 
     Args:
         out: Run folder. Default: runs/RECIPE.
@@ -63,8 +65,9 @@ def train(
         kept = Training(training.data, budget=training.budget, images=training.images, device=training.device)
         if recipe or out or init_from or follow or training != kept:
             raise UserError(
-                "--resume continues a run unchanged: give it alone, or with --images or --budget to train it further; "
-                "for other settings start a new run with --init-from"
+                "--resume continues a run unchanged: give it alone, or with --images or --budget to train it further. "
+                "Other settings need a new run, which keeps the network: unfog train --init-from "
+                f"{shlex.quote(str(resume))} --out NEW --set ...; another network or size begins anew"
             )
         folder = resume
         run.refit(
@@ -116,7 +119,7 @@ def _ended(folder: Path, device: str) -> None:
         draw_plane(run.load(folder, device), folder / "plane.png")
         print(f"field and trajectories: {folder / 'plane.png'}")
     condition = {"values": " --values ...", "image": " --image FILE"}.get(finished.kind("conditioning"), "")
-    print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64{condition}`)")
+    print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64{condition}`, measure it with evaluate)")
 
 
 def plan(

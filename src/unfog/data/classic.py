@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unfog.data.download import cache_folder, fetch
 from unfog.data.source import Data, InMemory, MissingDataError, split
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import UserError, nearby
 from unfog.runtime.files import disk, locked, unreadable
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -125,7 +125,7 @@ def existing(path: str, archives: frozenset[str] = frozenset()) -> Path:
     except (RuntimeError, OSError, ValueError):  # no such user's home, a name too long, a zero byte
         exists = False
     if not exists:
-        raise MissingDataError(f"the data folder {folder} does not exist", "check data.path")
+        raise MissingDataError(f"the data folder {folder} does not exist", nearby(folder) or "check the path")
     if not folder.is_dir() and folder.suffix.lower() in PACKED - archives:
         read = f"; {', '.join(sorted(archives))} files are read as they are" if archives else ""
         cure = f"unpack it and set data.path to the folder{read}"

@@ -80,7 +80,7 @@ def list_current(root: Path | Packed, twice: Sequence[str], where: str, label_fr
         what = f"{root} contains no images ({', '.join(sorted(SUFFIXES))})"
         if isinstance(root, Path) and sets_of(root):
             raise UserError(f"{what}, but idx files: the recipe 'mnist' or 'folder' trains on them")
-        raise MissingDataError("; ".join([what, *unused.sentences()]), "check data.path")
+        raise MissingDataError("; ".join([what, *unused.sentences()]), "check the path")
     if found is None:
         found = _from_folders(root, pictures, rest, unused)
     else:

@@ -26,7 +26,7 @@ def list_earlier(root: Path, where: str) -> Listing:
     names = (file.relative_to(root) for file in found)
     files = tuple(sorted(file.as_posix() for file in names if not any(part.startswith(".") for part in file.parts)))
     if not files:
-        raise MissingDataError(f"{root} contains no images ({', '.join(sorted(SUFFIXES))})", "check data.path")
+        raise MissingDataError(f"{root} contains no images ({', '.join(sorted(SUFFIXES))})", "check the path")
     tops = [file.split("/")[0] if "/" in file else "" for file in files]
     classes = tuple(sorted(set(tops)))
     if "" in classes or len(classes) < 2:

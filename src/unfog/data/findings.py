@@ -64,7 +64,8 @@ def compare(
     if look is None:
         return (), False
     for one, other in zip(look.pairs.first.tolist(), look.pairs.second.tolist(), strict=True):
-        if names[other] not in found["duplicate"]:
+        if names[other] not in found["duplicate"]:  # both, side by side on the sheet, and counted as training does
+            found["alike"].setdefault(names[one], f"like {names[other]}")
             found["alike"].setdefault(names[other], f"like {names[one]}")
     found["two labels"] = contradictions(listing, rows, look)
     found["border"] = {names[row]: "" for row in look.framed} if 2 * len(look.framed) < len(names) else {}

@@ -130,7 +130,7 @@ class Streamed:
                     warnings.warn(f"skipped {self.files[rows[place]]}: {result}", stacklevel=2)
                 tried += 1
                 if tried > len(self.files):
-                    raise UserError("none of the images can be read: check data.path")
+                    raise UserError("none of the images can be read: check the path")
                 rows[place] = (rows[place] + 1) % len(self.files)
                 result = self.read(self.files[rows[place]])
             pixels[place] = result
@@ -176,17 +176,17 @@ def folder(
     """Read a folder of images, each centre-cropped and resized to one shape.
 
     Args:
-        path: The folder: class sub-folders, `metadata.jsonl`, or just images; or an archive, see `list_pictures`.
-        size: Side, or [height, width]; default: chosen by `look`.
-        channels: 1 or 3 (or as many as the arrays have); default: chosen by `look`.
+        path: The folder: class sub-folders, `metadata.jsonl`, or just images; or an archive.
+        size: Side, or [height, width]; default: what suits the pictures.
+        channels: 1 or 3 (or as many as the arrays have); default: what suits the pictures.
         heldout: Share of the images to hold out, of each class by the hash of their names. Near-duplicates are on one
-            side, see `unfog.data.alike`, if all images fit in memory.
+            side, if all images fit in memory.
         workers: Processes that decode a data set too large for memory.
         where: Use only the lines of `metadata.jsonl` with `key=value`; the value is JSON or a string.
         together: Delimiter characters, for instance ":". Images whose captions agree up to the first of them are held
             out together, unless these are many or their captions repeat, as names of classes do. Default: images are
             split by their names.
-        range: What becomes black and white in images whose numbers are no bytes; default: chosen by `levels_of`.
+        range: What becomes black and white in images whose numbers are no bytes; default: what all of them need.
         rules: Version of the reading rules.
         label_from: What the class of a picture is: `folder`, the first folder below the root (or below `train/`);
             `parent`, the folder that holds it; `path`, all folders above it; `prefix`, the first part of its file's
@@ -324,7 +324,7 @@ def look(listing: Listing, sample: int = 200) -> tuple[int, int, int]:
         except UnreadableError:
             continue
     if not seen:
-        raise MissingDataError(f"none of the images in {listing.root} can be read", "check data.path")
+        raise MissingDataError(f"none of the images in {listing.root} can be read", "check the path")
     short = float(np.median([min(height, width) for _, height, width in seen]))
     side = max([side for side in (8, 16, 28, 32, 48, 64) if side <= short], default=8)
     return max(channels for channels, _, _ in seen), side, side

@@ -126,7 +126,7 @@ def sides_at(path: str) -> tuple[int, int]:
     file = find(path).file("train-images")
     sizes = idx_sizes(file)
     if len(sizes) != 3:
-        raise UserError(f"{file} holds an array of shape {sizes} and no pictures: check data.path")
+        raise UserError(f"{file} holds an array of shape {sizes} and no pictures: check the path")
     return sizes[1], sizes[2]
 
 

@@ -120,15 +120,21 @@ class Report:
         counts = Counter(self.captions).values()
         return sum(count for count in counts if count > 1) / max(1, len(self.captions))
 
-    @property
-    def suggestion(self) -> dict[str, object] | None:
-        """The suggested channels and side, and the command that trains with them."""
+    def suggestion(self, side: int | None = None, budget: str | None = None) -> dict[str, object] | None:
+        """Return the suggested channels and side, and the command that trains with them.
+
+        Args:
+            side: The side that fits a budget; default: that of the pictures.
+            budget: The budget, as in the command.
+        """
         if self.shape is None:
             return None
-        command = f"unfog train folder --data {shlex.quote(str(self.root))} --size {self.shape[1]}"
+        side = side or self.shape[1]
+        command = f"unfog train folder {shlex.quote(str(self.root))} --size {side}"
+        command += "" if budget is None else f" --budget {budget}"
         command += "" if self.label_from == AUTO else f" --label-from {shlex.quote(self.label_from)}"
         command += " --set data.channels=1 --set network.width=48" if self.grey else ""
-        return {"channels": 1 if self.grey else self.shape[0], "side": self.shape[1], "command": command}
+        return {"channels": 1 if self.grey else self.shape[0], "side": side, "command": command}
 
     @property
     def _sizes(self) -> dict[str, tuple[float, float, float]]:
@@ -153,13 +159,13 @@ class Report:
             "captions": {"count": len(self.captions), "shared": self.shared},
             "sizes": {name: dict(zip(("min", "median", "max"), row, strict=True)) for name, row in self._sizes.items()},
             "notes": self.notes,
-            "suggestion": self.suggestion,
+            "suggestion": self.suggestion(),
             "pictures": {name: picture._asdict() for name, picture in self.pictures.items()},
         }
         return json.dumps(plain, indent=1) + "\n"
 
-    def text(self) -> str:
-        """Return the report as text, with at most a few names of each kind."""
+    def text(self, side: int | None = None, budget: str | None = None) -> str:
+        """Return the report as text, with at most a few names of each kind; see `suggestion`."""
         rows = self.pictures.values()
         readable = f", {len(rows)} of them readable" if len(rows) < len(self.files) else ""
         lines = [f"folder: {self.root}", f"images: {len(self.files)}{readable}"]
@@ -184,9 +190,10 @@ class Report:
         if self.refusal is not None:
             lines.append(f"training refuses this folder: {self.refusal}")
         if self.healthy:
-            lines.append("healthy: no faults found")
-        if self.suggestion is not None:
-            lines.append("suggested: channels {channels}, side {side}: {command}".format(**self.suggestion))
+            noted = any(self.found.values()) or bool(self.notes)
+            lines.append("healthy: no faults found" + (", what is listed above needs no repair" if noted else ""))
+        if (suggested := self.suggestion(side, budget)) is not None:
+            lines.append("suggested: channels {channels}, side {side}: {command}".format(**suggested))
         return "\n".join(map(_printable, lines))
 
     def sheet(self) -> Image.Image | None:
@@ -199,7 +206,7 @@ class Report:
         labels: dict[str, str] = {}
         for kind, names in self.found.items():
             labels |= {name: kind for name in list(names)[:8] if name in self.pictures and name not in labels}
-        for name in list(self.pictures)[:: max(1, math.ceil(len(self.pictures) / SHOWN))]:
+        for name in list(self.pictures)[:: max(1, math.ceil(len(self.pictures) / max(1, SHOWN - len(labels))))]:
             labels.setdefault(name, PurePosixPath(name).parent.name)
         drawn, shows = [], []
         for name in list(labels)[:SHOWN]:
@@ -208,7 +215,8 @@ class Report:
             except UnreadableError:  # the wrong number of channels, or deleted meanwhile
                 continue
             shows.append(labels[name])
-        return images.labelled(torch.stack(drawn), shows, "as training sees them") if drawn else None
+        title = f"as training sees them: {len(drawn)} of {len(self.pictures):,}"
+        return images.labelled(torch.stack(drawn), shows, title) if drawn else None
 
 
 def inspect(path: str | Path, console: Console | None = None, label_from: str = AUTO) -> Report:

@@ -1,5 +1,6 @@
 """The last line of an evaluation: which figure is the worst, and what usually helps."""
 
+import re
 from collections.abc import Mapping
 
 from unfog.evaluation.classes import Classes
@@ -7,7 +8,7 @@ from unfog.evaluation.intervals import Scored
 from unfog.evaluation.neighbours import Memorised
 from unfog.evaluation.wording import FLOOR, position, shown, standing
 
-LONGER = "train longer, or with a larger network"
+LONGER = "train longer (`unfog train --resume RUN --budget 10m`), or with a larger network (network.width)"
 HELPS = {
     "frechet": f"{LONGER}; more steps or another solver (`unfog bench` finds them)",
     "kernel": f"{LONGER}; more steps or another solver (`unfog bench` finds them)",
@@ -21,8 +22,10 @@ HELPS = {
 }
 """What usually helps against a bad figure."""
 AGAINST_COPIES = "more training data, augment=flip-crop, fewer images of training, or a smaller network"
-UNGUIDED = ("more guidance; ", "less guidance; ")
+MORE, LESS = "more guidance; ", "less guidance; "
 """Advice that is for conditional models only."""
+WEAK = 0.8
+"""Share of real rows that a classifier must read correctly to be believed where it contradicts the eye."""
 NEAR, BETTER = 0.05, 0.02
 """Of the way to noise: up to where every figure is near its floor, and from where on another guidance is better."""
 
@@ -33,6 +36,7 @@ def advice(
     classes: Classes | None = None,
     guided: bool = True,
     helps: str | None = None,
+    run: str = "RUN",
 ) -> str:
     """Return which figure is the worst of the last set of samples, and what usually helps.
 
@@ -42,6 +46,7 @@ def advice(
         classes: Its scores by class.
         guided: Whether the model takes guidance.
         helps: Name of the score whose advice holds for all, for models that draw nothing.
+        run: The run, in commands.
     """
     *others, last = columns
     if copies and any(one.copies for one in copies.values()):
@@ -62,16 +67,39 @@ def advice(
         for other in others
         if (place := position(name, columns[other][name])) is not None and place < places[name] - BETTER
     ]
-    cure = "".join(reversed(better)) + _helps(helps or name, guided and not better)
-    return f"Worst: {figures}.{_failing(name, classes)} What usually helps: {cure}."
+    cure = "".join(reversed(better)) + _helps(helps or name, list(columns) if guided else [])
+    return f"Worst: {figures}.{_failing(name, classes)} What usually helps: {cure.replace('RUN', run)}."
 
 
-def _helps(name: str, guided: bool) -> str:
-    """Return what helps against a bad score."""
+def doubt(accuracy: float | None) -> str:
+    """Return what to say of a classifier that misreads many real rows; nothing of others."""
+    if accuracy is None or accuracy >= WEAK:
+        return ""
+    return (
+        f"The classifier is a weak judge here: it misreads {1 - accuracy:.0%} of real rows. Look at the samples "
+        "before you believe its figures."
+    )
+
+
+def _helps(name: str, columns: list[str]) -> str:
+    """Return what helps against a bad score; of guidance only what was not tried.
+
+    Args:
+        name: Of the score.
+        columns: The scales of guidance that were measured, for instance `guidance 1.5`; empty without guidance.
+    """
     text = HELPS.get(name.split("/")[0], LONGER)
-    if not guided:
-        for part in UNGUIDED:
-            text = text.removeprefix(part)
+    scales = [float(one.split()[1]) for one in columns if re.fullmatch(r"guidance [\d.e+-]+", one)]
+    if text.startswith(MORE):
+        tried = not scales or max(scales) > scales[-1]
+        wider = f"{scales[-1] + 1:g} {scales[-1] + 2:g}" if scales else ""
+        text = (
+            text.removeprefix(MORE)
+            if tried
+            else text.replace(MORE, f"more guidance (`unfog evaluate RUN --guidance {wider}`); ", 1)
+        )
+    if text.startswith(LESS) and (not scales or min(scales) < scales[-1] or scales[-1] <= 1):
+        text = text.removeprefix(LESS)
     return text
 
 

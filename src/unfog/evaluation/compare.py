@@ -19,7 +19,7 @@ from unfog.evaluation.intervals import Interval, Scored, bootstrap, of_differenc
 from unfog.evaluation.judge import Judge, spread
 from unfog.evaluation.report import draw, heldout_conditions
 from unfog.evaluation.watching import Watch
-from unfog.evaluation.wording import CEILING, FLOOR, LEGEND, aligned, in_words, lines_of, standing
+from unfog.evaluation.wording import CEILING, FLOOR, LEGEND, aligned, in_words, lines_of, lower, standing
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec
@@ -142,8 +142,24 @@ class Comparison:
                 others.append(self._row(metric))
         protocol = self.models[0].scores[self.fidelity][0].protocol
         how = f"{self.settings}; {protocol}; 95 % intervals over noises, not over trainings."
-        notes = [*lines_of(how), *LEGEND, *lines_of(f"{self.measured}.")]
+        notes = [*lines_of(how), *LEGEND, *lines_of(f"{self.measured}."), "", *lines_of(self.verdict())]
         return "\n".join([*blocks, aligned(others), "", *notes])
+
+    def verdict(self) -> str:
+        """Return in a sentence for each model where it differs from the reference more than by chance."""
+        said = []
+        for model in self.models:
+            if model.name == self.reference:
+                continue
+            found = {metric: gap for metric, gap in model.differences.items() if gap.told_apart}
+            better = [name for name, gap in found.items() if (gap.value < 0) == lower(name)]
+            worse = [name for name in found if name not in better]
+            parts = [
+                f"{how} in {' and '.join(names)}" for how, names in (("better", better), ("worse", worse)) if names
+            ]
+            found_out = f"{', '.join(parts)} than" if parts else "not told apart from"
+            said.append(f"{model.name} is {found_out} {self.reference}.")
+        return " ".join(said)
 
     def _block(self, metric: str) -> str:
         """Return a score of all models with their differences to the reference model, and its ends."""
@@ -211,15 +227,26 @@ def load_alike(paths: Sequence[Path], device: str) -> list[list[Run]]:
     Raises: UserError: If they were trained on different data.
     """
     models = [[load(one, device) for one in members(path)] for path in paths]
-    first = models[0][0].recipe
     for run in (run for model in models for run in model):
-        for what in ("data", "shape", "classes"):
-            if getattr(run.recipe, what) != getattr(first, what):
-                raise UserError(
-                    f"{run.path} and {models[0][0].path} cannot be compared: their {what} differ; compare runs that "
-                    "were trained on the same data"
-                )
+        check_alike(models[0][0], run)
     return [[_as_first(run, models[0][0]) for run in model] for model in models]
+
+
+def check_alike(first: Run, run: Run) -> None:
+    """Raise a UserError unless two runs were trained on the same rows, at one size."""
+    one, other = first.recipe.shape or (), run.recipe.shape or ()
+    if one != other and len(one) == len(other):
+        sizes = ["×".join(map(str, shape)) for shape in (one, other)]
+        raise UserError(
+            f"{first.path} has rows of {sizes[0]} and {run.path} of {sizes[1]}, which have no score in common: train "
+            "both at one size, or see how far each is from real data with `unfog evaluate`"
+        )
+    for what in ("data", "shape", "classes"):
+        if getattr(run.recipe, what) != getattr(first.recipe, what):
+            raise UserError(
+                f"{run.path} and {first.path} cannot be compared: their {what} differ; compare runs that were trained "
+                "on the same data"
+            )
 
 
 def _as_first(run: Run, first: Run) -> Run:

@@ -15,13 +15,15 @@ from unfog.data.source import Data, Source
 from unfog.evaluation.features import BATCH, expected_steps, features_of, fit_components, trial_step
 from unfog.evaluation.judge import HELD_OUT, LEAST, MEMORY, TRAINING, VERSIONS, fitted, known, rows_of
 from unfog.evaluation.levels import LEVELS, rows_for
-from unfog.evaluation.watching import Watch, clock
+from unfog.evaluation.watching import Watch, spelled
 from unfog.generation.sampler import Sampler
 from unfog.runs.run import Run
 from unfog.runtime import distributed
 
 LIMIT = 90.0
 """Seconds that an evaluation is to take by the estimate, so that it ends in about two minutes on a busy machine."""
+AT_LEAST = 30.0
+"""Seconds for the samples, however long the judge is trained before: few samples say little."""
 LADDER = (5000, 2000, 1000, 500, 200)
 """Numbers of samples to choose from: few, so that runs that are evaluated twice mostly get the same."""
 TRIED, PATIENCE = 64, 1.0
@@ -50,14 +52,14 @@ class Effort:
 
     def __str__(self) -> str:
         """Return it as a sentence, with the options for more."""
-        text = f"this will take up to about {clock(self.seconds)} min for {self.count:,} samples"
+        text = f"this will take up to about {spelled(self.seconds)} for {self.count:,} samples"
         if self.count >= self.fullest and not self.dropped:
             return text
         options = f"-n {self.fullest}"
         if self.dropped:
             text += f" at guidance {self.scales[0]:g} only"
             options += f" --guidance {' '.join(f'{scale:g}' for scale in sorted((*self.dropped, *self.scales)))}"
-        return f"{text}; {self.fullest:,} would take about {clock(self.full)} min: {options}"
+        return f"{text}; {self.fullest:,} would take about {spelled(self.full)}: {options}"
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def effort(
         keep: Whether all scales are measured whatever it takes.
         limit: Seconds.
     """
-    all_scales = tuple(scales)
+    all_scales, limit = tuple(scales), max(limit, min(costs.fixed + AT_LEAST, 2 * limit))
     full = costs.seconds(most, all_scales)
     if count is not None:
         return Effort(count, all_scales, costs.seconds(count, all_scales), full, count)

@@ -53,8 +53,9 @@ Measure = Callable[[Rows], dict[str, float]]
 
 
 def spread(count: int, rows: int) -> Indices:
-    """Return the row next to which each of `count` samples stands: evenly spread, or all of them again and again."""
-    return np.arange(count) % rows if count > rows else np.linspace(0, rows - 1, count).astype(np.int64)
+    """Return the row next to which each of `count` samples stands: all of them in turn, and the rest evenly spread."""
+    whole, rest = divmod(count, rows)
+    return np.concatenate([*[np.arange(rows)] * whole, np.linspace(0, rows - 1, rest).astype(np.int64)])
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ class Levels:
         names = (
             ("train", "C0o-", "model, training rows"),
             ("heldout", "C1o-", "model, held-out rows"),
-            ("optimum_train", "C0--", "exact denoiser of the training set, training rows"),
-            ("optimum_heldout", "C1--", "the same, held-out rows"),
+            ("optimum_train", "C0--", "least possible loss on training rows (all memorised)"),
+            ("optimum_heldout", "C1--", "what memorising costs on held-out rows"),
         )
         for name, style, label in names:
             losses = [(one.log_snr, getattr(one, name)) for one in self.levels if getattr(one, name) is not None]

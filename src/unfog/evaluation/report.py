@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unfog.data.modality import Modality
 from unfog.data.pictures import save_picture
-from unfog.evaluation.advice import advice
+from unfog.evaluation.advice import advice, doubt
 from unfog.evaluation.classes import Classes, by_class
 from unfog.evaluation.intervals import Scored, plain
 from unfog.evaluation.judge import Asked, Judge, known, pick, spread
@@ -152,8 +152,14 @@ def evaluate_run(
     return Evaluation(scores, copies, guidance, taken, nfe, seed, samples, classes)
 
 
-def table(evaluations: Sequence[Evaluation], judge: Judge) -> str:
-    """Return evaluations as a table, a line for each score with its floor and ceiling, and the notes to read it."""
+def table(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN") -> str:
+    """Return evaluations as a table, a line for each score with its floor and ceiling, and the notes to read it.
+
+    Args:
+        evaluations: Of the run, the recipe's guidance last.
+        judge: Which made them.
+        run: What the run is called in commands.
+    """
     first, columns = evaluations[0], _columns(evaluations)
     costs = ", ".join(str(one.nfe_per_sample) for one in evaluations)
     effort = f" in {first.steps} steps ({costs} evaluations)" if first.steps else ""
@@ -167,7 +173,7 @@ def table(evaluations: Sequence[Evaluation], judge: Judge) -> str:
     if classes is not None:
         of = f" (guidance {evaluations[-1].guidance:g})" if len(evaluations) > 1 else ""
         lines += ["", f"Samples by what they were asked to show{of}:", "", classes.text()]
-    return "\n".join([*lines, "", *lines_of(worst(evaluations))])
+    return "\n".join([*lines, "", *lines_of(conclusion(evaluations, judge, run))])
 
 
 def _columns(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Scored]]:
@@ -175,11 +181,18 @@ def _columns(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Scored]]:
     return {f"guidance {one.guidance:g}" if one.steps else "samples": one.scores for one in evaluations}
 
 
-def worst(evaluations: Sequence[Evaluation]) -> str:
-    """Return which figure of the last evaluation is the worst, and what usually helps."""
+def conclusion(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN") -> str:
+    """Return whether the judge can be believed, which figure of the last evaluation is the worst, and what helps.
+
+    Args:
+        evaluations: Of the run, the recipe's guidance last.
+        judge: Which made them.
+        run: What the run is called in commands.
+    """
     last = evaluations[-1]
     guided = last.steps is not None and "adherence" in last.scores
-    return advice(_columns(evaluations), last.copies, last.classes, guided)
+    found = advice(_columns(evaluations), last.copies, last.classes, guided, run=run)
+    return f"{doubt(judge.accuracy)} {found}".strip()
 
 
 def notes(judge: Judge) -> list[str]:
@@ -222,7 +235,12 @@ def to_json(evaluations: Sequence[Evaluation], judge: Judge, levels: Levels | No
     rows = []
     for one in evaluations:
         rows.append({part.name: plain(getattr(one, part.name)) for part in fields(one) if part.name != "samples"})
-    parts = {**about_judge(judge), "evaluations": rows, "worst": worst(evaluations), "levels": plain(levels)}
+    parts = {
+        **about_judge(judge),
+        "evaluations": rows,
+        "worst": conclusion(evaluations, judge),
+        "levels": plain(levels),
+    }
     return json.dumps(parts, indent=1)
 
 

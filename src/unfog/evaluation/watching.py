@@ -18,6 +18,12 @@ def clock(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02}"
 
 
+def spelled(seconds: float) -> str:
+    """Return a duration in a sentence: "85 s", "3 min 5 s"."""
+    whole = max(0, round(seconds))
+    return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60} s"
+
+
 class Watch:
     """Shows how far a piece of work is, as long as it is entered."""
 

@@ -32,24 +32,31 @@ def lower(name: str) -> bool:
 
 
 def position(name: str, score: Scored) -> float | None:
-    """Return where a score stands: 0 is like real data, 1 like noise; None where noise scores as well as real data.
+    """Return where a score stands: 0 is like real data, 1 like noise; None where that cannot be told.
 
-    It is 0 where the score is better than the floor, or the floor lies in its interval.
+    It is 0 where the score is better than the floor, or the floor lies in its interval. It cannot be told where noise
+    scores as well as real data, or where both lie in the interval.
     """
     scale = SCALES.get(name, float)
     value, floor, ceiling = (scale(one) for one in (score.value, score.floor, score.ceiling))
     sign = 1 if lower(name) or name in SCALES else -1
     if sign * (ceiling - floor) <= 0:
         return None
-    within = score.low is not None and score.high is not None and score.low <= score.floor <= score.high
-    return 0.0 if within else max(0.0, (value - floor) / (ceiling - floor))
+    if _holds(score, score.floor) and _holds(score, score.ceiling):
+        return None
+    return 0.0 if _holds(score, score.floor) else max(0.0, (value - floor) / (ceiling - floor))
+
+
+def _holds(score: Scored, value: float) -> bool:
+    """Return whether a value lies in a score's interval."""
+    return score.low is not None and score.high is not None and score.low <= value <= score.high
 
 
 def standing(name: str, score: Scored) -> str:
     """Return in words how good a score is: like real data, like noise, or how far it is from one to the other."""
     place, end = position(name, score), ENDS.get(name, CEILING)
     if place is None:
-        return f"{end} scores as well"
+        return "too uncertain to tell" if _holds(score, score.ceiling) else f"{end} scores as well"
     if place < 0.005:
         return f"like {FLOOR}"
     return f"like {end}" if place >= 1 else f"{place:.0%} of the way to {end}"
@@ -69,7 +76,7 @@ def score_table(columns: Mapping[str, Mapping[str, Scored]]) -> str:
         columns: By their heads the scores of each set; all sets have the same scores.
     """
     *_, last = columns
-    of = f"{last} is" if len(columns) > 1 else "they are"
+    of = f"{last} {'are' if last.endswith('s') else 'is'}"
     lines = [["score", "better", *columns, FLOOR, CEILING, of]]
     for name, score in columns[last].items():
         values = [figure(scores[name]) for scores in columns.values()]

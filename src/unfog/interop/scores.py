@@ -47,6 +47,7 @@ def _markdown(results: Any, confusions: bool) -> list[str]:
     if not rows:
         return [UNKNOWN]
     lines = [
+        *([plain(results["worst"]), ""] if results.get("worst") else []),
         *_table(HEADS, rows),
         "",
         plain(LEGEND[0]),
@@ -57,8 +58,6 @@ def _markdown(results: Any, confusions: bool) -> list[str]:
         lines.append(f"Judge: {plain(name)} {plain(extractor['key'])}, {extractor['features']:d} features.")
     if results.get("measured"):
         lines.append(f"{plain(_sentence(results['measured']))}.")
-    if results.get("worst"):
-        lines += ["", plain(results["worst"])]
     classes = results["evaluations"][-1].get("classes")
     return lines if classes is None else [*lines, *_classes(classes, confusions)]
 

@@ -126,7 +126,8 @@ def folder(data: str | None = None, size: Size | None = None, label_from: str = 
     reaches; above 64 pixels in the latents of an autoencoder that is trained first, with sides 4 times smaller, 8 times
     from 128 on; the compact network on patches of 1, 2, 4 pixels for sides up to 16, 32, 64 and more, 48 channels wide
     for grey and 64 for colour; batches of 64, of 32 from 64 pixels on, and at most the training set; half of the
-    pictures mirrored left to right if they have no classes, captions or values; 30 epochs, at least 200,000 pictures.
+    pictures mirrored left to right if they have no classes, captions or values; guidance 2 if they have classes; 30
+    epochs, at least 200,000 pictures.
     A folder of idx files is trained on as by the recipe 'mnist'.
     """
     if data is not None and idx.holds(data) and not _pictures(data):
@@ -144,6 +145,7 @@ def folder(data: str | None = None, size: Size | None = None, label_from: str = 
         augment=Augment(flip=not (listing.classes or listing.captions or listing.values)),
         network=CompactSpec(width=48 if channels == 1 else 64, patch=patch),
         optimizer=AdamW(lr=2e-3),
+        sampling=Sampling(guidance=2.0 if len(listing.classes) > 1 else 1.0),
         training=Training(
             images=max(200_000, 30 * len(listing.files)),
             batch=min(64 if side < 64 else 32, max(1, len(listing.files) - max(1, round(0.1 * len(listing.files))))),

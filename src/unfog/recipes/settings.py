@@ -182,7 +182,7 @@ class Sampling:
         clip: Whether x0 is clipped to the range of the data.
         keep_eps: Whether eps is kept when x0 is clipped; else it is recomputed, so that the pair still makes x_t.
         batch: Samples that go through the network together; always as many, the last batch padded. null, in a recipe
-            that was not trained: measured when its training begins, see `unfog.generation.portion`.
+            that was not trained: measured when its training begins.
     """
 
     steps: int = 20

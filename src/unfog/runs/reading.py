@@ -12,7 +12,7 @@ from unfog.runs.data import Changed, moved, read_data
 from unfog.runs.dataset import Read
 from unfog.runtime.contained import check_contained
 from unfog.runtime.device import choose_device, place
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import UserError, nearby
 from unfog.runtime.files import read_bounded
 from unfog.runtime.tensors import load_into, read_tensors
 from unfog.training.checkpoint import steps
@@ -40,7 +40,8 @@ def read_recipe(path: Path) -> Recipe:
     check_contained(path)
     where = path / "recipe.json"
     if not where.is_file():
-        raise UserError(f"{path} is no run folder (it has no recipe.json): give a folder that `unfog train` wrote")
+        cure = nearby(path) or "give a folder that `unfog train` wrote"
+        raise UserError(f"{path} is no run folder (it has no recipe.json): {cure}")
     text = read_bounded(where)
     try:
         recipe = Recipe.from_json(text)

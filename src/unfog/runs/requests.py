@@ -105,9 +105,35 @@ class Request:
         return "pictures" if self.modality.pixels else self.modality.name
 
 
-def sample_into(
-    folder: Path, run: Run, generator: Drawing, count: int, asked: Asked, *, replace: bool, console: Console
-) -> None:
+def vacant(folder: Path, run: Run, generator: Drawing, count: int, asked: Asked) -> Path:
+    """Return the folder, or its first neighbour, of which `sample_into` may make a request's: FOLDER, FOLDER-2, ...
+
+    Args:
+        folder: The folder that is wanted.
+        run: The run.
+        generator: Draws the samples, one of the run's.
+        count: Number of samples.
+        asked: The condition.
+    """
+    request, number, found = Request(run, generator, count, asked), 1, folder
+    identity = request.identity()
+    while not _fits(found, request, identity):
+        number += 1
+        found = folder.with_name(f"{folder.name}-{number}")
+    return found
+
+
+def _fits(folder: Path, request: Request, identity: dict[str, object]) -> bool:
+    """Return whether a folder holds nothing, or samples of this request and no more than it asks for."""
+    earlier = _earlier(folder / "sampling.json")
+    if not earlier:
+        return not folder.exists() or all(one.name.startswith(".") for one in folder.iterdir())  # as locks are
+    written = earlier.get("n")
+    same = all(earlier.get(name) == value for name, value in identity.items())
+    return same and isinstance(written, int) and written <= request.count
+
+
+def sample_into(folder: Path, run: Run, generator: Drawing, count: int, asked: Asked, *, console: Console) -> None:
     """Write samples 0 to `count` - 1, their index and a sheet; resume where an earlier call stopped.
 
     The modality decides on the file: a PNG for an image, one line of points.csv for a point. The name of a sample's own
@@ -119,7 +145,6 @@ def sample_into(
         generator: Draws the samples, one of the run's.
         count: Number of samples.
         asked: The condition.
-        replace: Whether files of another request may be removed.
         console: Shows the progress of requests of more than one batch.
 
     Raises: UserError: If the folder holds another request, another process writes there, or the model cannot be
@@ -135,7 +160,7 @@ def sample_into(
     if (most := request.most) > count:
         console.print(f"{count} samples show the first {count} of {most}: -n {most} shows all", highlight=False)
     with locked(folder):
-        present, shows = _claim(folder, request, replace), request.shows(condition)
+        present, shows = _claim(folder, request), request.shows(condition)
         first = _first_batch(request, set(present))
         distributed.agreed(first)
         settings, modality = settings_of(generator), request.modality
@@ -155,11 +180,11 @@ def sample_into(
         save_picture(sheet, folder / "sheet.png")
 
 
-def _claim(folder: Path, request: Request, replace: bool) -> dict[int, Path]:
-    """Claim a folder for this request: check what it holds, remove what does not belong, and write `sampling.json`.
+def _claim(folder: Path, request: Request) -> dict[int, Path]:
+    """Claim a folder for this request: check what it holds, and write `sampling.json`.
 
     Returns: The samples that are already there: their files by their numbers.
-    Raises: UserError: If the folder holds pictures that must not be removed.
+    Raises: UserError: If the folder holds other pictures, none of which is ever removed.
     """
     identity, earlier = request.identity(), _earlier(folder / "sampling.json")
     same = all(earlier.get(name) == value for name, value in identity.items())
@@ -167,19 +192,16 @@ def _claim(folder: Path, request: Request, replace: bool) -> dict[int, Path]:
     present = numbered(folder, request.modality.suffix, max(request.count, written if isinstance(written, int) else 0))
     if not earlier and (present or any((folder / own).exists() for own in ("sheet.png", INDEX))):
         raise UserError(f"{folder} holds {request.files} that no request of unfog wrote: choose another folder")
-    if earlier and not replace and not same:
+    if earlier and not same:
         raise UserError(
             f"{folder} holds the {request.files} of another request (its sampling.json): choose another folder"
         )
-    if not replace and any(place >= request.count for place in present):
+    if any(place >= request.count for place in present):
         raise UserError(f"{folder} holds {written} samples of this request: ask for as many, or choose another folder")
-    kept = {place: path for place, path in present.items() if same and place < request.count}
     with disk(folder):
-        for place in present.keys() - kept:
-            present[place].unlink()
         (folder / INDEX).unlink(missing_ok=True)  # it says what is there, and is written last
         write_whole(folder / "sampling.json", json.dumps({"n": request.count, **identity}, indent=1).encode())
-    return kept
+    return present
 
 
 def _first_batch(request: Request, present: set[int]) -> int:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 from numbers import Real
 from operator import index
+from pathlib import Path
 
 ELSEWHERE = {
     "ddpm": "ancestral",
@@ -81,6 +82,16 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
     )
+
+
+def nearby(path: Path) -> str:
+    """Return a folder that exists next to a missing one and has nearly its name, as a question; else nothing."""
+    try:
+        names = [one.name for one in path.parent.iterdir() if one.is_dir()][:10_000]
+    except (OSError, ValueError):
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
+    return f"did you mean {path.parent / near[0]}?" if near and near[0] != path.name else ""
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:

@@ -74,6 +74,10 @@ class Reached(NamedTuple):
 
 
 RUNS = (
+    Reached("digits", 8, 1_280, 0.05, NOISE, 8.00, 0.178),
+    Reached("digits", 8, 3_200, 0.05, OUTLINES, 5.09, 0.178),
+    Reached("digits", 8, 6_400, 0.05, NAMED, 1.26, 0.178),
+    Reached("digits", 8, 12_800, 0.05, NAMED, 0.530, 0.178),
     Reached("digits", 8, 75_008, 0.05, REAL, 0.227, 0.178, source="docs/measurements.md"),
     Reached("digits", 28, 2_560, 0.608, OUTLINES, 28.6, 0.411, source="docs/speed/race.md"),
     Reached("digits", 28, 6_720, 0.608, OUTLINES, 10.5, 0.411, source="docs/speed/race.md"),
@@ -85,11 +89,15 @@ RUNS = (
     Reached("fashion", 28, 90_624, 0.608, NAMED, 2.15, 0.585, source="docs/speed/race-fashion.md"),
     Reached("fashion", 28, 290_560, 0.608, REAL, 0.527, 0.122, source="docs/measurements.md"),
     Reached("drawings", 32, 12_032, 0.797, BLOBS, 4.70, 0.946),
+    Reached("drawings", 32, 56_768, 0.797, NAMED, 1.26, 0.966),
     Reached("drawings", 64, 12_000, 0.803, NOISE, 19.6, 0.841),
+    Reached("drawings", 64, 43_776, 0.803, BLOBS, 1.73, 1.30),
     Reached("drawings", 64, 139_648, 0.801, NAMED, 1.04, 0.688, (18_912, 4.5), "docs/latents.md"),
     Reached("drawings", 64, 272_416, 0.803, NAMED, 1.15, 0.688, source="docs/latents.md"),
     Reached("photos", 32, 12_032, 0.797, BLOBS, 3.61, 0.281),
+    Reached("photos", 32, 55_424, 0.797, BLOBS, 1.41, 0.153),
     Reached("photos", 64, 12_000, 0.803, NOISE, 19.5, 0.313),
+    Reached("photos", 64, 42_560, 0.803, BLOBS, 1.91, 0.198),
 )
 """What was measured; docs/proportion.md says how."""
 
@@ -238,5 +246,5 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} seconds"
     if seconds < 5400:
-        return f"{seconds / 60:.0f} minutes"
+        return f"{seconds / 60:.2g} minutes" if seconds < 600 else f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.0f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
