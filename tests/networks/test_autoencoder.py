@@ -36,7 +36,7 @@ from unfog.runs.average import average
 from unfog.runs.data import read_data
 from unfog.runs.run import fit, load, read_recipe, refit, train
 from unfog.runtime.errors import Stopped, UserError
-from unfog.training import latents, loop
+from unfog.training import latents, loop, proportion
 from unfog.training.latents import Encoded, Flip
 from unfog.training.objectives.reconstruction import Reconstruction
 from unfog.training.plan import plan
@@ -464,6 +464,15 @@ def test_a_plan_has_both_trainings(tiny: MakeRecipe) -> None:
     assert found.first.seconds <= 41
     assert found.first.seconds + found.pace.seconds(found.steps, found.reports) < 101
     assert found.spent >= found.first.seconds
+
+
+def test_a_budget_that_ends_before_the_latents_are_encoded_is_refused_at_once(
+    tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proportion, "fastest", lambda recipe, device: 1e5)  # operations a second
+    with pytest.raises(UserError, match=r"60 seconds is too short: 24 seconds of it .* encoding 1,797 pictures"):
+        train(tiny(*OWN), tmp_path / "run", budget=60, device="cpu", console=QUIET)
+    assert not (tmp_path / "run" / "autoencoder").exists()
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ from unfog.training.loop import ASKED, write_recipe
 from unfog.training.loop import train as run_loop
 from unfog.training.metrics import draw_losses
 from unfog.training.objectives.reconstruction import autoencoder_recipe
+from unfog.training.proportion import check_encoding
 from unfog.training.trainer import Trainer
 
 
@@ -288,6 +289,8 @@ def _begun(
     recipe = taken_in(recipe, out)
     if isinstance(recipe.codec, LatentCodec) and not recipe.codec.path:
         check_latents(recipe, recipe.codec.channels, recipe.codec.factor)
+        if budget is not None:
+            check_encoding(recipe, recipe.codec, data, budget.seconds, choose_device(device))
         recipe = _with_autoencoder(recipe, recipe.codec, out, dataset, budget, device, console, hooks)
     trainer = Trainer(recipe, data, out, choose_device(device))
     if init_from is not None:

@@ -1,10 +1,18 @@
 """Size and network against budget and machine, before a training begins."""
 
+from dataclasses import replace
+
+import torch
+
+from unfog.data.source import Data
 from unfog.recipes.latents import LatentCodec
 from unfog.recipes.recipe import Recipe
+from unfog.runtime import distributed
 from unfog.runtime.device import choose_device
+from unfog.runtime.errors import UserError
 from unfog.training.counting import cost
-from unfog.training.outlook import kind_of, sentence, suggested
+from unfog.training.objectives.reconstruction import autoencoder_recipe
+from unfog.training.outlook import duration, kind_of, sentence, suggested
 from unfog.training.plan import seen
 from unfog.training.rehearsal import REACHED, fastest
 
@@ -42,3 +50,29 @@ def expectation(recipe: Recipe, budget: float | None = None, device: str = "auto
     else:
         operations = budget * speed
     return sentence(kind, max(look.x.shape[2:]), operations, latents, speed)
+
+
+def check_encoding(recipe: Recipe, codec: LatentCodec, data: Data, budget: float, device: torch.device) -> None:
+    """Refuse a budget that is over before all pictures are encoded, and not only after minutes.
+
+    Encoding takes a sixth of the operations of a training step: the forward pass of one half of the autoencoder.
+
+    Args:
+        recipe: In latents, with its shape filled in.
+        codec: Its codec, whose autoencoder is to be trained first.
+        data: Its data.
+        budget: Seconds of the whole training.
+        device: Where to compute.
+
+    Raises: UserError: If training the autoencoder and encoding take all of the budget.
+    """
+    inner = replace(autoencoder_recipe(recipe, codec), shape=recipe.shape)
+    each = cost(inner, data.train).operations / 6
+    count = len(data.heldout) + (1 + recipe.augment.flip) * len(data.train)
+    taken = distributed.agreed(count * each / (REACHED * fastest(recipe, device)))
+    if taken > (1 - codec.share) * budget:
+        raise UserError(
+            f"the budget of {duration(budget)} is too short: {duration(codec.share * budget)} of it train an autoencoder, "
+            f"and encoding {count:,} pictures with it takes about {duration(taken)} more: give "
+            f"{2 * taken / (1 - codec.share):.0f}s or more, or a smaller size"
+        )
