@@ -604,6 +604,13 @@ def test_a_budget_is_a_time(text: str, seconds: float) -> None:
     assert arguments.seconds(text) == seconds
 
 
+def test_a_mistyped_option_is_answered_with_those_of_its_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "runs/x", "--guidnce", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("--guidance FLOAT") == 1
+    assert "evaluate" not in said
+
+
 def test_a_mistyped_folder_is_answered_with_the_one_that_is_meant(refused: Call, broken: Path, tmp_path: Path) -> None:
     (tmp_path / "animals").mkdir()
     refused(f"animal does not exist: did you mean {tmp_path / 'animals'}?", "plan", "folder", tmp_path / "animal")

@@ -99,13 +99,13 @@ def _run(given: list[str]) -> int:
             with terminal.together(), commanded(given):
                 for file in files:
                     importing.run(file)
-                tyro.extras.subcommand_cli_from_dict(
-                    verbs,
-                    prog=prog,
-                    args=words,
-                    description=description,
-                    config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-                )
+                config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+                if (verb := verbs.get(words[0] if words else "")) is not None:  # its own options, and no others
+                    tyro.cli(verb, prog=f"{prog} {words[0]}", args=words[1:], config=config)
+                else:
+                    tyro.extras.subcommand_cli_from_dict(
+                        verbs, prog=prog, args=words, description=description, config=config
+                    )
     except (Exception, KeyboardInterrupt) as error:
         return terminal.end(error)
     return 0
