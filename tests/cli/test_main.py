@@ -605,7 +605,9 @@ def test_a_budget_is_a_time(text: str, seconds: float) -> None:
 
 
 def test_a_mistyped_option_is_answered_with_those_of_its_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sample", "runs/x", "--guidnce", "1"]) == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", "runs/x", "--guidnce", "1"])
+    assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.count("--guidance FLOAT") == 1
     assert "evaluate" not in said

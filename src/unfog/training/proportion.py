@@ -72,7 +72,7 @@ def check_encoding(recipe: Recipe, codec: LatentCodec, data: Data, budget: float
     taken = distributed.agreed(count * each / (REACHED * fastest(recipe, device)))
     if taken > (1 - codec.share) * budget:
         raise UserError(
-            f"the budget of {duration(budget)} is too short: {duration(codec.share * budget)} of it train an autoencoder, "
-            f"and encoding {count:,} pictures with it takes about {duration(taken)} more: give "
+            f"the budget of {duration(budget)} is too short: {duration(codec.share * budget)} of it train an "
+            f"autoencoder, and encoding {count:,} pictures with it takes about {duration(taken)} more: give "
             f"{2 * taken / (1 - codec.share):.0f}s or more, or a smaller size"
         )
