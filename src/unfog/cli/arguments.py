@@ -30,6 +30,7 @@ def chosen(
     from unfog.data.labels import AUTO
     from unfog.recipes.presets import LABELLED, RECIPES
     from unfog.recipes.presets import recipe as find
+    from unfog.recipes.vocabulary import path_of
     from unfog.runs.run import read_recipe
 
     if not recipe and init_from is None:
@@ -54,14 +55,6 @@ def chosen(
         found = found.set("training.seconds=null")  # that of the run to start from
     found = found.set(*settings)
     return found if precision == "auto" else found.set(f"training.precision={precision}")
-
-
-def path_of(setting: str) -> str:
-    """Return the full path of what a setting `path=value` sets, whose path may be a short name."""
-    from unfog.recipes.vocabulary import SHORT
-
-    path = setting.partition("=")[0].strip()
-    return SHORT.get(path, path)
 
 
 def prompts(texts: tuple[str, ...]) -> str | tuple[str, ...] | None:

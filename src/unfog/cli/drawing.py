@@ -44,7 +44,7 @@ def sample(
 
     from rich.console import Console
 
-    from unfog.runs.requests import sample_into, vacant
+    from unfog.runs.requests import sample_into
     from unfog.runs.run import load
 
     folder = arguments.folder(out or run / "samples" / f"seed-{drawing.seed}")
@@ -52,10 +52,8 @@ def sample(
     arguments.folder(folder, loaded.recipe)
     generator = loaded.generator(**drawing.sampling())
     asked = drawing.asked(loaded.recipe)
-    if out is None:
-        folder = vacant(folder, loaded, generator, n, asked)
     try:
-        sample_into(folder, loaded, generator, n, asked, console=Console(stderr=True))
+        folder = sample_into(folder, loaded, generator, n, asked, beside=out is None, console=Console(stderr=True))
     except KeyboardInterrupt:
         raise Stopped("stopped: run the same command again to resume", signal.SIGINT) from None
     print(f"{n} samples: {folder / 'sheet.png'}, listed in {folder / 'samples.json'}")

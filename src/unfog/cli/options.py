@@ -202,10 +202,12 @@ class Training:
 
     def _check_length(self) -> None:
         """Raise a UserError if the length is given twice."""
+        from unfog.recipes.vocabulary import path_of
+
         flags = {"--epochs": self.epochs, "--images": self.images, "--budget": self.seconds}  # which reads it
         given = [flag for flag, value in flags.items() if value is not None]
         lengths = {"training.images", "training.epochs", "training.seconds"}
-        given += [f"--set {path}" for path in sorted(set(map(arguments.path_of, self.set)) & lengths)]
+        given += [f"--set {path}" for path in sorted(set(map(path_of, self.set)) & lengths)]
         if len(given) > 1:
             raise UserError(f"{given[0]} and {given[1]} both say how long to train: give one of them")
 
@@ -214,8 +216,10 @@ class Training:
 
         Only the recipe 'folder' chooses a size, and only within a budget.
         """
+        from unfog.recipes.vocabulary import path_of
+
         chosen = self.recipe(name, init_from)
-        sized = self.size is not None or "data.size" in map(arguments.path_of, self.set)
+        sized = self.size is not None or "data.size" in map(path_of, self.set)
         if name != "folder" or self.seconds is None or init_from is not None or sized:
             return chosen, None
         from unfog.training.proportion import suggested_side

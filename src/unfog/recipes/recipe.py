@@ -37,7 +37,7 @@ from unfog.recipes.settings import (
     Training,
 )
 from unfog.recipes.sources import DataSpec, Folder
-from unfog.recipes.vocabulary import SHORT, unknown_setting
+from unfog.recipes.vocabulary import path_of, unknown_setting
 from unfog.runtime.errors import UserError, unknown
 from unfog.runtime.files import parse_json
 
@@ -200,7 +200,7 @@ class Recipe:
             if getattr(self, name) == default(self.schedule):
                 found = replace(found, **cast(Any, {name: default(found.schedule)}))
         found = found._with([setting for setting in settings if not _of_schedule(setting)])
-        paths = [_path(setting) for setting in settings]
+        paths = [path_of(setting) for setting in settings]
         conditioned = any(path.partition(".")[0] in ("conditioning", "conditions") for path in paths)
         if conditioned and not found.conditioning.dropout and "sampling.guidance" not in paths:
             found = replace(found, sampling=replace(found.sampling, guidance=1.0))
@@ -215,7 +215,7 @@ class Recipe:
             if not equals:
                 raise UserError(f"a setting must be path=value, for instance network.width=48, not {setting!r}")
             given, value = path.strip(), parse_value(text)
-            path = _path(setting)
+            path = path_of(setting)
             if path == "conditions":  # several at once, in short
                 of_parts["conditioning"] = [("", "several"), ("parts", value)]
                 continue
@@ -329,13 +329,7 @@ class Recipe:
 
 def _of_schedule(setting: str) -> bool:
     """Return whether a setting is of the schedule, on which the defaults of others depend."""
-    return _path(setting).partition(".")[0] == "schedule"
-
-
-def _path(setting: str) -> str:
-    """Return the path of a setting, in full."""
-    given = setting.partition("=")[0].strip()
-    return SHORT.get(given, given)
+    return path_of(setting).partition(".")[0] == "schedule"
 
 
 def _as_before(solver: VelocitySolver, schedule: Schedule) -> VelocitySolver:

@@ -145,6 +145,12 @@ MOST = 3
 """Suggestions, at most."""
 
 
+def path_of(setting: str) -> str:
+    """Return the full path of what a setting `path=value` sets, whose path may be a short name."""
+    path = setting.partition("=")[0].strip()
+    return SHORT.get(path, path)
+
+
 def unknown_setting(path: str, meanings: Mapping[str, str], kinds: Mapping[str, str]) -> UserError:
     """Return the error for a setting that a recipe does not have: which ones may be meant, and what those do.
 

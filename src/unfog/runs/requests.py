@@ -105,18 +105,9 @@ class Request:
         return "pictures" if self.modality.pixels else self.modality.name
 
 
-def vacant(folder: Path, run: Run, generator: Drawing, count: int, asked: Asked) -> Path:
-    """Return the folder, or its first neighbour, of which `sample_into` may make a request's: FOLDER, FOLDER-2, ...
-
-    Args:
-        folder: The folder that is wanted.
-        run: The run.
-        generator: Draws the samples, one of the run's.
-        count: Number of samples.
-        asked: The condition.
-    """
-    request, number, found = Request(run, generator, count, asked), 1, folder
-    identity = request.identity()
+def _vacant(folder: Path, request: Request, identity: dict[str, object]) -> Path:
+    """Return the folder, or its first neighbour, that may become this request's: FOLDER, FOLDER-2, ..."""
+    number, found = 1, folder
     while not _fits(found, request, identity):
         number += 1
         found = folder.with_name(f"{folder.name}-{number}")
@@ -133,7 +124,9 @@ def _fits(folder: Path, request: Request, identity: dict[str, object]) -> bool:
     return same and isinstance(written, int) and written <= request.count
 
 
-def sample_into(folder: Path, run: Run, generator: Drawing, count: int, asked: Asked, *, console: Console) -> None:
+def sample_into(
+    folder: Path, run: Run, generator: Drawing, count: int, asked: Asked, *, beside: bool, console: Console
+) -> Path:
     """Write samples 0 to `count` - 1, their index and a sheet; resume where an earlier call stopped.
 
     The modality decides on the file: a PNG for an image, one line of points.csv for a point. The name of a sample's own
@@ -145,8 +138,10 @@ def sample_into(folder: Path, run: Run, generator: Drawing, count: int, asked: A
         generator: Draws the samples, one of the run's.
         count: Number of samples.
         asked: The condition.
+        beside: Whether to take a neighbour, FOLDER-2 and so on, where the folder holds other samples.
         console: Shows the progress of requests of more than one batch.
 
+    Returns: The folder that was written.
     Raises: UserError: If the folder holds another request, another process writes there, or the model cannot be
         conditioned on `asked`.
         Stopped: After Ctrl-C.
@@ -156,11 +151,13 @@ def sample_into(folder: Path, run: Run, generator: Drawing, count: int, asked: A
     if distributed.rank():
         first = int(distributed.agreed(0))
         deque(generator.batches(condition, count, first), maxlen=0)  # rank 0 gathers the shares of all
-        return
+        return folder
     if (most := request.most) > count:
         console.print(f"{count} samples show the first {count} of {most}: -n {most} shows all", highlight=False)
+    identity = request.identity()
+    folder = _vacant(folder, request, identity) if beside else folder
     with locked(folder):
-        present, shows = _claim(folder, request), request.shows(condition)
+        present, shows = _claim(folder, request, identity), request.shows(condition)
         first = _first_batch(request, set(present))
         distributed.agreed(first)
         settings, modality = settings_of(generator), request.modality
@@ -178,15 +175,16 @@ def sample_into(folder: Path, run: Run, generator: Drawing, count: int, asked: A
         write_index(folder, map(file_of, range(count)), shows, settings)
         sheet = modality.labelled(samples, shows[: len(samples)], _title(request, len(samples), settings))
         save_picture(sheet, folder / "sheet.png")
+    return folder
 
 
-def _claim(folder: Path, request: Request) -> dict[int, Path]:
+def _claim(folder: Path, request: Request, identity: dict[str, object]) -> dict[int, Path]:
     """Claim a folder for this request: check what it holds, and write `sampling.json`.
 
     Returns: The samples that are already there: their files by their numbers.
     Raises: UserError: If the folder holds other pictures, none of which is ever removed.
     """
-    identity, earlier = request.identity(), _earlier(folder / "sampling.json")
+    earlier = _earlier(folder / "sampling.json")
     same = all(earlier.get(name) == value for name, value in identity.items())
     written = earlier.get("n")
     present = numbered(folder, request.modality.suffix, max(request.count, written if isinstance(written, int) else 0))

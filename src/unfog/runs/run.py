@@ -482,7 +482,7 @@ def _refit(
             (path / FOLLOWED).unlink(missing_ok=True)
             trainer.extend(*((None, more.seconds) if isinstance(more, Budget) else (more, None)))
             (console or Console(stderr=True)).print(
-                "training on: the learning rate rises again and falls to the new end, so that the loss rises at first"
+                "training on: the learning rate rises again and falls to the new end, so the loss may rise at first"
             )
         left = not trainer.finished
         _train(trainer, budget, console, hooks)

@@ -310,15 +310,14 @@ class Trainer:
         """Return the loss of the averaged weights on held-out rows, whose times and noise never change."""
         source, batch = self.prepared.heldout, self.settings.batch
         rows = np.linspace(0, len(source) - 1, min(len(source), self.reporting.rows)).astype(np.int64)
-        firsts, size = range(0, len(rows), batch), distributed.size()
+        count, size = -(-len(rows) // batch), distributed.size()
         losses = []
         with torch.inference_mode(), arithmetic(self.precision, self.device):
             # as many for each process, since all of them gather sharded weights at once; what is repeated counts once
-            for place in range(distributed.rank(), -(-len(firsts) // size) * size, size):
-                first = firsts[place % len(firsts)]
+            for at in range(distributed.rank(), -(-count // size) * size, size):
+                first = batch * (at % count)
                 draw = self._moved(self.held_out(rows[first : first + batch], first))
-                found = self.objective.measured(self.averaged.model, draw, self._context()).sum()
-                losses.append(found * (place < len(firsts)))
+                losses.append(self.objective.measured(self.averaged.model, draw, self._context()).sum() * (at < count))
         summed = torch.stack([*losses, torch.zeros((), device=self.device)]).sum()
         distributed.total([summed])
         return float(summed) / len(rows)
