@@ -63,6 +63,7 @@ def test_only_what_was_not_tried_is_advised_and_with_its_command() -> None:
     alone = advice({"guidance 1": {"adherence": shy}}, run="runs/a")
     assert "helps: more guidance (`unfog evaluate runs/a --guidance 2 3`); train longer (`unfog train --resume" in alone
     assert "more guidance" in advice({"guidance 1": {"adherence": keen}, "guidance 3": {"adherence": shy}})
+    assert "more guidance" not in advice({"guidance 3": {"adherence": shy}, "guidance 1": {"adherence": keen}})
     low, lower = score(0.7, 0.9, 0.1), score(0.6, 0.9, 0.1)
     assert "less guidance" in advice({"guidance 3": {"recall": low}})
     assert "less guidance" not in advice({"guidance 1": {"recall": lower}, "guidance 3": {"recall": low}})
