@@ -758,7 +758,7 @@ def test_film_writes_a_strip_animations_and_ways(
     folder: Path = request.getfixturevalue(run)
     outcome = call("film", folder, "-n", 3, "--steps", 5, "--out", tmp_path / "film", "--device", "cpu")
     assert outcome.code == 0, outcome.err
-    names = ["film.gif", "film.mp4", "strip.png", "ways.png"]
+    names = ["film.gif", "film.mp4", "paths.png", "strip.png"]
     assert sorted(path.name for path in (tmp_path / "film").iterdir()) == names
     with av.open(tmp_path / "film" / "film.mp4") as video:
         assert sum(1 for _ in video.decode(video=0)) == 6 + 2000 // 80

@@ -141,9 +141,10 @@ def test_the_verb_writes_a_sheet_and_numbers_beside_the_runs(
 ) -> None:
     assert main(["compare", str(models["good"]), str(models["twin"]), "-n", str(COUNT), "--device", "cpu"]) == 0
     folder = models["good"].parent / "compare"
-    out = capsys.readouterr().out
+    out, said = capsys.readouterr()
     assert str(folder / "sheet.png") in out
     assert "not told apart" in out
+    assert re.match(rf"{COUNT} samples of each of 2 runs will take up to about [\d.]+ (s|minutes)\n", said)
     plain = json.loads((folder / "comparison.json").read_text())
     assert [model["name"] for model in plain["models"]] == [str(models[name]) for name in ("good", "twin")]
     assert plain["models"][1]["differences"][plain["fidelity"]] == {"value": 0, "interval": [0, 0]}

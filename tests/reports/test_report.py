@@ -123,6 +123,14 @@ def test_what_a_model_is_told_of_labelled_pictures(tiny: MakeRecipe, train_into:
     assert "Samples" in report(run, run.path / "report").markdown
 
 
+def test_a_report_draws_with_the_guidance_that_is_asked_for(digits_run: Path, tmp_path: Path) -> None:
+    run = load(digits_run, "cpu")
+    assert "steps 3, guidance 1.5" in report(run, tmp_path / "one", guidance=1.5, steps=3).markdown
+    with pytest.raises(UserError, match="steps"):
+        report(run, tmp_path / "none", steps=0)
+    assert not (tmp_path / "none").exists()
+
+
 def test_before_the_first_trained_time_the_network_is_asked_there(
     digits_run: Path, tiny: MakeRecipe, train_into: Callable[[Recipe, str], Path]
 ) -> None:

@@ -26,8 +26,24 @@ def test_a_pipe_gets_lines(quick: None) -> None:
     for line in file.getvalue().splitlines():
         assert re.fullmatch(r"encoding: \d of 3, 0:00:0\d(, about 0:00:0\d left)?", line)
     ended = file.getvalue()
-    with progress.working("importing it", Console(file=file)):
+    with progress.working("importing it", console=Console(file=file)):
         until(lambda: "importing it: 0:00:00" in file.getvalue()[len(ended) :])
+    with progress.working("looking", 4, console=Console(file=file)) as work:
+        work.advance()
+        until(lambda: "looking: 1 of 4, 0:00:00" in file.getvalue())
+        work.describe("seeing")
+        until(lambda: "seeing: 1 of 4" in file.getvalue())
+    ended = file.getvalue()
+    time.sleep(0.03)
+    assert file.getvalue() == ended
+    with progress.working("nothing", console=None) as silent:
+        silent.advance()
+
+
+def test_a_time_is_worded_as_one_would_say_it() -> None:
+    times = {0.042: "0.042 s", 7.25: "7.2 s", 85: "85 s", 150: "2.5 minutes", 3000: "50 minutes", 7300: "2 hours"}
+    assert {seconds: progress.duration(seconds) for seconds in times} == times
+    assert progress.duration(400_000) == "5 days"
 
 
 def test_short_work_says_nothing() -> None:

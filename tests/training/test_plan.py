@@ -23,6 +23,7 @@ from unfog.runtime.device import peak_memory
 from unfog.runtime.errors import UserError, seconds
 from unfog.training import plan as planning
 from unfog.training.plan import Pace, plan
+from unfog.training.reporting import headline
 from unfog.training.trainer import Trainer
 
 QUIET = Console(quiet=True)
@@ -215,6 +216,16 @@ def test_a_batch_that_does_not_fit_gets_a_sentence(
     with pytest.raises(UserError, match="16 rows at a time do not fit the memory of cpu: lower training.batch, or cut"):
         plan(tiny("training.accumulate=2"), device="cpu")
     assert list(rooms.iterdir()) == []
+
+
+def test_the_first_line_names_the_patches(tiny: MakeRecipe) -> None:
+    """Pictures of 48 pixels have fewer places than those of 32 where they are cut into larger patches."""
+    for patch, text in (
+        (1, "; 1,234 parameters; cpu, float32"),
+        (2, "; 1,234 parameters on patches of 2×2; cpu, float32"),
+    ):
+        recipe, data = build_data(tiny(f"network.patch={patch}"))
+        assert headline(recipe, data, 1234, True, "cpu, float32").endswith("conditioned on classes" + text)
 
 
 # The command line

@@ -82,7 +82,7 @@ def film(
     """Show the denoising as a strip of pictures, an animation and trajectories.
 
     Each sample is shown as x_t, with the predicted x0 and the change in the next step below it. Writes strip.png,
-    film.gif, ways.png (the value of some pixels over time, and the path of every sample along two principal
+    film.gif, paths.png (the value of some pixels over time, and the path of every sample along two principal
     components), and film.mp4 if the extra 'video' is installed. The animation has a frame for the start and for each
     step, at most 60.
 

@@ -33,10 +33,12 @@ def import_(
         out: The new run folder.
         trust: Pickle file in the source folder that you trust, to read weights from. Default: safetensors only.
     """
+    from rich.console import Console
+
     from unfog.interop.diffusers import import_model
     from unfog.runtime.progress import working
 
-    with working(f"importing {source}"):
+    with working(f"importing {source}", console=Console(stderr=True)):
         found = import_model(source, out, trust)
     for note in found.notes:
         print(f"note: {note}")
@@ -73,6 +75,8 @@ def export(
         to: The format.
         steps: Steps of the sampler, for ONNX. Default: the recipe's.
     """
+    from rich.console import Console
+
     from unfog.interop import export as folders
     from unfog.runs.run import load
     from unfog.runtime.progress import working
@@ -81,13 +85,13 @@ def export(
     if to == "onnx":
         from unfog.interop.onnx import export as write
 
-        with working(f"exporting {run}"):
+        with working(f"exporting {run}", console=Console(stderr=True)):
             write(loaded, out, steps)
         print(f"exported: {out}   (sample it with `python {out / 'sample.py'} --count 16 --out samples`)")
         return
     if steps is not None:
         raise UserError("--steps goes with --to onnx: diffusers takes the number of steps when it samples")
-    with working(f"exporting {run}"):
+    with working(f"exporting {run}", console=Console(stderr=True)):
         notes = folders.export_model(loaded, out)
     for note in notes:
         print(f"note: {note}")

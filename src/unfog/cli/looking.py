@@ -14,6 +14,8 @@ from unfog.cli.options import (
     MovedData,
     RunFolder,
     Seed,
+    SomeFloat,
+    SomeInt,
     SomePath,
     SomeText,
     Training,
@@ -171,6 +173,8 @@ def report(
     run: RunFolder,
     /,
     *,
+    guidance: SomeFloat = None,
+    steps: SomeInt = None,
     seed: int = 0,
     out: SomePath = None,
     data: MovedData = None,
@@ -185,16 +189,18 @@ def report(
     For example:
 
       unfog report runs/digits
-      unfog report runs/digits --seed 3 --out my_report
+      unfog report runs/digits --guidance 1 --seed 3 --out my_report
 
     Args:
+        guidance: Scale of classifier-free guidance of the samples; 1 is off. Default: the recipe's.
+        steps: Steps of the solver; default: the recipe's.
         seed: Seed of the samples.
         out: Folder for report.html, report.md and the pictures. Default: RUN/report.
     """
     from dataclasses import replace
 
     from unfog.reports.report import report as gather
-    from unfog.runs.data import moved
+    from unfog.runs.data import Changed, moved
     from unfog.runs.run import load
     from unfog.runtime.files import locked
 
@@ -203,4 +209,5 @@ def report(
     loaded = replace(loaded, recipe=moved(loaded.recipe, data))
     arguments.folder(folder, loaded.recipe)
     with locked(folder):
-        print(f"report: {gather(loaded, folder, seed, 'accept' if accept_changed_data else 'refuse').write()}")
+        changed: Changed = "accept" if accept_changed_data else "refuse"
+        print(f"report: {gather(loaded, folder, seed, changed, guidance=guidance, steps=steps).write()}")

@@ -149,10 +149,10 @@ def _evaluate_autoencoder(
 def _evaluate_likelihood(run: "Run", data: "Data", count: int, seed: int, console: "Console") -> None:
     """Measure the likelihood of real rows, and write it."""
     from unfog.evaluation.density import density
-    from unfog.evaluation.watching import Watch
     from unfog.runtime.files import write_whole
+    from unfog.runtime.progress import working
 
-    with Watch(console, f"likelihood of {count} training and as many held-out rows"):
+    with working(f"likelihood of {count} training and as many held-out rows", console=console):
         bits = density(run, data, count, seed)
     print(bits.table())
     write_whole(run.path / "likelihood.json", json.dumps(bits.to_json(), indent=1).encode())
@@ -176,9 +176,9 @@ def _evaluate_samples(
     from unfog.evaluation.judge import Judge
     from unfog.evaluation.levels import measure_levels
     from unfog.evaluation.report import draw_sheets, evaluate_run, table, to_json
-    from unfog.evaluation.watching import Watch
     from unfog.recipes.build import build_codec
     from unfog.runtime.files import disk, write_whole
+    from unfog.runtime.progress import working
 
     scales = guidance or (sorted({1.0, run.recipe.sampling.guidance}) if run.denoises else (1.0,))
     for scale in scales:  # fail early, before minutes are spent
@@ -190,7 +190,7 @@ def _evaluate_samples(
     evaluations = []
     for scale in scales:
         evaluations.append(evaluate_run(run, judge, n, guidance=scale, steps=steps, seed=seed, console=console))
-    with Watch(console, "loss by noise level"):
+    with working("loss by noise level", console=console):
         levels = measure_levels(run, judge, seed) if run.denoises else None
     print(table(evaluations, judge, shlex.quote(str(run.path))))
     folder = run.path / "evaluation"

@@ -24,7 +24,6 @@ from unfog.evaluation.intervals import INTERVALS, plain
 from unfog.evaluation.judge import Asked, Judge
 from unfog.evaluation.report import draw, heldout_conditions
 from unfog.evaluation.results import Measured, Setting, append_result, read_results
-from unfog.evaluation.watching import Watch
 from unfog.evaluation.wording import CEILING, FLOOR, aligned, lines_of
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec
@@ -34,6 +33,7 @@ from unfog.runs.run import Run
 from unfog.runtime.brief import brief
 from unfog.runtime.errors import Stopped, UserError
 from unfog.runtime.files import locked, write_whole
+from unfog.runtime.progress import working
 from unfog.runtime.provenance import provenance
 from unfog.runtime.version import __version__
 
@@ -314,10 +314,10 @@ def _measure(
     if not todo:
         return
     total = run.sampler().batches_of(count) * sum(planned.nfe for _, planned in todo.values())
-    with Watch(console, "sampling and scores", total) as watch:
+    with working("sampling and scores", total, console=console) as work:
         for key, (setting, planned) in sorted(todo.items(), key=lambda item: item[1][1].nfe):
-            watch.describe(f"{setting.solver}, {planned.nfe} evaluations")
-            advance = partial(watch.advance, planned.nfe)
+            work.describe(f"{setting.solver}, {planned.nfe} evaluations")
+            advance = partial(work.advance, planned.nfe)
             samples, nfe = draw(planned.sampler, count, condition, advance)
             scores = judge.fidelity(samples), judge.adherence(samples, asked)
             assert nfe is not None  # it is a sampler's

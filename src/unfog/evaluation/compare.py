@@ -15,10 +15,10 @@ from unfog.data.lettering import labelled_sheet
 from unfog.data.modality import Modality
 from unfog.data.pictures import save_picture
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
+from unfog.evaluation.effort import of_runs
 from unfog.evaluation.intervals import Interval, Scored, bootstrap, of_difference, plain
 from unfog.evaluation.judge import Judge, spread
 from unfog.evaluation.report import draw, heldout_conditions
-from unfog.evaluation.watching import Watch
 from unfog.evaluation.wording import CEILING, FLOOR, LEGEND, aligned, in_words, lines_of, lower, standing
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
@@ -28,6 +28,7 @@ from unfog.runs.run import Run, load
 from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
+from unfog.runtime.progress import duration, working
 from unfog.runtime.provenance import Provenance
 from unfog.runtime.version import __version__
 
@@ -294,14 +295,23 @@ def compare(
         return run.generator(solver=solver, steps=steps, guidance=guidance, seed=seed + index)
 
     generator = generator_of(first, 0)
-    judge = Judge(read_data(first.path, first.recipe)[1], build_codec(first.recipe).plain, count, console=console)
+    data, codec = read_data(first.path, first.recipe)[1], build_codec(first.recipe).plain
+    if console is not None:
+        all_runs = [run for model in models for run in model]
+        with working("timing a portion", console=console):
+            scale = first.recipe.sampling.guidance if guidance is None else guidance
+            took = duration(of_runs(all_runs, data, scale, solver, steps, codec, count))
+        console.print(
+            f"{count:,} samples of each of {len(all_runs)} runs will take up to about {took}", highlight=False
+        )
+    judge = Judge(data, codec, count, console=console)
     sampled: list[list[Sampled]] = []
     total = sum(generator_of(run, 0).batches_of(count) for model in models for run in model)
-    with Watch(console, names[0], total) as watch:
+    with working(names[0], total, console=console) as work:
         for name, model in zip(names, models, strict=True):
-            watch.describe(name)
+            work.describe(name)
             runs = [
-                _sampled(run, generator_of(run, index), judge, count, watch.advance) for index, run in enumerate(model)
+                _sampled(run, generator_of(run, index), judge, count, work.advance) for index, run in enumerate(model)
             ]
             sampled.append(runs)
     fidelity = next(iter(sampled[0][0].scores))

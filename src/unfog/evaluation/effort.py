@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ from unfog.data.source import Data, Source
 from unfog.evaluation.features import BATCH, expected_steps, features_of, fit_components, trial_step
 from unfog.evaluation.judge import HELD_OUT, LEAST, MEMORY, TRAINING, VERSIONS, fitted, known, rows_of
 from unfog.evaluation.levels import LEVELS, rows_for
-from unfog.evaluation.watching import Watch, spelled
 from unfog.generation.sampler import Sampler
 from unfog.runs.run import Run
 from unfog.runtime import distributed
+from unfog.runtime.progress import duration, working
 
 LIMIT = 90.0
 """Seconds that an evaluation is to take by the estimate, so that it ends in about two minutes on a busy machine."""
@@ -52,14 +52,14 @@ class Effort:
 
     def __str__(self) -> str:
         """Return it as a sentence, with the options for more."""
-        text = f"this will take up to about {spelled(self.seconds)} for {self.count:,} samples"
+        text = f"this will take up to about {duration(self.seconds)} for {self.count:,} samples"
         if self.count >= self.fullest and not self.dropped:
             return text
         options = f"-n {self.fullest}"
         if self.dropped:
             text += f" at guidance {self.scales[0]:g} only"
             options += f" --guidance {' '.join(f'{scale:g}' for scale in sorted((*self.dropped, *self.scales)))}"
-        return f"{text}; {self.fullest:,} would take about {spelled(self.full)}: {options}"
+        return f"{text}; {self.fullest:,} would take about {duration(self.full)}: {options}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,37 @@ def effort(
     return Effort(least, last, costs.seconds(least, last), full, most, all_scales[: len(all_scales) - len(last)])
 
 
-def measure(run: Run, data: Data, scales: Sequence[float], steps: int | None, seed: int, codec: Codec) -> Costs:
+def of_runs(
+    runs: Sequence[Run], data: Data, scale: float, solver: str | None, steps: int | None, codec: Codec, count: int
+) -> float:
+    """Return the seconds in which so many samples of each run are drawn and judged, at most.
+
+    Args:
+        runs: The runs, trained on the same data.
+        data: Their data.
+        scale: Scale of guidance.
+        solver: Name of a solver; None for the recipe's.
+        steps: Steps of the solver; None for the recipe's.
+        codec: Encodes rows.
+        count: Samples of each run.
+    """
+    costs = measure(runs[0], data, (scale,), steps, 0, codec, solver)
+    seconds = costs.seconds(count, (scale,))
+    for run in runs[1:]:
+        batch, size, _ = _batch(run, scale, solver, steps, 0, data, codec)
+        seconds += replace(costs, fixed=0.0, batches={scale: batch}, size=size).seconds(count, (scale,))
+    return seconds
+
+
+def measure(
+    run: Run,
+    data: Data,
+    scales: Sequence[float],
+    steps: int | None,
+    seed: int,
+    codec: Codec,
+    solver: str | None = None,
+) -> Costs:
     """Time portions of an evaluation: some rows, two steps of the classifier and of the sampling, and a product.
 
     Args:
@@ -136,11 +166,12 @@ def measure(run: Run, data: Data, scales: Sequence[float], steps: int | None, se
         steps: Steps of the solver; None for the recipe's.
         seed: Seed of the samples.
         codec: Encodes rows.
+        solver: Name of a solver; None for the recipe's.
     """
     judging, row, rate = judge_costs(data, codec)
     batches, size, levels = {}, LADDER[0], 0.0
     for scale in scales:
-        batches[scale], size, step = _batch(run, scale, steps, seed, data, codec)
+        batches[scale], size, step = _batch(run, scale, solver, steps, seed, data, codec)
         levels = levels or step
     rows, numbers = _used(data.train), int(np.prod(data.train.shape))
     held = min(len(data.heldout), HELD_OUT)
@@ -191,9 +222,11 @@ def _rate() -> float:
     return 2 * side**3 / max(time.monotonic() - began, 1e-6) / 2  # neighbours are sorted as well
 
 
-def _batch(run: Run, scale: float, steps: int | None, seed: int, data: Data, codec: Codec) -> tuple[float, int, float]:
+def _batch(
+    run: Run, scale: float, solver: str | None, steps: int | None, seed: int, data: Data, codec: Codec
+) -> tuple[float, int, float]:
     """Return seconds of a batch of samples, its size, and seconds of a step; of no sampler those of the rows tried."""
-    generator = run.generator(guidance=scale, steps=steps, seed=seed)
+    generator = run.generator(guidance=scale, solver=solver, steps=steps, seed=seed)
     count = min(generator.size, TRIED) if not isinstance(generator, Sampler) else generator.size
     rows = rows_of(data.heldout, min(count, len(data.heldout)))
     drawn = torch.zeros(len(rows.x), 4, dtype=torch.float64)
@@ -261,7 +294,9 @@ def begin(
     Raises: UserError: If a batch cannot be drawn.
     """
     least = max(LEAST, 2 * min(features_of(len(data.train)), int(np.prod(data.train.shape))) + 2)
-    with Watch(console, f"evaluating {run.path}: timing a portion"):
+    if console is not None:
+        console.print(f"evaluating {run.path}", highlight=False, markup=False, soft_wrap=True)
+    with working("timing a portion", console=console):
         costs = measure(run, data, scales, steps, seed, codec)
     planned = effort(costs, scales, least, count, keep=chosen)
     if console is not None:

@@ -23,9 +23,9 @@ from unfog.data.download import cache_folder
 from unfog.data.modality import images
 from unfog.data.source import Batch, shuffled
 from unfog.evaluation.distances import Rows
-from unfog.evaluation.watching import Watch
 from unfog.runtime.errors import EnvironmentFailure, UserError
 from unfog.runtime.files import locked
+from unfog.runtime.progress import working
 from unfog.runtime.tensors import load_into, read_tensors, write_tensors
 
 FEATURES, FEW, LARGE = 64, 16, 10_000
@@ -254,7 +254,7 @@ def _train(network: nn.Sequential, codec: Codec, x: Tensor, targets: Tensor, con
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     network.train()
-    with Watch(console, "training the classifier", steps) as watch:
+    with working("training the classifier", steps, console=console) as work:
         for step in range(steps):
             rows = torch.from_numpy(shuffled(len(x), 0, step * BATCH, BATCH))
             logits, wanted = network(codec.encode(x[rows])), targets[rows]
@@ -266,7 +266,7 @@ def _train(network: nn.Sequential, codec: Codec, x: Tensor, targets: Tensor, con
             torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
-            watch.advance()
+            work.advance()
 
 
 def expected_steps(rows: int) -> int:

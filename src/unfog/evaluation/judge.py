@@ -23,9 +23,9 @@ from unfog.evaluation.features import Extractor, digest, features_of, fit_classi
 from unfog.evaluation.intervals import Interval, Protocol, Scored, Sets, Split, bootstrap, of_mean
 from unfog.evaluation.neighbours import Memorised, entropy_over_classes, memorised, prdc
 from unfog.evaluation.shapes_reader import matches
-from unfog.evaluation.watching import Watch
 from unfog.runs.requests import MOST
 from unfog.runtime.errors import UserError
+from unfog.runtime.progress import working
 from unfog.runtime.provenance import provenance
 from unfog.runtime.randomness import normal, stream
 
@@ -132,7 +132,7 @@ class Judge:
         self.split: Split = split
         if batch < 1:
             raise UserError(f"the batch must be 1 or more, not {batch}")
-        with Watch(console, "reading held-out rows"):
+        with working("reading held-out rows", console=console):
             self.heldout = rows_of(data.heldout, HELD_OUT)
         self.m = min(count, len(self.heldout.x))
         numbers = int(np.prod(data.train.shape))
@@ -143,13 +143,13 @@ class Judge:
         if dinov2:
             others.append(extractors.dinov2(dinov2))
         most = max(1, MEMORY // (numbers * self.heldout.x.element_size()))
-        with Watch(console, "reading training rows"):
+        with working("reading training rows", console=console):
             self.train = rows_of(data.train, min(TRAINING, most))
         self.references, self.compared = some(self.m, len(self.train.x)), some(self.m, len(self.heldout.x))
         self.noise = codec.decode(normal(seed, "noise to judge", 0, 0, self.m, tuple(data.train.shape)))
         self.classifier = fit_classifier(self.train, codec, console)
         self.spaces: dict[str, Space] = {}
-        with Watch(console, "features of real rows"):
+        with working("features of real rows", console=console):
             for extractor in [*self._own_extractors(), *others]:
                 space = self._space(extractor)
                 self._enough(extractor.name, space.train.shape[1], count)

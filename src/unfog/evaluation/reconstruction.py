@@ -18,7 +18,6 @@ from unfog.evaluation.effort import effort_of_pictures
 from unfog.evaluation.intervals import Protocol, Scored, bootstrap, plain
 from unfog.evaluation.judge import LEAST, Judge, spread
 from unfog.evaluation.report import about_judge, notes
-from unfog.evaluation.watching import Watch
 from unfog.evaluation.wording import ENDS, lines_of, score_table
 from unfog.recipes.latents import autoencoder
 from unfog.recipes.networks import AutoencoderSpec
@@ -28,6 +27,7 @@ from unfog.runtime.brief import brief
 from unfog.runtime.device import arithmetic, choose_device, choose_precision
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
+from unfog.runtime.progress import working
 
 SHOWN = 48
 """Pictures on the sheet."""
@@ -147,17 +147,17 @@ def reconstruction(
         with torch.inference_mode(), arithmetic(precision, place):
             return codec.decode(codec.encode(x.to(place))).cpu()
 
-    with Watch(console, "timing a portion"):
+    with working("timing a portion", console=console):
         planned = effort_of_pictures(rows, codec.plain, again, count)
     if console is not None:
         console.print(f"{path}: {planned}", highlight=False, markup=False, soft_wrap=True)
     judge = Judge(rows, codec.plain, planned.count, seed=seed, console=console)
     originals = judge.heldout.x[torch.from_numpy(spread(judge.m, len(judge.heldout.x)))]
-    with Watch(console, "reconstructions", judge.m) as watch:
+    with working("reconstructions", judge.m, console=console) as work:
         parts = []
         for part in torch.split(originals, PORTION):
             parts.append(again(part))
-            watch.advance(len(part))
+            work.advance(len(part))
         pictures = torch.cat(parts)
     each = psnr(pictures, originals)
     numbers = float(np.prod(shape) / np.prod(codec.shape(shape)))

@@ -17,7 +17,6 @@ from unfog.evaluation.intervals import Scored, plain
 from unfog.evaluation.judge import Asked, Judge, known, pick, spread
 from unfog.evaluation.levels import Levels
 from unfog.evaluation.neighbours import Memorised
-from unfog.evaluation.watching import Watch
 from unfog.evaluation.wording import LEGEND, lines_of, score_table
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
@@ -26,6 +25,7 @@ from unfog.runs.run import Run
 from unfog.runtime import distributed
 from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
+from unfog.runtime.progress import working
 from unfog.runtime.randomness import uniform
 
 SHOWN, COLUMNS = 48, 16
@@ -144,9 +144,9 @@ def evaluate_run(
         raise UserError(f"this judge compares sets of {judge.m} rows: draw {judge.m} samples or more")
     generator = run.generator(guidance=guidance, steps=steps, seed=seed)
     condition, asked = heldout_conditions(run, judge, count, seed)
-    with Watch(console, f"sampling, guidance {guidance:g}", generator.batches_of(count)) as watch:
-        samples, nfe = draw(generator, count, condition, watch.advance)
-    with Watch(console, f"scores, guidance {guidance:g}"):
+    with working(f"sampling, guidance {guidance:g}", generator.batches_of(count), console=console) as work:
+        samples, nfe = draw(generator, count, condition, work.advance)
+    with working(f"scores, guidance {guidance:g}", console=console):
         scores, copies, classes = judge.score(samples, asked), judge.copies(samples), by_class(judge, samples, asked)
     taken = generator.settings.steps if isinstance(generator, Sampler) else None
     return Evaluation(scores, copies, guidance, taken, nfe, seed, samples, classes)

@@ -111,7 +111,7 @@ class Film:
         """Draw all moments."""
         return [self.frame(index) for index in range(len(self.stills))]
 
-    def draw_ways(self, path: Path) -> None:
+    def draw_paths(self, path: Path) -> None:
         """Draw the paths of a few numbers of the first sample over time, and of all samples in a plane.
 
         The plane is that of the first two principal components of all states.
@@ -132,29 +132,31 @@ class Film:
             left.plot(times, x[:, 0, place], f"C{colour}", linewidth=1)
             left.plot(times, x0[:, 0, place], f"C{colour}:", linewidth=1)
         left.set(
-            xlabel="time t, from noise to data", ylabel="value", title="some pixels: x_t, and the predicted x0 (dotted)"
+            xlabel="time t, from noise to data",
+            ylabel="value",
+            title="pixels of the first sample: x_t, and the predicted x0 (dotted)",
         )
         left.invert_xaxis()
         plane = PCA(2, svd_solver="randomized", random_state=0).fit_transform(x.reshape(-1, x.shape[-1]))
-        for colour, way in enumerate(plane.reshape(*x.shape[:2], 2).transpose(1, 0, 2)):
-            right.plot(*way.T, f"C{colour % 10}.-", linewidth=1, markersize=3)
-            right.plot(*way[-1], f"C{colour % 10}o")
-        right.set(xlabel="first principal component", ylabel="second", title="paths of all samples; dots: the samples")
+        for colour, line in enumerate(plane.reshape(*x.shape[:2], 2).transpose(1, 0, 2)):
+            right.plot(*line.T, f"C{colour % 10}.-", linewidth=1, markersize=3)
+            right.plot(*line[-1], f"C{colour % 10}o")
+        right.set(xlabel="first principal component", ylabel="second", title="one line a sample, from noise to its dot")
         with whole(path) as part:
             figure.savefig(part, dpi=110, format="png")
 
     def write(self, folder: Path) -> dict[str, Path]:
-        """Write strip.png, film.gif, ways.png, and film.mp4 where PyAV can encode it; return where they are.
+        """Write strip.png, film.gif, paths.png, and film.mp4 where PyAV can encode it; return where they are.
 
         Raises: EnvironmentFailure: If the disk fails.
         """
         with disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        files = {"strip": folder / "strip.png", "film": folder / "film.gif", "ways": folder / "ways.png"}
+        files = {"strip": folder / "strip.png", "film": folder / "film.gif", "paths": folder / "paths.png"}
         frames = self.frames()
         save_picture(self.strip(), files["strip"])
         save_film(frames, files["film"], MILLISECONDS)
-        self.draw_ways(files["ways"])
+        self.draw_paths(files["paths"])
         if find_spec("av"):
             files["video"] = folder / "film.mp4"
             save_video(frames, files["video"], MILLISECONDS)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unfog.data.pictures import UnreadableError, decoded, save_picture
 from unfog.data.source import Data, Source
+from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
 from unfog.interop.card import facts, text
 from unfog.interop.scores import scores
@@ -75,7 +76,15 @@ class Report:
         return self.folder / "report.html"
 
 
-def report(run: Run, folder: Path, seed: int = 0, changed: Changed = "refuse") -> Report:
+def report(
+    run: Run,
+    folder: Path,
+    seed: int = 0,
+    changed: Changed = "refuse",
+    *,
+    guidance: float | None = None,
+    steps: int | None = None,
+) -> Report:
     """Collect what is known about a run, and draw samples, a film, and the samples' nearest training rows.
 
     Args:
@@ -83,6 +92,8 @@ def report(run: Run, folder: Path, seed: int = 0, changed: Changed = "refuse") -
         folder: For the report and its pictures.
         seed: Seed of the noise of samples and film.
         changed: What to do where the data are not those that the run was trained on.
+        guidance: Scale of classifier-free guidance of the samples. Default, as for the next: the recipe's.
+        steps: Steps of the solver.
 
     Raises: ChangedDataError: If they differ, and `changed` refuses them.
         EnvironmentFailure: If the disk fails.
@@ -94,9 +105,10 @@ def report(run: Run, folder: Path, seed: int = 0, changed: Changed = "refuse") -
         raise
     except UserError as error:
         data = error  # sections that need the data say so
+    generator = run.generator(guidance=guidance, steps=steps, seed=seed)
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    parts = _drawn(run, data, folder, seed)
+    parts = _drawn(run, data, folder, generator)
     known = facts(run)
     curves: list[str] = []
     figure = losses(run.path)
@@ -138,9 +150,8 @@ def _frames(sampler: Sampler) -> int:
     return FRAMED if sampler.modality.together else max(1, min(FRAMED, WIDEST // max(64, sampler.stored[-1])))
 
 
-def _drawn(run: Run, data: Data | UserError, folder: Path, seed: int) -> dict[str, list[str]]:
+def _drawn(run: Run, data: Data | UserError, folder: Path, generator: Drawing) -> dict[str, list[str]]:
     """Draw samples, their film and their neighbours, and return the sections on them."""
-    generator = run.generator(seed=seed)
     try:
         asked = _asked(run, data)
         count = min(SHOWN, max(generator.size, DRAWN // math.prod(generator.stored)))
@@ -183,7 +194,9 @@ def _film(shot: Film, folder: Path) -> list[str]:
         *_image(files["film"].name, "film"),
         "From top to bottom: x_t, the x0 predicted from it, and the change until the next moment.",
         "",
-        *_image(files["ways"].name, "paths of some pixels, and of all samples"),
+        *_image(files["paths"].name, "paths of some pixels, and of all samples"),
+        "Left, some pixels of the first sample while it is denoised: x_t, and dotted the x0 predicted from it. Right, "
+        "the paths of all samples in the plane in which they vary most: each begins as noise and ends at its dot.",
     ]
 
 

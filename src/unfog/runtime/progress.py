@@ -5,14 +5,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from operator import length_hint
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn
+from rich.progress import Progress, ProgressColumn, TaskID
 
 Part = TypeVar("Part")
 FIRST, EVERY = 3.0, 12.0
 """Seconds until the first line, which short work does not need, and from one line to the next."""
+
+
+def duration(seconds: float) -> str:
+    """Return a time as one would say it: "0.42 s", "85 s", "6 minutes", "3 hours"."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.2g} minutes" if seconds < 600 else f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.0f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
 
 
 @contextmanager
@@ -45,17 +54,32 @@ def track(parts: Iterable[Part], what: str, total: int | None = None, *, console
             progress.advance(task)
 
 
+class Work(NamedTuple):
+    """A piece of work that is shown."""
+
+    progress: Progress
+    task: TaskID
+
+    def advance(self, parts: float = 1) -> None:
+        """Count parts that are done."""
+        self.progress.advance(self.task, parts)
+
+    def describe(self, what: str) -> None:
+        """Say what is being done now."""
+        self.progress.update(self.task, description=what)
+
+
 @contextmanager
-def working(what: str, console: Console | None = None) -> Iterator[None]:
-    """Show that a piece of work goes on whose length is not known.
+def working(what: str, total: float | None = None, *, console: Console | None) -> Iterator[Work]:
+    """Show that a piece of work goes on.
 
     Args:
         what: What is done, for instance "importing my_model".
-        console: Where to show it. Default: standard error.
+        total: Number of parts, where it has some.
+        console: Where to show it; None is nowhere.
     """
-    with bar(Console(stderr=True) if console is None else console) as progress:
-        progress.add_task(what, total=None)
-        yield
+    with bar(console) as progress:
+        yield Work(progress, progress.add_task(what, total=total))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from unfog.training.home import Home
 from unfog.training.hooks import Hooks
 from unfog.training.loggers import Trackers, loggers
 from unfog.training.metrics import Display, Metrics
+from unfog.training.reporting import headline
 from unfog.training.reports import Reports, due
 from unfog.training.trainer import Trainer
 
@@ -121,7 +122,10 @@ def _steps(trainer: Trainer, console: Console, pacer: Pacer | None, metrics: Met
     saved, seconds, signalled = time.monotonic(), 60 * trainer.settings.checkpoint_minutes, 0
     reports = Reports(trainer, pacer, metrics, hooks)
     with Display(console) as display, _signals() as caught, torch.random.fork_rng():
-        display.say(headline(trainer))
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        conditional = getattr(trainer.model, "embedder", None) is not None
+        arithmetic = f"{trainer.device}, {trainer.precision}"
+        display.say(headline(trainer.recipe, trainer.data, parameters, conditional, arithmetic))
         if pacer is None and trainer.device.type == "cpu" and (busy := shared()):
             display.say(busy)
         for draw in batches(trainer):
@@ -157,15 +161,6 @@ def batches(trainer: Trainer) -> Iterator[Draw]:
         return ahead(lambda step: pinned(trainer.draws(step)), trainer.step)
     order = ahead if trainer.prepared.train.slow or trainer.device.type != "cpu" else in_turn
     return order(trainer.draws, trainer.step)
-
-
-def headline(trainer: Trainer) -> str:
-    """Return one line on what is about to be trained, on what data and how."""
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    rows = f"{len(trainer.data.train):,} {trainer.recipe.rows}, {len(trainer.data.heldout):,} held out"
-    conditional = getattr(trainer.model, "embedder", None)
-    condition = f"conditioned on {trainer.recipe.kind('conditioning')}" if conditional else "unconditional"
-    return f"{rows}; {condition}; {parameters:,} parameters; {trainer.device}, {trainer.precision}"
 
 
 def _record_length(trainer: Trainer) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from unfog.data.modality import images
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.sources import CIFAR10, MNIST, Digits, Fashion, Folder
+from unfog.runtime.progress import duration
 
 Kind = Literal["digits", "letters", "fashion", "drawings", "photos"]
 STAGES = (
@@ -239,12 +240,3 @@ def suggested(kind: Kind, most: int, operations: float) -> int | None:
     sides = [side for side in SIDES if side <= most] or [most]
     stages = {side: min(outlook(kind, side, operations, False).stage or NOISE, NAMED) for side in sides}
     return max(sides, key=lambda side: (stages[side], side if stages[side] == NAMED else -side))
-
-
-def duration(seconds: float) -> str:
-    """Return a time as one would say it."""
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    if seconds < 5400:
-        return f"{seconds / 60:.2g} minutes" if seconds < 600 else f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.0f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"

@@ -27,6 +27,7 @@ from unfog.recipes.several import words_read
 from unfog.recipes.sources import Folder
 from unfog.runtime.device import choose_device, choose_precision, free_memory
 from unfog.runtime.errors import UserError, seconds
+from unfog.runtime.progress import duration
 from unfog.runtime.sharing import shared
 from unfog.training.checkpoint import KEPT
 from unfog.training.counting import rows_within
@@ -45,7 +46,7 @@ from unfog.training.rehearsal import (
     rehearse,
     resident,
 )
-from unfog.training.reporting import HELD_OUT, SHARE, SHEET
+from unfog.training.reporting import HELD_OUT, SHARE, SHEET, headline
 from unfog.training.trainer import Trainer
 
 TRIED = (4, 8)
@@ -91,8 +92,8 @@ class Pace:
         if steps < 1:
             least = 1 + (spent + self.step + self.close) / (1 - SHARE)
             raise UserError(
-                f"the budget of {in_words(budget / share)} is too short for one step: a step takes "
-                f"{in_words(self.step)} here, {in_words(spent)} pass before the first one and {in_words(self.close)} "
+                f"the budget of {duration(budget / share)} is too short for one step: a step takes "
+                f"{duration(self.step)} here, {duration(spent)} pass before the first one and {duration(self.close)} "
                 f"after the last: give {least / share:.0f}s or more"
             )
         return steps
@@ -302,9 +303,10 @@ def _planned(
     pace = Pace(step, _report(recipe, found, look, portion, first), 2 * checkpoint / DISK)
     settings, reports = recipe.training, recipe.training.reports
     steps = settings.steps if budget is None else pace.fit(budget, spent, reports, share)
+    precision = choose_precision(settings.precision, device, recipe.shape or ())
     memory, most = _memory(found, look, base, settings.batch // settings.accumulate, device)
     return Plan(
-        _headline(recipe, found, look, device),
+        headline(recipe, look.data, found.whole.parameters, found.whole.conditional, f"{device}, {precision}"),
         len(look.data.train),
         settings.batch,
         steps,
@@ -433,15 +435,6 @@ def _stored(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.nbytes + len(name) + line for name, tensor in tensors.items())
 
 
-def _headline(recipe: Recipe, found: Rehearsal, look: Seen, device: torch.device) -> str:
-    """Return one line on what would be trained, on what data and how, as a training begins."""
-    train, heldout = look.data
-    condition = f"conditioned on {recipe.kind('conditioning')}" if found.whole.conditional else "unconditional"
-    precision = choose_precision(recipe.training.precision, device, recipe.shape or ())
-    rows = f"{len(train):,} {recipe.rows}, {len(heldout):,} held out"
-    return f"{rows}; {condition}; {found.whole.parameters:,} parameters; {device}, {precision}"
-
-
 def _kept(trainer: Trainer, rows: int) -> int:
     """Return the bytes that the loss of some rows keeps for the backward pass; what rows share counts once."""
     kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no later one takes the same address
@@ -469,10 +462,3 @@ def _drawn(portion: int, measured: bool) -> str:
 def _bytes(count: int) -> str:
     """Return a number of bytes in words."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
-
-
-def in_words(count: float) -> str:
-    """Return seconds in words."""
-    if count < 10:
-        return f"{count:.2g} s"
-    return f"{count:.0f} s" if count < 120 else f"{count / 60:.0f} minutes"

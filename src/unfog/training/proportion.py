@@ -10,9 +10,10 @@ from unfog.recipes.recipe import Recipe
 from unfog.runtime import distributed
 from unfog.runtime.device import choose_device
 from unfog.runtime.errors import UserError
+from unfog.runtime.progress import duration
 from unfog.training.counting import cost
 from unfog.training.objectives.reconstruction import autoencoder_recipe
-from unfog.training.outlook import duration, kind_of, sentence, suggested
+from unfog.training.outlook import kind_of, sentence, suggested
 from unfog.training.plan import seen
 from unfog.training.rehearsal import REACHED, fastest
 

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+from unfog.data.source import Data
 from unfog.generation.sampler import Sampler
+from unfog.recipes.recipe import Recipe
 
 SHARE = 0.03
 """Share of the time that reports take, at most."""
@@ -76,3 +78,20 @@ def evaluations(generator: object) -> int:
     if isinstance(generator, Sampler):
         return generator.evaluations
     return 0 if generator is None else 1
+
+
+def headline(recipe: Recipe, data: Data, parameters: int, conditional: bool, arithmetic: str) -> str:
+    """Return one line on what is trained, on what data and how.
+
+    Args:
+        recipe: The recipe.
+        data: Its data.
+        parameters: Number of parameters.
+        conditional: Whether the model is.
+        arithmetic: Device and precision.
+    """
+    rows = f"{len(data.train):,} {recipe.rows}, {len(data.heldout):,} held out"
+    condition = f"conditioned on {recipe.kind('conditioning')}" if conditional else "unconditional"
+    patch = getattr(recipe.network, "patch", 1)  # fewer places than the size says: 48 pixels cost less than 32
+    patches = f" on patches of {'×'.join([str(patch)] * len((recipe.shape or ())[1:]))}" if patch > 1 else ""
+    return f"{rows}; {condition}; {parameters:,} parameters{patches}; {arithmetic}"
