@@ -253,6 +253,7 @@ def test_the_verb_plans_what_train_would_train(
         "export",
     ]
     assert re.search(r"after (1:59:5\d|2:00:00) with 8 reports", shown[3])
+    assert shown[7].startswith("expect  at 8 pixels and 2 hours: ")  # as long as the budget, reports and all
     assert shown[8].startswith("export  to ONNX; not to diffusers: diffusers has no network like Compact: train with")
     assert list(rooms.iterdir()) == []
 

@@ -323,18 +323,23 @@ def _planned(
         found.whole.operations,
         found.rows,
         found.tried.operations / max(1, found.whole.operations),
-        _expected(recipe, look, found, steps, first),
+        _expected(recipe, look, found, steps, first, spent + pace.seconds(steps, reports)),
     )
 
 
-def _expected(recipe: Recipe, look: Seen, found: Rehearsal, steps: int, first: Plan | None) -> str | None:
-    """Return in one line what to expect of a model's pictures, if it draws any and something was measured."""
+def _expected(
+    recipe: Recipe, look: Seen, found: Rehearsal, steps: int, first: Plan | None, seconds: float
+) -> str | None:
+    """Return in one line what to expect of a model's pictures, if it draws any and something was measured.
+
+    Times in it are those of the whole command, as a budget is: `seconds` for this training, others in proportion.
+    """
     if not recipe.objective.draws or (kind := kind_of(recipe, look.x)) is None:
         return None
     before = 0 if first is None else first.images * first.operations
     operations = before + steps * recipe.training.batch * found.whole.operations
     latents = isinstance(recipe.codec, LatentCodec)
-    return sentence(kind, max(look.x.shape[2:]), operations, latents, found.speed)
+    return sentence(kind, max(look.x.shape[2:]), operations, latents, operations / seconds)
 
 
 def _unencoded(recipe: Recipe, first: Plan | None) -> tuple[Recipe, float]:
