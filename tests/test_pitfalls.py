@@ -12,11 +12,11 @@ from PIL import Image
 
 from unfog.cli import terminal
 from unfog.cli.main import main
-from unfog.data.download import cache_folder
 from unfog.data.folder import folder, list_pictures
 from unfog.data.pictures import read_picture
 from unfog.recipes.presets import recipe
 from unfog.runtime.errors import UserError
+from unfog.runtime.files import cache_folder
 
 ROOT = Path(__file__).parent.parent
 

@@ -30,12 +30,13 @@ from torch import Tensor
 from unfog.data import pictures
 from unfog.data.classic import cifar10, digits, existing, fashion, mnist, read_idx
 from unfog.data.codecs import Codec, Identity, Pixels
-from unfog.data.download import cache_folder, fetch
+from unfog.data.download import fetch
 from unfog.data.folder import Streamed, folder, list_pictures, look
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.data.points import Shape, points
 from unfog.data.source import Augment, Batch, Data, InMemory, Source, Subset, shuffled, split
 from unfog.runtime.errors import EnvironmentFailure, UserError
+from unfog.runtime.files import cache_folder
 
 Bytes = NDArray[np.uint8]
 IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -470,7 +470,7 @@ def test_a_budget_that_ends_before_the_latents_are_encoded_is_refused_at_once(
     tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proportion, "fastest", lambda recipe, device: 1e5)  # operations a second
-    with pytest.raises(UserError, match=r"60 seconds is too short: 24 seconds of it .* encoding 1,797 pictures"):
+    with pytest.raises(UserError, match=r"60 s is too short: 24 s of it .* encoding 1,797 pictures"):
         train(tiny(*OWN), tmp_path / "run", budget=60, device="cpu", console=QUIET)
     assert not (tmp_path / "run" / "autoencoder").exists()
 

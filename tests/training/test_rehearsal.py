@@ -163,7 +163,7 @@ def test_no_large_picture_goes_through_a_network(side: int, photos: Path, monkey
         return data
 
     monkeypatch.setattr(Trainer, "descend", descend)
-    monkeypatch.setattr(Trainer, "choose_portion", lambda trainer: None)
+    monkeypatch.setattr(planning, "choose_portion", lambda trainer: None)
     monkeypatch.setattr(planning.Folder, "build", look)
     monkeypatch.setattr(rehearsal, "BURST", 0.0)
     found = planning.plan(recipe("folder", str(photos), side), device="cpu", console=QUIET)

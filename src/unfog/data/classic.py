@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unfog.data.download import cache_folder, fetch
+from unfog.data.download import fetch
 from unfog.data.source import Data, InMemory, MissingDataError, split
 from unfog.runtime.errors import UserError, nearby
-from unfog.runtime.files import disk, locked, unreadable
+from unfog.runtime.files import cache_folder, disk, locked, unreadable
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"

@@ -2,7 +2,6 @@
 
 import hashlib
 import http.client
-import os
 import shutil
 import sys
 import urllib.error
@@ -11,20 +10,6 @@ from pathlib import Path
 
 from unfog.runtime.errors import EnvironmentFailure
 from unfog.runtime.files import disk, locked, whole
-
-
-def cache_folder() -> Path:
-    """Return the cache folder: `$UNFOG_CACHE`, else `unfog` in `$XDG_CACHE_HOME` or `~/.cache`.
-
-    Raises: EnvironmentFailure: If none of them is known.
-    """
-    own, shared = os.environ.get("UNFOG_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own or shared:
-        return Path(own) if own else Path(shared or "") / "unfog"
-    try:
-        return Path.home() / ".cache" / "unfog"
-    except RuntimeError:  # a container's user may have no entry and no HOME
-        raise EnvironmentFailure("this user has no home folder: set UNFOG_CACHE to a folder for downloads") from None
 
 
 def fetch(url: str, path: Path, md5: str) -> Path:

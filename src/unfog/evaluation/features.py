@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfog.data.codecs import Codec
-from unfog.data.download import cache_folder
 from unfog.data.modality import images
 from unfog.data.source import Batch, shuffled
 from unfog.evaluation.distances import Rows
 from unfog.runtime.errors import EnvironmentFailure, UserError
-from unfog.runtime.files import locked
+from unfog.runtime.files import cache_folder, locked
 from unfog.runtime.progress import working
 from unfog.runtime.tensors import load_into, read_tensors, write_tensors
 

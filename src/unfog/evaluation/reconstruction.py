@@ -24,7 +24,7 @@ from unfog.recipes.networks import AutoencoderSpec
 from unfog.runs.data import Changed, moved, read_data
 from unfog.runs.run import read_recipe
 from unfog.runtime.brief import brief
-from unfog.runtime.device import arithmetic, choose_device, choose_precision
+from unfog.runtime.device import arithmetic, choose_device
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
 from unfog.runtime.progress import working
@@ -141,7 +141,7 @@ def reconstruction(
     codec = Latents(autoencoder(path, shape[0]), shape)
     if len(rows.heldout) < LEAST:
         raise UserError(f"{len(rows.heldout)} held-out pictures are too few: {LEAST} of them take about 1,000 in all")
-    precision = choose_precision(recipe.training.precision, place, shape)
+    precision = recipe.training.precision_on(place, shape)
 
     def again(x: Tensor) -> Tensor:
         with torch.inference_mode(), arithmetic(precision, place):

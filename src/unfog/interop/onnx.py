@@ -1,5 +1,6 @@
 """Export of denoisers and decoders to ONNX, with the coefficients for a sampler as JSON, and the sampler."""
 
+import copy
 import json
 import warnings
 from importlib import import_module
@@ -14,6 +15,7 @@ from unfog.interop.export import vacant
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditioning import Cond
 from unfog.recipes.build import known_of
+from unfog.recipes.choices import fuse
 from unfog.recipes.conditions import ClassConditioning, NoConditioning
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import FixedVariance
@@ -83,7 +85,8 @@ def _export(run: Run, folder: Path, steps: int | None) -> None:
     names = ["x", "time"]
     if rows is not None:
         inputs, names = [*inputs, rows[:1].repeat(2, 1)], [*names, "cond"]
-    network: Any = run.denoiser.network
+    network: Any = copy.deepcopy(run.denoiser.network)
+    fuse([network], False)  # ONNX knows the operators, not the kernel
     _write(Bare(network, "" if rows is None else "vector"), inputs, names, folder / "denoiser.onnx")
     codec = sampler.codec
     if isinstance(codec, Latents):

@@ -16,7 +16,6 @@ from unfog.networks.layers import (
     concatenated,
     conv,
     gather,
-    over_space,
     positions,
     spread,
     zeroed,
@@ -42,10 +41,9 @@ class AdaptiveBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map `(batch, channels, *space)` to the same shape."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = over_space(self.modulation(F.silu(embedding)), h).chunk(2, dim=1)
-        h = self.norm2(h) * (1 + scale) + shift
-        return torch.add(x, self.conv2(self.dropout(F.silu(h))))
+        h = self.conv1(self.norm1(x, act=True))
+        h = self.norm2(h, self.modulation(F.silu(embedding)), act=True)
+        return torch.add(x, self.conv2(self.dropout(h)))
 
 
 class Compact(nn.Module):
@@ -130,5 +128,5 @@ class Compact(nn.Module):
         h = self.merge(torch.cat([self.up(h), fine], dim=1))
         for block in self.decoder:
             h = block(h, embedding)
-        output: Tensor = self.patch_out(F.silu(self.norm_out(h)))
+        output: Tensor = self.patch_out(self.norm_out(h, act=True))
         return output

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from unfog.networks.attention import attend
 from unfog.networks.conditioning import Cond
+from unfog.networks.modulated import modulated, takes
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -161,18 +162,42 @@ class TimeEmbedding(nn.Module):
 class ChannelNorm(nn.Module):
     """Layer norm over the channels at each place: (x - mean) / std, with learned scale and shift if `affine`.
 
-    In channels-last format this is one pass over contiguous memory, while group norm needs several.
+    In channels-last format this is one pass over contiguous memory, while group norm needs several. With `fused` what
+    follows it is in the same pass, where `networks.modulated` has a kernel.
     """
 
     def __init__(self, channels: int, affine: bool = True) -> None:
         """Normalise `channels` channels."""
         super().__init__()
         self.norm = nn.LayerNorm(channels, elementwise_affine=affine)
+        self.fused = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `(batch, channels, *space)` over its second axis."""
-        normed: Tensor = self.norm(x.movedim(1, -1))
-        return normed.movedim(-1, 1)
+    def forward(self, x: Tensor, modulation: Tensor | None = None, act: bool = False) -> Tensor:
+        """Return norm(x), or norm(x)·(1 + scale) + shift, and SiLU of it if `act`.
+
+        Args:
+            x: `(batch, channels, *space)`, normalised over its second axis.
+            modulation: Scales and behind them shifts, `(batch, 2·channels)`.
+            act: Whether SiLU follows.
+        """
+        places = x.movedim(1, -1)
+        if self.fused and takes(places):
+            return modulated(places, *self._factors(modulation), self.norm.eps, act).movedim(-1, 1)
+        normed: Tensor = self.norm(places).movedim(-1, 1)
+        if modulation is not None:
+            scale, shift = over_space(modulation, x).chunk(2, dim=1)
+            normed = normed * (1 + scale) + shift
+        return F.silu(normed) if act else normed
+
+    def _factors(self, modulation: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what the normalised numbers are multiplied by, and what is added: one row, or `(batch, channels)`."""
+        scale, shift = self.norm.weight, self.norm.bias
+        if scale is None:
+            scale, shift = torch.ones(self.norm.normalized_shape), torch.zeros(self.norm.normalized_shape)
+        if modulation is None:
+            return scale[None].float(), shift[None].float()
+        more, further = modulation.float().chunk(2, dim=1)
+        return scale * (1 + more), shift * (1 + more) + further
 
 
 class SelfAttention(nn.Module):

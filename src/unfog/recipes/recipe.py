@@ -19,6 +19,7 @@ from unfog.diffusion.targets import Flow, Target
 from unfog.diffusion.times import LogitNormal, Times
 from unfog.diffusion.weightings import Unit, Weighting
 from unfog.recipes import describe
+from unfog.recipes.choices import REFERENCE
 from unfog.recipes.conditions import ClassConditioning, Conditioning
 from unfog.recipes.fitting import default_grid, default_inputs, default_times
 from unfog.recipes.kinds import KINDS, class_of, kind_of, options_of
@@ -313,6 +314,10 @@ class Recipe:
             values["solver"] = _as_before(values["solver"], values.get("schedule", cls.schedule))
         if isinstance(values["data"], Folder) and "rules" not in plain["data"]:
             values["data"] = replace(values["data"], rules=1)  # as it was read before folders had rules
+        if isinstance(values.get("training"), Training) and "choices" not in plain["training"]:
+            values["training"] = replace(
+                values["training"], choices=REFERENCE
+            )  # as runs computed before there were any
         shape = values.get("shape")
         check_value("shape", shape, list[int] | None)
         for name in ("classes", "prompts"):

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+import torch
+
 from unfog.diffusion.denoiser import InputScale, NetworkTime
-from unfog.runtime.device import Precision
+from unfog.recipes.choices import AUTO, Choices
+from unfog.runtime.device import Precision, choose_precision
 from unfog.runtime.errors import UserError
 
 PORTION = 64
@@ -120,6 +123,9 @@ class Training:
             memory, one more forward pass, the same bits.
         compile: Whether torch compiles the network: takes minutes before the first step, and gains nothing on CPUs.
         epochs: Passes over the training set instead of `images`, which are set by it once the data are read.
+        choices: Which of several ways to compute the same is used on a CPU: "auto" times them for a second when the
+            training begins and writes here what is fastest, which resuming and sampling then keep; "reference" is the
+            rule of `precision` and torch's operators; else `recipes.choices.WORDS` of your own, separated by spaces.
     """
 
     images: int = 100_000
@@ -136,6 +142,7 @@ class Training:
     gradient_checkpointing: bool = False
     compile: bool = False
     epochs: float | None = None
+    choices: str = AUTO
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -155,6 +162,7 @@ class Training:
         if self.batch % self.accumulate:
             raise UserError(f"training.accumulate {self.accumulate} must divide training.batch {self.batch}")
         self.check_budget(self.seconds)
+        Choices.read(self.choices)
         if self.snapshots < 0:
             raise UserError(f"training.snapshots must be 0 or more, not {self.snapshots}")
 
@@ -162,6 +170,11 @@ class Training:
         """Raise a UserError if the length is given in seconds and in epochs."""
         if budget is not None and self.epochs is not None:
             raise UserError("`budget` and training.epochs both say how long to train: give one of them")
+
+    def precision_on(self, device: torch.device, shape: tuple[int, ...]) -> Precision:
+        """Return the arithmetic of the network on a device: as set, as chosen on a CPU, or by `choose_precision`."""
+        chosen = Choices.read(self.choices).precision if device.type == "cpu" else "auto"
+        return choose_precision(chosen if self.precision == "auto" else self.precision, device, shape)
 
     @property
     def steps(self) -> int:

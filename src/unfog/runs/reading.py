@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from unfog.recipes.build import build_model
+from unfog.recipes.choices import apply
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.sources import Given
 from unfog.runs.data import Changed, moved, read_data
@@ -29,6 +30,7 @@ def read_model(path: Path, recipe: Recipe, device: torch.device) -> nn.Module:
     model = build_model(recipe, max(SMALL, sum(tensor.numel() for tensor in weights.values())))
     load_into(model, weights, path / "model.safetensors")
     place(model, device)
+    apply(model, recipe.training.choices)
     return model.eval().requires_grad_(False)
 
 

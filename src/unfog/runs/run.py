@@ -27,12 +27,13 @@ from unfog.runs.reading import check_vacant, read_model, reopen
 from unfog.runs.reading import drawing_recipe as drawing_recipe
 from unfog.runs.reading import read_recipe as read_recipe
 from unfog.runtime import distributed
-from unfog.runtime.device import Precision, choose_device, choose_precision, keep_memory
+from unfog.runtime.device import Precision, choose_device, keep_memory
 from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, seconds, whole_number
 from unfog.runtime.files import check_name, disk, locked, whole, write_whole
 from unfog.runtime.tensors import read_tensors
 from unfog.training.budget import FOLLOWED, Budget, trace_of, write_followed
 from unfog.training.checkpoint import steps
+from unfog.training.choices import choose, choose_portion
 from unfog.training.hooks import Callback, Hooks
 from unfog.training.loop import ASKED, write_recipe
 from unfog.training.loop import train as run_loop
@@ -103,8 +104,8 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     recipe = drawing_recipe(path)
     place_at = choose_device(device)
     assert recipe.shape is not None
-    wanted = recipe.training.precision if precision == "auto" else precision
-    return Run(path, recipe, read_model(path, recipe, place_at), choose_precision(wanted, place_at, recipe.shape))
+    wanted = recipe.training.precision_on(place_at, recipe.shape) if precision == "auto" else precision
+    return Run(path, recipe, read_model(path, recipe, place_at), wanted)
 
 
 def train(
@@ -296,7 +297,8 @@ def _begun(
     if init_from is not None:
         where = Path(init_from) / "model.safetensors"
         trainer.start_from(read_tensors(where), where)
-    trainer.choose_portion()
+    choose(trainer)
+    choose_portion(trainer)
     return trainer
 
 
@@ -476,7 +478,8 @@ def _refit(
         if steps(path / "checkpoints") or not steps(own / "checkpoints"):
             trainer.restore()
         else:
-            trainer.choose_portion()  # its training begins now, after that of its autoencoder
+            choose(trainer)
+            choose_portion(trainer)  # its training begins now, after that of its autoencoder
         budget = more if isinstance(more, Budget) else None
         if more is not None:
             (path / FOLLOWED).unlink(missing_ok=True)

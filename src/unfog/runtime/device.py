@@ -75,9 +75,13 @@ def choose_precision(wanted: Precision, device: torch.device, shape: tuple[int, 
         return wanted
     if device.type == "cuda":
         return "bfloat16"
-    supported = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
     large = len(shape) > 2 and min(shape[1:]) > SMALL
-    return "bfloat16" if device.type == "cpu" and supported and large else "float32"
+    return "bfloat16" if device.type == "cpu" and has_bfloat16() and large else "float32"
+
+
+def has_bfloat16() -> bool:
+    """Return whether the CPU has instructions for bf16."""
+    return any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def channels_last(model: nn.Module, device: torch.device) -> bool:

@@ -113,6 +113,20 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def cache_folder() -> Path:
+    """Return the cache folder: `$UNFOG_CACHE`, else `unfog` in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises: EnvironmentFailure: If none of them is known.
+    """
+    own, shared = os.environ.get("UNFOG_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own or shared:
+        return Path(own) if own else Path(shared or "") / "unfog"
+    try:
+        return Path.home() / ".cache" / "unfog"
+    except RuntimeError:  # a container's user may have no entry and no HOME
+        raise EnvironmentFailure("this user has no home folder: set UNFOG_CACHE to a folder for downloads") from None
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Write `path` atomically: yield a temporary path next to it, then sync and rename; remove it after an error.

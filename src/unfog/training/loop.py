@@ -12,6 +12,7 @@ from types import FrameType
 import torch
 from rich.console import Console
 
+from unfog.recipes.choices import Choices
 from unfog.recipes.latents import LatentCodec
 from unfog.recipes.objective import Draw
 from unfog.recipes.sources import Given
@@ -124,7 +125,8 @@ def _steps(trainer: Trainer, console: Console, pacer: Pacer | None, metrics: Met
     with Display(console) as display, _signals() as caught, torch.random.fork_rng():
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         conditional = getattr(trainer.model, "embedder", None) is not None
-        arithmetic = f"{trainer.device}, {trainer.precision}"
+        fused = ", fused norms" if Choices.read(trainer.settings.choices).fused else ""
+        arithmetic = f"{trainer.device}, {trainer.precision}{fused}"
         display.say(headline(trainer.recipe, trainer.data, parameters, conditional, arithmetic))
         if pacer is None and trainer.device.type == "cpu" and (busy := shared()):
             display.say(busy)

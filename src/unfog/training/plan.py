@@ -25,11 +25,12 @@ from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import PORTION
 from unfog.recipes.several import words_read
 from unfog.recipes.sources import Folder
-from unfog.runtime.device import choose_device, choose_precision, free_memory
+from unfog.runtime.device import choose_device, free_memory
 from unfog.runtime.errors import UserError, seconds
 from unfog.runtime.progress import duration
 from unfog.runtime.sharing import shared
 from unfog.training.checkpoint import KEPT
+from unfog.training.choices import choose_portion
 from unfog.training.counting import rows_within
 from unfog.training.ema import GAMMAS
 from unfog.training.objectives.denoising import PORTIONS
@@ -131,6 +132,7 @@ class Plan:
         timed: The numbers of rows whose steps were timed; none where seconds follow from a convolution's speed.
         share: Operations of a timed row, as a share of a whole one: less than 1 if that is too large.
         expected: What to expect of the pictures, where something was measured.
+        chosen: What it computes with, and how much faster other ways were; empty where nothing was timed.
     """
 
     headline: str
@@ -151,6 +153,7 @@ class Plan:
     timed: tuple[int, ...] = ()
     share: float = 1.0
     expected: str | None = None
+    chosen: str = ""
 
     @property
     def images(self) -> int:
@@ -189,6 +192,8 @@ class Plan:
             "disk": f"{_bytes(self.disk)}: {KEPT} checkpoints of {_bytes(self.checkpoint)}, one more while it is "
             f"written, and {_bytes(self.rest)} of weights and samples",
         }
+        if self.chosen:
+            lines["choices"] = self.chosen
         if self.portion is not None:
             lines["portion"] = _drawn(self.portion, self.measured)
         if self.expected is not None:
@@ -303,10 +308,12 @@ def _planned(
     pace = Pace(step, _report(recipe, found, look, portion, first), 2 * checkpoint / DISK)
     settings, reports = recipe.training, recipe.training.reports
     steps = settings.steps if budget is None else pace.fit(budget, spent, reports, share)
-    precision = choose_precision(settings.precision, device, recipe.shape or ())
+    arithmetic = (
+        f"{device}, {(found.trainer.settings if found.trainer else settings).precision_on(device, recipe.shape or ())}"
+    )
     memory, most = _memory(found, look, base, settings.batch // settings.accumulate, device)
     return Plan(
-        headline(recipe, look.data, found.whole.parameters, found.whole.conditional, f"{device}, {precision}"),
+        headline(recipe, look.data, found.whole.parameters, found.whole.conditional, arithmetic),
         len(look.data.train),
         settings.batch,
         steps,
@@ -324,7 +331,16 @@ def _planned(
         found.rows,
         found.tried.operations / max(1, found.whole.operations),
         _expected(recipe, look, found, steps, first, spent + pace.seconds(steps, reports)),
+        _chosen(found),
     )
+
+
+def _chosen(found: Rehearsal) -> str:
+    """Return what was chosen to compute with, and how fast each way was that was tried."""
+    if found.trainer is None or not found.ratios:
+        return ""
+    tried = ", ".join(f"{name} is {ratio:.2f} times as fast" for name, ratio in found.ratios.items())
+    return f"{found.trainer.settings.choices} (measured here: {tried})"
 
 
 def _expected(
@@ -376,7 +392,7 @@ def _portion(recipe: Recipe, found: Rehearsal, allowed: Allowance) -> tuple[int 
     if trainer is None or found.tried != found.whole or 2 * took > allowed.seconds or held > allowed.memory:
         return first_good(line), took
     trainer.recipe = replace(trainer.recipe, sampling=recipe.sampling)
-    trainer.choose_portion()
+    choose_portion(trainer)
     return trainer.recipe.sampling.batch, took
 
 

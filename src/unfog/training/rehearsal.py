@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from unfog.data.codecs import Unlearned
 from unfog.data.source import Batch, Data, Indices, Source
 from unfog.recipes.recipe import Recipe
-from unfog.runtime.device import arithmetic, choose_precision, peak_memory
+from unfog.runtime.device import arithmetic, peak_memory
 from unfog.runtime.errors import UserError, out_of_memory
+from unfog.training.choices import Ratios, choose
 from unfog.training.counting import KEPT, Cost, cost, rows_within
 from unfog.training.trainer import Trainer
 
@@ -167,6 +168,7 @@ class Rehearsal:
         line: Seconds of a step in rows of the recipe.
         rows: How many rows were timed; none where the seconds follow from a convolution's speed.
         trainer: Took the steps, None where there were none.
+        ratios: How many times as fast as the reference other ways to compute were, where they were timed.
     """
 
     whole: Cost
@@ -174,6 +176,7 @@ class Rehearsal:
     line: Line
     rows: tuple[int, ...]
     trainer: Trainer | None
+    ratios: Ratios = field(default_factory=Ratios)
 
     @property
     def speed(self) -> float:
@@ -215,8 +218,9 @@ def rehearse(
     small, tried = found
     trainer = Trainer(small, Data(*(Imagined(part, x, small.shape or ()) for part in data)), folder, device)
     portion = recipe.training.batch // recipe.training.accumulate
+    ratios = choose(trainer) if tried == whole and rows_within(tried, allowed.memory) >= small.training.batch else {}
     line, rows = timed(lambda rows: _step(trainer, rows), portion, rows_within(tried, allowed.memory), allowed)
-    return Rehearsal(whole, tried, line.scaled(1.0, whole.operations / max(1, tried.operations)), rows, trainer)
+    return Rehearsal(whole, tried, line.scaled(1.0, whole.operations / max(1, tried.operations)), rows, trainer, ratios)
 
 
 def affordable(recipe: Recipe, whole: Cost, source: Source, allowed: Allowance) -> tuple[Recipe, Cost] | None:
@@ -295,7 +299,7 @@ def fastest(recipe: Recipe, device: torch.device) -> float:
     """Return the operations a second of a 3×3 convolution of 64 channels, forward and backward."""
     weight = torch.randn(64, 64, 3, 3, device=device, requires_grad=True)
     x = torch.randn(16, 64, 32, 32, device=device, requires_grad=True)
-    precision = choose_precision(recipe.training.precision, device, recipe.shape or ())
+    precision = recipe.training.precision_on(device, recipe.shape or ())
 
     def take(count: int) -> float:
         began = time.monotonic()

@@ -16,20 +16,18 @@ from torch import Tensor
 from unfog.data.pictures import save_picture
 from unfog.data.source import Data, Indices
 from unfog.diffusion.denoiser import Denoiser
-from unfog.generation.portion import measured
-from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec, build_model, known_of
+from unfog.recipes.choices import Choices, apply, fuse
 from unfog.recipes.objective import Context, Draw, checked
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.schema import MOST_WHOLE, fits
-from unfog.recipes.settings import PORTION, PowerAverage
+from unfog.recipes.settings import PowerAverage
 from unfog.runtime import distributed
 from unfog.runtime.device import (
     COMPILED,
     Precision,
     arithmetic,
     channels_last,
-    choose_precision,
     compute_again,
     in_channels_last,
     keep_memory,
@@ -77,11 +75,12 @@ class Trainer:
         self.trace = None if self.settings.seconds is None else Trace()
         self.reporting = Reporting()
         self.step = self.skipped = self.bad_in_row = 0
-        self.precision = choose_precision(self.settings.precision, device, recipe.shape)
+        self.precision = self.settings.precision_on(device, recipe.shape)
         self.objective.check(self.model, self.held_out, self._context())
         self.state = self.objective.state(self._context())
         self.channels_last = channels_last(self.model, device)
         place(self.model, device)
+        apply(self.model, self.settings.choices)
         self.averaged = Averaged(self.model, recipe.ema)
         kept = GAMMAS if self.settings.snapshots else ()
         self.averages = {"average": self.averaged}
@@ -174,16 +173,13 @@ class Trainer:
         build = partial(self.optimization.build, self.model, precision)
         return {name: build(parameters) for name, parameters in self.trained.items()}
 
-    def choose_portion(self) -> None:
-        """Write into the recipe how many samples are drawn at a time: measured, unless it says so already."""
-        sampling = self.recipe.sampling
-        if sampling.batch is not None:
-            return
-        found, best = self.objective.generator(self.recipe, self.averaged.model), PORTION
-        if isinstance(found, Sampler):
-            condition = self.held_out(np.zeros(1, dtype=np.int64)).condition
-            best = measured(replace(found, precision=self.precision), condition)
-        self.recipe = replace(self.recipe, sampling=replace(sampling, batch=best))
+    def compute_with(self, choices: Choices) -> None:
+        """Compute with these choices from now on, before the first step, and write them into the recipe."""
+        self.settings = replace(self.settings, choices=str(choices))
+        self.recipe = replace(self.recipe, training=self.settings)
+        self.precision = self.settings.precision_on(self.device, self.recipe.shape or ())
+        self.optimizers = self._optimizers(self.precision)
+        fuse((self.model, *(averaged.model for averaged in self.averages.values())), choices.fused)
 
     @property
     def _trains_all(self) -> bool:

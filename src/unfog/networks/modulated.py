@@ -1,0 +1,124 @@
+"""SiLU(norm(x)·scale + shift) in one pass over memory and one back, by a kernel of our own (modulated.cpp)."""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+
+from unfog.runtime.native import library
+
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+MOST = 2048
+"""Channels of a place, at most."""
+SOURCE = Path(__file__).with_suffix(".cpp")
+Kernel = Callable[..., None]
+
+
+def formula(x: Tensor, scale: Tensor, shift: Tensor, epsilon: float, act: bool) -> Tensor:
+    """Compute `modulated` by torch's operators."""
+    rows = (-1, *[1] * (x.ndim - 2), x.shape[-1])
+    h = F.layer_norm(x, x.shape[-1:], eps=epsilon) * scale.view(rows) + shift.view(rows)
+    return F.silu(h) if act else h
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor, epsilon: float, act: bool) -> Tensor:
+    """Return SiLU(norm(x)·scale + shift), with a norm over the last axis; without SiLU unless `act`.
+
+    Args:
+        x: `(rows, *places, channels)`, contiguous, bfloat16 or float32, see `takes`.
+        scale: `(rows, channels)`, or one row for all, float32.
+        shift: Shaped like `scale`.
+        epsilon: Added to the variance.
+        act: Whether SiLU follows.
+
+    Returns: Shaped like `x`. Sums and products are in float32 also where `x` is not.
+    """
+    result: Tensor = _Modulated.apply(x, scale, shift, epsilon, act)  # type: ignore[no-untyped-call]  # torch's
+    return result
+
+
+def takes(x: Tensor) -> bool:
+    """Return whether the kernel is there and computes such numbers, `(rows, *places, channels)`."""
+    plain = x.device.type == "cpu" and x.dtype in NAMES and x.is_contiguous() and x.numel() > 0 and x.shape[-1] <= MOST
+    return plain and not torch.compiler.is_compiling() and _kernels() is not None
+
+
+def available(build: bool = False) -> bool:
+    """Return whether the kernel is there and right, after compiling it if `build`."""
+    if build and _kernels() is None and library(SOURCE, build=True) is not None:
+        _kernels.cache_clear()
+    return _kernels() is not None
+
+
+@cache
+def _kernels() -> dict[torch.dtype, tuple[Kernel, Kernel]] | None:
+    """Return the functions there and back for each type of numbers, if they agree with the formula."""
+    found = library(SOURCE)
+    if found is None:
+        return None
+    kernels = {
+        kind: (_typed(found, f"{name}_forward", 4), _typed(found, f"{name}_backward", 7))
+        for kind, name in NAMES.items()
+    }
+    return kernels if _agree(kernels) else None
+
+
+def _typed(found: ctypes.CDLL, name: str, pointers: int) -> Kernel:
+    """Return a function of the library, with the types of its arguments."""
+    kernel = getattr(found, name)
+    sizes = (ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_long, ctypes.c_float, ctypes.c_int)
+    kernel.argtypes, kernel.restype = [*[ctypes.c_void_p] * pointers, *sizes], None
+    return kernel  # type: ignore[no-any-return]  # a function of C
+
+
+def _agree(kernels: dict[torch.dtype, tuple[Kernel, Kernel]]) -> bool:
+    """Return whether the kernels give the formula's numbers for a few: a compiler may be wrong."""
+    x = torch.linspace(-3, 4, 2 * 3 * 37).square().view(2, 3, 37)
+    scale, shift = torch.linspace(-1, 2, 74).view(2, 37), torch.linspace(1, -1, 74).view(2, 37)
+    y = torch.empty_like(x)
+    _forward(kernels[torch.float32][0], x, scale, shift, y, 1e-5, True)
+    return bool(torch.allclose(y, formula(x, scale, shift, 1e-5, True), rtol=1e-4, atol=1e-4))
+
+
+def _sizes(x: Tensor, scale: Tensor) -> tuple[int, int, int, int]:
+    """Return rows, places, channels, and the distance of two rows of `scale`."""
+    channels = x.shape[-1]
+    return len(x), x.numel() // len(x) // channels, channels, channels if len(scale) > 1 else 0
+
+
+def _forward(kernel: Kernel, x: Tensor, scale: Tensor, shift: Tensor, y: Tensor, epsilon: float, act: bool) -> None:
+    """Call a kernel."""
+    kernel(*(part.data_ptr() for part in (x, scale, shift, y)), *_sizes(x, scale), epsilon, act)
+
+
+class _Modulated(torch.autograd.Function):
+    """`modulated` with its gradients, from x, scale and shift alone: the rest is computed again."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, scale: Tensor, shift: Tensor, epsilon: float, act: bool) -> Tensor:
+        """Compute the output."""
+        kernels = _kernels()
+        assert kernels is not None
+        scale, shift, y = scale.contiguous(), shift.contiguous(), torch.empty_like(x)
+        _forward(kernels[x.dtype][0], x, scale, shift, y, epsilon, act)
+        ctx.save_for_backward(x, scale, shift)
+        ctx.rest = kernels[x.dtype][1], epsilon, act  # type: ignore[attr-defined]  # torch's way of keeping things
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Compute the gradients of x, scale and shift."""
+        x, scale, shift = ctx.saved_tensors  # type: ignore[attr-defined]  # as above
+        kernel, epsilon, act = ctx.rest  # type: ignore[attr-defined]
+        dy, dx = dy.contiguous(), torch.empty_like(x)
+        both = torch.empty(2, len(x), x.shape[-1])
+        parts = (dy, x, scale, shift, dx, *both)
+        kernel(*(part.data_ptr() for part in parts), *_sizes(x, scale), epsilon, act)
+        dscale, dshift = both if len(scale) == len(x) else both.sum(1, keepdim=True)
+        return dx, dscale, dshift, None, None

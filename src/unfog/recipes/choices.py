@@ -1,0 +1,80 @@
+"""Which of several ways to compute the same is used: they agree up to rounding, and which is fastest is measured."""
+
+import warnings
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import nn
+
+from unfog.networks.layers import ChannelNorm
+from unfog.networks.modulated import available
+from unfog.runtime.device import Precision
+from unfog.runtime.errors import UserError
+
+AUTO, REFERENCE = "auto", "reference"
+WORDS = {
+    "float32": "the network computes in float32",
+    "bfloat16": "it computes in bfloat16",
+    "fused-norm": "norms over channels with what follows them are one pass over memory, by a kernel of our own",
+}
+"""What can be chosen."""
+
+
+class Choices(NamedTuple):
+    """What was chosen.
+
+    Attributes:
+        precision: The arithmetic of the network; "auto" follows the rule of `choose_precision`.
+        fused: Whether norms over channels are fused with what follows them.
+    """
+
+    precision: Precision = "auto"
+    fused: bool = False
+
+    @classmethod
+    def read(cls, text: str) -> "Choices":
+        """Return the choices that a recipe names; "auto" is the reference until a training has measured.
+
+        Raises: UserError: If a word is unknown, or both arithmetics are named.
+        """
+        words = [] if text in (AUTO, REFERENCE) else text.split()
+        unknown = [word for word in words if word not in WORDS]
+        both = {"float32", "bfloat16"} <= {*words}
+        if unknown or both or (not words and text not in (AUTO, REFERENCE)):
+            raise UserError(
+                f"training.choices is auto, reference, or some of {', '.join(WORDS)} separated by spaces, with one "
+                f"arithmetic at most, not {text!r}"
+            )
+        precision: Precision = "float32" if "float32" in words else "bfloat16" if "bfloat16" in words else "auto"
+        return cls(precision, "fused-norm" in words)
+
+    def __str__(self) -> str:
+        """Return it as a recipe names it."""
+        words = [] if self.precision == "auto" else [str(self.precision)]
+        return " ".join(words + ["fused-norm"] * self.fused) or REFERENCE
+
+
+def norms(model: nn.Module) -> list[ChannelNorm]:
+    """Return a model's norms that can be fused."""
+    return [part for part in model.modules() if isinstance(part, ChannelNorm)]
+
+
+def fuse(models: Iterable[nn.Module], fused: bool) -> None:
+    """Let the norms of models be fused, or not."""
+    for part in (part for model in models for part in norms(model)):
+        part.fused = fused
+
+
+def apply(model: nn.Module, choices: str) -> None:
+    """Let a model compute as a recipe says; say so where the kernel is not there, and compile nothing.
+
+    A run of somebody else may name it, and its samples are the same up to rounding without it.
+    """
+    fused = Choices.read(choices).fused and bool(norms(model))
+    fuse([model], fused)
+    if fused and not available():
+        warnings.warn(
+            "the run's norms are computed by torch's operators, since the kernel that it names is not compiled on this "
+            "machine: numbers differ by rounding",
+            stacklevel=3,
+        )

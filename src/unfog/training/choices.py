@@ -1,0 +1,180 @@
+"""What a training computes with, and how many samples it draws at a time: chosen by timing them when it begins."""
+
+import hashlib
+import json
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+
+from unfog.generation.portion import measured
+from unfog.generation.sampler import Sampler
+from unfog.networks.modulated import available
+from unfog.recipes.choices import AUTO, REFERENCE, Choices, fuse, norms
+from unfog.recipes.parse import to_plain
+from unfog.recipes.settings import PORTION
+from unfog.runtime import distributed
+from unfog.runtime.device import Precision, has_bfloat16
+from unfog.runtime.errors import EnvironmentFailure, UserError
+from unfog.runtime.files import cache_folder, locked, parse_json, read_bounded, write_whole
+from unfog.runtime.native import processor
+from unfog.training.trainer import Trainer
+
+SECONDS = 1.0
+"""For which two ways are compared, about."""
+ROUNDS, FEWEST = 15, 3
+"""Steps of each way, in turns: at most, and at least."""
+WORTH = 1.03
+"""How much faster than the reference another way must be to be chosen."""
+DISTURBED = 1.3
+"""Median over least time of a way from which on other programs disturbed it, so that nothing is concluded."""
+
+ALL = [Choices(precision, fused) for precision in get_args(Precision) for fused in (False, True)]
+Ratios = dict[str, float]
+"""How many times as fast as the reference each way was that was tried."""
+
+
+def choose(trainer: Trainer) -> Ratios:
+    """Let a new training compute with what is fastest for it here, and write that into its recipe.
+
+    On a CPU its arithmetic, and whether its norms are fused, are timed for a second or two on steps of its own, whose
+    gradients are thrown away. The choice is kept in the cache, by processor, threads, torch, network and batch, so that
+    the same command computes the same bits again. With UNFOG_CHOICES=reference in the environment nothing is timed.
+
+    Args:
+        trainer: Its model is left in the way that was chosen.
+
+    Returns: What was measured, now or when the choice was kept; empty where the recipe itself has chosen.
+    """
+    settings = trainer.settings
+    if settings.choices != AUTO:
+        return {}
+    plain = settings.compile or settings.sharded or os.environ.get("UNFOG_CHOICES") == REFERENCE
+    if plain or trainer.device.type != "cpu":
+        trainer.compute_with(Choices())
+        return {}
+    choices, ratios = Choices(), Ratios()
+    if not distributed.rank():
+        path = _file(trainer)
+        choices, ratios = _kept(path) or _measured(trainer, path)
+    found = ALL[int(distributed.agreed(ALL.index(choices)))]
+    if found.fused:
+        available(build=True)
+    trainer.compute_with(found)
+    return ratios
+
+
+def choose_portion(trainer: Trainer) -> None:
+    """Write into a training's recipe how many samples are drawn at a time: measured, unless it says so already."""
+    sampling = trainer.recipe.sampling
+    if sampling.batch is not None:
+        return
+    found, best = trainer.objective.generator(trainer.recipe, trainer.averaged.model), PORTION
+    if isinstance(found, Sampler):
+        condition = trainer.held_out(np.zeros(1, dtype=np.int64)).condition
+        best = measured(replace(found, precision=trainer.precision), condition)
+    trainer.recipe = replace(trainer.recipe, sampling=replace(sampling, batch=best))
+
+
+def _file(trainer: Trainer) -> Path:
+    """Return the file in which the choices for such trainings on this machine are kept."""
+    recipe, settings = trainer.recipe, trainer.settings
+    parts = [to_plain(name, getattr(recipe, name)) for name in ("network", "conditioning", "objective")]
+    rows = settings.batch // settings.accumulate
+    machine = (processor(), torch.get_num_threads(), torch.__version__)
+    key = repr((1, machine, parts, trainer.known.shape, rows, settings.precision)).encode()
+    return cache_folder() / "choices" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
+
+
+def _kept(path: Path) -> tuple[Choices, Ratios] | None:
+    """Return choices from the cache; None where there are none, they are damaged, or their kernel is gone."""
+    try:
+        plain = parse_json(read_bounded(path))
+        choices = Choices.read(plain["choices"])
+        ratios = {str(name): float(ratio) for name, ratio in plain["ratios"].items()}
+    except (OSError, EnvironmentFailure, UserError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return None if choices.fused and not available(build=True) else (choices, ratios)
+
+
+def _measured(trainer: Trainer, path: Path) -> tuple[Choices, Ratios]:
+    """Time the ways of computing in turns, and keep what is faster than the reference."""
+    step, rule = _step(trainer), trainer.precision
+    ratios: Ratios = {}
+    disturbed, fused, best = False, False, rule
+    if trainer.settings.precision == "auto" and has_bfloat16():
+        other: Precision = "float32" if rule == "bfloat16" else "bfloat16"
+
+        def compute_in(new: bool) -> None:
+            trainer.precision = other if new else rule
+
+        ratio = _ratio(step, compute_in)
+        disturbed = ratio is None
+        if ratio is not None:
+            ratios[other] = ratio
+            best = other if ratio > WORTH else rule
+        trainer.precision = best
+    if norms(trainer.model) and available(build=True):
+        ratio = _ratio(step, lambda new: fuse([trainer.model], new))
+        disturbed |= ratio is None
+        if ratio is not None:
+            ratios["fused-norm"] = ratio
+            fused = ratio > WORTH
+    found = Choices(best, fused) if ratios else Choices()
+    if disturbed:
+        warnings.warn(
+            "other programs disturbed the timing of the ways to compute, so that the usual ones are taken: "
+            "training.choices names others",
+            stacklevel=4,
+        )
+    elif ratios:
+        with suppress(EnvironmentFailure, UserError), locked(path.parent, wait=True):  # it costs a second, no more
+            write_whole(path, json.dumps({"choices": str(found), "ratios": ratios}).encode())
+    return found, ratios
+
+
+def _step(trainer: Trainer) -> Callable[[], float]:
+    """Return what takes the gradients of some rows of the first batch, and returns the seconds."""
+    weights = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+
+    def take(rows: int) -> float:
+        draw, _ = trainer.prepare(replace(trainer.draws, batch=rows, part=None)(0))
+        began = time.perf_counter()
+        losses = trainer.losses(draw).values()
+        torch.autograd.grad(torch.stack([loss.mean() for loss in losses]).sum(), weights, allow_unused=True)
+        return time.perf_counter() - began
+
+    rows = trainer.settings.batch // trainer.settings.accumulate
+    with torch.random.fork_rng(devices=[]):
+        take(1)
+        single = take(1)
+        if rows * single > SECONDS / FEWEST / 2:  # more than that, or few rows of a large network
+            rows = max(1, min(rows, int(SECONDS / FEWEST / 2 / single)))
+    return lambda: take(rows)
+
+
+def _ratio(step: Callable[[], float], compute: Callable[[bool], None]) -> float | None:
+    """Return how many times as fast as the reference another way is, by the least time of each; None if disturbed."""
+    took: tuple[list[float], list[float]] = [], []
+    began = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        for round_ in range(1 + ROUNDS):
+            for new in (False, True) if round_ % 2 else (True, False):
+                compute(new)
+                seconds = step()
+                if round_:  # kernels are chosen in the first step of each
+                    took[new].append(seconds)
+            if round_ >= FEWEST and time.perf_counter() - began > SECONDS:
+                break
+    compute(False)
+    if any(statistics.median(times) > DISTURBED * min(times) for times in took):
+        return None
+    return min(took[False]) / min(took[True])
