@@ -93,10 +93,12 @@ RUNS = (
     Reached("drawings", 32, 56_768, 0.797, NAMED, 1.26, 0.966),
     Reached("drawings", 64, 12_000, 0.803, NOISE, 19.6, 0.841),
     Reached("drawings", 64, 43_776, 0.803, BLOBS, 1.73, 1.30),
+    Reached("drawings", 64, 95_552, 0.803, OUTLINES, 1.25, 1.30),
     Reached("drawings", 64, 139_648, 0.801, NAMED, 1.04, 0.688, (18_912, 4.5), "docs/latents.md"),
     Reached("drawings", 64, 272_416, 0.803, NAMED, 1.15, 0.688, source="docs/latents.md"),
     Reached("photos", 32, 12_032, 0.797, BLOBS, 3.61, 0.281),
     Reached("photos", 32, 55_424, 0.797, BLOBS, 1.41, 0.153),
+    Reached("photos", 32, 112_704, 0.797, OUTLINES, 0.937, 0.153),
     Reached("photos", 64, 12_000, 0.803, NOISE, 19.5, 0.313),
     Reached("photos", 64, 42_560, 0.803, BLOBS, 1.91, 0.198),
 )
