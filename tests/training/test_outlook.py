@@ -28,7 +28,7 @@ LARGE = Reached("drawings", 64, 100_000, 1.0, NAMED, 1.0, 0.7)
             64,
             6,
             False,
-            "at 64 pixels and 6 minutes: outlines (from measured runs), Fréchet distance 0.78 to 2 (real pictures 1.3); 32",
+            "at 64 pixels and 6 minutes: outlines (from measured runs), Fréchet distance 0.78 to 2 (real",
         ),
         (32, 6, False, "at 32 pixels and 6 minutes: drawings that one can name (from measured runs)"),
         (128, 6, True, "at 128 pixels and 6 minutes: noise in the colours of the pictures (interpolated from other si"),
