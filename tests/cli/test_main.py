@@ -148,7 +148,7 @@ def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) 
         (["digits", "--device", "gpu0"], "the device 'gpu0' is not available here.*use cpu"),
         (["digits", "--init-from", "nowhere"], "nowhere is no run folder"),
         (["mnist", "--data", "nowhere"], "data folder .*nowhere does not exist: check the path"),
-        (["folder"], "needs a folder of pictures: give its path as data"),
+        (["folder"], "needs a folder of pictures: give its path as --data"),
         (["folder", "--data", "nowhere"], "data folder .*nowhere does not exist: check the path"),
     ],
 )
@@ -303,13 +303,20 @@ def test_resuming_what_is_no_run_or_has_no_checkpoint(refused: Call, broken: Pat
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["trian"], ["train", "--nonsense"], ["sample"], ["sample", "x", "-n", "many"]]
+    "arguments", [[], ["--nonsense"], ["train", "--nonsense"], ["sample"], ["sample", "x", "-n", "many"]]
 )
 def test_a_line_that_cannot_be_read_has_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_mistyped_verb_or_folder_is_answered_with_the_one_that_is_meant(refused: Call, tmp_path: Path) -> None:
+    refused("unknown verb 'trian': did you mean 'train'?", "trian")
+    refused("unknown verb 'inpant': did you mean 'inpaint'?", "edit", "inpant")
+    (tmp_path / "animals").mkdir()
+    refused(f"did you mean {tmp_path / 'animals'}?", "inspect", tmp_path / "anmals")
 
 
 # Failing surroundings
@@ -917,8 +924,9 @@ def test_the_program_hands_its_exit_code_on(tmp_path: Path) -> None:
         pytest.skip("the program is not installed beside this python")
     found = subprocess.run([program, "sample", str(tmp_path)], capture_output=True, text=True)
     assert found.returncode == 2
-    assert found.stderr.startswith(f"unfog: {tmp_path} is no run folder")
-    assert found.stderr.count("\n") == 1
+    said = [line for line in found.stderr.splitlines() if "at work for" not in line]  # on a busy machine
+    assert len(said) == 1
+    assert said[0].startswith(f"unfog: {tmp_path} is no run folder")
     assert found.stdout == ""
 
 

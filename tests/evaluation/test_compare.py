@@ -82,6 +82,10 @@ def test_a_worse_model_is_told_apart_and_ranked_last(found: Comparison) -> None:
     assert worse.told_apart
     assert worse.value == found.models[2].value(found.fidelity) - found.models[0].value(found.fidelity)
     assert [model.name for model in found.ranked().models][-1] == "worse"
+    said = found.verdict()
+    assert "worse is worse in frechet/classifier and adherence than good. Worse, without an interval to tell" in said
+    assert re.search(r"frechet/pixels \([\d.]+ to [\d.]+\)", said)  # else nobody would see it
+    assert said.count("without an interval") <= 2  # not of the copy
 
 
 def test_the_reference_can_be_the_best(models: dict[str, Path]) -> None:

@@ -31,6 +31,10 @@ def score(value: float, floor: float, ceiling: float, low: float | None = None, 
         ("frechet/pixels", score(1.0, 0.2, 8.2), "10% of the way to noise"),
         ("frechet/pixels", score(0.3, 0.2, 8.2, 0.1, 0.5), "like real data"),
         ("frechet/pixels", score(0.1, 0.2, 8.2), "like real data"),
+        ("frechet/classifier", score(0.902, 0.202, 52.7, 0.551, 1.17), "4.5 times real data"),
+        ("frechet/classifier", score(0.25, 0.202, 52.7, 0.21, 0.3), "1.2 times real data"),
+        ("frechet/classifier", score(0.21, 0.202, 52.7), "like real data"),
+        ("kernel/pixels", score(1.0, -0.2, 50.0), "2% of the way to noise"),
         ("adherence", score(0.9, 0.95, 0.1, 0.85, 0.94), "6% of the way to noise"),
         ("psnr", score(30.0, 100.0, 10.0), "1% of the way to one mean picture"),
         ("kernel/pixels", score(6319, -2473, 9000, -3846, 16484), "too uncertain to tell"),
@@ -61,11 +65,13 @@ def test_the_worst_figure_and_what_helps_are_named() -> None:
 def test_only_what_was_not_tried_is_advised_and_with_its_command() -> None:
     shy, keen = score(0.25, 0.6, 0.1), score(0.5, 0.6, 0.1)
     alone = advice({"guidance 1": {"adherence": shy}}, run="runs/a")
-    assert "helps: more guidance (`unfog evaluate runs/a --guidance 2 3`); train longer (`unfog train --resume" in alone
+    assert (
+        "helps: more guidance (`unfog evaluate runs/a --guidance 2 3`); train longer (`unfog train --init-from" in alone
+    )
     assert "more guidance" in advice({"guidance 1": {"adherence": keen}, "guidance 3": {"adherence": shy}})
     assert "more guidance" not in advice({"guidance 3": {"adherence": shy}, "guidance 1": {"adherence": keen}})
     low, lower = score(0.7, 0.9, 0.1), score(0.6, 0.9, 0.1)
-    assert "less guidance" in advice({"guidance 3": {"recall": low}})
+    assert "less guidance (`unfog evaluate RUN --guidance 1 3`)" in advice({"guidance 3": {"recall": low}})
     assert "less guidance" not in advice({"guidance 1": {"recall": lower}, "guidance 3": {"recall": low}})
     assert "less guidance" not in advice({"guidance 1": {"recall": low}})
 

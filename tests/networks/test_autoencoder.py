@@ -469,7 +469,7 @@ def test_a_plan_has_both_trainings(tiny: MakeRecipe) -> None:
 def test_a_budget_that_ends_before_the_latents_are_encoded_is_refused_at_once(
     tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proportion, "fastest", lambda recipe, device: 1e5)  # operations a second
+    monkeypatch.setattr(proportion, "undisturbed", lambda recipe, device: 1e5)  # operations a second
     with pytest.raises(UserError, match=r"60 s is too short: 24 s of it .* encoding 1,797 pictures"):
         train(tiny(*OWN), tmp_path / "run", budget=60, device="cpu", console=QUIET)
     assert not (tmp_path / "run" / "autoencoder").exists()
@@ -493,7 +493,7 @@ def test_a_training_that_stops_at_its_autoencoder_goes_on_there(
         with pytest.raises(Stopped):
             train(tiny(*OWN, "sampling.batch=null"), tmp_path / "parts", device="cpu", console=QUIET)
     assert not (tmp_path / "parts" / "checkpoints").exists()
-    monkeypatch.setattr("unfog.training.trainer.measured", lambda sampler, condition: 8)
+    monkeypatch.setattr("unfog.training.choices.measured", lambda sampler, condition: 8)
     refit(tmp_path / "parts", device="cpu", console=QUIET)
     for name in ("autoencoder/model.safetensors", "model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()

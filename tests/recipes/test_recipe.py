@@ -801,7 +801,7 @@ def test_thirty_passes_over_many_pictures(tmp_path: Path) -> None:
 
 
 def test_the_folder_recipe_needs_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs a folder of pictures: give its path as data"):
+    with pytest.raises(UserError, match="needs a folder of pictures: give its path as `data`"):
         recipe("folder")
     with pytest.raises(UserError, match="does not exist"):
         recipe("folder", str(tmp_path / "absent"))

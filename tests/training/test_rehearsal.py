@@ -176,6 +176,21 @@ def test_no_large_picture_goes_through_a_network(side: int, photos: Path, monkey
         assert found.first.pace.step > 0
 
 
+def test_a_busy_machine_is_taken_for_what_it_is_when_idle(tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads of which one waits for its core compute less than one alone; a budget was refused for that."""
+    speeds = {2: 1e9, 1: 3e9}
+    monkeypatch.setattr(rehearsal, "fastest", lambda recipe, device: speeds[torch.get_num_threads()])
+    count = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert rehearsal.undisturbed(tiny(), torch.device("cpu")) == 6e9
+        assert torch.get_num_threads() == 2
+        speeds[2] = 7e9
+        assert rehearsal.undisturbed(tiny(), torch.device("cpu")) == 7e9
+    finally:
+        torch.set_num_threads(count)
+
+
 def test_what_stands_for_an_autoencoder_has_its_shapes() -> None:
     codec = Untrained(4, 8)
     assert codec.build((3, 20, 33)) is codec

@@ -1,6 +1,7 @@
 """Training: draws, accumulation, averages, checkpoints, and runs that are stopped and go on to the bit."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -833,7 +834,9 @@ def test_a_resumed_folder_must_be_a_run_with_a_checkpoint_and_its_data(
 def test_init_from_starts_at_the_other_runs_weights(digits_run: Path, tiny: MakeRecipe, tmp_path: Path) -> None:
     # the first step has a learning rate of 0, so one step shows the start
     one = tiny("training.images=32", "seed=5")
-    out = train(one, tmp_path / "run", init_from=digits_run, device="cpu", console=QUIET).path
+    said = io.StringIO()
+    out = train(one, tmp_path / "run", init_from=digits_run, device="cpu", console=Console(file=said, width=400)).path
+    assert f"starting from {digits_run}: the learning rate rises again" in said.getvalue()
     assert_same(load_file(out / "model.safetensors"), load_file(digits_run / "model.safetensors"))
     fresh = train(one, tmp_path / "fresh", device="cpu", console=QUIET).path
     assert (fresh / "model.safetensors").read_bytes() != (out / "model.safetensors").read_bytes()

@@ -199,6 +199,8 @@ def report(
     """
     from dataclasses import replace
 
+    from rich.console import Console
+
     from unfog.reports.report import report as gather
     from unfog.runs.data import Changed, moved
     from unfog.runs.run import load
@@ -210,4 +212,5 @@ def report(
     arguments.folder(folder, loaded.recipe)
     with locked(folder):
         changed: Changed = "accept" if accept_changed_data else "refuse"
-        print(f"report: {gather(loaded, folder, seed, changed, guidance=guidance, steps=steps).write()}")
+        found = gather(loaded, folder, seed, changed, guidance=guidance, steps=steps, console=Console(stderr=True))
+        print(f"report: {found.write()}")

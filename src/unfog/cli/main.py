@@ -16,6 +16,7 @@ from unfog.cli.looking import explain, inspect, recipe, recipes, report
 from unfog.cli.measuring import bench, compare, evaluate, verify
 from unfog.cli.serving import app
 from unfog.cli.training import average, plan, replay, train
+from unfog.runtime.errors import unknown
 from unfog.runtime.provenance import commanded
 from unfog.runtime.version import __version__
 
@@ -52,6 +53,8 @@ EDITS: dict[str, Callable[..., None]] = {
 }
 """The verbs of `unfog edit`."""
 DESCRIPTION = """Train, sample and measure diffusion models.
+
+Four verbs go a long way: inspect a folder of pictures, train on it, sample the run, evaluate it.
 
 Every verb also takes --import FILE: a Python file of your own that runs first and can add parts with unfog.register.
 Repeat the option for several files.
@@ -102,6 +105,8 @@ def _run(given: list[str]) -> int:
                 config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
                 if (verb := verbs.get(words[0] if words else "")) is not None:  # its own options, and no others
                     tyro.cli(verb, prog=f"{prog} {words[0]}", args=words[1:], config=config)
+                elif words and not words[0].startswith("-"):
+                    raise unknown("verb", words[0], verbs)
                 else:
                     tyro.extras.subcommand_cli_from_dict(
                         verbs, prog=prog, args=words, description=description, config=config

@@ -141,7 +141,7 @@ def _files(source: Source, known: Fingerprint | None) -> dict[str, File]:
     hashing = partial(_file, root, earlier)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         hashed = pool.map(hashing, names)
-        contents = list(track(hashed, "hashing the data", len(names), console=Console(stderr=True)))
+        contents = list(track(hashed, "checking which pictures these are", len(names), console=Console(stderr=True)))
     described = [
         hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:SIGNS] for text in _described(source)
     ]

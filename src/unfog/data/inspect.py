@@ -44,7 +44,7 @@ from unfog.data.source import Data, InMemory
 from unfog.data.text import WORDS, words_of
 from unfog.data.walk import walk
 from unfog.runtime.brief import brief
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import UserError, nearby
 from unfog.runtime.progress import track
 
 LOOKED, SHOWN = 200, 64
@@ -281,7 +281,8 @@ def _root(path: str | Path) -> Path | Packed:
     """Return the folder or the archives to inspect."""
     root = Path(os.path.expanduser(path))
     if not os.path.isdir(root) and not (os.path.isfile(root) and root.suffix.lower() in ARCHIVES | PACKED):
-        raise UserError(f"{root} is not a folder: pass the folder of images to inspect")
+        cure = nearby(root) or "pass the folder of images to inspect"
+        raise UserError(f"{root} is not a folder: {cure}")
     return located(str(root))[0]
 
 

@@ -8,7 +8,10 @@ from unfog.evaluation.intervals import Scored
 from unfog.evaluation.neighbours import Memorised
 from unfog.evaluation.wording import FLOOR, position, shown, standing
 
-LONGER = "train longer (`unfog train --resume RUN --budget 10m`), or with a larger network (network.width)"
+LONGER = (
+    "train longer (`unfog train --init-from RUN --budget 10m --out RUN-longer`, then `unfog compare RUN RUN-longer`), "
+    "or a larger network (`--set network.width=...`; `unfog recipe RUN` shows its own)"
+)
 HELPS = {
     "frechet": f"{LONGER}; more steps or another solver (`unfog bench` finds them)",
     "kernel": f"{LONGER}; more steps or another solver (`unfog bench` finds them)",
@@ -98,14 +101,17 @@ def _helps(name: str, columns: list[str]) -> str:
             if tried
             else text.replace(MORE, f"more guidance (`unfog evaluate RUN --guidance {wider}`); ", 1)
         )
-    if text.startswith(LESS) and (not scales or min(scales) < scales[-1] or scales[-1] <= 1):
-        text = text.removeprefix(LESS)
+    if text.startswith(LESS):
+        tried = not scales or min(scales) < scales[-1] or scales[-1] <= 1
+        narrower = "" if tried else f"less guidance (`unfog evaluate RUN --guidance 1 {scales[-1]:g}`); "
+        text = text.replace(LESS, narrower, 1)
     return text
 
 
 def _failing(name: str, classes: Classes | None) -> str:
-    """Return the class that fails most often, where that is what is wrong."""
-    if classes is None or not name.startswith("adherence") or not classes.each:
+    """Return the class whose samples are least often read as asked, compared with real rows, if any is less often."""
+    if classes is None or len(classes.each) < 2 or name.startswith("psnr"):
         return ""
     one = classes.worst()[0]
-    return f" {shown(one.name)} fails most: {one.adherence.value:.3g}, {FLOOR} {one.adherence.floor:.3g}."
+    read = f"{one.adherence.value:.3g} of its samples are read as asked, {FLOOR} {one.adherence.floor:.3g}"
+    return f" Of the classes {shown(one.name)} fails most: {read}." if one.adherence.value < one.adherence.floor else ""

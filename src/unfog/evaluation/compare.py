@@ -15,7 +15,7 @@ from unfog.data.lettering import labelled_sheet
 from unfog.data.modality import Modality
 from unfog.data.pictures import save_picture
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
-from unfog.evaluation.effort import of_runs
+from unfog.evaluation.effort import LIMIT, of_runs
 from unfog.evaluation.intervals import Interval, Scored, bootstrap, of_difference, plain
 from unfog.evaluation.judge import Judge, spread
 from unfog.evaluation.report import draw, heldout_conditions
@@ -35,6 +35,8 @@ from unfog.runtime.version import __version__
 RESAMPLES = 200
 """Resamples of a paired interval."""
 ADHERENCE = "adherence"
+WORSE = 0.1
+"""Share by which a score without an interval must be worse to be named."""
 COLUMNS = 16
 """Samples of each model in the sheet."""
 
@@ -159,8 +161,19 @@ class Comparison:
                 f"{how} in {' and '.join(names)}" for how, names in (("better", better), ("worse", worse)) if names
             ]
             found_out = f"{', '.join(parts)} than" if parts else "not told apart from"
-            said.append(f"{model.name} is {found_out} {self.reference}.")
+            said.append(f"{model.name} is {found_out} {self.reference}.{self._worse(model)}")
         return " ".join(said)
+
+    def _worse(self, model: Model) -> str:
+        """Return which scores without an interval are worse than the reference model's by more than a tenth."""
+        base = next(one for one in self.models if one.name == self.reference)
+        found = []
+        for name, gap in model.differences.items():
+            before, after = base.value(name), model.value(name)
+            away = after - before if lower(name) else before - after
+            if gap.interval is None and away > WORSE * abs(before):
+                found.append(f"{name} ({number(before)} to {number(after)})")
+        return f" Worse, without an interval to tell whether by chance: {', '.join(found)}." if found else ""
 
     def _block(self, metric: str) -> str:
         """Return a score of all models with their differences to the reference model, and its ends."""
@@ -300,10 +313,10 @@ def compare(
         all_runs = [run for model in models for run in model]
         with working("timing a portion", console=console):
             scale = first.recipe.sampling.guidance if guidance is None else guidance
-            took = duration(of_runs(all_runs, data, scale, solver, steps, codec, count))
-        console.print(
-            f"{count:,} samples of each of {len(all_runs)} runs will take up to about {took}", highlight=False
-        )
+            seconds = of_runs(all_runs, data, scale, solver, steps, codec, count)
+        said = f"{count:,} samples of each of {len(all_runs)} runs will take up to about {duration(seconds)}"
+        less = f"; a quarter of that with -n {count // 4}" if seconds > LIMIT and count >= 800 else ""
+        console.print(said + less, highlight=False)
     judge = Judge(data, codec, count, console=console)
     sampled: list[list[Sampled]] = []
     total = sum(generator_of(run, 0).batches_of(count) for model in models for run in model)

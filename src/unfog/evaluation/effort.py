@@ -140,11 +140,13 @@ def of_runs(
         codec: Encodes rows.
         count: Samples of each run.
     """
-    costs = measure(runs[0], data, (scale,), steps, 0, codec, solver)
-    seconds = costs.seconds(count, (scale,))
+    first = runs[0]
+    costs = measure(first, data, (scale if first.denoises else 1.0,), steps, 0, codec, solver)
+    seconds = costs.seconds(count, tuple(costs.batches))
     for run in runs[1:]:
-        batch, size, _ = _batch(run, scale, solver, steps, 0, data, codec)
-        seconds += replace(costs, fixed=0.0, batches={scale: batch}, size=size).seconds(count, (scale,))
+        own = scale if run.denoises else 1.0
+        batch, size, _ = _batch(run, own, solver, steps, 0, data, codec)
+        seconds += replace(costs, fixed=0.0, batches={own: batch}, size=size).seconds(count, (own,))
     return seconds
 
 

@@ -165,7 +165,10 @@ def table(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN") -> 
     effort = f" in {first.steps} steps ({costs} evaluations)" if first.steps else ""
     asked = ", conditioned on what held-out rows show" if "adherence" in first.scores else ""
     drawn = f"{len(first.samples)} samples of seed {first.seed}{effort}{asked}."
-    lines = [score_table(columns), "", drawn, *notes(judge)]
+    alone = (
+        f"Scores of other numbers of samples are not comparable: `unfog compare {run} OTHER_RUN` measures both alike."
+    )
+    lines = [*lines_of(doubt(judge.accuracy)), score_table(columns), "", drawn, alone, *notes(judge)]
     for one in evaluations:
         of = f", guidance {one.guidance:g}" if one.steps else ""
         lines += verdicts(one.copies, of, ": look at memorisation.png")
@@ -173,7 +176,7 @@ def table(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN") -> 
     if classes is not None:
         of = f" (guidance {evaluations[-1].guidance:g})" if len(evaluations) > 1 else ""
         lines += ["", f"Samples by what they were asked to show{of}:", "", classes.text()]
-    return "\n".join([*lines, "", *lines_of(conclusion(evaluations, judge, run))])
+    return "\n".join([*lines, "", *lines_of(_advice(evaluations, run))])
 
 
 def _columns(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Scored]]:
@@ -189,10 +192,14 @@ def conclusion(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN"
         judge: Which made them.
         run: What the run is called in commands.
     """
+    return f"{doubt(judge.accuracy)} {_advice(evaluations, run)}".strip()
+
+
+def _advice(evaluations: Sequence[Evaluation], run: str) -> str:
+    """Return which figure of the last evaluation is the worst, and what helps."""
     last = evaluations[-1]
     guided = last.steps is not None and "adherence" in last.scores
-    found = advice(_columns(evaluations), last.copies, last.classes, guided, run=run)
-    return f"{doubt(judge.accuracy)} {found}".strip()
+    return advice(_columns(evaluations), last.copies, last.classes, guided, run=run)
 
 
 def notes(judge: Judge) -> list[str]:

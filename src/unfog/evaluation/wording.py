@@ -20,6 +20,8 @@ SCALES: dict[str, Callable[[float], float]] = {"psnr": lambda decibels: 10 ** (-
 """Scores that are placed between their ends on another scale: decibels as the error that they stand for."""
 ENDS = {"psnr": "one mean picture"}
 """Ceilings that are not of noise."""
+APART, FAR = 0.9, 0.1
+"""Share of a distance below which its floor must lie, and of the way to noise below which its multiple is said."""
 WIDE = 120
 """Characters of a line."""
 LONGEST = 24
@@ -53,10 +55,15 @@ def _holds(score: Scored, value: float) -> bool:
 
 
 def standing(name: str, score: Scored) -> str:
-    """Return in words how good a score is: like real data, like noise, or how far it is from one to the other."""
+    """Return in words how good a score is: like real data, like noise, or how far it is from one to the other.
+
+    A distance near that of real data is said as a multiple of it.
+    """
     place, end = position(name, score), ENDS.get(name, CEILING)
     if place is None:
         return "too uncertain to tell" if _holds(score, score.ceiling) else f"{end} scores as well"
+    if lower(name) and 0 < score.floor < APART * score.value and not _holds(score, score.floor) and place < FAR:
+        return f"{score.value / score.floor:.2g} times {FLOOR}"  # of noise it is a few hundredths, which say little
     if place < 0.005:
         return f"like {FLOOR}"
     return f"like {end}" if place >= 1 else f"{place:.0%} of the way to {end}"

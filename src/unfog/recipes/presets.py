@@ -208,7 +208,7 @@ def _looked(name: str, data: str | None, size: Size | None, label_from: str) -> 
     from unfog.data.folder import list_pictures, look
 
     if data is None:
-        raise UserError(f"the recipe {name!r} needs a folder of pictures: give its path as data")
+        raise UserError(f"the recipe {name!r} needs a folder of pictures: give its path as `data`")
     listing = list_pictures(data, label_from=label_from)
     channels, height, width = look(listing)
     sides = (height, width) if size is None else size

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from unfog.runs.naming import in_a_line, settings_of
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, whole, write_whole
+from unfog.runtime.progress import working
 from unfog.training.metrics import losses
 
 SHOWN, FRAMED = 64, 8
@@ -84,6 +86,7 @@ def report(
     *,
     guidance: float | None = None,
     steps: int | None = None,
+    console: Console | None = None,
 ) -> Report:
     """Collect what is known about a run, and draw samples, a film, and the samples' nearest training rows.
 
@@ -94,6 +97,7 @@ def report(
         changed: What to do where the data are not those that the run was trained on.
         guidance: Scale of classifier-free guidance of the samples. Default, as for the next: the recipe's.
         steps: Steps of the solver.
+        console: Shows that it is at work.
 
     Raises: ChangedDataError: If they differ, and `changed` refuses them.
         EnvironmentFailure: If the disk fails.
@@ -108,7 +112,8 @@ def report(
     generator = run.generator(guidance=guidance, steps=steps, seed=seed)
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    parts = _drawn(run, data, folder, generator)
+    with working("drawing samples, a film and the nearest training rows", console=console):
+        parts = _drawn(run, data, folder, generator)
     known = facts(run)
     curves: list[str] = []
     figure = losses(run.path)

@@ -42,6 +42,9 @@ from unfog.training.objectives.reconstruction import autoencoder_recipe
 from unfog.training.proportion import check_encoding
 from unfog.training.trainer import Trainer
 
+RISING = "the learning rate rises again and falls to the new end, so the loss may rise at first"
+"""What is said of a training from weights that were trained before."""
+
 
 @dataclass(frozen=True, repr=False)
 class Run(Model):
@@ -297,9 +300,15 @@ def _begun(
     if init_from is not None:
         where = Path(init_from) / "model.safetensors"
         trainer.start_from(read_tensors(where), where)
+        _say(console, f"starting from {init_from}: {RISING}")
     choose(trainer)
     choose_portion(trainer)
     return trainer
+
+
+def _say(console: Console | None, text: str) -> None:
+    """Print a line before a training begins."""
+    (console or Console(stderr=True)).print(text, highlight=False)
 
 
 def _check_meaning(recipe: Recipe, source: Recipe, where: str | Path) -> None:
@@ -484,9 +493,7 @@ def _refit(
         if more is not None:
             (path / FOLLOWED).unlink(missing_ok=True)
             trainer.extend(*((None, more.seconds) if isinstance(more, Budget) else (more, None)))
-            (console or Console(stderr=True)).print(
-                "training on: the learning rate rises again and falls to the new end, so the loss may rise at first"
-            )
+            _say(console, f"training on: {RISING}")
         left = not trainer.finished
         _train(trainer, budget, console, hooks)
     return left

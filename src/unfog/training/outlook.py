@@ -218,7 +218,7 @@ def sentence(kind: Kind, side: int, operations: float, latents: bool, speed: flo
     if ways:
         return f"{text}; {' or '.join(ways)} for {things} that one can name"
     if found.named is None:
-        return f"{text}; no measured run of {kind} went further"
+        return f"{text}; no measured run on {kind} was long enough for {things} that one can name"
     return text
 
 

@@ -184,8 +184,9 @@ class Plan:
         """Return the plan as lines of text."""
         took = timedelta(seconds=round(self.seconds))
         thousand, epochs = 1000 * self.pace.step / self.batch, round(self.images / self.rows, 2)
+        report = self.pace.reports(self.seconds, self.reports) / self.reports
         lines = {
-            "speed": f"{thousand:,.2f} s for a thousand images, {self.pace.report:,.2f} s for a report{self._how}",
+            "speed": f"{thousand:,.2f} s for a thousand images, {report:,.2f} s for a report{self._how}",
             "length": f"{self.images:,} images in {self.steps:,} steps of {self.batch}, which are {epochs:,} epochs",
             "end": f"after {took} with {self.reports} reports: begun now, at {datetime.now() + took:%H:%M on %A %d %B}",
             "memory": f"{_bytes(self.memory)} at the peak; about {self.most:,} rows fit at a time (an estimate)",

@@ -15,7 +15,7 @@ from unfog.training.counting import cost
 from unfog.training.objectives.reconstruction import autoencoder_recipe
 from unfog.training.outlook import kind_of, sentence, suggested
 from unfog.training.plan import seen
-from unfog.training.rehearsal import REACHED, fastest
+from unfog.training.rehearsal import REACHED, fastest, undisturbed
 
 
 def suggested_side(recipe: Recipe, budget: float, device: str = "auto") -> int | None:
@@ -54,7 +54,7 @@ def expectation(recipe: Recipe, budget: float | None = None, device: str = "auto
 
 
 def check_encoding(recipe: Recipe, codec: LatentCodec, data: Data, budget: float, device: torch.device) -> None:
-    """Refuse a budget that is over before all pictures are encoded, and not only after minutes.
+    """Refuse a budget that is over before all pictures are encoded even on an idle machine, and not after minutes.
 
     Encoding takes a sixth of the operations of a training step: the forward pass of one half of the autoencoder.
 
@@ -70,7 +70,7 @@ def check_encoding(recipe: Recipe, codec: LatentCodec, data: Data, budget: float
     inner = replace(autoencoder_recipe(recipe, codec), shape=recipe.shape)
     each = cost(inner, data.train).operations / 6
     count = len(data.heldout) + (1 + recipe.augment.flip) * len(data.train)
-    taken = distributed.agreed(count * each / (REACHED * fastest(recipe, device)))
+    taken = distributed.agreed(count * each / (REACHED * undisturbed(recipe, device)))
     if taken > (1 - codec.share) * budget:
         raise UserError(
             f"the budget of {duration(budget)} is too short: {duration(codec.share * budget)} of it train an "

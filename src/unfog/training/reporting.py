@@ -53,7 +53,8 @@ class Reporting:
             took = row * evaluations
             said = f"reports have no sheet, since one sample would take {took:,.0f} s: draw some afterwards"
         else:
-            said = f"sheets show {samples} samples instead of {usual}, so that reports take only their share"
+            many = f"{samples} samples" if samples > 1 else "1 sample"
+            said = f"sheets show {many} instead of {usual}, so that reports take only their share"
         return Reporting(rows, samples, said if samples < usual else self.said)
 
 

@@ -54,7 +54,7 @@ class Reports:
             if first and not self.trainer.finished:
                 took += self._plotting()
                 images = self.trainer.length
-                said += f"\nabout {float(f'{images:.2g}'):,.0f} images in all at this pace" if images else ""
+                said += f"\nabout {float(f'{images:.2g}'):,.0f} images in all at the pace so far" if images else ""
             self.pacer.reported(took)
             self.times = fitting(self.trainer.trace.span if self.trainer.trace else 0.0, took, self.times)
         return line + said
