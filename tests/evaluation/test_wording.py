@@ -10,6 +10,7 @@ from unfog.cli.main import main
 from unfog.diffusion.grids import KarrasGrid
 from unfog.diffusion.solvers import DDIM
 from unfog.evaluation.advice import advice, doubt
+from unfog.evaluation.classes import Classes, OfClass
 from unfog.evaluation.intervals import Protocol, Scored, Sets
 from unfog.evaluation.neighbours import Memorised
 from unfog.evaluation.wording import in_words, score_table, standing
@@ -74,6 +75,18 @@ def test_only_what_was_not_tried_is_advised_and_with_its_command() -> None:
     assert "less guidance (`unfog evaluate RUN --guidance 1 3`)" in advice({"guidance 3": {"recall": low}})
     assert "less guidance" not in advice({"guidance 1": {"recall": lower}, "guidance 3": {"recall": low}})
     assert "less guidance" not in advice({"guidance 1": {"recall": low}})
+
+
+def test_the_class_that_fails_most_is_named_whatever_is_the_worst_figure() -> None:
+    """Unless all of them are read about as often as real rows."""
+    dog, cat = (OfClass(name, 50, score(value, 0.9, 0.1), None, None) for name, value in (("dog", 0.4), ("cat", 0.87)))
+    low = {"guidance 1": {"recall": score(0.5, 0.9, 0.1)}}
+    said = advice(low, classes=Classes((cat, dog), ("cat", "dog"), None, None))
+    assert " Of the classes dog fails most: 0.4 of its samples are read as asked, real data 0.9. What usually" in said
+    assert "fails most" not in advice(
+        low, classes=Classes((cat, replace(dog, adherence=cat.adherence)), (), None, None)
+    )
+    assert "fails most" not in advice(low, classes=Classes((dog,), ("dog",), None, None))
 
 
 def test_a_weak_classifier_is_doubted() -> None:

@@ -30,7 +30,7 @@ MORE, LESS = "more guidance; ", "less guidance; "
 WEAK = 0.8
 """Share of real rows that a classifier must read correctly to be believed where it contradicts the eye."""
 NEAR, BETTER = 0.05, 0.02
-"""Of the way to noise: up to where every figure is near its floor, and from where on another guidance is better."""
+"""Of the way to noise: up to where a figure is near its floor, and from where on another guidance is better."""
 
 
 def advice(
@@ -109,9 +109,10 @@ def _helps(name: str, columns: list[str]) -> str:
 
 
 def _failing(name: str, classes: Classes | None) -> str:
-    """Return the class whose samples are least often read as asked, compared with real rows, if any is less often."""
+    """Return the class whose samples are least often read as asked, if that is much less often than real rows are."""
     if classes is None or len(classes.each) < 2 or name.startswith("psnr"):
         return ""
     one = classes.worst()[0]
     read = f"{one.adherence.value:.3g} of its samples are read as asked, {FLOOR} {one.adherence.floor:.3g}"
-    return f" Of the classes {shown(one.name)} fails most: {read}." if one.adherence.value < one.adherence.floor else ""
+    fails = one.adherence.value < one.adherence.floor - NEAR
+    return f" Of the classes {shown(one.name)} fails most: {read}." if fails else ""
