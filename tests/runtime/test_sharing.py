@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unfog.runtime import sharing
-from unfog.runtime.sharing import shared
+from unfog.runtime.sharing import disturbed, shared
 
 
 @pytest.fixture
@@ -34,9 +34,19 @@ def test_a_shared_machine_is_noticed(
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize(("seconds", "found"), [({2: 0.1, 1: 0.17}, False), ({2: 0.16, 1: 0.17}, True)])
+def test_threads_that_wait_are_noticed(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], found: bool) -> None:
+    """Whatever the load of the last minute, which a training just before makes too."""
+    monkeypatch.setattr(sharing, "_seconds", lambda: seconds[torch.get_num_threads()])
+    assert disturbed() == found
+    assert torch.get_num_threads() == 2
+
+
 def test_one_thread_has_none_to_give_up() -> None:
     torch.set_num_threads(1)
     assert shared() == ""
+    assert not disturbed()
 
 
 @pytest.mark.usefixtures("two")

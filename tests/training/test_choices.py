@@ -41,6 +41,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ratios:
     monkeypatch.setattr(module, "cache_folder", lambda: cache)
     monkeypatch.setattr(module, "has_bfloat16", lambda: True)
     monkeypatch.setattr(module, "_ratio", ratio)
+    monkeypatch.setattr(module, "disturbed", lambda: False)
     return found
 
 
@@ -100,6 +101,21 @@ def test_disturbed_timings_decide_nothing(measured: Ratios, tiny: MakeRecipe, tm
     with pytest.warns(UserWarning, match="other programs disturbed the timing"):
         assert module.choose(trainer) == {}
     assert trainer.settings.choices == "reference"
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_a_shared_machine_decides_nothing(
+    measured: Ratios, tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    """Before or after the timing: beside other programs float32 was five times as fast as bfloat16, and was kept."""
+    measured |= {"bfloat16": 5.0}
+    looks = iter([when == 1, when == 2])
+    monkeypatch.setattr(module, "disturbed", lambda: next(looks))
+    trainer = _trainer(tiny(), tmp_path)
+    with pytest.warns(UserWarning, match="other programs disturbed the timing"):
+        assert module.choose(trainer) == {}
+    assert (trainer.settings.choices, trainer.precision) == ("reference", "float32")
     assert not (tmp_path / "cache").exists()
 
 

@@ -10,6 +10,8 @@ LOADED = 0.5
 """Load of the last minute below which a machine is not looked at."""
 ROUNDS, SIDE = 9, 384
 """Products that are timed, and the side of their matrices: a few milliseconds each."""
+GAIN = 0.85
+"""Share of one thread's seconds that all threads take at most on an idle machine; with two it is about a half."""
 WORTH = 1.2
 """How much faster one thread must be to be named."""
 
@@ -19,16 +21,35 @@ def shared() -> str:
     count = torch.get_num_threads()
     if count == 1 or not hasattr(os, "getloadavg") or os.getloadavg()[0] < LOADED:
         return ""
-    all_threads = _seconds()
-    torch.set_num_threads(1)
-    one = _seconds()
-    torch.set_num_threads(count)
+    all_threads, one = _both()
     if all_threads < WORTH * one:
         return ""
     return (
         f"other programs use this machine: one thread is {all_threads / one:.1f} times as fast as {count} now; "
         "OMP_NUM_THREADS=1 before the command sets it"
     )
+
+
+def disturbed() -> bool:
+    """Return whether all threads gain little over one, as where other programs use their cores.
+
+    Timings then say nothing of the machine as it is when idle: with a core too few some forms of a computation become
+    five times slower than others. A single thread cannot tell.
+    """
+    if torch.get_num_threads() == 1:
+        return False
+    all_threads, one = _both()
+    return all_threads > GAIN * one
+
+
+def _both() -> tuple[float, float]:
+    """Return the seconds of a product with all threads, and with one."""
+    count = torch.get_num_threads()
+    all_threads = _seconds()
+    torch.set_num_threads(1)
+    one = _seconds()
+    torch.set_num_threads(count)
+    return all_threads, one
 
 
 def _seconds() -> float:

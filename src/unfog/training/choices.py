@@ -26,6 +26,7 @@ from unfog.runtime.device import Precision, has_bfloat16
 from unfog.runtime.errors import EnvironmentFailure, UserError
 from unfog.runtime.files import cache_folder, locked, parse_json, read_bounded, write_whole
 from unfog.runtime.native import processor
+from unfog.runtime.sharing import disturbed
 from unfog.training.trainer import Trainer
 
 SECONDS = 1.0
@@ -107,9 +108,11 @@ def _kept(path: Path) -> tuple[Choices, Ratios] | None:
 
 def _measured(trainer: Trainer, path: Path) -> tuple[Choices, Ratios]:
     """Time the ways of computing in turns, and keep what is faster than the reference."""
-    step, rule = _step(trainer), trainer.precision
-    ratios: Ratios = {}
-    disturbed, fused, best = False, False, rule
+    if disturbed():
+        return _undecided()
+    rule, ratios = trainer.precision, Ratios()
+    shared, fused, best = False, False, rule
+    step = _step(trainer)
     if trainer.settings.precision == "auto" and has_bfloat16():
         other: Precision = "float32" if rule == "bfloat16" else "bfloat16"
 
@@ -117,28 +120,34 @@ def _measured(trainer: Trainer, path: Path) -> tuple[Choices, Ratios]:
             trainer.precision = other if new else rule
 
         ratio = _ratio(step, compute_in)
-        disturbed = ratio is None
+        shared |= ratio is None
         if ratio is not None:
             ratios[other] = ratio
             best = other if ratio > WORTH else rule
         trainer.precision = best
     if norms(trainer.model) and available(build=True):
         ratio = _ratio(step, lambda new: fuse([trainer.model], new))
-        disturbed |= ratio is None
+        shared |= ratio is None
         if ratio is not None:
             ratios["fused-norm"] = ratio
             fused = ratio > WORTH
+    if shared or disturbed():
+        return _undecided()
     found = Choices(best, fused) if ratios else Choices()
-    if disturbed:
-        warnings.warn(
-            "other programs disturbed the timing of the ways to compute, so that the usual ones are taken: "
-            "training.choices names others",
-            stacklevel=4,
-        )
-    elif ratios:
+    if ratios:
         with suppress(EnvironmentFailure, UserError), locked(path.parent, wait=True):  # it costs a second, no more
             write_whole(path, json.dumps({"choices": str(found), "ratios": ratios}).encode())
     return found, ratios
+
+
+def _undecided() -> tuple[Choices, Ratios]:
+    """Say that nothing could be measured, and return the reference."""
+    warnings.warn(
+        "other programs disturbed the timing of the ways to compute, so that the usual ones are taken: "
+        "training.choices names others",
+        stacklevel=5,
+    )
+    return Choices(), {}
 
 
 def _step(trainer: Trainer) -> Callable[[], float]:
