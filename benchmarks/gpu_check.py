@@ -27,7 +27,6 @@ from torch import Tensor
 
 import unfog
 from unfog.data.codecs import Pixels
-from unfog.data.download import cache_folder
 from unfog.data.source import Data, InMemory
 from unfog.evaluation.intervals import plain
 from unfog.evaluation.judge import Judge
@@ -39,6 +38,7 @@ from unfog.recipes.recipe import Recipe
 from unfog.runs.run import fit, load, refit
 from unfog.runtime.device import choose_device, keep_memory, peak_memory
 from unfog.runtime.errors import Stopped
+from unfog.runtime.files import cache_folder
 from unfog.training.loop import batches
 from unfog.training.trainer import Trainer
 
