@@ -99,6 +99,7 @@ RUNS = (
     Reached("photos", 32, 12_032, 0.797, BLOBS, 3.61, 0.281),
     Reached("photos", 32, 55_424, 0.797, BLOBS, 1.41, 0.153),
     Reached("photos", 32, 112_704, 0.797, OUTLINES, 0.937, 0.153),
+    Reached("photos", 64, 10_816, 0.803, NOISE, 9.33, 0.198),
     Reached("photos", 64, 12_000, 0.803, NOISE, 19.5, 0.313),
     Reached("photos", 64, 42_560, 0.803, BLOBS, 1.91, 0.198),
 )
