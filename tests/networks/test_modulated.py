@@ -1,7 +1,7 @@
 """The kernel for norm, scale, shift and SiLU: the formula's numbers, there and back, or the plain operators."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,10 +25,12 @@ def _numbers(kind: torch.dtype, rows: int, channels: int) -> list[Tensor]:
     return [x, 1 + torch.randn(rows, channels) / 3, torch.randn(rows, channels), dy]
 
 
-def _gradients(of: object, x: Tensor, scale: Tensor, shift: Tensor, dy: Tensor, act: bool) -> list[Tensor]:
+def _gradients(
+    of: Callable[..., Tensor], x: Tensor, scale: Tensor, shift: Tensor, dy: Tensor, act: bool
+) -> list[Tensor]:
     """The output and the gradients of its inputs."""
     inputs = [part.detach().requires_grad_() for part in (x, scale, shift)]
-    y: Tensor = of(*inputs, 1e-5, act)  # type: ignore[operator]
+    y = of(*inputs, 1e-5, act)
     return [y.detach(), *torch.autograd.grad(y, inputs, dy)]
 
 
@@ -39,8 +41,9 @@ def _gradients(of: object, x: Tensor, scale: Tensor, shift: Tensor, dy: Tensor, 
 def test_it_is_the_formula(kind: torch.dtype, tolerance: float, rows: int, channels: int, act: bool) -> None:
     """Compared with float64: float32 to rounding, bfloat16 to that of what is stored."""
     numbers = _numbers(kind, rows, channels)
-    found = _gradients(modulated, *numbers, act)  # type: ignore[arg-type]
-    exact = _gradients(formula, *(part.double() for part in numbers), act)  # type: ignore[arg-type]
+    x, scale, shift, dy = numbers
+    found = _gradients(modulated, x, scale, shift, dy, act)
+    exact = _gradients(formula, x.double(), scale.double(), shift.double(), dy.double(), act)
     for one, other in zip(found, exact, strict=True):
         assert (one.double() - other).abs().max() <= tolerance * max(1.0, float(other.abs().max()))
 

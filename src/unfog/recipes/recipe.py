@@ -315,9 +315,8 @@ class Recipe:
         if isinstance(values["data"], Folder) and "rules" not in plain["data"]:
             values["data"] = replace(values["data"], rules=1)  # as it was read before folders had rules
         if isinstance(values.get("training"), Training) and "choices" not in plain["training"]:
-            values["training"] = replace(
-                values["training"], choices=REFERENCE
-            )  # as runs computed before there were any
+            # as runs computed before there were any
+            values["training"] = replace(values["training"], choices=REFERENCE)
         shape = values.get("shape")
         check_value("shape", shape, list[int] | None)
         for name in ("classes", "prompts"):

@@ -33,7 +33,7 @@ from unfog.runtime.files import check_name, disk, locked, whole, write_whole
 from unfog.runtime.tensors import read_tensors
 from unfog.training.budget import FOLLOWED, Budget, trace_of, write_followed
 from unfog.training.checkpoint import steps
-from unfog.training.choices import choose, choose_portion
+from unfog.training.choices import settle
 from unfog.training.hooks import Callback, Hooks
 from unfog.training.loop import ASKED, write_recipe
 from unfog.training.loop import train as run_loop
@@ -301,8 +301,7 @@ def _begun(
         where = Path(init_from) / "model.safetensors"
         trainer.start_from(read_tensors(where), where)
         _say(console, f"starting from {init_from}: {RISING}")
-    choose(trainer)
-    choose_portion(trainer)
+    settle(trainer)
     return trainer
 
 
@@ -487,8 +486,7 @@ def _refit(
         if steps(path / "checkpoints") or not steps(own / "checkpoints"):
             trainer.restore()
         else:
-            choose(trainer)
-            choose_portion(trainer)  # its training begins now, after that of its autoencoder
+            settle(trainer)  # its training begins now, after that of its autoencoder
         budget = more if isinstance(more, Budget) else None
         if more is not None:
             (path / FOLLOWED).unlink(missing_ok=True)

@@ -73,6 +73,12 @@ def choose(trainer: Trainer) -> Ratios:
     return ratios
 
 
+def settle(trainer: Trainer) -> None:
+    """Choose what a new training computes with, and in what portions its samples are drawn."""
+    choose(trainer)
+    choose_portion(trainer)
+
+
 def choose_portion(trainer: Trainer) -> None:
     """Write into a training's recipe how many samples are drawn at a time: measured, unless it says so already."""
     sampling = trainer.recipe.sampling
