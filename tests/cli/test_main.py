@@ -269,6 +269,22 @@ def test_a_folder_that_holds_another_run(refused: Call, digits_run: Path) -> Non
     assert before == ((digits_run / "recipe.json").read_bytes(), (digits_run / "model.safetensors").read_bytes())
 
 
+def test_what_cannot_be_is_refused_before_pictures_are_read(
+    refused: Call, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading them takes minutes where there are many."""
+
+    def reads(*rest: object, **more: object) -> None:
+        raise AssertionError("pictures were read")
+
+    for where in ("reports.report.read_data", "training.proportion.seen", "runs.data.read_data"):  # who imports first
+        monkeypatch.setattr(f"unfog.{where}", reads)
+    taken = ("--budget", "10m", "--out", digits_run)
+    refused("holds another run", "train", "folder", digits_run / "samples", *taken)
+    for verb in ("evaluate", "report"):
+        refused("steps must be .*not 0", verb, digits_run, "--steps", 0, "--device", "cpu")
+
+
 def test_an_output_that_is_a_file(refused: Call, digits_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "taken"
     file.write_text("mine")
@@ -310,6 +326,28 @@ def test_a_line_that_cannot_be_read_has_exit_code_2(arguments: list[str], capsys
         main(arguments)
     assert ended.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["report", "x", "--guidance", "two"], "--guidance: 'two' is not a number"),
+        (["sample", "x", "--steps", "2.5"], "--steps: '2.5' is not a whole number"),
+        (["sample", "x", "-n", "many"], "-n/--n: 'many' is not a whole number"),
+        (["evaluate", "x", "--guidance", "1", "two"], "--guidance: 'two' is not a number"),
+        (["bench", "x", "--nfe", "5", "ten"], "--nfe: 'ten' is not a whole number"),
+        (["edit", "vary", "x", "--image", "y", "--amount", "much"], "--amount: 'much' is not a number"),
+    ],
+)
+def test_a_word_that_is_no_number_gets_a_sentence(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"Error parsing {sentence}" in said
+    assert "None" not in said
 
 
 def test_a_mistyped_verb_or_folder_is_answered_with_the_one_that_is_meant(refused: Call, tmp_path: Path) -> None:
@@ -587,6 +625,7 @@ def test_sample_writes_the_librarys_pixels(call: Call, digits_run: Path, tmp_pat
     out = tmp_path / "out"
     outcome = call("sample", digits_run, "-n", 12, "--seed", 7, "--out", out, "--steps", 3, "--device", "cpu")
     assert outcome.code == 0, outcome.err
+    assert f"unfog evaluate {out} --real REAL_PICTURES" in outcome.out
     names = [f"{index:05}-{index % 10}.png" for index in range(12)]
     assert sorted(path.name for path in out.iterdir()) == [*names, "samples.json", "sampling.json", "sheet.png"]
     pixels = load(digits_run, "cpu").sample(12, seed=7, steps=3)
@@ -724,8 +763,12 @@ def test_prompts_in_turn_are_one_request(call: Call, tmp_path: Path) -> None:
 
 
 def test_sample_has_a_place_of_its_own_for_each_seed(call: Call, broken: Path) -> None:
+    """What is drawn there belongs to the run, which is evaluated as a whole."""
     for seed in (0, 5):
-        assert call("sample", broken, "-n", 1, "--seed", seed, "--device", "cpu").code == 0
+        outcome = call("sample", broken, "-n", 1, "--seed", seed, "--device", "cpu")
+        assert outcome.code == 0
+        assert f"unfog evaluate {broken};" in outcome.out
+        assert "--real" not in outcome.out
         assert (broken / "samples" / f"seed-{seed}" / "00000-0.png").is_file()
 
 
@@ -980,6 +1023,7 @@ def test_a_class_that_is_called_all_is_drawn(digits_run: Path) -> None:
         assert asking.labels(named, "all") == "all"
     assert asking.labels(named, "a,b") == "a,b"
     assert asking.labels(named, "2,3") == ("2", "3")
+    assert asking.labels(named, "2, a,b,3") == ("2", "a,b", "3")
     assert asking.labels(recipe, "all") == recipe.classes
 
 

@@ -19,6 +19,7 @@ from unfog.data.folder import folder, notes_of
 from unfog.data.inspect import inspect
 from unfog.data.source import Data, split_classes, split_groups, split_rows
 from unfog.recipes.presets import recipe
+from unfog.runtime.errors import Note, warning_of
 
 EDITS = ("mirrored", "resized", "recoded", "cropped", "brightness", "grey", "rotated", "watermark", "border")
 Images = npt.NDArray[np.uint8]
@@ -253,8 +254,13 @@ def test_one_picture_under_two_labels_grey_and_borders_are_said(tmp_path: Path) 
             grey.resize((40, 40)).save(tmp_path / "b" / "again.png")
     notes = " | ".join(notes_of(folder(str(tmp_path), size=32)))
     assert "1 picture under two labels: correct one of each (b/again.png: b, and as a/4.png a)" in notes
-    assert "1 picture with a border of one colour, which is learnt too: crop it (b/5.png)" in notes
+    assert (
+        "1 picture with a border of one colour, which is learnt too: crop it if that is not wanted (b/5.png)" in notes
+    )
     assert "all pictures are grey but saved in colour: data.channels=1" in notes
+    faulty = [note for note in notes_of(folder(str(tmp_path), size=32)) if warning_of(note) is not Note]
+    assert len(faulty) == 1  # the others ask for nothing
+    assert "under two labels" in faulty[0]
     report = inspect(tmp_path)
     assert report.found["two labels"] == {"b/again.png": "b, and as a/4.png a"}
     assert report.found["border"] == {"b/5.png": ""}

@@ -370,3 +370,24 @@ def test_nothing_else_asks_for_the_rank_of_a_row() -> None:
     ]
     assert found
     assert [one for one in found if one[0] not in allowed or one[1] not in known.get(one[0], {one[1]})] == []
+
+
+def test_sets_are_compared_by_what_they_show() -> None:
+    """A block for each label, in which row i of each set stands in one column."""
+    above, below = grey(3, 1, 8, 8), 255 - grey(3, 1, 8, 8)
+    drawn = pixels(images.compared((above, below), ("one", "two"), ("cat", "dog", "cat"), "seed 0"))
+    (cats, gap), (others, _) = images.cells(above), images.cells(below)
+    cell = cats[0].height
+    column = np.concatenate([pixels(cats[0]), pixels(others[0])])
+    places = [
+        (top, left)
+        for top in range(drawn.shape[0] - 2 * cell + 1)
+        for left in range(drawn.shape[1] - cell + 1)
+        if np.array_equal(drawn[top : top + 2 * cell, left : left + cell], column)
+    ]
+    assert len(places) == 1
+    top, left = places[0]
+    after = drawn[top : top + 2 * cell, left + cell - gap : left + 2 * cell - gap]
+    assert np.array_equal(after[gap:, gap:], np.concatenate([pixels(cats[2]), pixels(others[2])])[gap:, gap:])
+    panels = points.compared((torch.randn(9, 2), torch.randn(9, 2)), ("one", "two"), [""] * 9, "seed 0")
+    assert panels.width > 200

@@ -81,7 +81,7 @@ def test_many_classes_are_shown_by_the_worst(crowd: tuple[Tensor, Tensor, Classe
     found = crowd[2]
     text = found.text()
     assert "the 8 worst of 62 classes" in text
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, text.splitlines())) <= 100
     asked, read = found.confusions()[0]
     counts = np.array(found.confusion)
     names = [name if len(name) < 9 else "…" for name in found.names]

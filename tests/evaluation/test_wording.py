@@ -46,6 +46,23 @@ def test_a_figure_stands_between_real_data_and_noise(name: str, found: Scored, w
     assert words in score_table({"a": {name: found}})
 
 
+def test_sets_stand_below_each_other_in_lines_that_every_terminal_holds() -> None:
+    found = score(0.902, 0.202, 52.7, 0.551, 1.17)
+    sets = {f"guidance {scale}": {"frechet/classifier": found, "recall": score(0.5, 0.9, 0.1)} for scale in (1, 2, 3)}
+    head, *lines = score_table(sets).splitlines()
+    assert head.split() == ["score", "guidance", "value", "real", "data", "noise"]
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0] for line in lines] == ["frechet/classifier", "2", "3", "recall", "2", "3"]
+    assert all(line.endswith("4.5 times real data") for line in lines[:3])
+    assert ["0.202" in line for line in lines[:3]] == [True, False, False]  # one floor for all
+
+
+def test_a_wider_network_is_advised_with_its_width() -> None:
+    poor = {"samples": {"coverage": score(0.5, 0.9, 0.1)}}
+    assert "(`--set network.width=96`, 64 now)" in advice(poor, width=64)
+    assert "(`--set network.width=...`; `unfog recipe runs/a` shows its own)" in advice(poor, run="runs/a")
+
+
 def test_the_worst_figure_and_what_helps_are_named() -> None:
     good = {"frechet/pixels": score(0.3, 0.2, 8.2, 0.1, 0.5), "recall": score(0.9, 0.9, 0.1)}
     poor = {**good, "recall": score(0.5, 0.9, 0.1)}

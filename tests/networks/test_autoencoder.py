@@ -37,7 +37,8 @@ from unfog.runs.data import read_data
 from unfog.runs.run import fit, load, read_recipe, refit, train
 from unfog.runtime.errors import Stopped, UserError
 from unfog.training import latents, loop, proportion
-from unfog.training.latents import Encoded, Flip
+from unfog.training import plan as planning
+from unfog.training.latents import Encoded, Flip, check_time
 from unfog.training.objectives.reconstruction import Reconstruction
 from unfog.training.plan import plan
 from unfog.training.trainer import Trainer
@@ -473,6 +474,16 @@ def test_a_budget_that_ends_before_the_latents_are_encoded_is_refused_at_once(
     with pytest.raises(UserError, match=r"60 s is too short: 24 s of it .* encoding 1,797 pictures"):
         train(tiny(*OWN), tmp_path / "run", budget=60, device="cpu", console=QUIET)
     assert not (tmp_path / "run" / "autoencoder").exists()
+    monkeypatch.setattr(planning, "undisturbed", lambda recipe, device: 1e5)
+    with pytest.raises(UserError, match=r"60 s is too short: 24 s of it .* encoding 1,797 pictures"):
+        plan(tiny(*OWN, "sampling.batch=4"), budget=60, device="cpu")
+
+
+def test_encoding_leaves_a_fifth_of_the_time_to_the_model() -> None:
+    check_time(1000, 28.0, 0.4, 60.0)
+    with pytest.raises(UserError, match=r"encoding 1,000 pictures with it takes about 29 s more: give 97s or more"):
+        check_time(1000, 29.0, 0.4, 60.0)
+    check_time(1000, 29.0, 0.4, 97.0)
 
 
 @pytest.mark.slow

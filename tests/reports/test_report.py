@@ -382,7 +382,7 @@ def test_a_report_shows_figures_with_all_that_they_need(broken: Path, tmp_path: 
         "protocol": "data d, evaluation seed 5",
         "extractors": {"classifier": {"key": "0123", "features": 16}},
         "evaluations": [{"guidance": 1.0, "scores": {"frechet/classifier": entry(1.0, 0.5, 1.5)}, "classes": classes}],
-        "worst": "Worst: one.",
+        "worst": "Worst: one. `unfog evaluate RUN --guidance 2`, RUN-longer",
     }
     (broken / "evaluation.json").write_text(json.dumps(new))
     found = report(load(broken, "cpu"), tmp_path / "report")
@@ -397,12 +397,13 @@ def test_a_report_shows_figures_with_all_that_they_need(broken: Path, tmp_path: 
         "2026-01-02",
         "a processor",
         "9 (commit f)",
-        "Worst: one.",
+        f"Worst: one. `unfog evaluate {broken} --guidance 2`, {broken}-longer",
         "<b>|x",
         "49",
     ):
         assert part in text, part
     assert not re.findall(r"\b[A-Z][A-Za-z0-9]+\(\w*=", found.markdown)  # no names of Python classes
+    assert "RUN-longer" in " ".join(facts(load(broken, "cpu"))["Evaluation"])  # a card names no folder of its maker's
 
 
 def test_evaluations_of_before_are_still_read(broken: Path) -> None:

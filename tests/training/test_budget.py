@@ -1,8 +1,10 @@
 """Trainings by the clock: they end with their budget on machines of any mood, and can be repeated to the bit."""
 
+import io
 import itertools
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ from unfog.training import budget as clocks
 from unfog.training import loop
 from unfog.training import reports as reporting
 from unfog.training.budget import EXIT, Budget, Clocked, Following, Trace, followed, trace_of
-from unfog.training.metrics import Display, Metrics, read_metrics
+from unfog.training.metrics import Display, Metrics, losses, read_metrics
 from unfog.training.reporting import HELD_OUT, Reporting, allowed, fitting
 from unfog.training.threads import Threads
 
@@ -309,6 +311,47 @@ def test_a_sheet_that_does_not_fit_is_left_out(
         train(tiny(), tmp_path / "run", budget=3, device="cpu", console=QUIET)
     assert not (tmp_path / "run" / "samples").exists()
     assert any("held_out_loss" in line for line in read_metrics(tmp_path / "run" / "metrics.jsonl"))
+
+
+def test_a_loss_of_few_rows_says_of_how_many(tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reporting, "within", lambda self, *rest: Reporting(8, 0))
+    said = io.StringIO()
+    run = train(tiny("training.images=128"), tmp_path / "few", device="cpu", console=Console(file=said, width=200))
+    losses = [line for line in read_metrics(run.path / "metrics.jsonl") if "held_out_loss" in line]
+    assert {line["held_out_rows"] for line in losses} == {8}
+    assert len(re.findall(r"held-out loss [\d.]+ \(of 8 rows\)", said.getvalue())) == len(losses)
+    monkeypatch.undo()
+    said = io.StringIO()
+    run = train(tiny("training.images=128"), tmp_path / "all", device="cpu", console=Console(file=said, width=200))
+    assert "rows)" not in said.getvalue()
+
+
+def test_fewer_threads_are_said_at_the_end(machine: Machine) -> None:
+    pacer = Clocked(Trace(), Budget(10, machine.now), adapt=True)
+    assert pacer.threads is not None
+    pacer.threads.most = 4
+    pacer.trace.threads = [4] * 95 + [2] * 5
+    assert pacer.fewer() == ""
+    pacer.trace.threads = [4] * 60 + [2] * 40
+    assert pacer.fewer().startswith("40% of the steps were computed with fewer than 4 threads")
+    assert Clocked(Trace(), Budget(10, machine.now), adapt=False).fewer() == ""
+
+
+@pytest.mark.parametrize("span", [(0.1, 1.3), (0.11, 0.13), (3, 4000)])
+def test_the_ticks_of_the_losses_are_numbers_that_one_reads(tmp_path: Path, span: tuple[float, float]) -> None:
+    low, high = span
+    lines = [{"step": step, "images": 9000 * step, "loss": high - (high - low) * step / 20} for step in range(21)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    figure = losses(tmp_path)
+    assert figure is not None
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    bottom, top = axes.get_ylim()
+    values = [tick for tick in axes.get_yticks() if bottom <= tick <= top]
+    labels = [label.get_text() for label in axes.get_yticklabels(minor=False)]
+    assert len(values) >= 3
+    assert all(re.fullmatch(r"[\d.]*", label) for label in labels)
+    assert "100,000" in [label.get_text() for label in axes.get_xticklabels()]
 
 
 @pytest.mark.parametrize(("solver", "evaluations"), [("ddim", 4), ("heun", 7), ("dpmpp-2m", 4)])

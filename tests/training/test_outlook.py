@@ -31,7 +31,12 @@ LARGE = Reached("drawings", 64, 100_000, 1.0, NAMED, 1.0, 0.7)
             "at 64 pixels and 6 minutes: outlines (from measured runs), Fréchet distance 0.78 to 2 (real",
         ),
         (32, 6, False, "at 32 pixels and 6 minutes: drawings that one can name (from measured runs)"),
-        (128, 6, True, "at 128 pixels and 6 minutes: noise in the colours of the pictures (interpolated from other si"),
+        (
+            128,
+            6,
+            True,
+            "at 128 pixels and 6 minutes: noise in the colours of the pictures (from measured runs); 32",
+        ),
         (64, 20, False, "at 64 pixels and 20 minutes: drawings that one can name (from measured runs), Fréchet distan"),
     ],
 )
@@ -65,16 +70,21 @@ def test_operations_count_with_the_square_of_the_side() -> None:
 
 
 def test_a_distance_is_stated_only_near_measured_runs() -> None:
-    later = replace_images(SMALL, 160_000, 1.0)
-    between = outlook("drawings", 32, 4e13, False, (SMALL, later)).between
+    later = replace_images(SMALL, 40_000, 1.0)
+    other = Reached("drawings", 32, 11_000, 1.0, BLOBS, 9.0, 2.0)  # whose floor says that it is not comparable
+    between = outlook("drawings", 32, 2e13, False, (SMALL, other, later)).between
     assert between is not None
     assert between[:2] == pytest.approx((2 / 1.6, 2 * 1.6))  # halfway on the power law from 4 to 1
+    far = replace_images(SMALL, 160_000, 1.0)
+    assert outlook("drawings", 32, 4e13, False, (SMALL, far)).between is None  # a line of one fast and one slow part
     assert outlook("drawings", 32, 1e12, False, (SMALL, later)).between is None
     assert outlook("drawings", 32, 1e15, False, (SMALL, later)).between is None
     assert outlook("drawings", 32, 1.4e13, False, (SMALL,)).between == (4 / 1.6, 4 * 1.6, 1.0)
     assert outlook("drawings", 32, 1e13, True, (SMALL,)).between is None  # in latents nothing was measured
     other = later._replace(floor=9.0)
-    assert outlook("drawings", 32, 4e13, False, (SMALL, other)).between is None  # another protocol
+    assert outlook("drawings", 32, 2e13, False, (SMALL, other)).between is None  # another protocol
+    twin = replace_images(SMALL, 10_500, 9.0)
+    assert outlook("drawings", 32, 1.1e13, False, (SMALL, twin, later)).between[1] == 9 * 1.6  # type: ignore[index]
 
 
 def replace_images(run: Reached, images: int, distance: float) -> Reached:

@@ -680,7 +680,7 @@ def test_metrics_of_later_steps_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_lines(path, 20, 40, 60, 80)
     metrics = Metrics(path, 4, 45)
-    metrics.held_out(50, 0.5)
+    metrics.held_out(50, 0.5, 9)
     assert [line["step"] for line in read_metrics(path)] == [20, 40, 50]
     assert len(path.read_text().splitlines()) == 3
 
@@ -691,7 +691,7 @@ def test_a_cut_off_last_line_is_tolerated(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"step": 60, "ima')
     assert [line["step"] for line in read_metrics(path)] == [20, 40]
-    Metrics(path, 4, 60).held_out(60, 0.25)
+    Metrics(path, 4, 60).held_out(60, 0.25, 9)
     assert [line["step"] for line in read_metrics(path)] == [20, 40, 60]
 
 
@@ -700,7 +700,7 @@ def test_a_damaged_line_costs_only_itself(tmp_path: Path, damage: bytes) -> None
     path = tmp_path / "metrics.jsonl"
     write_lines(path, 20)
     path.write_bytes(path.read_bytes() + damage)
-    Metrics(path, 4, 60).held_out(60, 0.25)
+    Metrics(path, 4, 60).held_out(60, 0.25, 9)
     assert [line["step"] for line in read_metrics(path)] == [20, 60]
 
 

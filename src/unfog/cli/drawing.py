@@ -57,14 +57,15 @@ def sample(
     except KeyboardInterrupt:
         raise Stopped("stopped: run the same command again to resume", signal.SIGINT) from None
     print(f"{n} samples: {folder / 'sheet.png'}, listed in {folder / 'samples.json'}")
-    print(_further(run, folder, generator))
+    print(_further(run, None if out is None else folder, generator))
 
 
-def _further(run: Path, folder: Path, generator: "Generator") -> str:
-    """Return how to measure and to show what was drawn."""
-    model, drawn = shlex.quote(str(run)), shlex.quote(str(folder))
+def _further(run: Path, folder: Path | None, generator: "Generator") -> str:
+    """Return how to measure and to show what was drawn; also by itself, where it lies in a folder of its own."""
+    model = shlex.quote(str(run))
     lines = [f"measure the model: unfog evaluate {model}; show it with film and curves: unfog report {model}"]
-    if generator.modality.suffix == ".png":
+    if folder is not None and generator.modality.suffix == ".png":
+        drawn = shlex.quote(str(folder))
         lines.append(
             f"compare these pictures with real ones of their size: unfog evaluate {drawn} --real REAL_PICTURES"
         )

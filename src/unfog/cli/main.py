@@ -14,6 +14,7 @@ from unfog.cli.drawing import film, sample
 from unfog.cli.exchange import export, import_
 from unfog.cli.looking import explain, inspect, recipe, recipes, report
 from unfog.cli.measuring import bench, compare, evaluate, verify
+from unfog.cli.numbers import REGISTRY
 from unfog.cli.serving import app
 from unfog.cli.training import average, plan, replay, train
 from unfog.runtime.errors import unknown
@@ -104,12 +105,12 @@ def _run(given: list[str]) -> int:
                     importing.run(file)
                 config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
                 if (verb := verbs.get(words[0] if words else "")) is not None:  # its own options, and no others
-                    tyro.cli(verb, prog=f"{prog} {words[0]}", args=words[1:], config=config)
+                    tyro.cli(verb, prog=f"{prog} {words[0]}", args=words[1:], config=config, registry=REGISTRY)
                 elif words and not words[0].startswith("-"):
                     raise unknown("verb", words[0], verbs)
                 else:
                     tyro.extras.subcommand_cli_from_dict(
-                        verbs, prog=prog, args=words, description=description, config=config
+                        verbs, prog=prog, args=words, description=description, config=config, registry=REGISTRY
                     )
     except (Exception, KeyboardInterrupt) as error:
         return terminal.end(error)

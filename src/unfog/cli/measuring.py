@@ -119,12 +119,16 @@ def evaluate(
         _refuse({**options, **extractors, "--likelihood": None}, "is for samples, and --likelihood measures real rows")
     loaded = load(run, device)
     loaded = replace(loaded, recipe=moved(loaded.recipe, data))
+    scales = guidance or (sorted({1.0, loaded.recipe.sampling.guidance}) if loaded.denoises else (1.0,))
+    for scale in scales if likelihood is None else ():  # before pictures are read
+        loaded.generator(guidance=scale, steps=steps)
     rows = read_data(run, loaded.recipe, changed)[1]
     with locked(run / "evaluation"):
         if likelihood is not None:
             _evaluate_likelihood(loaded, rows, likelihood, seed, console)
         else:
-            _evaluate_samples(loaded, rows, n, guidance, steps, seed, batch, inception, dinov2, console)
+            chosen = bool(guidance)
+            _evaluate_samples(loaded, rows, n, tuple(scales), chosen, steps, seed, batch, inception, dinov2, console)
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
@@ -163,7 +167,8 @@ def _evaluate_samples(
     run: "Run",
     data: "Data",
     n: int | None,
-    guidance: tuple[float, ...],
+    scales: tuple[float, ...],
+    chosen: bool,
     steps: int | None,
     seed: int,
     batch: int,
@@ -171,7 +176,7 @@ def _evaluate_samples(
     dinov2: Path | None,
     console: "Console",
 ) -> None:
-    """Measure samples of a run, and write scores and pictures."""
+    """Measure samples of a run at some scales of guidance, perhaps the user's choice; write scores and pictures."""
     from unfog.evaluation.effort import begin
     from unfog.evaluation.judge import Judge
     from unfog.evaluation.levels import measure_levels
@@ -180,11 +185,8 @@ def _evaluate_samples(
     from unfog.runtime.files import disk, write_whole
     from unfog.runtime.progress import working
 
-    scales = guidance or (sorted({1.0, run.recipe.sampling.guidance}) if run.denoises else (1.0,))
-    for scale in scales:  # fail early, before minutes are spent
-        run.generator(guidance=scale, steps=steps)
     codec = build_codec(run.recipe).plain
-    planned = begin(run, data, tuple(scales), steps, seed, codec, n, bool(guidance), console)
+    planned = begin(run, data, scales, steps, seed, codec, n, chosen, console)
     n, scales = planned.count, planned.scales
     judge = Judge(data, codec, n, batch=batch, seed=seed, console=console, inception=inception, dinov2=dinov2)
     evaluations = []
@@ -192,14 +194,15 @@ def _evaluate_samples(
         evaluations.append(evaluate_run(run, judge, n, guidance=scale, steps=steps, seed=seed, console=console))
     with working("loss by noise level", console=console):
         levels = measure_levels(run, judge, seed) if run.denoises else None
-    print(table(evaluations, judge, shlex.quote(str(run.path))))
+    width = getattr(run.recipe.network, "width", None)
+    print(table(evaluations, judge, shlex.quote(str(run.path)), width))
     folder = run.path / "evaluation"
     with disk(folder):
         folder.mkdir(exist_ok=True)
     draw_sheets(evaluations[-1], judge, folder, run.recipe.modality)
     if levels is not None:
         levels.draw(folder / "levels.png")
-    write_whole(run.path / "evaluation.json", to_json(evaluations, judge, levels).encode())
+    write_whole(run.path / "evaluation.json", to_json(evaluations, judge, levels, width).encode())
     print(f"written: {run.path / 'evaluation.json'}, and pictures: {folder}")
 
 

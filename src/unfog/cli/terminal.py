@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from datetime import timedelta
 from typing import Any, TextIO, cast
 
-from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, out_of_memory
+from unfog.runtime.errors import EnvironmentFailure, Note, Stopped, UserError, out_of_memory
 
 LONGEST = 2000
 """Characters in a message, at most: some quote a value from a file."""
@@ -112,8 +112,8 @@ def say(kind: str, message: object) -> None:
 
 
 def warn(message: Warning | str, *rest: Any, **more: Any) -> None:
-    """Print a warning as one line."""
-    say("warning", message)
+    """Print a warning, or a note, as one line."""
+    say("note" if isinstance(message, Note) else "warning", message)
 
 
 def end(error: BaseException) -> int:

@@ -11,6 +11,7 @@ import tyro
 from unfog.cli import arguments
 from unfog.cli.options import AcceptChangedData, Device, Flat, RunFolder, SomePath, Training
 from unfog.runtime.errors import UserError
+from unfog.runtime.lines import lines_of
 
 if TYPE_CHECKING:  # importing it takes long, and --help needs none of it
     from unfog.recipes.recipe import Recipe
@@ -60,6 +61,7 @@ def train(
         log: Also log to this tracker, in addition to metrics.jsonl and the progress bar.
     """
     from unfog.runs import run
+    from unfog.runs.reading import check_vacant
 
     if resume is not None:
         kept = Training(training.data, budget=training.budget, images=training.images, device=training.device)
@@ -83,6 +85,8 @@ def train(
     elif accept_changed_data:
         raise UserError("--accept-changed-data is for --resume: a new run takes the data as they are")
     else:
+        if out is not None or recipe:
+            check_vacant(out or Path("runs") / recipe)  # before pictures are read
         chosen, size = training.at(path).proportioned(recipe, init_from)
         if out is None and not recipe:
             raise UserError("--init-from without a recipe takes over all of its settings: give the new run an --out")
@@ -147,7 +151,7 @@ def plan(
     if size is not None:
         print(size, file=sys.stderr)
     print(measure(chosen, budget=training.seconds, device=training.device).table())
-    print(f"{'export':<8}{exports(chosen)}")
+    print(*lines_of(f"{'export':<8}{exports(chosen)}", 8), sep="\n")
 
 
 def _say_what_to_expect(recipe: "Recipe", budget: float | None, device: str, size: str | None) -> None:
@@ -161,7 +165,8 @@ def _say_what_to_expect(recipe: "Recipe", budget: float | None, device: str, siz
     said = [size]
     with suppress(UserError):  # which the training itself says better
         said.append(expectation(recipe, budget, device))
-    print(*(line for line in said if line is not None), sep="\n", end="\n" if any(said) else "", file=sys.stderr)
+    for line in said:
+        print(*lines_of(line or ""), sep="\n", end="\n" if line else "", file=sys.stderr)
 
 
 def average(

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 
 from unfog.data.alike import look_at
-from unfog.data.heldout import contradictions, remarks
+from unfog.data.heldout import FRAMED, contradictions, remarks
 from unfog.data.listing import Listing
 from unfog.data.pictures import Pixels
 from unfog.data.text import WORDS
@@ -20,7 +20,7 @@ FINDINGS = {
     "two labels": "the same picture as one with another label; correct one of them",
     "alike": "near-duplicates of another image (resized, recoded, mirrored, cropped); they are trained on together, or "
     "held out together",
-    "border": "a border of one colour, which is learnt too; crop it",
+    "border": f"a border of one colour, {FRAMED}",
     "constant": "a single colour; remove them, unless they are intended",
     "small": "half the suggested size or less, so upscaling blurs them",
     "long": "centre-cropping removes more than half; crop them yourself",

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from unfog.data.alike import MOST, Look, Pairs, groups_of
 from unfog.data.listing import Listing, counted, few
 from unfog.data.source import Indices, split_classes, split_groups, split_rows
-from unfog.runtime.errors import UserError
+from unfog.runtime.errors import Remark, UserError
 
 
 class Parts(NamedTuple):
@@ -201,7 +201,7 @@ def findings(listing: Listing, rows: Sequence[int], look: Look | None, held: Ind
     if look is None:
         return ()
     names = [listing.files[row] for row in rows]
-    notes = []
+    notes: list[str] = []
     pairs = _pairs(look)
     if pairs:
         alike = {row for pair in pairs for row in pair}
@@ -209,8 +209,10 @@ def findings(listing: Listing, rows: Sequence[int], look: Look | None, held: Ind
         apart = np.isin(look.pairs.first, held) != np.isin(look.pairs.second, held)
         side = "" if apart.any() else ", each trained on or held out as a whole"
         notes.append(
-            f"{len(alike):,} pictures are near-duplicates (resized, recoded, mirrored, cropped), in "
-            f"{counted(groups, 'group')}{side} ({few([_pair(names, *pair) for pair in pairs])})"
+            Remark(
+                f"{len(alike):,} pictures are near-duplicates (resized, recoded, mirrored, cropped), in "
+                f"{counted(groups, 'group')}{side} ({few([_pair(names, *pair) for pair in pairs])})"
+            )
         )
     if twice := contradictions(listing, rows, look):
         pictures = few([f"{name}: {why}" for name, why in twice.items()])
@@ -218,21 +220,24 @@ def findings(listing: Listing, rows: Sequence[int], look: Look | None, held: Ind
     if len(look.framed) and 2 * len(look.framed) < len(names):
         framed = [names[row] for row in look.framed]
         bordered = counted(len(framed), "picture")
-        notes.append(f"{bordered} with a border of one colour, which is learnt too: crop it ({few(framed)})")
+        notes.append(Remark(f"{bordered} with a border of one colour, {FRAMED} ({few(framed)})"))
     return (*notes, *remarks(look, len(names)))
 
 
 def remarks(look: Look, total: int) -> tuple[str, ...]:
     """Say that pictures in colour are grey, and how far near-duplicates were sought."""
-    notes = [GREY] if look.grey else []
+    notes: list[str] = [GREY] if look.grey else []
     if look.pairs.looked < total and look.pairs.looked == MOST:
-        notes.append(f"near-duplicates were sought among the first {MOST:,} of {total:,} pictures")
+        notes.append(Remark(f"near-duplicates were sought among the first {MOST:,} of {total:,} pictures"))
     if look.pairs.reach < look.pairs.looked:
-        notes.append(f"near-duplicates were sought among the {look.pairs.reach:,} pictures that follow each by name")
+        among = f"among the {look.pairs.reach:,} pictures that follow each by name"
+        notes.append(Remark(f"near-duplicates were sought {among}"))
     return tuple(notes)
 
 
-GREY = (
+FRAMED = "which is learnt too: crop it if that is not wanted"
+"""What is said of borders."""
+GREY = Remark(
     "all pictures are grey but saved in colour: data.channels=1 with network.width=48 trains on a third of the "
     "numbers, with a network of about half the cost"
 )

@@ -129,6 +129,26 @@ class Modality(ABC):
         return labelled_sheet([(label, [cells[one] for one in some]) for label, some in groups.items()], gap, title)
 
     @final
+    def compared(self, sets: Sequence[Tensor], names: Sequence[str], labels: Sequence[str], title: str) -> Image.Image:
+        """Show sets of rows one above the other, row i of each in one column, in a block for each label.
+
+        Args:
+            sets: Rows as stored, `(count, *shape)` each.
+            names: Of the sets, for the title; at the left of panels where all rows of a set share one.
+            labels: What each row shows, `count` of them; empty for nothing.
+            title: A line above all.
+        """
+        if self.together:
+            panels = [(name, [self.sheet(rows, 1)]) for name, rows in zip(names, sets, strict=True)]
+            return labelled_sheet(panels, title=title)
+        drawn = [self.cells(rows) for rows in sets]
+        columns = [row_of(cells, down=True) for cells in zip(*(cells for cells, _ in drawn), strict=True)]
+        blocks: dict[str, list[Image.Image]] = {}
+        for label, column in zip(labels, columns, strict=True):
+            blocks.setdefault(label, []).append(column)
+        return labelled_sheet(list(blocks.items()), drawn[0][1], f"from top to bottom: {', '.join(names)}; {title}")
+
+    @final
     def cells(self, samples: Tensor, side: int | None = None) -> tuple[list[Image.Image], int]:
         """Show each row in a picture of its own, all on one scale, where rows do not share a panel.
 

@@ -1,5 +1,6 @@
 """The last line of an evaluation: which figure is the worst, and what usually helps."""
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -10,8 +11,10 @@ from unfog.evaluation.wording import FLOOR, position, shown, standing
 
 LONGER = (
     "train longer (`unfog train --init-from RUN --budget 10m --out RUN-longer`, then `unfog compare RUN RUN-longer`), "
-    "or a larger network (`--set network.width=...`; `unfog recipe RUN` shows its own)"
+    "or a larger network (WIDER)"
 )
+WIDTH, WIDER, STEP = "`--set network.width=...`; `unfog recipe RUN` shows its own", 1.5, 16
+"""What is said of a network's width where that is not known; how much wider one is advised, and the unit of it."""
 HELPS = {
     "frechet": f"{LONGER}; more steps or another solver (`unfog bench` finds them)",
     "kernel": f"{LONGER}; more steps or another solver (`unfog bench` finds them)",
@@ -40,6 +43,7 @@ def advice(
     guided: bool = True,
     helps: str | None = None,
     run: str = "RUN",
+    width: int | None = None,
 ) -> str:
     """Return which figure is the worst of the last set of samples, and what usually helps.
 
@@ -50,6 +54,7 @@ def advice(
         guided: Whether the model takes guidance.
         helps: Name of the score whose advice holds for all, for models that draw nothing.
         run: The run, in commands.
+        width: Of its network, where it has one.
     """
     *others, last = columns
     if copies and any(one.copies for one in copies.values()):
@@ -71,7 +76,9 @@ def advice(
         if (place := position(name, columns[other][name])) is not None and place < places[name] - BETTER
     ]
     cure = "".join(reversed(better)) + _helps(helps or name, list(columns) if guided else [])
-    return f"Worst: {figures}.{_failing(name, classes)} What usually helps: {cure.replace('RUN', run)}."
+    wider = WIDTH if width is None else f"`--set network.width={STEP * math.ceil(WIDER * width / STEP)}`, {width} now"
+    cure = cure.replace("WIDER", wider).replace("RUN", run)
+    return f"Worst: {figures}.{_failing(name, classes)} What usually helps: {cure}."
 
 
 def doubt(accuracy: float | None) -> str:

@@ -24,7 +24,7 @@ from unfog.evaluation.intervals import INTERVALS, plain
 from unfog.evaluation.judge import Asked, Judge
 from unfog.evaluation.report import draw, heldout_conditions
 from unfog.evaluation.results import Measured, Setting, append_result, read_results
-from unfog.evaluation.wording import CEILING, FLOOR, aligned, lines_of
+from unfog.evaluation.wording import CEILING, FLOOR
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec
 from unfog.recipes.fitting import extrapolates_far
@@ -33,6 +33,7 @@ from unfog.runs.run import Run
 from unfog.runtime.brief import brief
 from unfog.runtime.errors import Stopped, UserError
 from unfog.runtime.files import locked, write_whole
+from unfog.runtime.lines import aligned, lines_of
 from unfog.runtime.progress import working
 from unfog.runtime.provenance import provenance
 from unfog.runtime.version import __version__
@@ -146,11 +147,11 @@ class Bench:
             [
                 f"Fréchet distance{', in brackets adherence' if guided else ''}; * best with as many evaluations",
                 aligned(rows),
-                f"{FLOOR}: {number(score.floor)}; {CEILING}: {number(score.ceiling)}  ({score.protocol})",
-                *(f"left out: {name}: {why}" for name, why in self.left_out.items()),
-                *self._doubts(),
-                f"best:        {self.describe(self.best)}",
-                f"recommended: {self.describe(self.recommended)}",
+                *lines_of(f"{FLOOR}: {number(score.floor)}; {CEILING}: {number(score.ceiling)} ({score.protocol})"),
+                *(part for name, why in self.left_out.items() for part in lines_of(f"left out: {name}: {why}")),
+                *(part for doubt in self._doubts() for part in lines_of(doubt)),
+                *lines_of(f"best:        {self.describe(self.best)}", 13),
+                *lines_of(f"recommended: {self.describe(self.recommended)}", 13),
                 *lines_of(f"{provenance()}; what was measured before is reused."),
             ]
         )

@@ -13,8 +13,9 @@ from unfog.evaluation.distances import Rows, kernel_distance
 from unfog.evaluation.intervals import Interval, Protocol, Scored, of_mean
 from unfog.evaluation.judge import Asked, Judge, known, some
 from unfog.evaluation.neighbours import prdc
-from unfog.evaluation.wording import FLOOR, aligned, figure, shown
+from unfog.evaluation.wording import FLOOR, figure, shown
 from unfog.runtime.files import whole
+from unfog.runtime.lines import WIDE, aligned, lines_of
 
 Counts = NDArray[np.int64]
 """How many rows of each class were read as each class, `(classes, classes)`: asked down, read across."""
@@ -24,9 +25,10 @@ COMPARED = 500
 """Most rows of a class that are compared, on either side."""
 WORST = 8
 """Classes and confusions that are listed where there are too many for a whole table."""
-WIDEST = 110
-"""Characters of the widest table of confusions that is shown whole."""
-HOW = "(distance: MMD² in the classifier's features; real data: held-out rows of the class; brackets: 95 % intervals)"
+HOW = (
+    "(distance: MMD² in the classifier's features, on average 0 for rows like those of the class, so it can be "
+    "negative; real data: held-out rows of the class; brackets: 95 % intervals)"
+)
 """What must be known to read the table."""
 NAMED, WRITTEN = 100, 16
 """Most classes that are named in the picture, and most whose counts stand in it."""
@@ -87,16 +89,18 @@ class Classes:
         listed = self.worst() if table is None and len(self.each) > WORST else list(self.each)
         few = listed[:WORST] if len(listed) < len(self.each) or table is None else listed
         head = "by class" if len(few) == len(self.each) else f"the {len(few)} worst of {len(self.each)} classes"
-        rows = [[head, "samples", "read as asked", FLOOR, "distance", FLOOR, "recall", FLOOR]]
+        rows = [[head, "n", "read as asked", FLOOR, "distance", FLOOR, "recall", FLOOR]]
         for one in few:
             cells = [cell for score in (one.distance, one.recall) for cell in _pair(score)]
             ends = [figure(one.adherence), f"{one.adherence.floor:.3f}"]
             rows.append([shown(one.name), str(one.n), *ends, *cells])
-        return "\n".join([aligned(rows), "", *([table] if table else self._listed()), HOW])
+        if max(map(len, aligned(rows).splitlines())) > WIDE:  # long names
+            rows = [[cell.split(" [")[0] for cell in row] for row in rows]
+        return "\n".join([aligned(rows), "", *([table] if table else self._listed()), *lines_of(HOW)])
 
     def _whole(self) -> str | None:
         """Return the table of confusions, if it is narrow enough."""
-        if self.confusion is None or sum(len(shown(name)) + 2 for name in self.names) > WIDEST:
+        if self.confusion is None or sum(len(shown(name)) + 2 for name in self.names) > WIDE:
             return None
         rows = [["asked / read as", *map(shown, self.names)]]
         for name, counts in zip(self.names, self.confusion, strict=True):

@@ -11,15 +11,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from unfog.data.lettering import labelled_sheet
 from unfog.data.modality import Modality
 from unfog.data.pictures import save_picture
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
 from unfog.evaluation.effort import LIMIT, of_runs
 from unfog.evaluation.intervals import Interval, Scored, bootstrap, of_difference, plain
-from unfog.evaluation.judge import Judge, spread
+from unfog.evaluation.judge import Judge, spread, told
 from unfog.evaluation.report import draw, heldout_conditions
-from unfog.evaluation.wording import CEILING, FLOOR, LEGEND, aligned, in_words, lines_of, lower, standing
+from unfog.evaluation.wording import CEILING, FLOOR, LEGEND, in_words, lower, position, standing
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec
@@ -28,6 +27,7 @@ from unfog.runs.run import Run, load
 from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
+from unfog.runtime.lines import aligned, lines_of
 from unfog.runtime.progress import duration, working
 from unfog.runtime.provenance import Provenance
 from unfog.runtime.version import __version__
@@ -97,6 +97,7 @@ class Comparison:
         fidelity: Name of the score that ranks.
         settings: How all of them were sampled.
         shown: Samples of the first run of each model, of the same noises and labels.
+        labels: What each of them was asked to show.
         modality: What a sample is.
         measured: Where the figures come from.
     """
@@ -106,6 +107,7 @@ class Comparison:
     fidelity: str
     settings: str
     shown: list[Tensor] = field(repr=False)
+    labels: list[str] = field(repr=False)
     modality: Modality
     measured: Provenance
 
@@ -121,12 +123,11 @@ class Comparison:
         figures = {part.name: plain(getattr(self, part.name)) for part in fields(self) if part.name != "shown"}
         text = json.dumps({**figures, "shown": [], "unfog": __version__}, indent=1)
         write_whole(folder / "comparison.json", text.encode())
-        sheets = [self.modality.sheet(samples, len(samples)) for samples in self.shown]
         names = [model.name for model in self.models]
         short = [Path(name).name for name in names]
         names = short if len(set(short)) == len(short) else names
-        rows = [(name, [sheet]) for name, sheet in zip(names, sheets, strict=True)]
-        save_picture(labelled_sheet(rows, title=self.settings, stacked=True), folder / "sheet.png")
+        sheet = self.modality.compared(self.shown, names, self.labels, self.settings)
+        save_picture(sheet, folder / "sheet.png")
         return f"side by side: {folder / 'sheet.png'}\nnumbers:      {folder / 'comparison.json'}"
 
     def ranked(self) -> "Comparison":
@@ -145,7 +146,13 @@ class Comparison:
                 others.append(self._row(metric))
         protocol = self.models[0].scores[self.fidelity][0].protocol
         how = f"{self.settings}; {protocol}; 95 % intervals over noises, not over trainings."
-        notes = [*lines_of(how), *LEGEND, *lines_of(f"{self.measured}."), "", *lines_of(self.verdict())]
+        notes = [
+            *lines_of(how),
+            *(part for line in LEGEND for part in lines_of(line)),
+            *lines_of(f"{self.measured}."),
+            "",
+            *lines_of(self.verdict()),
+        ]
         return "\n".join([*blocks, aligned(others), "", *notes])
 
     def verdict(self) -> str:
@@ -171,7 +178,8 @@ class Comparison:
         for name, gap in model.differences.items():
             before, after = base.value(name), model.value(name)
             away = after - before if lower(name) else before - after
-            if gap.interval is None and away > WORSE * abs(before):
+            real = not any(position(name, score) for score in model.scores[name])  # like real data, or beyond
+            if gap.interval is None and away > WORSE * abs(before) and not real:
                 found.append(f"{name} ({number(before)} to {number(after)})")
         return f" Worse, without an interval to tell whether by chance: {', '.join(found)}." if found else ""
 
@@ -179,12 +187,14 @@ class Comparison:
         """Return a score of all models with their differences to the reference model, and its ends."""
         models = [model for model in self.models if metric in model.scores]
         score = models[0].scores[metric][0]
-        rows = [[f"{metric} (n = {score.n})", "", "", f"difference to {self.reference}", ""]]
+        rows = [[f"{metric} (n = {score.n})", "", ""]]
         for model in models:
             alone = standing(metric, model.scores[metric][0]) if len(model.runs) == 1 else ""
-            rows.append([f"  {model.name}", model.line(metric), alone, *_difference(model, metric)])
-        rows.append([f"  {FLOOR}", number(score.floor), "", "", ""])
-        rows.append([f"  {CEILING}", number(score.ceiling), "", "", ""])
+            rows.append([f"  {model.name}", model.line(metric), alone])
+        rows.append([f"  {FLOOR}", number(score.floor), ""])
+        rows.append([f"  {CEILING}", number(score.ceiling), ""])
+        rows.append([f"difference to {self.reference}", "", ""])
+        rows += [[f"  {model.name}", *_difference(model, metric)] for model in models if metric in model.differences]
         return aligned(rows)
 
     def _row(self, metric: str) -> list[str]:
@@ -197,9 +207,7 @@ class Comparison:
 
 def _difference(model: Model, metric: str) -> tuple[str, str]:
     """Return the difference to the reference model as text, and a note where it may be 0."""
-    gap = model.differences.get(metric)
-    if gap is None:
-        return "", ""
+    gap = model.differences[metric]
     if gap.interval is None:
         return f"{gap.value:+.3g}", ""
     low, high = gap.interval
@@ -342,7 +350,14 @@ def compare(
             f"{generator.settings.guidance:g}, noises of seed {seed}"
         )
     shown = [mine[0].shown for mine in sampled]
-    return Comparison(measured, names[base], fidelity, settings, shown, generator.modality, judge.measured)
+    labels = _labels(first, judge, count, seed, len(shown[0]))
+    return Comparison(measured, names[base], fidelity, settings, shown, labels, generator.modality, judge.measured)
+
+
+def _labels(run: Run, judge: Judge, count: int, seed: int, many: int) -> list[str]:
+    """Return what the samples on the sheet were asked to show, `many` of `count`; empty texts for nothing."""
+    asked = told(heldout_conditions(run, judge, count, seed)[1], judge.classes)
+    return [asked[place] for place in spread(many, count)] if asked and many <= count else [""] * many
 
 
 @dataclass(frozen=True)

@@ -420,6 +420,20 @@ def known(rows: Batch) -> Asked:
     return rows.labels if rows.labels is not None else rows.captions
 
 
+def told(labels: Asked, classes: Sequence[str]) -> list[str]:
+    """Return in words what was asked for, one text a row; none where it was nothing.
+
+    Args:
+        labels: Labels, captions or None.
+        classes: Names of the classes.
+    """
+    if not isinstance(labels, Tensor):
+        return list(labels or ())
+    if labels.ndim == 1:
+        return [classes[label] if label < len(classes) else str(label) for label in labels.tolist()]
+    return [", ".join(classes[place] for place in row.nonzero().flatten().tolist()) for row in labels]
+
+
 def _scenes(asked: Asked) -> list[Scene]:
     """Return the scenes that captions describe; none if one is outside the grammar of the captioned shapes."""
     try:

@@ -18,7 +18,7 @@ from unfog.evaluation.effort import effort_of_pictures
 from unfog.evaluation.intervals import Protocol, Scored, bootstrap, plain
 from unfog.evaluation.judge import LEAST, Judge, spread
 from unfog.evaluation.report import about_judge, notes
-from unfog.evaluation.wording import ENDS, lines_of, score_table
+from unfog.evaluation.wording import ENDS, score_table
 from unfog.recipes.latents import autoencoder
 from unfog.recipes.networks import AutoencoderSpec
 from unfog.runs.data import Changed, moved, read_data
@@ -27,6 +27,7 @@ from unfog.runtime.brief import brief
 from unfog.runtime.device import arithmetic, choose_device
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
+from unfog.runtime.lines import lines_of
 from unfog.runtime.progress import working
 
 SHOWN = 48
@@ -66,7 +67,7 @@ class Reconstructed:
         lines = [
             score_table({"reconstructions": self.scores}),
             "",
-            f"{ends}{ENDS['psnr']}.",
+            *lines_of(f"{ends}{ENDS['psnr']}."),
             f"A latent has {self.numbers:.1f} times fewer numbers than a picture.",
             *notes(self.judge),
         ]

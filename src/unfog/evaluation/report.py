@@ -14,10 +14,10 @@ from unfog.data.pictures import save_picture
 from unfog.evaluation.advice import advice, doubt
 from unfog.evaluation.classes import Classes, by_class
 from unfog.evaluation.intervals import Scored, plain
-from unfog.evaluation.judge import Asked, Judge, known, pick, spread
+from unfog.evaluation.judge import Asked, Judge, known, pick, spread, told
 from unfog.evaluation.levels import Levels
 from unfog.evaluation.neighbours import Memorised
-from unfog.evaluation.wording import LEGEND, lines_of, score_table
+from unfog.evaluation.wording import LEGEND, score_table
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import known_of
@@ -25,6 +25,7 @@ from unfog.runs.run import Run
 from unfog.runtime import distributed
 from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
+from unfog.runtime.lines import lines_of
 from unfog.runtime.progress import working
 from unfog.runtime.randomness import uniform
 
@@ -152,13 +153,14 @@ def evaluate_run(
     return Evaluation(scores, copies, guidance, taken, nfe, seed, samples, classes)
 
 
-def table(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN") -> str:
+def table(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN", width: int | None = None) -> str:
     """Return evaluations as a table, a line for each score with its floor and ceiling, and the notes to read it.
 
     Args:
         evaluations: Of the run, the recipe's guidance last.
         judge: Which made them.
         run: What the run is called in commands.
+        width: Of its network.
     """
     first, columns = evaluations[0], _columns(evaluations)
     costs = ", ".join(str(one.nfe_per_sample) for one in evaluations)
@@ -168,7 +170,8 @@ def table(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN") -> 
     alone = (
         f"Scores of other numbers of samples are not comparable: `unfog compare {run} OTHER_RUN` measures both alike."
     )
-    lines = [*lines_of(doubt(judge.accuracy)), score_table(columns), "", drawn, alone, *notes(judge)]
+    how = [*lines_of(drawn), *lines_of(alone), *notes(judge)]
+    lines = [*lines_of(doubt(judge.accuracy)), score_table(columns), "", *how]
     for one in evaluations:
         of = f", guidance {one.guidance:g}" if one.steps else ""
         lines += verdicts(one.copies, of, ": look at memorisation.png")
@@ -176,7 +179,7 @@ def table(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN") -> 
     if classes is not None:
         of = f" (guidance {evaluations[-1].guidance:g})" if len(evaluations) > 1 else ""
         lines += ["", f"Samples by what they were asked to show{of}:", "", classes.text()]
-    return "\n".join([*lines, "", *lines_of(_advice(evaluations, run))])
+    return "\n".join([*lines, "", *lines_of(_advice(evaluations, run, width))])
 
 
 def _columns(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Scored]]:
@@ -184,22 +187,24 @@ def _columns(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Scored]]:
     return {f"guidance {one.guidance:g}" if one.steps else "samples": one.scores for one in evaluations}
 
 
-def conclusion(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN") -> str:
+def conclusion(evaluations: Sequence[Evaluation], judge: Judge, width: int | None = None) -> str:
     """Return whether the judge can be believed, which figure of the last evaluation is the worst, and what helps.
 
     Args:
         evaluations: Of the run, the recipe's guidance last.
         judge: Which made them.
-        run: What the run is called in commands.
+        width: Of the run's network.
+
+    Returns: Sentences in which the run is called RUN.
     """
-    return f"{doubt(judge.accuracy)} {_advice(evaluations, run)}".strip()
+    return f"{doubt(judge.accuracy)} {_advice(evaluations, 'RUN', width)}".strip()
 
 
-def _advice(evaluations: Sequence[Evaluation], run: str) -> str:
+def _advice(evaluations: Sequence[Evaluation], run: str, width: int | None) -> str:
     """Return which figure of the last evaluation is the worst, and what helps."""
     last = evaluations[-1]
     guided = last.steps is not None and "adherence" in last.scores
-    return advice(_columns(evaluations), last.copies, last.classes, guided, run=run)
+    return advice(_columns(evaluations), last.copies, last.classes, guided, run=run, width=width)
 
 
 def notes(judge: Judge) -> list[str]:
@@ -216,11 +221,11 @@ def notes(judge: Judge) -> list[str]:
             what = "words or labels" if judge.classifier.words else "classes"
             reads = f", which reads {judge.accuracy:.2%} of the {what} of held-out rows correctly"
         lines.append(f"{space.extractor.name}: {space.train.shape[1]} features, key {space.extractor.key}{reads}.")
-    return [*lines, *lines_of(f"{judge.measured}.")]
+    return [part for line in [*lines, f"{judge.measured}."] for part in lines_of(line)]
 
 
 def verdicts(copies: Mapping[str, Memorised], of: str = "", advice: str = "") -> list[str]:
-    """Return a line for each kind of features: how many samples are near training rows, and whether they are copies.
+    """Return for each kind of features in a sentence how many samples are near training rows, and if they are copies.
 
     Args:
         copies: From `Judge.copies`.
@@ -230,22 +235,22 @@ def verdicts(copies: Mapping[str, Memorised], of: str = "", advice: str = "") ->
     lines = []
     for name, near in copies.items():
         verdict = f"COPIES{advice}" if near.copies else "no sign of copies"
-        lines.append(
+        lines += lines_of(
             f"near training rows in {name}{of}: {near.near:.1%} of samples, by ratio {near.near_ratio:.1%}, "
             f"expected {near.expected:.1%}, p = {near.p_value:.2g}: {verdict}"
         )
     return lines
 
 
-def to_json(evaluations: Sequence[Evaluation], judge: Judge, levels: Levels | None) -> str:
-    """Return everything but the samples as JSON."""
+def to_json(evaluations: Sequence[Evaluation], judge: Judge, levels: Levels | None, width: int | None = None) -> str:
+    """Return everything but the samples as JSON; `width` is that of the run's network."""
     rows = []
     for one in evaluations:
         rows.append({part.name: plain(getattr(one, part.name)) for part in fields(one) if part.name != "samples"})
     parts = {
         **about_judge(judge),
         "evaluations": rows,
-        "worst": conclusion(evaluations, judge),
+        "worst": conclusion(evaluations, judge, width),
         "levels": plain(levels),
     }
     return json.dumps(parts, indent=1)
@@ -275,7 +280,9 @@ def draw_sheets(evaluation: Evaluation, judge: Judge, folder: Path, modality: Mo
     real = torch.from_numpy(spread(len(samples), len(judge.heldout.x)))[places]
     taken = "" if evaluation.steps is None else f"{evaluation.steps} steps, guidance {evaluation.guidance:g}, "
     title = f"{taken}seed {evaluation.seed}"
-    pairs = modality.paired(samples[places], judge.heldout.x[real], COLUMNS, ("samples", "held-out rows"), title)
+    asked = known(pick(judge.heldout, real.numpy())) if "adherence" in evaluation.scores else None
+    labels = told(asked, judge.classes) or [""] * len(places)
+    pairs = modality.compared((samples[places], judge.heldout.x[real]), ("samples", "held-out rows"), labels, title)
     save_picture(pairs, folder / "samples.png")
     nearest = [pair for copies in evaluation.copies.values() for pair in copies.pairs[:COLUMNS]]
     chosen, rows = (torch.tensor(part) for part in zip(*nearest, strict=True))

@@ -22,10 +22,11 @@ from unfog.evaluation.intervals import Scored, plain
 from unfog.evaluation.judge import MEMORY, Judge, spread
 from unfog.evaluation.neighbours import Memorised
 from unfog.evaluation.report import about_judge, notes, verdicts
-from unfog.evaluation.wording import lines_of, score_table
+from unfog.evaluation.wording import score_table
 from unfog.runs.naming import written_pictures
 from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
+from unfog.runtime.lines import lines_of
 from unfog.runtime.randomness import stream
 
 Pictures = Tensor | NDArray[np.uint8] | str | Path
@@ -59,7 +60,8 @@ class Evaluated:
             f"{self.samples:,} samples; {self.real:,} real pictures, of which a random half stands for the training "
             "rows and the other for the held-out rows."
         )
-        lines = [score_table({"samples": self.scores}), "", counts, *notes(self.judge), *verdicts(self.copies)]
+        how = [*lines_of(counts), *notes(self.judge)]
+        lines = [score_table({"samples": self.scores}), "", *how, *verdicts(self.copies)]
         return "\n".join([*lines, "", *lines_of(self._worst())])
 
     def _worst(self) -> str:

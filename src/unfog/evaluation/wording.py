@@ -1,17 +1,18 @@
 """The words and tables in which scores are shown: one vocabulary for how good a figure is."""
 
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from unfog.evaluation.intervals import Scored
 from unfog.recipes.kinds import options_of
 from unfog.recipes.parse import to_plain
+from unfog.runtime.lines import aligned
 
 FLOOR, CEILING = "real data", "noise"
 """What the two ends of a score are called wherever they are shown."""
 LEGEND = (
     "real data: the floor, what real rows score in place of the samples. noise: the ceiling, what noise scores.",
-    "In brackets: 95 % intervals, where one is known to be valid.",
+    "In brackets: 95 % intervals, where one is known to be valid. Of frechet and kernel, which are distances, lower "
+    "values are better, of all other scores higher ones.",
 )
 """What must be known to read a figure, below every table."""
 LOWER = frozenset({"frechet", "kernel", "distance"})
@@ -22,8 +23,6 @@ ENDS = {"psnr": "one mean picture"}
 """Ceilings that are not of noise."""
 APART, FAR = 0.9, 0.1
 """Share of a distance below which its floor must lie, and of the way to noise below which its multiple is said."""
-WIDE = 120
-"""Characters of a line."""
 LONGEST = 24
 """Characters of a class name in a table."""
 
@@ -75,27 +74,22 @@ def figure(score: Scored) -> str:
 
 
 def score_table(columns: Mapping[str, Mapping[str, Scored]]) -> str:
-    """Return scores as a table: a line for each, with a column for each set of samples, then its ends.
-
-    How good it is, is said of the last set.
+    """Return scores as a table: a line for each score of each set of samples, with its ends and how good it is.
 
     Args:
         columns: By their heads the scores of each set; all sets have the same scores.
     """
-    *_, last = columns
-    of = f"{last} {'are' if last.endswith('s') else 'is'}"
-    lines = [["score", "better", *columns, FLOOR, CEILING, of]]
-    for name, score in columns[last].items():
-        values = [figure(scores[name]) for scores in columns.values()]
-        ends = (f"{score.floor:.3f}", f"{score.ceiling:.3f}")
-        lines.append([name, "lower" if lower(name) else "higher", *values, *ends, standing(name, score)])
+    several, (first, *_) = len(columns) > 1, columns
+    what, *shared = {of.rsplit(" ", 1)[0] for of in columns}  # "guidance", of "guidance 1" and "guidance 2"
+    what = "of" if shared else what
+    lines = [["score", *([what, "value"] if several else [first]), FLOOR, CEILING, ""]]
+    for name in columns[first]:
+        for of, scores in columns.items():
+            score, once = scores[name], of == first
+            ends = [f"{score.floor:.3f}", f"{score.ceiling:.3f}"] if once else ["", ""]
+            which = [of if shared else of.removeprefix(f"{what} ")] if several else []
+            lines.append([name if once else "", *which, figure(score), *ends, standing(name, score)])
     return aligned(lines)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as text in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def in_words(field: str, part: object) -> str:
@@ -106,11 +100,6 @@ def in_words(field: str, part: object) -> str:
         f"{name}={value}" for name, value in named.items() if name != "kind" and getattr(part, name) != defaults[name]
     ]
     return f"{named['kind']} ({', '.join(own)})" if own else str(named["kind"])
-
-
-def lines_of(sentence: str) -> list[str]:
-    """Return a sentence in lines of a terminal."""
-    return textwrap.wrap(sentence, WIDE, break_long_words=False, break_on_hyphens=False)
 
 
 def shown(name: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from unfog.data.source import InMemory, Source, Subset
 from unfog.interop.scores import plain, scores
 from unfog.runs.data import read_data
+from unfog.runs.origin import origin_of
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.version import __version__
@@ -73,11 +74,12 @@ def digest(source: Source) -> str:
 
 def _cost(run: Run) -> list[str]:
     """Return the cost of the training."""
-    lines = read_metrics(run.path / "metrics.jsonl")
+    lines, origin = read_metrics(run.path / "metrics.jsonl"), origin_of(run.path)
+    begun = [] if origin is None else ["", f"The training {plain(origin)}."]
     if not lines:
-        return ["Unknown."]
+        return ["Unknown.", *begun]
     batch = run.recipe.training.batch
     seconds = sum(EVERY * batch / line["images_per_second"] for line in lines if line.get("images_per_second"))
     cost = [f"{lines[-1]['images']:,} images including repeats, in batches of {batch}: {seconds:,.0f} s of steps."]
     memory = max((line["memory_MiB"] for line in lines if line.get("memory_MiB")), default=None)
-    return cost if memory is None else [*cost, f"Peak memory: {memory:,.0f} MiB."]
+    return [*cost, *([] if memory is None else [f"Peak memory: {memory:,.0f} MiB."]), *begun]

@@ -1,6 +1,7 @@
 """The figures of evaluation.json as Markdown, for model cards and reports; also those of files of before."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,25 @@ def plain(words: object) -> str:
     return re.sub(r"([\\`*_\[\]<>&|!#~$])", r"\\\1", " ".join(str(words).split()))
 
 
-def scores(run: Path, confusions: bool = False) -> list[str]:
+def scores(run: Path, whole: bool = False) -> list[str]:
     """Return the results of `unfog evaluate` as lines of Markdown: scores, those of each class, and how they came.
 
     Args:
         run: The run folder.
-        confusions: Whether to add the whole table of confusions, which is as wide as there are classes.
+        whole: Whether this is for the run's own report: with the whole table of confusions, which is as wide as there
+            are classes, and with commands that name the run.
     """
     file = run / "evaluation.json"
     if not file.is_file():
         return ["Not evaluated: `unfog evaluate` was not run."]
     try:
-        return _markdown(parse_json(read_bounded(file)), confusions)
+        return _markdown(parse_json(read_bounded(file)), shlex.quote(str(run)) if whole else None)
     except MALFORMED:
         return [UNKNOWN]
 
 
-def _markdown(results: Any, confusions: bool) -> list[str]:
-    """Return a file's contents as lines."""
+def _markdown(results: Any, run: str | None) -> list[str]:
+    """Return a file's contents as lines, with the table of confusions if the run is named."""
     rows: list[list[str]] = []
     for evaluation in results["evaluations"]:
         guidance = evaluation.get("guidance")
@@ -47,7 +49,7 @@ def _markdown(results: Any, confusions: bool) -> list[str]:
     if not rows:
         return [UNKNOWN]
     lines = [
-        *([plain(results["worst"]), ""] if results.get("worst") else []),
+        *([plain(str(results["worst"]).replace("RUN", run or "RUN")), ""] if results.get("worst") else []),
         *_table(HEADS, rows),
         "",
         plain(LEGEND[0]),
@@ -59,7 +61,7 @@ def _markdown(results: Any, confusions: bool) -> list[str]:
     if results.get("measured"):
         lines.append(f"{plain(_sentence(results['measured']))}.")
     classes = results["evaluations"][-1].get("classes")
-    return lines if classes is None else [*lines, *_classes(classes, confusions)]
+    return lines if classes is None else [*lines, *_classes(classes, run is not None)]
 
 
 def _cells(name: str, score: Any) -> list[str]:

@@ -16,7 +16,6 @@ from unfog.data.pictures import save_picture
 from unfog.data.source import Batch
 from unfog.diffusion.schedules import Schedule
 from unfog.diffusion.targets import Prediction, Target
-from unfog.evaluation.wording import aligned
 from unfog.generation.sampler import Sampler, shown
 from unfog.recipes.build import build_codec
 from unfog.recipes.conditions import ClassConditioning, LabelsConditioning, captions
@@ -27,6 +26,7 @@ from unfog.runs.data import read_data
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
+from unfog.runtime.lines import aligned
 from unfog.runtime.randomness import normal, uniform
 
 STEPS = 1000

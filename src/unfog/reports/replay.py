@@ -13,7 +13,6 @@ from torch import Tensor
 from unfog.data.pictures import save_picture
 from unfog.data.source import Batch
 from unfog.diffusion.times import Importance
-from unfog.evaluation.wording import aligned
 from unfog.generation.sampler import shown
 from unfog.recipes.build import build_codec
 from unfog.recipes.conditions import captions
@@ -21,6 +20,7 @@ from unfog.recipes.objective import Draw
 from unfog.runs.reading import reopen
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
+from unfog.runtime.lines import aligned
 from unfog.runtime.tensors import load_into, read_tensors
 from unfog.training.budget import trace_of
 from unfog.training.trainer import Trainer

@@ -102,6 +102,7 @@ def report(
     Raises: ChangedDataError: If they differ, and `changed` refuses them.
         EnvironmentFailure: If the disk fails.
     """
+    generator = run.generator(guidance=guidance, steps=steps, seed=seed)  # a mistake shows before the data are read
     data: Data | UserError
     try:
         data = read_data(run.path, run.recipe, changed)[1]
@@ -109,7 +110,6 @@ def report(
         raise
     except UserError as error:
         data = error  # sections that need the data say so
-    generator = run.generator(guidance=guidance, steps=steps, seed=seed)
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with working("drawing samples, a film and the nearest training rows", console=console):
@@ -124,7 +124,7 @@ def report(
     for name, picture, caption in kept(run):
         save_picture(picture, folder / name)
         curves += [*_image(name, caption), f"{caption}.", ""]
-    parts |= {"Data": known["Data"], "Cost": known["Cost"], "Evaluation": scores(run.path, confusions=True)}
+    parts |= {"Data": known["Data"], "Cost": known["Cost"], "Evaluation": scores(run.path, whole=True)}
     parts |= {"Curves and pictures": curves, "Recipe": known["Recipe"]}
     return Report(run.path.resolve().name, text(run, parts), folder)
 

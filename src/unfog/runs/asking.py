@@ -94,8 +94,19 @@ def labels(recipe: Recipe, text: str | None) -> str | tuple[str, ...] | None:
         return text
     if text == "all" and recipe.classes:
         return recipe.classes
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    names = _listed(text, recipe.classes)
     return text if "labels" in kinds or len(names) < 2 else names
+
+
+def _listed(text: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names in a list with commas; a class whose name has commas is one of them."""
+    words, names = text.split(","), []
+    while words:
+        ends = (end for end in range(len(words), 1, -1) if ",".join(words[:end]).strip() in classes)
+        end = next(ends, 1)
+        names.append(",".join(words[:end]).strip())
+        words = words[end:]
+    return tuple(name for name in names if name)
 
 
 def prompts_in(path: Path) -> tuple[str, ...]:

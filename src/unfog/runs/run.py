@@ -23,12 +23,13 @@ from unfog.recipes.versions import corrections
 from unfog.runs.data import check_apart, remember
 from unfog.runs.dataset import Dataset, Read, fitted, read
 from unfog.runs.model import Run as Model
+from unfog.runs.origin import remember_origin
 from unfog.runs.reading import check_vacant, read_model, reopen
 from unfog.runs.reading import drawing_recipe as drawing_recipe
 from unfog.runs.reading import read_recipe as read_recipe
 from unfog.runtime import distributed
 from unfog.runtime.device import Precision, choose_device, keep_memory
-from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, seconds, whole_number
+from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, seconds, warning_of, whole_number
 from unfog.runtime.files import check_name, disk, locked, whole, write_whole
 from unfog.runtime.tensors import read_tensors
 from unfog.training.budget import FOLLOWED, Budget, trace_of, write_followed
@@ -287,7 +288,7 @@ def _begun(
         _check_meaning(recipe, read_recipe(Path(init_from)), init_from)
     recipe, data = build_data(recipe) if dataset is None else build_data(fitted(recipe, dataset), dataset.data)
     for sentence in quick(data, words_read(recipe.conditioning)):
-        warnings.warn(sentence, stacklevel=5)
+        warnings.warn(sentence, warning_of(sentence), stacklevel=5)
     if isinstance(recipe.conditioning, PretrainedConditioning):
         fetch_encoder(recipe.conditioning.path)
     recipe = taken_in(recipe, out)
@@ -300,6 +301,7 @@ def _begun(
     if init_from is not None:
         where = Path(init_from) / "model.safetensors"
         trainer.start_from(read_tensors(where), where)
+        remember_origin(out, Path(init_from))
         _say(console, f"starting from {init_from}: {RISING}")
     settle(trainer)
     return trainer

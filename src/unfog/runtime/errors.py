@@ -39,6 +39,19 @@ class Stopped(Exception):
         self.code = 128 + number
 
 
+class Note(UserWarning):
+    """Something to know, where nothing is wrong."""
+
+
+class Remark(str):
+    """A sentence of that kind, among others that warn."""
+
+
+def warning_of(sentence: str) -> type[Warning]:
+    """Return the category of a warning with this sentence."""
+    return Note if isinstance(sentence, Remark) else UserWarning
+
+
 def whole_number(what: str, value: object, least: int, most: int | None = None, bounds: str = "") -> int:
     """Return a whole number of any integer type.
 

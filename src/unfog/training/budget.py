@@ -23,6 +23,8 @@ LATEST = 21
 """Steps whose median is the present pace."""
 EXIT = 1.0
 """Seconds from the last file that a training writes to the end of its process."""
+FEWER = 0.1
+"""Share of the steps with fewer threads from which on that is said."""
 NEARLY = math.nextafter(1.0, 0.0)
 """The largest share below 1."""
 FOLLOWED = "follow.safetensors"
@@ -222,6 +224,14 @@ class Clocked:
     def reported(self, seconds: float) -> None:
         """Take note of what a report took, since the last one takes as long."""
         self.closing = seconds
+
+    def fewer(self) -> str:
+        """Return a sentence if fewer threads than there are computed a good part of the training; else ""."""
+        counts, most = self.trace.threads, 0 if self.threads is None else self.threads.most
+        share = sum(count < most for count in counts) / max(1, len(counts))
+        if share < FEWER:
+            return ""
+        return f"{share:.0%} of the steps were computed with fewer than {most} threads, which was faster"
 
     def _look(self) -> None:
         """Move the progress: the time since the last look is a share of what was left then."""

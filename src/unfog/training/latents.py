@@ -16,10 +16,31 @@ from unfog.data.source import Augment, Batch, Data, Indices, Source
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import locked, whole
-from unfog.runtime.progress import track
+from unfog.runtime.progress import duration, track
 
 MOST = 1 << 34
 """Largest cache of latents in bytes; larger data sets are encoded on the fly."""
+ENCODING = 0.8
+"""Share of the time after the autoencoder that encoding may take, at most."""
+
+
+def check_time(count: int, taken: float, share: float, budget: float) -> None:
+    """Refuse a budget in which encoding takes nearly all of the time that the autoencoder leaves to the model.
+
+    Args:
+        count: Pictures to encode.
+        taken: Seconds that it takes.
+        share: Which part of the budget trains the autoencoder.
+        budget: Seconds of the whole training.
+
+    Raises: UserError: If it does.
+    """
+    if taken > ENCODING * (1 - share) * budget:
+        raise UserError(
+            f"the budget of {duration(budget)} is too short: {duration(share * budget)} of it train an autoencoder, "
+            f"and encoding {count:,} pictures with it takes about {duration(taken)} more: give "
+            f"{2 * taken / (1 - share):.0f}s or more, or a smaller size"
+        )
 
 
 class Flip:

@@ -12,7 +12,6 @@ from types import FrameType
 import torch
 from rich.console import Console
 
-from unfog.recipes.choices import Choices
 from unfog.recipes.latents import LatentCodec
 from unfog.recipes.objective import Draw
 from unfog.recipes.sources import Given
@@ -26,7 +25,7 @@ from unfog.training.home import Home
 from unfog.training.hooks import Hooks
 from unfog.training.loggers import Trackers, loggers
 from unfog.training.metrics import Display, Metrics
-from unfog.training.reporting import headline
+from unfog.training.reporting import arithmetic_of, headline
 from unfog.training.reports import Reports, due
 from unfog.training.trainer import Trainer
 
@@ -125,8 +124,7 @@ def _steps(trainer: Trainer, console: Console, pacer: Pacer | None, metrics: Met
     with Display(console) as display, _signals() as caught, torch.random.fork_rng():
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         conditional = getattr(trainer.model, "embedder", None) is not None
-        fused = ", fused norms" if Choices.read(trainer.settings.choices).fused else ""
-        arithmetic = f"{trainer.device}, {trainer.precision}{fused}"
+        arithmetic = arithmetic_of(trainer.device, trainer.precision, trainer.settings.choices)
         display.say(headline(trainer.recipe, trainer.data, parameters, conditional, arithmetic))
         if pacer is None and trainer.device.type == "cpu" and (busy := shared()):
             display.say(busy)
@@ -154,6 +152,8 @@ def _steps(trainer: Trainer, console: Console, pacer: Pacer | None, metrics: Met
                 caught.append(ASKED)
             if (signalled := distributed.most(max(caught, default=0))) or trainer.finished:
                 break
+        if isinstance(pacer, Clocked) and (fewer := pacer.fewer()):
+            display.say(fewer)
     return signalled
 
 

@@ -24,6 +24,8 @@ EVERY = 20
 """Steps per line of `metrics.jsonl`."""
 QUIET = 12.0
 """Seconds after which a training prints a line where it has no bar: before `unfog.cli` says that it is at work."""
+DECADE = 8.0
+"""Factor between the ends of an axis from which on 1, 2 and 5 are enough ticks."""
 MOST = 1 << 28
 """Largest `metrics.jsonl` that is read, in bytes."""
 
@@ -50,9 +52,10 @@ class Metrics:
         if step % EVERY == 0:
             self._write(step, rate)
 
-    def held_out(self, step: int, loss: float, memory: float | None = None) -> None:
-        """Write the held-out loss, and the peak memory so far in MiB."""
+    def held_out(self, step: int, loss: float, rows: int, memory: float | None = None) -> None:
+        """Write the held-out loss with the number of its rows, and the peak memory so far in MiB."""
         line: dict[str, float | None] = {"step": step, "images": step * self.batch, "held_out_loss": loss}
+        line["held_out_rows"] = rows
         self._append(line if memory is None else {**line, "memory_MiB": round(memory)})
 
     def _write(self, step: int, rate: float) -> None:
@@ -96,6 +99,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def losses(folder: Path) -> "Figure | None":
     """Plot the losses in a run folder's `metrics.jsonl`; None if there are none."""
     from matplotlib.figure import Figure  # imported here, since matplotlib takes half a second to import
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     lines = read_metrics(folder / "metrics.jsonl")
     if not lines:
@@ -106,6 +110,11 @@ def losses(folder: Path) -> "Figure | None":
         points = [(line["images"], line[key]) for line in lines if line.get(key) is not None]
         axes.plot([x for x, _ in points], [y for _, y in points], style, label=label, linewidth=1, markersize=4)
     axes.set(xlabel="images seen", ylabel="loss", yscale="log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > DECADE * low else MaxNLocator(6))
+    axes.yaxis.set_major_formatter("{x:g}")  # 0.3, and not 3 × 10^-1
+    axes.yaxis.set_minor_formatter("")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return figure

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import combinations
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -37,6 +37,10 @@ LIKE = 1.1
 """Factor in operations within which a training counts as the measured one."""
 NEAR = 1.5
 """Factor in operations within which a run says something of another one."""
+SAME = 1.25
+"""The same, for runs that are as long: they widen what follows from two others."""
+SPAN = 5.0
+"""Factor in operations between two runs, at most, on whose power law others are taken to lie."""
 SPREAD = 1.6
 """Factor by which the distance of a like run may differ: over three seeds and two recipes it was 1.1 to 1.5."""
 SIDES = (64, 48, 32)
@@ -96,12 +100,14 @@ RUNS = (
     Reached("drawings", 64, 95_552, 0.803, OUTLINES, 1.25, 1.30),
     Reached("drawings", 64, 139_648, 0.801, NAMED, 1.04, 0.688, (18_912, 4.5), "docs/latents.md"),
     Reached("drawings", 64, 272_416, 0.803, NAMED, 1.15, 0.688, source="docs/latents.md"),
+    Reached("drawings", 128, 19_872, 0.80, NOISE, 16.9, 1.38, (608, 16.65)),
     Reached("photos", 32, 12_032, 0.797, BLOBS, 3.61, 0.281),
     Reached("photos", 32, 55_424, 0.797, BLOBS, 1.41, 0.153),
     Reached("photos", 32, 112_704, 0.797, OUTLINES, 0.937, 0.153),
     Reached("photos", 64, 10_816, 0.803, NOISE, 9.33, 0.198),
     Reached("photos", 64, 12_000, 0.803, NOISE, 19.5, 0.313),
     Reached("photos", 64, 42_560, 0.803, BLOBS, 1.91, 0.198),
+    Reached("photos", 128, 5_984, 0.80, NOISE, 12.2, 0.201, (800, 16.65)),
 )
 """What was measured; docs/proportion.md says how."""
 
@@ -172,15 +178,21 @@ def _measured_as(kind: Kind) -> Kind:
 
 
 def _between(runs: list[Reached], operations: float) -> tuple[float, float, float] | None:
-    """Return the distance to expect: on the power law through two runs, or that of a run with about as many operations.
+    """Return the distance to expect: on the power law through the two nearest runs, or that of runs about as long.
 
     Both runs have about the same floor, since distances of other numbers of pictures are not comparable.
     """
     scored = sorted((run.operations, run.distance, run.floor) for run in runs if run.distance and run.floor)
-    for (before, high, floor), (after, low, other) in pairwise(scored):
-        if before <= operations <= after and max(floor, other) < NEAR * min(floor, other):
-            middle = high * (low / high) ** (math.log(operations / before) / math.log(after / before))
-            return middle / SPREAD, middle * SPREAD, other
+    around = [
+        (after / before, before, after, high, low, other)
+        for (before, high, floor), (after, low, other) in combinations(scored, 2)
+        if before <= operations <= after <= SPAN * before and max(floor, other) < NEAR * min(floor, other)
+    ]
+    if around:
+        ratio, before, _, high, low, other = min(around)
+        middle = high * (low / high) ** (math.log(operations / before) / math.log(ratio)) if ratio > 1 else high
+        found = [middle, *(distance for done, distance, _ in scored if done / SAME <= operations <= SAME * done)]
+        return min(found) / SPREAD, max(found) * SPREAD, other
     near = [(distance, floor) for done, distance, floor in scored if done / NEAR <= operations <= NEAR * done]
     if not near:
         return None

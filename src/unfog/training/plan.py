@@ -26,13 +26,15 @@ from unfog.recipes.settings import PORTION
 from unfog.recipes.several import words_read
 from unfog.recipes.sources import Folder
 from unfog.runtime.device import choose_device, free_memory
-from unfog.runtime.errors import UserError, seconds
+from unfog.runtime.errors import UserError, seconds, warning_of
+from unfog.runtime.lines import lines_of
 from unfog.runtime.progress import duration
 from unfog.runtime.sharing import shared
 from unfog.training.checkpoint import KEPT
 from unfog.training.choices import choose_portion
 from unfog.training.counting import rows_within
 from unfog.training.ema import GAMMAS
+from unfog.training.latents import check_time
 from unfog.training.objectives.denoising import PORTIONS
 from unfog.training.objectives.reconstruction import MEASURED, SHOWN, autoencoder_recipe
 from unfog.training.outlook import kind_of, sentence
@@ -44,10 +46,13 @@ from unfog.training.rehearsal import (
     Rehearsal,
     Untrained,
     allowance,
+    encoding,
+    fastest,
     rehearse,
     resident,
+    undisturbed,
 )
-from unfog.training.reporting import HELD_OUT, SHARE, SHEET, headline
+from unfog.training.reporting import HELD_OUT, SHARE, SHEET, arithmetic_of, headline
 from unfog.training.trainer import Trainer
 
 TRIED = (4, 8)
@@ -199,7 +204,9 @@ class Plan:
             lines["portion"] = _drawn(self.portion, self.measured)
         if self.expected is not None:
             lines["expect"] = self.expected
-        own = [self.headline, *(f"{name:<8}{text}" for name, text in lines.items())]
+        own = lines_of(self.headline)
+        for name, text in lines.items():
+            own += lines_of(f"{name:<8}{text}", 8)
         if self.first is None:
             return "\n".join(own)
         return "\n".join(["first an autoencoder:", self.first.table(), "", "then the model in its latents:", *own])
@@ -266,10 +273,12 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto", c
     recipe.training.check_budget(budget)
     recipe, look = seen(recipe)
     for note in notes_of(look.data, words_read(recipe.conditioning)):
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, warning_of(note), stacklevel=2)
     place, codec, until = choose_device(device), recipe.codec, allowance(SECONDS)
     if place.type == "cpu" and (busy := shared()):
-        console.print(busy, highlight=False)
+        ratio = undisturbed(recipe, place) / fastest(recipe, place)
+        times = f"; this plan is of the machine as it is now: an idle one is about {ratio:.1f} times as fast"
+        console.print(busy + times, highlight=False)
     with torch.random.fork_rng():
         if not (isinstance(codec, LatentCodec) and not codec.path):
             return _planned(recipe, look, budget, STARTUP, place, until, console)
@@ -294,24 +303,27 @@ def _planned(
 ) -> Plan:
     """Return the plan of one model, which begins after `spent` seconds."""
     began, base = time.monotonic(), resident()
-    small, encoding = _unencoded(recipe, first)
+    small, each = _unencoded(recipe, first, device)
     with tempfile.TemporaryDirectory(prefix="unfog-") as name:
         found = rehearse(small, look.data, look.x, Path(name), device, allowed)
     say = f"{found.whole.operations / 1e9:,.2f} billion operations an image, {found.speed / 1e9:,.0f} billion a second"
     console.print(f"{recipe.name}: {say}", highlight=False)
     portion, choosing = _portion(small, found, allowed)
-    spent += look.listed + choosing + encoding * _encoded(recipe, look) + (time.monotonic() - began) / 4
-    spent += look.each * len(look) * (not look.later or encoding > 0)
+    encoded = _encoded(recipe, look)
+    if first is not None and budget is not None and isinstance(recipe.codec, LatentCodec):
+        idle = encoded * encoding(first.operations, undisturbed(recipe, device))  # as a training does
+        check_time(encoded, idle, recipe.codec.share, budget)
+    spent += look.listed + choosing + each * encoded + (time.monotonic() - began) / 4
+    spent += look.each * len(look) * (not look.later or each > 0)
     step = found.step(recipe)
-    if look.later and not encoding:  # worker processes share the processor with the network
+    if look.later and not each:  # worker processes share the processor with the network
         step += look.each * recipe.training.batch / max(1, torch.get_num_threads())
     checkpoint, rest = _disk(recipe, found)
     pace = Pace(step, _report(recipe, found, look, portion, first), 2 * checkpoint / DISK)
     settings, reports = recipe.training, recipe.training.reports
     steps = settings.steps if budget is None else pace.fit(budget, spent, reports, share)
-    arithmetic = (
-        f"{device}, {(found.trainer.settings if found.trainer else settings).precision_on(device, recipe.shape or ())}"
-    )
+    chosen = found.trainer.settings if found.trainer else settings
+    arithmetic = arithmetic_of(device, chosen.precision_on(device, recipe.shape or ()), chosen.choices)
     memory, most = _memory(found, look, base, settings.batch // settings.accumulate, device)
     return Plan(
         headline(recipe, look.data, found.whole.parameters, found.whole.conditional, arithmetic),
@@ -359,14 +371,16 @@ def _expected(
     return sentence(kind, max(look.x.shape[2:]), operations, latents, operations / seconds)
 
 
-def _unencoded(recipe: Recipe, first: Plan | None) -> tuple[Recipe, float]:
+def _unencoded(recipe: Recipe, first: Plan | None, device: torch.device) -> tuple[Recipe, float]:
     """Return a recipe with a codec that needs no training, and the seconds in which a picture is encoded."""
     codec = recipe.codec
     if not isinstance(codec, LatentCodec):
         return recipe, 0.0
     if not codec.path:
         assert first is not None
-        return replace(recipe, codec=Untrained(codec.channels, codec.factor)), first.pace.step / first.batch / 6
+        return replace(recipe, codec=Untrained(codec.channels, codec.factor)), encoding(
+            first.operations, fastest(recipe, device)
+        )
     built = build_codec(recipe)
     assert isinstance(built, Latents)
     stand_in = Untrained(built.autoencoder.latent, built.autoencoder.factor)

@@ -9,13 +9,12 @@ from unfog.recipes.latents import LatentCodec
 from unfog.recipes.recipe import Recipe
 from unfog.runtime import distributed
 from unfog.runtime.device import choose_device
-from unfog.runtime.errors import UserError
-from unfog.runtime.progress import duration
 from unfog.training.counting import cost
+from unfog.training.latents import check_time
 from unfog.training.objectives.reconstruction import autoencoder_recipe
 from unfog.training.outlook import kind_of, sentence, suggested
 from unfog.training.plan import seen
-from unfog.training.rehearsal import REACHED, fastest, undisturbed
+from unfog.training.rehearsal import REACHED, encoding, fastest, undisturbed
 
 
 def suggested_side(recipe: Recipe, budget: float, device: str = "auto") -> int | None:
@@ -54,9 +53,7 @@ def expectation(recipe: Recipe, budget: float | None = None, device: str = "auto
 
 
 def check_encoding(recipe: Recipe, codec: LatentCodec, data: Data, budget: float, device: torch.device) -> None:
-    """Refuse a budget that is over before all pictures are encoded even on an idle machine, and not after minutes.
-
-    Encoding takes a sixth of the operations of a training step: the forward pass of one half of the autoencoder.
+    """Refuse a budget of which encoding leaves hardly anything even on an idle machine, and not after minutes.
 
     Args:
         recipe: In latents, with its shape filled in.
@@ -68,12 +65,6 @@ def check_encoding(recipe: Recipe, codec: LatentCodec, data: Data, budget: float
     Raises: UserError: If training the autoencoder and encoding take all of the budget.
     """
     inner = replace(autoencoder_recipe(recipe, codec), shape=recipe.shape)
-    each = cost(inner, data.train).operations / 6
+    each = encoding(cost(inner, data.train).operations, undisturbed(recipe, device))
     count = len(data.heldout) + (1 + recipe.augment.flip) * len(data.train)
-    taken = distributed.agreed(count * each / (REACHED * undisturbed(recipe, device)))
-    if taken > (1 - codec.share) * budget:
-        raise UserError(
-            f"the budget of {duration(budget)} is too short: {duration(codec.share * budget)} of it train an "
-            f"autoencoder, and encoding {count:,} pictures with it takes about {duration(taken)} more: give "
-            f"{2 * taken / (1 - codec.share):.0f}s or more, or a smaller size"
-        )
+    check_time(count, distributed.agreed(count * each), codec.share, budget)

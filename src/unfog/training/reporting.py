@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from unfog.data.source import Data
 from unfog.generation.sampler import Sampler
+from unfog.recipes.choices import REFERENCE, Choices
 from unfog.recipes.recipe import Recipe
 
 SHARE = 0.03
@@ -81,6 +84,19 @@ def evaluations(generator: object) -> int:
     return 0 if generator is None else 1
 
 
+def arithmetic_of(device: torch.device, precision: str, choices: str = REFERENCE) -> str:
+    """Return in words what computes, and with what numbers.
+
+    Args:
+        device: Where.
+        precision: Of the network.
+        choices: Those of the training.
+    """
+    count = torch.get_num_threads()
+    threads = "" if device.type != "cpu" else f" with {count} threads" if count > 1 else " with 1 thread"
+    return f"{device}{threads}, {precision}{', fused norms' if Choices.read(choices).fused else ''}"
+
+
 def headline(recipe: Recipe, data: Data, parameters: int, conditional: bool, arithmetic: str) -> str:
     """Return one line on what is trained, on what data and how.
 
@@ -89,7 +105,7 @@ def headline(recipe: Recipe, data: Data, parameters: int, conditional: bool, ari
         data: Its data.
         parameters: Number of parameters.
         conditional: Whether the model is.
-        arithmetic: Device and precision.
+        arithmetic: From `arithmetic_of`.
     """
     rows = f"{len(data.train):,} {recipe.rows}, {len(data.heldout):,} held out"
     condition = f"conditioned on {recipe.kind('conditioning')}" if conditional else "unconditional"

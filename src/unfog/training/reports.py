@@ -9,7 +9,7 @@ from unfog.runtime.device import peak_memory
 from unfog.training.budget import Clocked, Pacer, clock
 from unfog.training.hooks import Hooks, Report
 from unfog.training.metrics import Metrics, draw_losses
-from unfog.training.reporting import CROWD, SHEET, allowed, evaluations, fitting
+from unfog.training.reporting import CROWD, HELD_OUT, SHEET, allowed, evaluations, fitting
 from unfog.training.trainer import Trainer
 
 EARLY, WARM = 0.03, 5
@@ -90,7 +90,7 @@ class Reports:
         """Measure the held-out loss, write a sheet of samples and a checkpoint, and return a line to print."""
         trainer, metrics = self.trainer, self.metrics
         held_out = trainer.held_out_loss()
-        metrics.held_out(trainer.step, held_out, peak_memory(trainer.device) / 2**20)
+        metrics.held_out(trainer.step, held_out, trainer.judged, peak_memory(trainer.device) / 2**20)
         sheet = trainer.preview()
         trainer.save()  # after the report, so that the checkpoint has it
         if sheet is not None:
@@ -98,5 +98,7 @@ class Reports:
         self.hooks.tell(Report(trainer.step, trainer.seen, metrics.smooth, held_out, sheet))
         skipped = f"   {trainer.skipped} steps skipped" if trainer.skipped else ""
         seconds = time.monotonic() - metrics.started
-        losses = f"loss {metrics.smooth:.4f}   held-out loss {held_out:.4f}"
+        usual = min(HELD_OUT, len(trainer.prepared.heldout))
+        rows = f" (of {trainer.judged} rows)" if trainer.judged < usual else ""  # which are fewer in a short training
+        losses = f"loss {metrics.smooth:.4f}   held-out loss {held_out:.4f}{rows}"
         return f"{trainer.seen:>9,} images   {seconds:5.0f} s   {losses}{skipped}"

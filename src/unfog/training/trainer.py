@@ -302,10 +302,15 @@ class Trainer:
             )
         self.state = state
 
+    @property
+    def judged(self) -> int:
+        """Held-out rows on which the loss is measured."""
+        return min(len(self.prepared.heldout), self.reporting.rows)
+
     def held_out_loss(self) -> float:
         """Return the loss of the averaged weights on held-out rows, whose times and noise never change."""
         source, batch = self.prepared.heldout, self.settings.batch
-        rows = np.linspace(0, len(source) - 1, min(len(source), self.reporting.rows)).astype(np.int64)
+        rows = np.linspace(0, len(source) - 1, self.judged).astype(np.int64)
         count, size = -(-len(rows) // batch), distributed.size()
         losses = []
         with torch.inference_mode(), arithmetic(self.precision, self.device):
