@@ -13,7 +13,7 @@ from torch import Tensor
 from unfog.data.classic import digits
 from unfog.data.codecs import Pixels
 from unfog.data.source import Data, InMemory
-from unfog.evaluation import features
+from unfog.evaluation import classifier
 from unfog.evaluation.classes import Classes, by_class
 from unfog.evaluation.distances import kernel_distance
 from unfog.evaluation.judge import Judge
@@ -42,8 +42,8 @@ def many() -> Iterator[Judge]:
     """Of 62 classes with odd names, after so little training that it confuses many."""
     names = ("\x1b[31mred", "$\\frac", "a name that is much too long for a table", *map(str, range(3, MANY)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "EPOCHS", 0)
-        patch.setattr(features, "STEPS", 60)
+        patch.setattr(classifier, "EPOCHS", 0)
+        patch.setattr(classifier, "STEPS", 60)
         data = Data(*(InMemory(*glyphs(620, seed), names) for seed in (1, 2)))
         yield Judge(data, Pixels(), 620)
 
@@ -119,8 +119,8 @@ def test_a_class_that_fails_is_named(judge: Judge) -> None:
 
 
 def test_labels_of_which_several_hold_are_scored_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "EPOCHS", 0)
-    monkeypatch.setattr(features, "STEPS", 20)
+    monkeypatch.setattr(classifier, "EPOCHS", 0)
+    monkeypatch.setattr(classifier, "STEPS", 20)
     x, labels = glyphs(400, 1)
     both = torch.stack([labels % 2 == 0, labels % 3 == 0], 1)
     judge = Judge(

@@ -11,8 +11,8 @@ from unfog.cli.main import main
 from unfog.data.classic import digits
 from unfog.data.codecs import Pixels
 from unfog.evaluation import effort as module
+from unfog.evaluation.classifier import _network
 from unfog.evaluation.effort import LADDER, Costs, effort, measure
-from unfog.evaluation.features import _network
 from unfog.evaluation.judge import fitted
 from unfog.evaluation.levels import rows_for
 from unfog.runs.run import load

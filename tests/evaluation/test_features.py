@@ -13,8 +13,9 @@ from unfog.data.classic import digits
 from unfog.data.codecs import Identity, Pixels
 from unfog.data.points import points
 from unfog.data.source import Batch, Source
-from unfog.evaluation import features
-from unfog.evaluation.features import Classifier, dinov2, fit_classifier, fit_components, inception
+from unfog.evaluation import classifier as classifiers
+from unfog.evaluation.classifier import Classifier, fit_classifier
+from unfog.evaluation.features import dinov2, fit_components, inception
 from unfog.runtime.errors import UserError
 
 
@@ -39,7 +40,7 @@ def some(count: int = 64, seed: int = 0) -> Batch:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Train for a few steps only, and into a cache of its own."""
-    monkeypatch.setattr(features, "STEPS", 30)
+    monkeypatch.setattr(classifiers, "STEPS", 30)
     monkeypatch.setenv("UNFOG_CACHE", str(tmp_path))
     return tmp_path / "features"
 
@@ -64,7 +65,7 @@ def test_a_second_time_nothing_is_trained(quick: Path, monkeypatch: pytest.Monke
     first = fitted(some())
     (kept,) = quick.iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr(features, "_train", None)  # calling it is an error
+        patch.setattr(classifiers, "_train", None)  # calling it is an error
         second = fitted(some())
         with pytest.raises(TypeError):
             fitted(some(seed=1))
@@ -82,7 +83,7 @@ def test_a_second_time_nothing_is_trained(quick: Path, monkeypatch: pytest.Monke
 
 def test_another_version_is_another_classifier(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted(some())
-    monkeypatch.setattr(features, "CLASSIFIER_VERSION", features.CLASSIFIER_VERSION + 1)
+    monkeypatch.setattr(classifiers, "VERSION", classifiers.VERSION + 1)
     fitted(some())
     assert len(list(quick.iterdir())) == 2
 
@@ -109,7 +110,7 @@ def test_points_are_read() -> None:
 
 def test_words_and_several_labels_are_read(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dark picture is "night", a bright one "day"; words that all captions have, or one in many, tell nothing."""
-    monkeypatch.setattr(features, "STEPS", 60)
+    monkeypatch.setattr(classifiers, "STEPS", 60)
     rows = some(200)
     assert rows.labels is not None
     captions = [f"a {'day' if label else 'Night'}" for label in rows.labels.tolist()]

@@ -10,7 +10,7 @@ import torch
 
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.schedules import EDM
-from unfog.evaluation import features
+from unfog.evaluation import classifier
 from unfog.evaluation.judge import Judge, pick, spread
 from unfog.evaluation.levels import Level, Levels, empirical_x0, measure_levels
 from unfog.recipes.build import build_codec, build_data
@@ -23,8 +23,8 @@ def no_classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No classifier is needed here: a bad one will do, and not into the common cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNFOG_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(features, "EPOCHS", 0)
-        patch.setattr(features, "STEPS", 2)
+        patch.setattr(classifier, "EPOCHS", 0)
+        patch.setattr(classifier, "STEPS", 2)
         yield
 
 

@@ -17,7 +17,7 @@ from unfog.data.classic import digits
 from unfog.data.codecs import Identity, Pixels
 from unfog.data.shapes import Shapes
 from unfog.data.source import Batch, Data, InMemory
-from unfog.evaluation import features
+from unfog.evaluation import classifier, features
 from unfog.evaluation.distances import Rows, frechet, kernel_distance
 from unfog.evaluation.judge import Judge, some, spread
 from unfog.evaluation.neighbours import prdc
@@ -252,8 +252,8 @@ def test_spread() -> None:
 
 
 def test_the_exact_reader_reads_captioned_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "EPOCHS", 0)
-    monkeypatch.setattr(features, "STEPS", 2)
+    monkeypatch.setattr(classifier, "EPOCHS", 0)
+    monkeypatch.setattr(classifier, "STEPS", 2)
     data = Data(Shapes(140, 32, 2), Shapes(140, 32, 2, part="seen"))
     judge = Judge(data, Pixels(), 140)
     assert judge.classifier is not None

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from unfog.data.codecs import Codec
 from unfog.data.source import Data, Source
-from unfog.evaluation.features import BATCH, expected_steps, features_of, fit_components, trial_step
+from unfog.evaluation.classifier import BATCH, expected_steps, trial_step
+from unfog.evaluation.features import features_of, fit_components
 from unfog.evaluation.judge import HELD_OUT, LEAST, MEMORY, TRAINING, VERSIONS, fitted, known, rows_of
 from unfog.evaluation.levels import LEVELS, rows_for
 from unfog.generation.sampler import Sampler

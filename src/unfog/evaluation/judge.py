@@ -18,8 +18,9 @@ from unfog.data.modality import images
 from unfog.data.shapes import Scene
 from unfog.data.source import Batch, Data, Indices, Source
 from unfog.evaluation import features as extractors
+from unfog.evaluation.classifier import fit_classifier
 from unfog.evaluation.distances import Rows, frechet, kernel_distance
-from unfog.evaluation.features import Extractor, digest, features_of, fit_classifier, fit_components, flat
+from unfog.evaluation.features import Extractor, digest, features_of, fit_components, flat
 from unfog.evaluation.intervals import Interval, Protocol, Scored, Sets, Split, bootstrap, of_mean
 from unfog.evaluation.neighbours import Memorised, entropy_over_classes, memorised, prdc
 from unfog.evaluation.shapes_reader import matches

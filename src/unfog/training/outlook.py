@@ -97,6 +97,7 @@ RUNS = (
     Reached("drawings", 32, 56_768, 0.797, NAMED, 1.26, 0.966),
     Reached("drawings", 64, 12_000, 0.803, NOISE, 19.6, 0.841),
     Reached("drawings", 64, 43_776, 0.803, BLOBS, 1.73, 1.30),
+    Reached("drawings", 64, 45_760, 0.803, BLOBS, 2.33, 1.25),
     Reached("drawings", 64, 95_552, 0.803, OUTLINES, 1.25, 1.30),
     Reached("drawings", 64, 139_648, 0.801, NAMED, 1.04, 0.688, (18_912, 4.5), "docs/latents.md"),
     Reached("drawings", 64, 272_416, 0.803, NAMED, 1.15, 0.688, source="docs/latents.md"),
@@ -106,6 +107,7 @@ RUNS = (
     Reached("photos", 32, 112_704, 0.797, OUTLINES, 0.937, 0.153),
     Reached("photos", 64, 10_816, 0.803, NOISE, 9.33, 0.198),
     Reached("photos", 64, 12_000, 0.803, NOISE, 19.5, 0.313),
+    Reached("photos", 64, 29_760, 0.803, BLOBS, 2.83, 0.157),
     Reached("photos", 64, 42_560, 0.803, BLOBS, 1.91, 0.198),
     Reached("photos", 128, 5_984, 0.80, NOISE, 12.2, 0.201, (800, 16.65)),
 )
