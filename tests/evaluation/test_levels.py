@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from tests.conftest import MakeRecipe
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.schedules import EDM
-from unfog.evaluation import classifier
+from unfog.evaluation import classifier, levels
 from unfog.evaluation.judge import Judge, pick, spread
 from unfog.evaluation.levels import Level, Levels, empirical_x0, measure_levels
 from unfog.recipes.build import build_codec, build_data
-from unfog.runs.run import Run, load
+from unfog.runs.run import Run, load, train
 from unfog.runtime.randomness import normal
+from unfog.training.latents import cached
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -137,3 +140,31 @@ def test_a_condition_without_training_rows_has_no_optimum(tmp_path: Path) -> Non
     found = Levels((Level(-1.0, 1.0, 2.0, None, None), Level(1.0, 0.5, 0.6, 0.0, None)), "")
     found.draw(tmp_path / "levels.png")
     assert (tmp_path / "levels.png").exists()
+
+
+def test_latents_are_those_that_the_training_left(
+    tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding all training rows takes minutes; where nobody did, and they are many, there is no exact denoiser."""
+    own = ("codec=latents", "codec.factor=2", "codec.width=4", "codec.channels=2", "codec.images=64")
+    path = train(tiny(*own, "training.images=64"), tmp_path / "run", device="cpu", console=Console(quiet=True)).path
+    run = load(path, "cpu")
+    codec = build_codec(run.recipe)
+    judge = Judge(build_data(run.recipe)[1], codec.plain, 200)
+    found = measure_levels(run, judge)
+    assert found.levels[0].optimum_train is not None
+    monkeypatch.setattr(levels, "cached", lambda *rest: None)
+    alone = measure_levels(run, judge)  # encoded again
+    for one, other in zip(found.levels, alone.levels, strict=True):
+        assert other.optimum_train == pytest.approx(one.optimum_train, rel=1e-3, abs=1e-9)
+        assert (other.train, other.heldout) == (one.train, one.heldout)
+    monkeypatch.setattr(levels, "ENCODED", 1000)
+    none = measure_levels(run, judge)
+    assert all(one.optimum_train is None and one.optimum_heldout is None for one in none.levels)
+    assert "no training left their latents" in none.protocol
+    none.draw(tmp_path / "levels.png")
+    monkeypatch.undo()
+    left = cached(judge.source, codec, False, path)  # type: ignore[arg-type]  # it is one of latents
+    assert left is not None
+    assert torch.allclose(left, codec.encode(judge.train.x), atol=1e-5)
+    assert cached(judge.source, codec, True, path) is None  # type: ignore[arg-type]

@@ -93,6 +93,7 @@ class Judge:
 
     Attributes:
         m: See above.
+        source: Where training rows come from.
         train: Training rows, at most 60,000, evenly spread.
         heldout: Held-out rows, at most 10,000, evenly spread.
         classifier: Trained on `train`; None where the rows have neither classes nor captions.
@@ -130,6 +131,7 @@ class Judge:
         Raises: UserError: If there are too few samples or held-out rows for the number of features.
         """
         self.codec, self.batch, self.seed, self.classes = codec, batch, seed, data.train.classes
+        self.source = data.train
         self.split: Split = split
         if batch < 1:
             raise UserError(f"the batch must be 1 or more, not {batch}")

@@ -7,14 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unfog.data.codecs import Codec, Latents
 from unfog.data.source import Batch
-from unfog.evaluation.features import flat
 from unfog.evaluation.judge import Judge, pick, spread
 from unfog.recipes.build import build_codec
 from unfog.runs.run import Run
 from unfog.runtime.brief import brief
 from unfog.runtime.files import whole
 from unfog.runtime.randomness import normal, uniform
+from unfog.training.latents import cached
 
 LEVELS, ROWS, NOISIEST, CLEANEST = 16, 128, -8.0, 10.0
 """Noise levels, rows of each split, and the log-SNRs between which the levels lie."""
@@ -22,6 +23,8 @@ LEVELS, ROWS, NOISIEST, CLEANEST = 16, 128, -8.0, 10.0
 
 WORK, FEWEST = 2**33, 16
 """Most products of the exact denoiser at a level, and fewest rows: of large pictures 128 rows take minutes."""
+ENCODED = 2**25
+"""Numbers of training rows that are encoded, at most: 700 pictures of 128 pixels, some seconds."""
 
 
 @dataclass(frozen=True)
@@ -127,16 +130,17 @@ def measure_levels(run: Run, judge: Judge, seed: int = 0) -> Levels:
     t = schedule.time(torch.linspace(max(ends[0], NOISIEST), min(ends[1], CLEANEST), LEVELS, dtype=torch.float64))
     if schedule.steps:
         t = torch.from_numpy(np.unique((t * schedule.steps).round().clamp(min=1).numpy())[::-1] / schedule.steps)
-    _, groups = _conditions(run, judge.train, seed)
-    train = torch.from_numpy(flat(judge.train.x, codec))
-    count = rows_for(train.numel())
+    codes = _codes(run, judge, codec)
+    train = torch.empty(0, 0) if codes is None else codes.flatten(1).double()
+    groups = [] if codes is None else _conditions(run, judge.train, codes, seed)[1]
+    count = rows_for(train.numel()) if codes is not None else FEWEST
     losses: list[list[float]] = []
     optima: list[list[float | None]] = []
     for part, split in enumerate((judge.train, judge.heldout)):
         rows = pick(split, spread(min(count, len(split.x)), len(split.x)))
         x0 = codec.encode(rows.x)
         eps = normal(seed, "noise levels", part, 0, len(x0), tuple(x0.shape[1:]))
-        condition, keys = _conditions(run, rows, seed)
+        condition, keys = _conditions(run, rows, x0, seed)
         losses.append(_losses(run, x0, eps, condition, t))
         optima.append(_optimum(run, x0, eps, keys, groups, train, t))
     levels = [Level(*one) for one in zip(schedule.log_snr(t).tolist(), *losses, *optima, strict=True)]
@@ -144,14 +148,28 @@ def measure_levels(run: Run, judge: Judge, seed: int = 0) -> Levels:
         f"at most {count} evenly spread rows of each split, the same noise at each level, seed {seed}; squared error "
         f"of the target {run.recipe.kind('target')} without weights; exact denoiser of {len(train)} training rows"
     )
+    if codes is None:
+        protocol += ", since encoding all of them would take long, and no training left their latents in the run folder"
     return Levels(tuple(levels), protocol)
 
 
-def _conditions(run: Run, rows: Batch, seed: int) -> tuple[Tensor | None, list[bytes]]:
-    """Return the condition of rows, and the same as a key for each row."""
+def _codes(run: Run, judge: Judge, codec: Codec) -> Tensor | None:
+    """Return the training rows as the network sees them; None where they are latents that would take long to encode."""
+    x = judge.train.x
+    if isinstance(codec, Latents):
+        found = cached(judge.source, codec, run.recipe.augment.flip, run.path)
+        if found is not None and len(found) == len(x):
+            return found
+        if x.numel() > ENCODED:
+            return None
+    return codec.encode(x)
+
+
+def _conditions(run: Run, rows: Batch, x0: Tensor, seed: int) -> tuple[Tensor | None, list[bytes]]:
+    """Return the condition of rows, encoded as `x0`, and the same as a key for each row."""
     sampler = run.sampler()
     drawn = torch.from_numpy(uniform(seed, "condition of levels", 0, 0, len(rows.x), 4))
-    condition = sampler.conditioning.read(sampler.known, rows, sampler.codec.encode(rows.x), drawn)
+    condition = sampler.conditioning.read(sampler.known, rows, x0, drawn)
     if condition is None:
         return None, [b""] * len(rows.x)
     return condition, [one.numpy().tobytes() for one in condition]

@@ -117,12 +117,23 @@ def prepared(data: Data, codec: Codec, augment: Augment, folder: Path) -> Prepar
     return Prepared(train, heldout, Identity(), Flip(augment.flip))
 
 
-def _encoded(source: Source, codec: Latents, flip: bool, where: Path) -> Encoded:
-    """Return the latents of a source from its cache file, which is written if missing."""
+def cached(source: Source, codec: Latents, flip: bool, folder: Path) -> Tensor | None:
+    """Return the latents of training rows, `(rows, *shape)`, that a training left in its folder, if it did."""
+    path = _cache(source, codec, flip, folder / "latents" / "train")
+    return torch.from_numpy(np.load(path, mmap_mode="c"))[:, 0] if path.is_file() else None
+
+
+def _cache(source: Source, codec: Latents, flip: bool, where: Path) -> Path:
+    """Return the file of the latents of a source: its name says of which rows, and by which autoencoder."""
     key = hashlib.sha256(repr((rows_digest(source), flip)).encode())
     for tensor in codec.autoencoder.state_dict().values():
         key.update(tensor.cpu().numpy().tobytes())
-    path = where.with_name(f"{where.name}-{key.hexdigest()[:12]}.npy")
+    return where.with_name(f"{where.name}-{key.hexdigest()[:12]}.npy")
+
+
+def _encoded(source: Source, codec: Latents, flip: bool, where: Path) -> Encoded:
+    """Return the latents of a source from its cache file, which is written if missing."""
+    path = _cache(source, codec, flip, where)
     if not path.is_file() and not distributed.rank():
         with locked(path.parent, wait=True):
             if not path.is_file():
