@@ -71,7 +71,7 @@ def test_an_evaluation_says_first_what_it_takes(
     broken: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything else, and draws as many as it says."""
-    monkeypatch.setattr(module, "measure", lambda *arguments: costs(8.0))
+    monkeypatch.setattr(module, "measure", lambda *arguments, **more: costs(8.0))
     monkeypatch.setattr("unfog.evaluation.judge.RESAMPLES", 40)
     assert main(["evaluate", str(broken), "--guidance", "2", "--steps", "1", "--device", "cpu"]) == 0
     lines = capsys.readouterr().err.splitlines()

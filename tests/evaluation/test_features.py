@@ -1,5 +1,6 @@
 """What pictures are compared by: a classifier that is trained once, components, and networks of others."""
 
+import itertools
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,7 +15,7 @@ from unfog.data.codecs import Identity, Pixels
 from unfog.data.points import points
 from unfog.data.source import Batch, Source
 from unfog.evaluation import classifier as classifiers
-from unfog.evaluation.classifier import Classifier, fit_classifier
+from unfog.evaluation.classifier import Classifier, Lesson, fit_classifier
 from unfog.evaluation.features import dinov2, fit_components, inception
 from unfog.runtime.errors import UserError
 
@@ -79,6 +80,56 @@ def test_a_second_time_nothing_is_trained(quick: Path, monkeypatch: pytest.Monke
     torch.rand(3)
     fitted(some(seed=3))
     assert len(list(quick.iterdir())) == 2
+
+
+def test_the_thorough_one_reads_what_it_never_saw(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a place of its own in the cache, and another where it may see mirror images."""
+    monkeypatch.setattr(classifiers, "ROWS", 30_000)
+    data = digits()
+    train, held = all_of(data.train), all_of(data.heldout)
+    found = fit_classifier(train, Pixels(), thorough=True)
+    assert found is not None
+    assert held.labels is not None
+    assert found.right(found(held.x), held.labels).mean() > 0.98
+    monkeypatch.setattr(classifiers, "_train", None)  # calling it is an error
+    again = fit_classifier(train, Pixels(), thorough=True)
+    assert again is not None
+    assert again.key == found.key
+    for more in ({"thorough": True, "mirror": True}, {}):
+        with pytest.raises(TypeError):
+            fit_classifier(train, Pixels(), **more)
+
+
+def test_points_have_a_thorough_one_too(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifiers, "ROWS", 20_000)
+    data = points(count=2000)
+    found, held = fit_classifier(all_of(data.train), Identity(), thorough=True), all_of(data.heldout)
+    assert found is not None
+    assert held.labels is not None
+    assert found.right(found(held.x), held.labels).mean() > 0.95
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_pictures_are_shifted_and_mirrored(mirror: bool) -> None:
+    """Each is a window of its padded self, all shifts occur, and half of them are mirrored where that is allowed."""
+    torch.manual_seed(0)
+    x = torch.randn(400, 2, 32, 48)
+    varied = Lesson.thorough(1000, mirror).varied(x)
+    padded = torch.nn.functional.pad(x, (3, 3, 2, 2), mode="replicate")
+    shifts: dict[tuple[int, int, bool], int] = {}
+    for row in range(len(x)):
+        for top, left, turned in itertools.product(range(5), range(7), (False, True)):
+            window = padded[row, :, top : top + 32, left : left + 48]
+            if torch.equal(varied[row], window.flip(-1) if turned else window):
+                shifts[top, left, turned] = shifts.get((top, left, turned), 0) + 1
+    assert sum(shifts.values()) == len(x)
+    assert {(top, left) for top, left, _ in shifts} == set(itertools.product(range(5), range(7)))
+    assert (
+        150 < sum(count for key, count in shifts.items() if key[2]) < 250
+        if mirror
+        else all(not key[2] for key in shifts)
+    )
+    assert Lesson.quick(1000).varied(x) is x
 
 
 def test_another_version_is_another_classifier(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -370,6 +370,25 @@ def test_other_runs_are_evaluated_too(name: str, tmp_path: Path, request: pytest
     assert "entropy" in found
 
 
+def test_a_thorough_judge_is_asked_for(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(classifier, "ROWS", 10_000)
+    command = ["evaluate", str(run), "-n", "200", "--steps", "2", "--guidance", "1", "--device", "cpu"]
+    found = []
+    for kind in ("quick", "thorough"):
+        assert main([*command, "--judge", kind]) == 0
+        out, err = capsys.readouterr()
+        results = json.loads((run / "evaluation.json").read_text())
+        assert results["judge"] == kind
+        assert ("classifier (thorough): 16 features" in out) == (kind == "thorough")
+        assert ("the thorough judge is trained for minutes" in err) == (kind == "thorough")
+        found.append(results["extractors"]["classifier"]["key"])
+    assert found[0] != found[1]
+    assert main([*command[:2], "--likelihood", "8", "--judge", "thorough"]) == 2
+    assert "--judge thorough is for samples" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -109,6 +109,8 @@ def test_the_class_that_fails_most_is_named_whatever_is_the_worst_figure() -> No
 def test_a_weak_classifier_is_doubted() -> None:
     assert doubt(0.636).startswith("The classifier is a weak judge here: it misreads 36% of real rows.")
     assert doubt(0.95) == doubt(None) == ""
+    assert doubt(0.636).endswith(", or give --judge thorough.")
+    assert "--judge" not in doubt(0.636, thorough=True)
 
 
 def test_parts_are_named_as_in_recipes() -> None:

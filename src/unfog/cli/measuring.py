@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import tyro
 
@@ -15,6 +15,7 @@ from unfog.cli.options import (
     Count,
     Counts,
     Device,
+    JudgeKind,
     MovedData,
     Names,
     Numbers,
@@ -37,6 +38,15 @@ if TYPE_CHECKING:  # importing these takes long, and --help needs none of it
     from unfog.runs.run import Run
 
 
+class Fitting(TypedDict):
+    """How a judge is made."""
+
+    batch: int
+    thorough: bool
+    inception: Path | None
+    dinov2: Path | None
+
+
 def evaluate(
     run: tyro.conf.Positional[Path],
     /,
@@ -46,6 +56,7 @@ def evaluate(
     guidance: Numbers = (),
     steps: Steps = None,
     batch: int = 256,
+    judge: JudgeKind = "quick",
     inception: SomePath = None,
     dinov2: SomePath = None,
     likelihood: SomeInt = None,
@@ -82,29 +93,22 @@ def evaluate(
         dinov2: Folder with DINOv2, to measure distances in its features as well (needs transformers).
         likelihood: Measure the likelihood of this many training and held-out rows instead of samples.
     """
-    from contextlib import nullcontext
-
     from rich.console import Console
 
     from unfog.runs.data import moved, read_data
     from unfog.runs.run import load, read_recipe
-    from unfog.runtime.files import locked, write_whole
+    from unfog.runtime.files import locked
 
     options: dict[str, object] = {"--guidance": guidance, "--steps": steps, "--likelihood": likelihood}
+    thorough = judge == "thorough"
+    options["--judge thorough"] = thorough
     changed: Changed = "accept" if accept_changed_data else "refuse"
     extractors = {"--inception": inception, "--dinov2": dinov2}
     console = Console(stderr=True)
     if real is not None:
-        from unfog.evaluation.sets import evaluate as compare_sets
-
         mine = {"--data": data, "--accept-changed-data": accept_changed_data}
         _refuse({**options, **mine}, "is for runs, and --real compares two folders of pictures: omit it")
-        extra = {"batch": batch, "seed": seed, "console": console, "inception": inception, "dinov2": dinov2}
-        with locked(run) if run.is_dir() else nullcontext():
-            evaluated = compare_sets(run, real, most=5000 if n is None else n, **extra)  # type: ignore[arg-type]  # options of many types
-            print(evaluated.table())  # first, since the folder may not be for us to write
-            write_whole(run / "evaluation.json", evaluated.to_json().encode())
-        print(f"written: {run / 'evaluation.json'}")
+        _evaluate_pictures(run, real, n, seed, batch, inception, dinov2, console)
         return
     recipe = read_recipe(run)
     if not recipe.objective.draws:
@@ -127,8 +131,34 @@ def evaluate(
         if likelihood is not None:
             _evaluate_likelihood(loaded, rows, likelihood, seed, console)
         else:
-            chosen = bool(guidance)
-            _evaluate_samples(loaded, rows, n, tuple(scales), chosen, steps, seed, batch, inception, dinov2, console)
+            fitting: Fitting = {"batch": batch, "thorough": thorough, "inception": inception, "dinov2": dinov2}
+            _evaluate_samples(loaded, rows, n, tuple(scales), bool(guidance), steps, seed, fitting, console)
+
+
+def _evaluate_pictures(
+    samples: Path,
+    real: Path,
+    n: int | None,
+    seed: int,
+    batch: int,
+    inception: Path | None,
+    dinov2: Path | None,
+    console: "Console",
+) -> None:
+    """Compare two folders of pictures, and write the scores."""
+    from contextlib import nullcontext
+
+    from unfog.evaluation.sets import evaluate as compare_sets
+    from unfog.runtime.files import locked, write_whole
+
+    most = 5000 if n is None else n
+    with locked(samples) if samples.is_dir() else nullcontext():
+        evaluated = compare_sets(
+            samples, real, most=most, batch=batch, seed=seed, console=console, inception=inception, dinov2=dinov2
+        )
+        print(evaluated.table())  # first, since the folder may not be for us to write
+        write_whole(samples / "evaluation.json", evaluated.to_json().encode())
+    print(f"written: {samples / 'evaluation.json'}")
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
@@ -171,9 +201,7 @@ def _evaluate_samples(
     chosen: bool,
     steps: int | None,
     seed: int,
-    batch: int,
-    inception: Path | None,
-    dinov2: Path | None,
+    fitting: "Fitting",
     console: "Console",
 ) -> None:
     """Measure samples of a run at some scales of guidance, perhaps the user's choice; write scores and pictures."""
@@ -186,9 +214,9 @@ def _evaluate_samples(
     from unfog.runtime.progress import working
 
     codec = build_codec(run.recipe).plain
-    planned = begin(run, data, scales, steps, seed, codec, n, chosen, console)
+    planned = begin(run, data, scales, steps, seed, codec, n, chosen, console, fitting["thorough"])
     n, scales = planned.count, planned.scales
-    judge = Judge(data, codec, n, batch=batch, seed=seed, console=console, inception=inception, dinov2=dinov2)
+    judge = Judge(data, codec, n, seed=seed, console=console, mirror=run.recipe.augment.flip, **fitting)
     evaluations = []
     for scale in scales:
         evaluations.append(evaluate_run(run, judge, n, guidance=scale, steps=steps, seed=seed, console=console))
@@ -292,6 +320,7 @@ def compare(
     guidance: SomeFloat = None,
     steps: SomeInt = None,
     solver: SomeText = None,
+    judge: JudgeKind = "quick",
     seed: Seed = 0,
     out: SomePath = None,
     device: Device = "auto",
@@ -326,7 +355,10 @@ def compare(
         arguments.folder(folder, one.recipe)
     console = Console(stderr=True)
     with locked(folder):
-        comparison = sides.compare(models, names, n, solver, steps, guidance, seed=seed, console=console)
+        thorough = judge == "thorough"
+        comparison = sides.compare(
+            models, names, n, solver, steps, guidance, seed=seed, console=console, thorough=thorough
+        )
         print(comparison.table())
         print(comparison.write(folder))
 

@@ -41,6 +41,13 @@ Seed = Annotated[int, tyro.conf.arg(help="Seed of the noise.")]
 AcceptChangedData = Annotated[
     bool, tyro.conf.arg(help="Continue with the data as they are now, if they changed since the run was trained.")
 ]
+JudgeKind = Annotated[
+    Literal["quick", "thorough"],
+    tyro.conf.arg(
+        help="The classifier that judges: quick, or thorough, a larger one that is trained for some minutes, once for "
+        "each data set. Their scores are not comparable."
+    ),
+]
 MovedData = Annotated[SomeText, tyro.conf.arg(help="Folder of the run's data, if it was moved.")]
 Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1, mps, or auto.")]
 

@@ -81,13 +81,18 @@ def advice(
     return f"Worst: {figures}.{_failing(name, classes)} What usually helps: {cure}."
 
 
-def doubt(accuracy: float | None) -> str:
-    """Return what to say of a classifier that misreads many real rows; nothing of others."""
+def doubt(accuracy: float | None, thorough: bool = False) -> str:
+    """Return what to say of a classifier that misreads many real rows; nothing of others.
+
+    Args:
+        accuracy: Share of real rows that it reads correctly; None where there is none.
+        thorough: Whether it is the thorough one.
+    """
     if accuracy is None or accuracy >= WEAK:
         return ""
     return (
         f"The classifier is a weak judge here: it misreads {1 - accuracy:.0%} of real rows. Look at the samples "
-        "before you believe its figures."
+        f"before you believe its figures{'' if thorough else ', or give --judge thorough'}."
     )
 
 

@@ -18,6 +18,7 @@ from unfog.data.modality import images
 from unfog.data.source import Batch, shuffled
 from unfog.evaluation.distances import Rows
 from unfog.evaluation.features import FEATURES, LARGE, digest, features_of, in_batches
+from unfog.runtime.device import arithmetic, choose_precision, in_channels_last
 from unfog.runtime.errors import EnvironmentFailure, UserError
 from unfog.runtime.files import cache_folder, locked
 from unfog.runtime.progress import working
@@ -25,14 +26,20 @@ from unfog.runtime.tensors import load_into, read_tensors, write_tensors
 
 EPOCHS, STEPS, BATCH = 2, 200, 128
 """The classifier is trained for two epochs, or for 200 steps on small sets."""
+ROWS, PASSES, PORTION = 300_000, 40, 256
+"""The thorough one is trained on so many rows, repeats counted, in at most so many passes: six of CIFAR-10."""
+WIDTHS = (64, 128, 192)
+"""Channels of its blocks, each of which halves the sides; the last holds for all further ones."""
+SHIFT, SMOOTHING, DECAY = 16, 0.1, 0.05
+"""It sees pictures shifted by up to a sixteenth of their side, with smoothed labels, under this weight decay."""
 SIDE = 32
 """Positions of the shorter side of a picture after the first layer, from twice as many pixels on."""
 DROPOUT = 0.3
 """Without it the features separate training rows from held-out ones: their precision is 0.75, not 0.86 (digits)."""
 FREQUENT = 0.01
 """Words are read that stand in at least this share of the captions, and are missing in as many."""
-VERSION = 2
-"""Raise it with every change that gives other weights on the same rows: to the constants above, `_network` or `_train`.
+THOROUGH, VERSION = 1, 2
+"""Raise one with every change that gives other weights on the same rows: to the constants above, `_network`, `_train`.
 
 Cached classifiers of another version are not used.
 """
@@ -103,13 +110,18 @@ class Classifier:
         return logits
 
 
-def fit_classifier(rows: Batch, codec: Codec, console: Console | None = None) -> Classifier | None:
+def fit_classifier(
+    rows: Batch, codec: Codec, console: Console | None = None, *, thorough: bool = False, mirror: bool = False
+) -> Classifier | None:
     """Return the classifier of a set, from the cache if the same version was trained on the same rows before.
 
     Args:
         rows: What to train it on.
         codec: Encodes rows.
         console: Shows the progress.
+        thorough: Train a larger one for longer: CIFAR-10 takes seven minutes on two cores, and 88 % of its held-out
+            pictures are read correctly, instead of 72 %.
+        mirror: Whether a mirror image of a row is as good a row; the thorough one sees both.
 
     Returns: The classifier; None if the rows have neither several classes nor captions with words to tell them apart.
     """
@@ -122,8 +134,8 @@ def fit_classifier(rows: Batch, codec: Codec, console: Console | None = None) ->
     outputs = targets.shape[1] if several else int(targets.max()) + 1
     if outputs < (1 if several else 2):
         return None
-    network = _network(tuple(rows.x.shape[1:]), outputs, features_of(len(rows.x)))
-    version = f"classifier {VERSION}, words {words!r}"
+    network = _network(tuple(rows.x.shape[1:]), outputs, features_of(len(rows.x)), thorough)
+    version = f"classifier {VERSION}, words {words!r}" + (f", thorough {THOROUGH}, mirror {mirror}" if thorough else "")
     name = digest(version.encode(), *(part.numpy().tobytes() for part in (rows.x, targets)))
     path = cache_folder() / "features" / f"{name}.safetensors"
     try:
@@ -131,7 +143,8 @@ def fit_classifier(rows: Batch, codec: Codec, console: Console | None = None) ->
     except UserError:  # not there, or damaged
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            _train(network, codec, rows.x, targets, console)
+            lesson = Lesson.thorough(len(rows.x), mirror) if thorough else Lesson.quick(len(rows.x))
+            _train(network, codec, rows.x, targets, lesson, console)
         # a cache that cannot be written costs time, and nothing else
         with suppress(EnvironmentFailure, UserError), locked(path.parent, wait=True):
             write_tensors(path, network.state_dict())
@@ -155,13 +168,84 @@ def _targets(asked: Tensor | Sequence[str], words: tuple[str, ...]) -> Tensor:
     return torch.tensor([[word in one for word in words] for one in each], dtype=torch.bool).reshape(len(each), -1)
 
 
-def _network(shape: tuple[int, ...], outputs: int, features: int) -> nn.Sequential:
+@dataclass(frozen=True)
+class Lesson:
+    """How a classifier is trained.
+
+    Attributes:
+        steps: Of the optimizer.
+        batch: Rows in a step.
+        decay: Of the weights.
+        smoothing: Of the labels.
+        shift: Share of a picture's side by which it is shifted at most is 1/`shift`; 0 for none.
+        mirror: Whether half of the pictures are mirrored.
+    """
+
+    steps: int
+    batch: int = BATCH
+    decay: float = 0.01
+    smoothing: float = 0.0
+    shift: int = 0
+    mirror: bool = False
+
+    @classmethod
+    def quick(cls, rows: int) -> "Lesson":
+        """Return the usual one: two passes, or 200 steps."""
+        return cls(expected_steps(rows))
+
+    @classmethod
+    def thorough(cls, rows: int, mirror: bool) -> "Lesson":
+        """Return the longer one."""
+        steps = max(STEPS, min(ROWS, PASSES * rows) // PORTION)
+        return cls(steps, PORTION, DECAY, SMOOTHING, SHIFT, mirror)
+
+    def varied(self, x: Tensor) -> Tensor:
+        """Return pictures shifted and mirrored at random; other rows as they are."""
+        if not self.shift or not images.fits(tuple(x.shape[1:])):
+            return x
+        tall, wide = (side // self.shift for side in x.shape[2:])
+        padded = F.pad(x, (wide, wide, tall, tall), mode="replicate")
+        count = torch.arange(len(x))[:, None, None]
+        top, left = (torch.randint(0, 2 * most + 1, (len(x), 1, 1)) for most in (tall, wide))
+        rows, columns = torch.arange(x.shape[2])[:, None], torch.arange(x.shape[3])
+        if self.mirror:
+            turned = torch.rand(len(x), 1, 1) < 0.5
+            columns = torch.where(turned, columns.flip(0), columns)
+        return padded[count, :, top + rows, left + columns].movedim(-1, 1)
+
+
+def _network(shape: tuple[int, ...], outputs: int, features: int, thorough: bool = False) -> nn.Sequential:
     """Return a network in two parts, to features and to logits; its first weights are always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layers, wide = _convolutions(*shape) if images.fits(shape) else _perceptron(math.prod(shape))
-        layers += [nn.Flatten(), nn.Dropout(DROPOUT), nn.Linear(wide, features), nn.BatchNorm1d(features), nn.ReLU()]
+        if thorough and images.fits(shape):
+            layers, wide = _blocks(*shape)
+        else:
+            layers, wide = _convolutions(*shape) if images.fits(shape) else _perceptron(math.prod(shape))
+            layers += [nn.Flatten(), nn.Dropout(DROPOUT)]
+        layers += [nn.Linear(wide, features), nn.BatchNorm1d(features), nn.ReLU()]
         return nn.Sequential(nn.Sequential(*layers), nn.Linear(features, outputs))
+
+
+def _blocks(channels: int, height: int, width: int) -> tuple[list[nn.Module], int]:
+    """Return the first layers of the thorough one, and how many numbers they give: the largest of each channel.
+
+    Each block is a convolution, a halving of the sides, and a second convolution, as in Jordan 2024, 94 % on CIFAR-10
+    in 3.29 seconds on a single GPU.
+    """
+
+    def convolution(inner: int, outer: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+        return [nn.Conv2d(inner, outer, kernel, stride, padding=1, bias=False), nn.BatchNorm2d(outer), nn.ReLU()]
+
+    stride = max(1, min(height, width) // SIDE)
+    layers, inner, side = convolution(channels, 32, stride + 2, stride), 32, min(height, width) // stride
+    for outer in (*WIDTHS, *[WIDTHS[-1]] * 3):
+        if side <= 4:
+            break
+        first, *rest = convolution(inner, outer)
+        layers += [first, nn.MaxPool2d(2), *rest, *convolution(outer, outer)]
+        inner, side = outer, side // 2
+    return [*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten()], inner
 
 
 def _convolutions(channels: int, height: int, width: int) -> tuple[list[nn.Module], int]:
@@ -190,18 +274,26 @@ def _perceptron(numbers: int) -> tuple[list[nn.Module], int]:
     return [nn.Flatten(), nn.Linear(numbers, wide), nn.ReLU()], wide
 
 
-def _train(network: nn.Sequential, codec: Codec, x: Tensor, targets: Tensor, console: Console | None) -> None:
-    """Train for two epochs or 200 steps, in an order that is always the same."""
-    steps, rate = expected_steps(len(x)), 4e-3
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+def _train(
+    network: nn.Sequential, codec: Codec, x: Tensor, targets: Tensor, lesson: Lesson, console: Console | None
+) -> None:
+    """Train in an order that is always the same; the thorough one in bfloat16 where the processor has it."""
+    rate, what = 4e-3, "training the classifier" + (", which is kept for later" if lesson.shift else "")
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=lesson.decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=lesson.steps)
+    device = torch.device("cpu")
+    precision = choose_precision("auto", device, tuple(x.shape[1:])) if lesson.shift else "float32"
+    if lesson.shift and images.fits(tuple(x.shape[1:])):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     network.train()
-    with working("training the classifier", steps, console=console) as work:
-        for step in range(steps):
-            rows = torch.from_numpy(shuffled(len(x), 0, step * BATCH, BATCH))
-            logits, wanted = network(codec.encode(x[rows])), targets[rows]
+    with working(what, lesson.steps, console=console) as work:
+        for step in range(lesson.steps):
+            rows = torch.from_numpy(shuffled(len(x), 0, step * lesson.batch, lesson.batch))
+            seen, wanted = lesson.varied(codec.encode(x[rows])), targets[rows]
+            with arithmetic(precision, device):
+                logits = network(in_channels_last(seen) if lesson.shift else seen).float()
             if wanted.ndim == 1:
-                loss = F.cross_entropy(logits, wanted)
+                loss = F.cross_entropy(logits, wanted, label_smoothing=lesson.smoothing)
             else:
                 loss = F.binary_cross_entropy_with_logits(logits, wanted.float())
             optimizer.zero_grad()
@@ -216,14 +308,15 @@ def expected_steps(rows: int) -> int:
     return max(EPOCHS * rows // BATCH, STEPS)
 
 
-def trial_step(x: Tensor, codec: Codec) -> float:
+def trial_step(x: Tensor, codec: Codec, thorough: bool = False) -> float:
     """Return seconds of a step of the training of a classifier of such rows; the first, which is slow, rarely counts.
 
     Args:
         x: Some rows.
         codec: Encodes rows.
+        thorough: Whether of the thorough one, in float32.
     """
-    network = _network(tuple(x.shape[1:]), 2, features_of(LARGE)).train()
+    network = _network(tuple(x.shape[1:]), 2, features_of(LARGE), thorough).train()
     rows = codec.encode(x[torch.arange(BATCH) % len(x)])
     with torch.random.fork_rng(devices=[]):  # dropout draws
         for _ in range(2):

@@ -14,7 +14,7 @@ from torch import Tensor
 from unfog.data.modality import Modality
 from unfog.data.pictures import save_picture
 from unfog.evaluation.distances import Moments, Rows, frechet_of_moments, moments
-from unfog.evaluation.effort import LIMIT, of_runs
+from unfog.evaluation.effort import LIMIT, ONCE, of_runs
 from unfog.evaluation.intervals import Interval, Scored, bootstrap, of_difference, plain
 from unfog.evaluation.judge import Judge, spread, told
 from unfog.evaluation.report import draw, heldout_conditions
@@ -291,6 +291,7 @@ def compare(
     seed: int = 0,
     reference: int | None = 0,
     console: Console | None = None,
+    thorough: bool = False,
 ) -> Comparison:
     """Score models on the same noises and labels.
 
@@ -307,6 +308,7 @@ def compare(
         seed: Seed of the noises.
         reference: Number of the model that the others are compared with; None is the best one.
         console: Shows the progress.
+        thorough: Whether the classifier that judges is the thorough one, as for `Judge`.
 
     Raises: UserError: If the runs cannot be sampled so, or there are too few samples.
     """
@@ -321,11 +323,12 @@ def compare(
         all_runs = [run for model in models for run in model]
         with working("timing a portion", console=console):
             scale = first.recipe.sampling.guidance if guidance is None else guidance
-            seconds = of_runs(all_runs, data, scale, solver, steps, codec, count)
+            seconds = of_runs(all_runs, data, scale, solver, steps, codec, count, thorough)
         said = f"{count:,} samples of each of {len(all_runs)} runs will take up to about {duration(seconds)}"
         less = f"; a quarter of that with -n {count // 4}" if seconds > LIMIT and count >= 800 else ""
-        console.print(said + less, highlight=False)
-    judge = Judge(data, codec, count, console=console)
+        console.print(said + less + (f"; {ONCE}" if thorough else ""), highlight=False)
+    mirror = first.recipe.augment.flip
+    judge = Judge(data, codec, count, console=console, thorough=thorough, mirror=mirror)
     sampled: list[list[Sampled]] = []
     total = sum(generator_of(run, 0).batches_of(count) for model in models for run in model)
     with working(names[0], total, console=console) as work:

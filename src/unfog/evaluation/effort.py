@@ -23,6 +23,8 @@ from unfog.runtime.progress import duration, working
 
 LIMIT = 90.0
 """Seconds that an evaluation is to take by the estimate, so that it ends in about two minutes on a busy machine."""
+ONCE = "before that, once for these data, the thorough judge is trained for minutes"
+"""What is said of a time that does not hold the training of the judge."""
 AT_LEAST = 30.0
 """Seconds for the samples, however long the judge is trained before: few samples say little."""
 LADDER = (5000, 2000, 1000, 500, 200)
@@ -128,7 +130,14 @@ def effort(
 
 
 def of_runs(
-    runs: Sequence[Run], data: Data, scale: float, solver: str | None, steps: int | None, codec: Codec, count: int
+    runs: Sequence[Run],
+    data: Data,
+    scale: float,
+    solver: str | None,
+    steps: int | None,
+    codec: Codec,
+    count: int,
+    thorough: bool = False,
 ) -> float:
     """Return the seconds in which so many samples of each run are drawn and judged, at most.
 
@@ -140,9 +149,10 @@ def of_runs(
         steps: Steps of the solver; None for the recipe's.
         codec: Encodes rows.
         count: Samples of each run.
+        thorough: As for `measure`.
     """
     first = runs[0]
-    costs = measure(first, data, (scale if first.denoises else 1.0,), steps, 0, codec, solver)
+    costs = measure(first, data, (scale if first.denoises else 1.0,), steps, 0, codec, solver, thorough)
     seconds = costs.seconds(count, tuple(costs.batches))
     for run in runs[1:]:
         own = scale if run.denoises else 1.0
@@ -159,6 +169,7 @@ def measure(
     seed: int,
     codec: Codec,
     solver: str | None = None,
+    thorough: bool = False,
 ) -> Costs:
     """Time portions of an evaluation: some rows, two steps of the classifier and of the sampling, and a product.
 
@@ -170,8 +181,9 @@ def measure(
         seed: Seed of the samples.
         codec: Encodes rows.
         solver: Name of a solver; None for the recipe's.
+        thorough: Whether the judge is the thorough one, whose training does not count: it takes place once.
     """
-    judging, row, rate = judge_costs(data, codec)
+    judging, row, rate = judge_costs(data, codec, thorough)
     batches, size, levels = {}, LADDER[0], 0.0
     for scale in scales:
         batches[scale], size, step = _batch(run, scale, solver, steps, seed, data, codec)
@@ -187,12 +199,13 @@ def measure(
     return Costs(judging, batches, size, row, 2 * searched + 40 * held * features_of(len(data.train)), rate)
 
 
-def judge_costs(data: Data, codec: Codec) -> tuple[float, float, float]:
+def judge_costs(data: Data, codec: Codec, thorough: bool = False) -> tuple[float, float, float]:
     """Return seconds to read rows and fit the judge, seconds to extract the features of a row, and operations a second.
 
     Args:
         data: The data of the run.
         codec: Encodes rows.
+        thorough: As for `measure`.
     """
     began = time.monotonic()
     few = rows_of(data.train, TRIED)
@@ -200,8 +213,8 @@ def judge_costs(data: Data, codec: Codec) -> tuple[float, float, float]:
     rows, held = _used(data.train), min(len(data.heldout), HELD_OUT)
     seconds = each * (rows + held)
     asked = known(few)
-    step = 0.0 if asked is None else trial_step(few.x, codec)
-    seconds += step * expected_steps(rows) if step else 0.0
+    step = 0.0 if asked is None else trial_step(few.x, codec, thorough)
+    seconds += step * expected_steps(rows) if step and not thorough else 0.0
     row = step / BATCH / 3  # forward, of forward and backward
     began = time.monotonic()
     fit_components(few.x, codec)
@@ -280,6 +293,7 @@ def begin(
     count: int | None,
     chosen: bool,
     console: Console | None,
+    thorough: bool = False,
 ) -> Effort:
     """Time a portion of an evaluation, say what it will take, and return of how many samples at which scales it is.
 
@@ -293,6 +307,7 @@ def begin(
         count: Number of samples that was asked for; None to choose.
         chosen: Whether the scales were asked for, so that none is left out.
         console: Where to say it.
+        thorough: As for `measure`.
 
     Raises: UserError: If a batch cannot be drawn.
     """
@@ -300,8 +315,9 @@ def begin(
     if console is not None:
         console.print(f"evaluating {run.path}", highlight=False, markup=False, soft_wrap=True)
     with working("timing a portion", console=console):
-        costs = measure(run, data, scales, steps, seed, codec)
+        costs = measure(run, data, scales, steps, seed, codec, thorough=thorough)
     planned = effort(costs, scales, least, count, keep=chosen)
     if console is not None:
-        console.print(f"{run.path}: {planned}", highlight=False, markup=False, soft_wrap=True)
+        once = f"; {ONCE}" if thorough else ""
+        console.print(f"{run.path}: {planned}{once}", highlight=False, markup=False, soft_wrap=True)
     return planned

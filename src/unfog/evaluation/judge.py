@@ -96,6 +96,7 @@ class Judge:
         source: Where training rows come from.
         train: Training rows, at most 60,000, evenly spread.
         heldout: Held-out rows, at most 10,000, evenly spread.
+        thorough: Whether the classifier is the thorough one.
         classifier: Trained on `train`; None where the rows have neither classes nor captions.
         spaces: By the names of the features; the first is what diversity is measured in.
         sets: What samples are compared with, as a value.
@@ -114,6 +115,8 @@ class Judge:
         inception: Path | None = None,
         dinov2: Path | None = None,
         split: Split = "held out",
+        thorough: bool = False,
+        mirror: bool = False,
     ) -> None:
         """Read the rows, and fit or load what extracts features.
 
@@ -127,12 +130,15 @@ class Judge:
             inception: Weights of Inception-v3.
             dinov2: Weights of DINOv2.
             split: How training and held-out rows were separated.
+            thorough: Whether the classifier is a larger one, trained for minutes.
+            mirror: Whether a mirror image of a row is as good a row.
 
         Raises: UserError: If there are too few samples or held-out rows for the number of features.
         """
         self.codec, self.batch, self.seed, self.classes = codec, batch, seed, data.train.classes
         self.source = data.train
         self.split: Split = split
+        self.thorough = thorough
         if batch < 1:
             raise UserError(f"the batch must be 1 or more, not {batch}")
         with working("reading held-out rows", console=console):
@@ -150,7 +156,7 @@ class Judge:
             self.train = rows_of(data.train, min(TRAINING, most))
         self.references, self.compared = some(self.m, len(self.train.x)), some(self.m, len(self.heldout.x))
         self.noise = codec.decode(normal(seed, "noise to judge", 0, 0, self.m, tuple(data.train.shape)))
-        self.classifier = fit_classifier(self.train, codec, console)
+        self.classifier = fit_classifier(self.train, codec, console, thorough=thorough, mirror=mirror)
         self.spaces: dict[str, Space] = {}
         with working("features of real rows", console=console):
             for extractor in [*self._own_extractors(), *others]:

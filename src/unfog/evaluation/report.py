@@ -171,7 +171,7 @@ def table(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN", wid
         f"Scores of other numbers of samples are not comparable: `unfog compare {run} OTHER_RUN` measures both alike."
     )
     how = [*lines_of(drawn), *lines_of(alone), *notes(judge)]
-    lines = [*lines_of(doubt(judge.accuracy)), score_table(columns), "", *how]
+    lines = [*lines_of(doubt(judge.accuracy, judge.thorough)), score_table(columns), "", *how]
     for one in evaluations:
         of = f", guidance {one.guidance:g}" if one.steps else ""
         lines += verdicts(one.copies, of, ": look at memorisation.png")
@@ -197,7 +197,7 @@ def conclusion(evaluations: Sequence[Evaluation], judge: Judge, width: int | Non
 
     Returns: Sentences in which the run is called RUN.
     """
-    return f"{doubt(judge.accuracy)} {_advice(evaluations, 'RUN', width)}".strip()
+    return f"{doubt(judge.accuracy, judge.thorough)} {_advice(evaluations, 'RUN', width)}".strip()
 
 
 def _advice(evaluations: Sequence[Evaluation], run: str, width: int | None) -> str:
@@ -220,7 +220,9 @@ def notes(judge: Judge) -> list[str]:
         if space.extractor is judge.classifier:
             what = "words or labels" if judge.classifier.words else "classes"
             reads = f", which reads {judge.accuracy:.2%} of the {what} of held-out rows correctly"
-        lines.append(f"{space.extractor.name}: {space.train.shape[1]} features, key {space.extractor.key}{reads}.")
+        kind = " (thorough)" if judge.thorough and space.extractor is judge.classifier else ""
+        size = f"{space.train.shape[1]} features"
+        lines.append(f"{space.extractor.name}{kind}: {size}, key {space.extractor.key}{reads}.")
     return [part for line in [*lines, f"{judge.measured}."] for part in lines_of(line)]
 
 
@@ -263,6 +265,7 @@ def about_judge(judge: Judge) -> dict[str, object]:
         extractors[name] = {"key": space.extractor.key, "features": space.train.shape[1]}
     return {
         "measured": plain(judge.measured),
+        "judge": "thorough" if judge.thorough else "quick",
         "judge_seed": judge.seed,
         "protocol": str(judge.sets),
         "extractors": extractors,

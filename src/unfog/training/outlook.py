@@ -101,6 +101,7 @@ RUNS = (
     Reached("drawings", 64, 95_552, 0.803, OUTLINES, 1.25, 1.30),
     Reached("drawings", 64, 139_648, 0.801, NAMED, 1.04, 0.688, (18_912, 4.5), "docs/latents.md"),
     Reached("drawings", 64, 272_416, 0.803, NAMED, 1.15, 0.688, source="docs/latents.md"),
+    Reached("drawings", 128, 6_464, 0.80, NOISE, 21.7, 1.38, (448, 16.65)),
     Reached("drawings", 128, 19_872, 0.80, NOISE, 16.9, 1.38, (608, 16.65)),
     Reached("photos", 32, 12_032, 0.797, BLOBS, 3.61, 0.281),
     Reached("photos", 32, 55_424, 0.797, BLOBS, 1.41, 0.153),
@@ -110,6 +111,7 @@ RUNS = (
     Reached("photos", 64, 29_760, 0.803, BLOBS, 2.83, 0.157),
     Reached("photos", 64, 42_560, 0.803, BLOBS, 1.91, 0.198),
     Reached("photos", 128, 5_984, 0.80, NOISE, 12.2, 0.201, (800, 16.65)),
+    Reached("photos", 128, 11_328, 0.80, NOISE, 7.58, 0.201, (1_184, 16.65)),
 )
 """What was measured; docs/proportion.md says how."""
 
