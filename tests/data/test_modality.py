@@ -389,5 +389,8 @@ def test_sets_are_compared_by_what_they_show() -> None:
     top, left = places[0]
     after = drawn[top : top + 2 * cell, left + cell - gap : left + 2 * cell - gap]
     assert np.array_equal(after[gap:, gap:], np.concatenate([pixels(cats[2]), pixels(others[2])])[gap:, gap:])
+    turned = images.compared((above, below), ("one", "two"), ("10", "9", "10"), "seed 0")
+    same = images.compared((above[[1, 0, 2]], below[[1, 0, 2]]), ("one", "two"), ("9", "10", "10"), "seed 0")
+    assert np.array_equal(pixels(turned), pixels(same))  # in natural order
     panels = points.compared((torch.randn(9, 2), torch.randn(9, 2)), ("one", "two"), [""] * 9, "seed 0")
     assert panels.width > 200

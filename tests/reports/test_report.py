@@ -15,11 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
+from unfog.data.modality import images
 from unfog.diffusion.schedules import EDM
 from unfog.interop.card import facts
 from unfog.recipes.build import build_data
 from unfog.recipes.recipe import Recipe
 from unfog.reports.explain import Explanation, explain
+from unfog.reports.film import Film, Still
 from unfog.reports.html import page, table
 from unfog.reports.plots import draw_plane
 from unfog.reports.report import report
@@ -414,3 +416,20 @@ def test_evaluations_of_before_are_still_read(broken: Path) -> None:
     lines = facts(load(broken, "cpu"))["Evaluation"]
     assert "| frechet/classifier | 1.5 | 1 |  | 0.2 | 8.2 | 100 | 10% of the way to noise |" in lines
     assert "| kernel/classifier | 1.5 | 0.1 | 0 to 0.2 | 0.2 | 8.2 | 100 | like real data |" in lines
+
+
+def test_frames_of_a_film_have_one_size_and_say_what_they_show() -> None:
+    """Whatever the clock: EDM's goes from 80 to 0."""
+    x = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    shot = tuple(Still(t, x, x, x, x) for t in (80.0, 9.5, 0.02))
+    told = Film(shot, images, ("a long name of a class", "two", "three"))
+    sizes = {frame.size for frame in told.frames()}
+    assert len(sizes) == 1
+    ((wide, tall),) = sizes
+    strip = images.sheet(x, 3, 64)
+    assert wide > strip.width + 50  # what each row is
+    assert tall > 3 * strip.height + 10  # the time, and what was asked for
+    frames = [np.asarray(frame) for frame in told.frames()]
+    assert not np.array_equal(frames[0], frames[1])  # the time
+    alone = Film(shot, images)
+    assert not np.array_equal(np.asarray(alone.frame(0)), frames[0])

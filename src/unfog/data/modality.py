@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from unfog.data.lettering import labelled_sheet
+from unfog.data.listing import natural
 from unfog.data.pictures import (
     SUFFIXES,
     UnreadableError,
@@ -130,7 +131,7 @@ class Modality(ABC):
 
     @final
     def compared(self, sets: Sequence[Tensor], names: Sequence[str], labels: Sequence[str], title: str) -> Image.Image:
-        """Show sets of rows one above the other, row i of each in one column, in a block for each label.
+        """Show sets of rows one above the other, row i of each in one column, in a block for each label, sorted.
 
         Args:
             sets: Rows as stored, `(count, *shape)` each.
@@ -146,7 +147,8 @@ class Modality(ABC):
         blocks: dict[str, list[Image.Image]] = {}
         for label, column in zip(labels, columns, strict=True):
             blocks.setdefault(label, []).append(column)
-        return labelled_sheet(list(blocks.items()), drawn[0][1], f"from top to bottom: {', '.join(names)}; {title}")
+        ordered = [(label, blocks[label]) for label in sorted(blocks, key=natural)]
+        return labelled_sheet(ordered, drawn[0][1], f"from top to bottom: {', '.join(names)}; {title}")
 
     @final
     def cells(self, samples: Tensor, side: int | None = None) -> tuple[list[Image.Image], int]:

@@ -101,11 +101,14 @@ class Film:
         return labelled_sheet(strips, title=self.title, stacked=True)
 
     def frame(self, index: int) -> Image.Image:
-        """Draw one moment: all samples side by side, x_t above x0 above the change."""
+        """Draw one moment: its time and what is shown, all samples side by side, x_t above x0 above the change."""
         rows = self.rows(index)
         if self.modality.together:
             return row_of([self.modality.sheet(row, 1) for row in rows])
-        return self.modality.sheet(torch.cat(rows), len(rows[0]), 64)
+        digits = len(f"{max(still.t for still in self.stills):.2f}")  # so that all frames have one size
+        shows = f": {', '.join(self.labels)}" if any(self.labels) else ""
+        strips = [(what, [self.modality.sheet(row, len(row), 64)]) for what, row in zip(KINDS, rows, strict=False)]
+        return labelled_sheet(strips, title=f"t = {self.stills[index].t:0{digits}.2f}{shows}", stacked=True)
 
     def frames(self) -> list[Image.Image]:
         """Draw all moments."""
