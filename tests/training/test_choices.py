@@ -13,7 +13,7 @@ import torch
 from tests.conftest import MakeRecipe
 from unfog.networks.modulated import available
 from unfog.recipes.build import build_data
-from unfog.recipes.choices import Choices, norms
+from unfog.recipes.choices import Choices, attend_by, attentions, norms
 from unfog.recipes.recipe import Recipe
 from unfog.runs.reading import read_recipe
 from unfog.runs.run import load, train
@@ -23,19 +23,22 @@ from unfog.training.trainer import Trainer
 
 compiled = pytest.mark.skipif(not available(build=True), reason="needs a C++ compiler")
 Ratios = dict[str, float | None]
+FORMS = {"bfloat16": "fused-attention", "float32": "plain-attention"}
+"""The form of attention that the rule does not take."""
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ratios:
     """What is measured, by way, on a machine with bf16; with a cache of its own."""
-    found: Ratios = {"bfloat16": 1.2, "fused-norm": 1.1}
+    found: Ratios = {"bfloat16": 1.2, "fused-norm": 1.1, "attention": 1.0}
     cache = tmp_path / "cache"
 
     def ratio(step: Callable[[], float], compute: Callable[[bool], None]) -> float | None:
         compute(True)
         assert step() > 0
         compute(False)
-        return found[("bfloat16", "fused-norm")["fuse" in compute.__code__.co_names]]
+        names = compute.__code__.co_names
+        return found["fused-norm" if "fuse" in names else "attention" if "attend_by" in names else "bfloat16"]
 
     monkeypatch.delenv("UNFOG_CHOICES")
     monkeypatch.setattr(module, "cache_folder", lambda: cache)
@@ -67,13 +70,43 @@ def test_what_is_faster_is_chosen(
     measured |= {"bfloat16": bfloat16, "fused-norm": fused}
     trainer = _trainer(tiny(), tmp_path)
     before = [parameter.clone() for parameter in trainer.model.parameters()]
-    assert module.choose(trainer) == {"bfloat16": bfloat16, "fused-norm": fused}
+    own = {} if not attentions(trainer.model) else {FORMS[chosen.split()[0]]: 1.0}
+    assert module.choose(trainer) == {"bfloat16": bfloat16, "fused-norm": fused, **own}
     assert trainer.recipe.training.choices == trainer.settings.choices == chosen
     assert trainer.precision == chosen.split()[0]
     assert {part.fused for part in norms(trainer.model)} == {"fused-norm" in chosen}
     assert {part.fused for part in norms(trainer.averaged.model)} == {"fused-norm" in chosen}
     assert all(torch.equal(one, other) for one, other in zip(before, trainer.model.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("network", ["unet", "dit", "compact"])
+@pytest.mark.parametrize(("bfloat16", "form"), [(1.2, "fused"), (0.9, "plain")])
+def test_another_attention_is_chosen_where_it_is_faster(
+    measured: Ratios, tiny: MakeRecipe, tmp_path: Path, network: str, bfloat16: float, form: str
+) -> None:
+    """In every network that has some, and its samples agree up to rounding."""
+    measured |= {"bfloat16": bfloat16, "fused-norm": 0.9, "attention": 1.5}
+    own = {
+        "unet": ["network.widths=[32,32]", "network.attention=[true,true]"],
+        "dit": ["network.width=64", "network.depth=2"],
+        "compact": ["network.middle=1"],
+    }
+    trainer = _trainer(tiny(f"network={network}", *own[network]), tmp_path)
+    assert attentions(trainer.model)
+    ratios = module.choose(trainer)
+    assert ratios[f"{form}-attention"] == 1.5
+    assert trainer.settings.choices.split()[1:] == [f"{form}-attention"]
+    for model in (trainer.model, trainer.averaged.model):
+        assert {part.form for part in attentions(model)} == {form}
+    draw, _ = trainer.prepare(trainer.draws(0))
+    trainer.precision = "float32"
+    losses = []
+    for one in ("rule", "plain", "fused"):
+        attend_by([trainer.model], one)  # type: ignore[arg-type]  # a form
+        losses.append(trainer.losses(draw)["loss"])
+    assert torch.allclose(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(losses[0], losses[2], rtol=1e-4, atol=1e-5)
 
 
 @compiled
@@ -84,7 +117,7 @@ def test_a_choice_is_kept_for_the_same_training_on_this_machine(
     module.choose(_trainer(tiny(), tmp_path))
     measured |= {"bfloat16": 0.5, "fused-norm": 0.5}
     again = _trainer(tiny(), tmp_path)
-    assert module.choose(again) == {"bfloat16": 1.2, "fused-norm": 1.1}
+    assert {"bfloat16": 1.2, "fused-norm": 1.1}.items() <= module.choose(again).items()
     assert again.settings.choices == "bfloat16 fused-norm"
     other = _trainer(tiny("network.width=16"), tmp_path)
     module.choose(other)
@@ -96,7 +129,7 @@ def test_a_choice_is_kept_for_the_same_training_on_this_machine(
 
 
 def test_disturbed_timings_decide_nothing(measured: Ratios, tiny: MakeRecipe, tmp_path: Path) -> None:
-    measured |= {"bfloat16": None, "fused-norm": None}
+    measured |= {"bfloat16": None, "fused-norm": None, "attention": None}
     trainer = _trainer(tiny(), tmp_path)
     with pytest.warns(UserWarning, match="other programs disturbed the timing"):
         assert module.choose(trainer) == {}
@@ -160,7 +193,7 @@ def test_what_the_recipe_names_is_not_measured(
     assert trainer.precision == "float32"  # of pictures of 8 pixels
 
 
-@pytest.mark.parametrize("text", ["", "fast", "float32 bfloat16", "auto fused-norm"])
+@pytest.mark.parametrize("text", ["", "fast", "float32 bfloat16", "auto fused-norm", "plain-attention fused-attention"])
 def test_other_words_are_refused(tiny: MakeRecipe, text: str) -> None:
     with pytest.raises(
         UserError, match=r"training\.choices is auto, reference, or some of float32, bfloat16, fused-norm"

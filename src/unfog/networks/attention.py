@@ -1,33 +1,56 @@
 """Scaled dot-product attention, shared by all networks."""
 
 from itertools import repeat
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+Form = Literal["rule", "plain", "fused"]
+"""How attention is computed: by plain products, by torch's fused kernel, or as the rule of `attend` says."""
 _FEW = 1024
-"""Sequence length up to which plain products beat torch's fused attention in bfloat16 on a CPU."""
+"""Sequence length up to which the rule takes plain products in bfloat16 on a CPU."""
 _AT_ONCE = 2**21
 """Scores computed at a time: four MiB in bfloat16, which fit the cache."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+class Attend(nn.Module):
+    """Attention as part of a network, without weights.
+
+    Attributes:
+        form: How it is computed.
+    """
+
+    def __init__(self) -> None:
+        """Follow the rule until somebody chooses."""
+        super().__init__()
+        self.form: Form = "rule"
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return `attend` of queries, keys and values, `(batch, heads, places, d)`."""
+        return attend(q, k, v, mask, self.form)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, form: Form = "rule") -> Tensor:
     """Return softmax(q·k / sqrt(d))·v.
 
-    On a CPU torch's fused attention is slow in bfloat16: forward and backward take 3 to 9 times as long as plain
-    products at 20 to 256 places, 1.5 times at a thousand (`benchmarks/attention.py`).
+    The rule: in bfloat16 on a CPU torch's fused attention is slow, and plain products are taken for up to 1,024 places.
+    On one AMD and one Intel processor forward and backward took 3 to 9 times as long as these at 20 to 256 places, 1.5
+    times at a thousand (`benchmarks/attention.py`); a training measures it.
 
     Args:
         q: Queries, `(batch, heads, places, d)`.
         k: Keys, `(batch, heads, tokens, d)`.
         v: Values, shaped like `k`.
         mask: True for tokens that exist, broadcastable to `(batch, heads, places, tokens)`; default: all exist.
+        form: How it is computed; the results agree up to rounding.
 
     Returns: `(batch, heads, places, d)`.
     Source: Vaswani et al. 2017, Attention Is All You Need, eq. 1.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and max(q.shape[-2], k.shape[-2]) <= _FEW:
+    ruled = q.device.type == "cpu" and q.dtype == torch.bfloat16 and max(q.shape[-2], k.shape[-2]) <= _FEW
+    if form == "plain" or (form == "rule" and ruled):
         return formula(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, mask)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfog.networks.attention import attend
+from unfog.networks.attention import Attend
 from unfog.networks.conditioning import Cond
 from unfog.networks.layers import TimeEmbedding, at_least, zeroed
 from unfog.networks.unet import Ladder, group_norm
@@ -28,6 +28,7 @@ class TransformerLayer(nn.Module):
         self.qkv, self.out = nn.Linear(channels, 3 * channels, bias=False), nn.Linear(channels, channels)
         self.q, self.kv = nn.Linear(channels, channels, bias=False), nn.Linear(context, 2 * channels, bias=False)
         self.out_cross = nn.Linear(channels, channels)
+        self.attend = Attend()
         self.mlp_in, self.mlp_out = nn.Linear(channels, 2 * ratio * channels), nn.Linear(ratio * channels, channels)
 
     def forward(self, h: Tensor, cond: Cond | None) -> Tensor:
@@ -44,7 +45,8 @@ class TransformerLayer(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return multi-head attention, `(batch, places, channels)`."""
         q, k, v = (part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in (q, k, v))
-        return attend(q, k, v, mask).transpose(1, 2).flatten(2)
+        attended: Tensor = self.attend(q, k, v, mask)
+        return attended.transpose(1, 2).flatten(2)
 
 
 class Transformer(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfog.networks.attention import attend
+from unfog.networks.attention import Attend
 from unfog.runtime.brief import brief
 
 
@@ -123,12 +123,13 @@ class WordsLayer(nn.Module):
         self.norm, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.attend = Attend()
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
         """Map words `(batch, length, width)` to the same shape; `mask`, `(batch, length)`, marks the real words."""
         batch, length, width = h.shape
         q, k, v = self.qkv(self.norm(h)).view(batch, length, 3, -1, self.head).permute(2, 0, 3, 1, 4)
-        h = h + self.out(attend(q, k, v, mask[:, None, None]).transpose(1, 2).reshape(batch, length, width))
+        h = h + self.out(self.attend(q, k, v, mask[:, None, None]).transpose(1, 2).reshape(batch, length, width))
         result: Tensor = h + self.mlp(self.norm_mlp(h))
         return result
 

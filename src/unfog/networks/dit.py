@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfog.networks.attention import attend
+from unfog.networks.attention import Attend
 from unfog.networks.conditioning import Cond
 from unfog.networks.layers import (
     CrossAttention,
@@ -38,22 +38,23 @@ class Block(nn.Module):
         self.out = nn.Linear(width, width)
         self.cross = CrossAttention(width, context, head) if context else None
         self.mlp = perceptron(width, ratio, dropout)
+        self.attend = Attend()
 
     def forward(self, h: Tensor, embedding: Tensor, cond: Cond | None) -> Tensor:
         """Map `(batch, places, width)` to the same shape, modulated by the embedding, `(batch, width)`."""
         modulation = self.modulation(F.silu(embedding))[:, None].chunk(6, dim=-1)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation
-        h = h + gate * self.attend(norm(h) * (1 + scale) + shift)
+        h = h + gate * self.attended(norm(h) * (1 + scale) + shift)
         if self.cross is not None:
             h = self.cross(h.transpose(1, 2), cond).transpose(1, 2)
         result: Tensor = h + gate_mlp * self.mlp(norm(h) * (1 + scale_mlp) + shift_mlp)
         return result
 
-    def attend(self, h: Tensor) -> Tensor:
+    def attended(self, h: Tensor) -> Tensor:
         """Return project(softmax(q·k / sqrt(d))·v) over all places."""
         batch, places, width = h.shape
         q, k, v = self.qkv(h).view(batch, places, 3, -1, self.head).permute(2, 0, 3, 1, 4)
-        attended = attend(q, k, v).transpose(1, 2).reshape(batch, places, width)
+        attended = self.attend(q, k, v).transpose(1, 2).reshape(batch, places, width)
         out: Tensor = self.out(attended)
         return out
 

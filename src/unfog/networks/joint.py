@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfog.networks.attention import attend
+from unfog.networks.attention import Attend
 from unfog.networks.conditioning import Cond
 from unfog.networks.dit import norm, perceptron
 from unfog.networks.layers import TimeEmbedding, at_least, concatenated, gather, positions, spread, zeroed
@@ -53,6 +53,7 @@ class JointBlock(nn.Module):
         super().__init__()
         self.patches = Stream(width, head, ratio, dropout)
         self.words = Stream(width, head, ratio, dropout, goes_on=not last)
+        self.attend = Attend()
 
     def forward(self, h: Tensor, words: Tensor, mask: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Map patches `(batch, places, width)` and words `(batch, length, width)` to the same shapes.
@@ -74,7 +75,7 @@ class JointBlock(nn.Module):
             if stream.goes_on:
                 queries.append(_normed(stream.norm_q, stream.heads(stream.q(x))))
         q, k, v = (torch.cat(parts, dim=2) for parts in (queries, keys, values))
-        attended = attend(q, k, v, mask)
+        attended = self.attend(q, k, v, mask)
         flat = attended.transpose(1, 2).flatten(2)
         places = h.shape[1]
         h = self.patches.go_on(h, flat[:, :places], modulations[0])

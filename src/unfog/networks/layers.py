@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfog.networks.attention import attend
+from unfog.networks.attention import Attend
 from unfog.networks.conditioning import Cond
 from unfog.networks.modulated import modulated, takes
 
@@ -213,13 +213,14 @@ class SelfAttention(nn.Module):
         self.norm = norm
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
+        self.attend = Attend()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, channels, *space)` to the same shape."""
         batch, channels = x.shape[:2]
         places = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(places).view(batch, -1, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
-        attended = attend(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
+        attended = self.attend(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
         return torch.add(x, self.out(attended).transpose(1, 2).reshape(x.shape))
 
 
@@ -239,6 +240,7 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(context, 2 * channels)
         self.out = zeroed(nn.Linear(channels, channels))
+        self.attend = Attend()
 
     def forward(self, x: Tensor, cond: Cond | None) -> Tensor:
         """Map `(batch, channels, *space)` to the same shape; without tokens return x."""
@@ -248,6 +250,6 @@ class CrossAttention(nn.Module):
         q = self.q(self.norm(x).flatten(2).transpose(1, 2)).view(batch, -1, self.heads, channels // self.heads)
         k, v = self.kv(cond.tokens).view(batch, -1, 2, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
         mask = None if cond.mask is None else cond.mask[:, None, None]
-        attended = attend(q.transpose(1, 2), k, v, mask)
+        attended: Tensor = self.attend(q.transpose(1, 2), k, v, mask)
         out = self.out(attended.transpose(1, 2).reshape(batch, -1, channels))
         return torch.add(x, out.transpose(1, 2).reshape(x.shape))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from unfog.networks.attention import Attend, Form
 from unfog.networks.layers import ChannelNorm
 from unfog.networks.modulated import available
 from unfog.runtime.device import Precision
@@ -16,8 +17,12 @@ WORDS = {
     "float32": "the network computes in float32",
     "bfloat16": "it computes in bfloat16",
     "fused-norm": "norms over channels with what follows them are one pass over memory, by a kernel of our own",
+    "plain-attention": "attention is computed by products of matrices",
+    "fused-attention": "attention is computed by torch's fused kernel",
 }
 """What can be chosen."""
+KINDS = (frozenset({"float32", "bfloat16"}), frozenset({"plain-attention", "fused-attention"}))
+"""Words of which one at most is named."""
 
 
 class Choices(NamedTuple):
@@ -26,32 +31,37 @@ class Choices(NamedTuple):
     Attributes:
         precision: The arithmetic of the network; "auto" follows the rule of `choose_precision`.
         fused: Whether norms over channels are fused with what follows them.
+        attention: How attention is computed; "rule" follows that of `attend`.
     """
 
     precision: Precision = "auto"
     fused: bool = False
+    attention: Form = "rule"
 
     @classmethod
     def read(cls, text: str) -> "Choices":
         """Return the choices that a recipe names; "auto" is the reference until a training has measured.
 
-        Raises: UserError: If a word is unknown, or both arithmetics are named.
+        Raises: UserError: If a word is unknown, or two of one kind are named.
         """
         words = [] if text in (AUTO, REFERENCE) else text.split()
         unknown = [word for word in words if word not in WORDS]
-        both = {"float32", "bfloat16"} <= {*words}
+        both = any(sum(word in kind for word in words) > 1 for kind in KINDS)
         if unknown or both or (not words and text not in (AUTO, REFERENCE)):
             raise UserError(
                 f"training.choices is auto, reference, or some of {', '.join(WORDS)} separated by spaces, with one "
-                f"arithmetic at most, not {text!r}"
+                f"arithmetic and one attention at most, not {text!r}"
             )
         precision: Precision = "float32" if "float32" in words else "bfloat16" if "bfloat16" in words else "auto"
-        return cls(precision, "fused-norm" in words)
+        attention: Form = "plain" if "plain-attention" in words else "fused" if "fused-attention" in words else "rule"
+        return cls(precision, "fused-norm" in words, attention)
 
     def __str__(self) -> str:
         """Return it as a recipe names it."""
         words = [] if self.precision == "auto" else [str(self.precision)]
-        return " ".join(words + ["fused-norm"] * self.fused) or REFERENCE
+        words += ["fused-norm"] * self.fused
+        words += [f"{self.attention}-attention"] * (self.attention != "rule")
+        return " ".join(words) or REFERENCE
 
 
 def norms(model: nn.Module) -> list[ChannelNorm]:
@@ -65,13 +75,26 @@ def fuse(models: Iterable[nn.Module], fused: bool) -> None:
         part.fused = fused
 
 
+def attentions(model: nn.Module) -> list[Attend]:
+    """Return a model's attentions."""
+    return [part for part in model.modules() if isinstance(part, Attend)]
+
+
+def attend_by(models: Iterable[nn.Module], form: Form) -> None:
+    """Let the attentions of models be computed in one form."""
+    for part in (part for model in models for part in attentions(model)):
+        part.form = form
+
+
 def apply(model: nn.Module, choices: str) -> None:
     """Let a model compute as a recipe says; say so where the kernel is not there, and compile nothing.
 
     A run of somebody else may name it, and its samples are the same up to rounding without it.
     """
-    fused = Choices.read(choices).fused and bool(norms(model))
+    chosen = Choices.read(choices)
+    fused = chosen.fused and bool(norms(model))
     fuse([model], fused)
+    attend_by([model], chosen.attention)
     if fused and not available():
         warnings.warn(
             "the run's norms are computed by torch's operators, since the kernel that it names is not compiled on this "

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -17,8 +18,9 @@ import torch
 
 from unfog.generation.portion import measured
 from unfog.generation.sampler import Sampler
+from unfog.networks.attention import Form
 from unfog.networks.modulated import available
-from unfog.recipes.choices import AUTO, REFERENCE, Choices, fuse, norms
+from unfog.recipes.choices import AUTO, REFERENCE, Choices, attend_by, attentions, fuse, norms
 from unfog.recipes.parse import to_plain
 from unfog.recipes.settings import PORTION
 from unfog.runtime import distributed
@@ -38,7 +40,7 @@ WORTH = 1.03
 DISTURBED = 1.3
 """Median over least time of a way from which on other programs disturbed it, so that nothing is concluded."""
 
-ALL = [Choices(precision, fused) for precision in get_args(Precision) for fused in (False, True)]
+ALL = [Choices(*one) for one in product(get_args(Precision), (False, True), get_args(Form))]
 Ratios = dict[str, float]
 """How many times as fast as the reference each way was that was tried."""
 
@@ -46,9 +48,10 @@ Ratios = dict[str, float]
 def choose(trainer: Trainer) -> Ratios:
     """Let a new training compute with what is fastest for it here, and write that into its recipe.
 
-    On a CPU its arithmetic, and whether its norms are fused, are timed for a second or two on steps of its own, whose
-    gradients are thrown away. The choice is kept in the cache, by processor, threads, torch, network and batch, so that
-    the same command computes the same bits again. With UNFOG_CHOICES=reference in the environment nothing is timed.
+    On a CPU its arithmetic, its attention, and whether its norms are fused, are timed for a second each on steps of its
+    own, whose gradients are thrown away. The choice is kept in the cache, by processor, threads, torch, network and
+    batch, so that the same command computes the same bits again. With UNFOG_CHOICES=reference in the environment
+    nothing is timed.
 
     Args:
         trainer: Its model is left in the way that was chosen.
@@ -97,7 +100,7 @@ def _file(trainer: Trainer) -> Path:
     parts = [to_plain(name, getattr(recipe, name)) for name in ("network", "conditioning", "objective")]
     rows = settings.batch // settings.accumulate
     machine = (processor(), torch.get_num_threads(), torch.__version__)
-    key = repr((1, machine, parts, trainer.known.shape, rows, settings.precision)).encode()
+    key = repr((2, machine, parts, trainer.known.shape, rows, settings.precision)).encode()
     return cache_folder() / "choices" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
 
 
@@ -118,6 +121,7 @@ def _measured(trainer: Trainer, path: Path) -> tuple[Choices, Ratios]:
         return _undecided()
     rule, ratios = trainer.precision, Ratios()
     shared, fused, best = False, False, rule
+    attention: Form = "rule"
     step = _step(trainer)
     if trainer.settings.precision == "auto" and has_bfloat16():
         other: Precision = "float32" if rule == "bfloat16" else "bfloat16"
@@ -137,9 +141,20 @@ def _measured(trainer: Trainer, path: Path) -> tuple[Choices, Ratios]:
         if ratio is not None:
             ratios["fused-norm"] = ratio
             fused = ratio > WORTH
+    if attentions(trainer.model):
+        form: Form = "fused" if best == "bfloat16" else "plain"  # that which the rule does not take
+
+        def attend(new: bool) -> None:
+            attend_by([trainer.model], form if new else "rule")
+
+        ratio = _ratio(step, attend)
+        shared |= ratio is None
+        if ratio is not None:
+            ratios[f"{form}-attention"] = ratio
+            attention = form if ratio > WORTH else "rule"
     if shared or disturbed():
         return _undecided()
-    found = Choices(best, fused) if ratios else Choices()
+    found = Choices(best, fused, attention) if ratios else Choices()
     if ratios:
         with suppress(EnvironmentFailure, UserError), locked(path.parent, wait=True):  # it costs a second, no more
             write_whole(path, json.dumps({"choices": str(found), "ratios": ratios}).encode())
