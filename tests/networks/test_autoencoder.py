@@ -39,7 +39,7 @@ from unfog.runtime.errors import Stopped, UserError
 from unfog.training import latents, loop, proportion
 from unfog.training import plan as planning
 from unfog.training.latents import Encoded, Flip, check_time
-from unfog.training.objectives.reconstruction import Reconstruction
+from unfog.training.objectives.reconstruction import Reconstruction, settled_on
 from unfog.training.plan import plan
 from unfog.training.trainer import Trainer
 
@@ -603,3 +603,9 @@ def test_text_to_image_needs_captions(tmp_path: Path, capsys: pytest.CaptureFixt
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
     assert main(["train", "text-to-image", "--data", str(tmp_path)]) == 2
     assert "has no captions: put 1.txt next to 1.png, or add a metadata.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rows", "side", "count"), [(40, 8, 40), (9000, 32, 512), (9000, 128, 170), (9000, 512, 64)])
+def test_latents_are_settled_on_fewer_large_pictures(rows: int, side: int, count: int) -> None:
+    pictures = InMemory(torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(rows, -1, -1, -1))
+    assert settled_on(pictures) == count

@@ -22,7 +22,8 @@ from unfog.recipes.recipe import Recipe
 from unfog.runtime.device import peak_memory
 from unfog.runtime.errors import UserError, seconds
 from unfog.training import plan as planning
-from unfog.training.plan import Pace, plan
+from unfog.training.pace import Pace
+from unfog.training.plan import plan
 from unfog.training.reporting import arithmetic_of, headline
 from unfog.training.trainer import Trainer
 
@@ -45,6 +46,16 @@ def test_reports_take_at_most_three_hundredths_of_a_budget(report: float, steps:
     pace = Pace(0.5, report, close=5.0)
     assert pace.fit(1000, 20.5, 8) == steps
     assert 998 < 20.5 + pace.seconds(steps, 8) <= 1001
+
+
+def test_what_nothing_shortens_is_paid_twice_at_least() -> None:
+    """Of the statistics of latents, which each checkpoint of an autoencoder measures."""
+    pace = Pace(0.5, 0.0, fixed=10.0)
+    assert pace.reports(100, 8) == 20  # their share would be 3
+    assert pace.reports(1000, 8) == 30
+    assert pace.reports(1e6, 8) == 80
+    assert pace.fit(100, 5.0, 8) == 150
+    assert 99 < 5 + pace.seconds(150, 8) <= 100
 
 
 def test_a_budget_too_short_for_one_step_says_how_long_one_takes() -> None:
@@ -75,7 +86,7 @@ def test_a_budget_is_a_number_of_seconds(budget: float, tmp_path: Path) -> None:
 
 
 def test_what_fits_takes_no_longer_than_the_budget_and_one_step_more_does() -> None:
-    pace = Pace(0.37, 0.2, 1.3)
+    pace = Pace(0.37, 0.2, close=1.3)
     steps = pace.fit(600, 33.3, 20)
     assert pace.seconds(steps, 20) + 33.3 <= 600 < pace.seconds(steps + 1, 20) + 33.3
 
@@ -171,7 +182,7 @@ def test_a_plan_says_that_others_use_the_machine(
     plan(tiny("training.images=320"), device="cpu", console=Console(stderr=True, width=200))
     said = capsys.readouterr().err
     assert "one thread is 11.0 times as fast as 2 now" in said
-    assert "an idle one is about 4.0 times as fast" in said
+    assert "an idle machine is about 4.0 times as fast" in said
 
 
 def _size(path: Path) -> int:

@@ -28,7 +28,6 @@ from unfog.recipes.sources import Folder
 from unfog.runtime.device import choose_device, free_memory
 from unfog.runtime.errors import UserError, seconds, warning_of
 from unfog.runtime.lines import lines_of
-from unfog.runtime.progress import duration
 from unfog.runtime.sharing import shared
 from unfog.training.checkpoint import KEPT
 from unfog.training.choices import choose_portion
@@ -36,8 +35,9 @@ from unfog.training.counting import rows_within
 from unfog.training.ema import GAMMAS
 from unfog.training.latents import check_time
 from unfog.training.objectives.denoising import PORTIONS
-from unfog.training.objectives.reconstruction import MEASURED, SHOWN, autoencoder_recipe
+from unfog.training.objectives.reconstruction import SHOWN, autoencoder_recipe, settled_on
 from unfog.training.outlook import kind_of, sentence
+from unfog.training.pace import Pace
 from unfog.training.rehearsal import (
     MEMORY,
     TOO_MANY,
@@ -52,7 +52,7 @@ from unfog.training.rehearsal import (
     resident,
     undisturbed,
 )
-from unfog.training.reporting import HELD_OUT, SHARE, SHEET, arithmetic_of, headline
+from unfog.training.reporting import HELD_OUT, SHEET, arithmetic_of, headline
 from unfog.training.trainer import Trainer
 
 TRIED = (4, 8)
@@ -67,51 +67,6 @@ FEW, BYTES = 8, 1 << 26
 """Rows that are read, at most, and the bytes that they may take."""
 DISK = 2e8
 """Bytes that are written in a second, at least, and read back to be compared."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """The speed of a training.
-
-    Attributes:
-        step: Seconds per optimizer step.
-        report: Seconds per report, where nothing limits them.
-        close: Seconds in which the last checkpoint is written.
-    """
-
-    step: float
-    report: float
-    close: float = 0.0
-
-    def fit(self, budget: float, spent: float, reports: int, share: float = 1.0) -> int:
-        """Return the steps (budget - spent - close - reports) / step, the reports in at most their share.
-
-        Args:
-            budget: Seconds in all.
-            spent: Seconds before the first step.
-            reports: How many reports there are.
-            share: Which part of the user's budget this is: an autoencoder has its own.
-
-        Raises: UserError: If not even one step fits.
-        """
-        steps = int((budget - spent - self.close - self.reports(budget, reports)) / self.step)
-        if steps < 1:
-            least = 1 + (spent + self.step + self.close) / (1 - SHARE)
-            raise UserError(
-                f"the budget of {duration(budget / share)} is too short for one step: a step takes "
-                f"{duration(self.step)} here, {duration(spent)} pass before the first one and {duration(self.close)} "
-                f"after the last: give {least / share:.0f}s or more"
-            )
-        return steps
-
-    def seconds(self, steps: int, reports: int) -> float:
-        """Return the seconds that `steps` and `reports` take, to the last checkpoint."""
-        steps_alone = steps * self.step
-        return steps_alone + self.reports(steps_alone / (1 - SHARE), reports) + self.close
-
-    def reports(self, seconds: float, count: int) -> float:
-        """Return the seconds of reports: as long as each takes, and all together at most their share of the time."""
-        return min(count * self.report, SHARE * seconds)
 
 
 @dataclass(frozen=True)
@@ -204,9 +159,8 @@ class Plan:
             lines["portion"] = _drawn(self.portion, self.measured)
         if self.expected is not None:
             lines["expect"] = self.expected
-        own = lines_of(self.headline)
-        for name, text in lines.items():
-            own += lines_of(f"{name:<8}{text}", 8)
+        said = (self.headline, *(f"{name:<8}{text}" for name, text in lines.items()))
+        own = [part for line in said for part in lines_of(line, 8)]
         if self.first is None:
             return "\n".join(own)
         return "\n".join(["first an autoencoder:", self.first.table(), "", "then the model in its latents:", *own])
@@ -277,8 +231,8 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto", c
     place, codec, until = choose_device(device), recipe.codec, allowance(SECONDS)
     if place.type == "cpu" and (busy := shared()):
         ratio = undisturbed(recipe, place) / fastest(recipe, place)
-        times = f"; this plan is of the machine as it is now: an idle one is about {ratio:.1f} times as fast"
-        console.print(busy + times, highlight=False)
+        now = f"; this plan is of now: an idle machine is about {ratio:.1f} times as fast"
+        console.print(busy + now, highlight=False)
     with torch.random.fork_rng():
         if not (isinstance(codec, LatentCodec) and not codec.path):
             return _planned(recipe, look, budget, STARTUP, place, until, console)
@@ -319,7 +273,7 @@ def _planned(
     if look.later and not each:  # worker processes share the processor with the network
         step += look.each * recipe.training.batch / max(1, torch.get_num_threads())
     checkpoint, rest = _disk(recipe, found)
-    pace = Pace(step, _report(recipe, found, look, portion, first), 2 * checkpoint / DISK)
+    pace = Pace(step, *_report(recipe, found, look, portion, first), close=2 * checkpoint / DISK)
     settings, reports = recipe.training, recipe.training.reports
     steps = settings.steps if budget is None else pace.fit(budget, spent, reports, share)
     chosen = found.trainer.settings if found.trainer else settings
@@ -421,15 +375,17 @@ def _encoded(recipe: Recipe, look: Seen) -> int:
     return len(look) + recipe.augment.flip * len(look.data.train)
 
 
-def _report(recipe: Recipe, found: Rehearsal, look: Seen, portion: int | None, first: Plan | None) -> float:
-    """Return the seconds of a held-out loss and a sheet of samples."""
+def _report(
+    recipe: Recipe, found: Rehearsal, look: Seen, portion: int | None, first: Plan | None
+) -> tuple[float, float]:
+    """Return the seconds of a held-out loss and a sheet of samples, and of what nothing shortens."""
     held_out = min(HELD_OUT, len(look.data.heldout))
     loss = found.evaluation.scaled(-(-held_out // recipe.training.batch), held_out)(1)
     if portion is None:  # reconstructions, and the statistics of latents at each checkpoint
-        return loss + found.evaluation(SHOWN) + found.evaluation(min(MEASURED, len(look.data.train))) / 2
+        return loss, found.evaluation(SHOWN) + found.evaluation(settled_on(look.data.train)) / 2
     sheet = min(SHEET, PORTIONS * portion)
     decoding = 0.0 if first is None else sheet * first.pace.step / first.batch / 6
-    return loss + recipe.sampling.steps * _drawing(recipe, found)(sheet) + decoding
+    return loss + recipe.sampling.steps * _drawing(recipe, found)(sheet) + decoding, 0.0
 
 
 def _memory(found: Rehearsal, look: Seen, base: int, rows: int, device: torch.device) -> tuple[int, int]:
