@@ -119,7 +119,7 @@ def fit_classifier(
         rows: What to train it on.
         codec: Encodes rows.
         console: Shows the progress.
-        thorough: Train a larger one for longer: CIFAR-10 takes seven minutes on two cores, and 88 % of its held-out
+        thorough: Train a larger one for longer: CIFAR-10 takes six minutes on two cores, and 89 % of its held-out
             pictures are read correctly, instead of 72 %.
         mirror: Whether a mirror image of a row is as good a row; the thorough one sees both.
 
