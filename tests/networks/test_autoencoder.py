@@ -20,7 +20,7 @@ from torch.distributions import Normal, kl_divergence
 from tests.conftest import MakeRecipe
 from unfog.cli.main import main
 from unfog.data.codecs import Latents, Pixels
-from unfog.data.source import Augment, InMemory
+from unfog.data.source import Augment, Data, InMemory
 from unfog.evaluation.reconstruction import psnr, reconstruction
 from unfog.generation import edits
 from unfog.interop.scores import scores
@@ -32,6 +32,7 @@ from unfog.recipes.objective import Context, Draw
 from unfog.recipes.parse import options
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.sources import Digits
 from unfog.runs.average import average
 from unfog.runs.data import read_data
 from unfog.runs.run import fit, load, read_recipe, refit, train
@@ -609,3 +610,19 @@ def test_text_to_image_needs_captions(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_latents_are_settled_on_fewer_large_pictures(rows: int, side: int, count: int) -> None:
     pictures = InMemory(torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(rows, -1, -1, -1))
     assert settled_on(pictures) == count
+
+
+def test_data_are_read_once_for_both_trainings(
+    tiny: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding 10,000 pictures of 128 pixels and seeking near-duplicates takes 16 seconds of a budget."""
+    reads = []
+    build = Digits.build
+
+    def counted(self: Digits) -> Data:
+        reads.append(1)
+        return build(self)
+
+    monkeypatch.setattr(Digits, "build", counted)
+    train(tiny(*OWN), tmp_path / "run", device="cpu", console=QUIET)
+    assert len(reads) == 1

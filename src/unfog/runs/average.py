@@ -6,7 +6,7 @@ from pathlib import Path
 from unfog.recipes.build import build_model
 from unfog.recipes.settings import PowerAverage
 from unfog.runs.reading import check_vacant, read_recipe
-from unfog.runs.run import taken_in
+from unfog.runs.taking import taken_in
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import check_name, locked, write_whole
 from unfog.runtime.tensors import load_into, write_tensors

@@ -1,7 +1,6 @@
 """A run folder is a model: train one, resume its training, load it."""
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,13 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from unfog.data.inspect import quick
+from unfog.data.source import Data
 from unfog.recipes.build import build_data, check_latents
-from unfog.recipes.latents import LatentCodec, autoencoder
+from unfog.recipes.latents import LatentCodec
 from unfog.recipes.presets import recipe as preset
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.several import words_read
 from unfog.recipes.sources import Given
-from unfog.recipes.text_encoders import PretrainedConditioning, copy_encoder, fetch_encoder
+from unfog.recipes.text_encoders import PretrainedConditioning, fetch_encoder
 from unfog.recipes.versions import corrections
 from unfog.runs.data import check_apart, remember
 from unfog.runs.dataset import Dataset, Read, fitted, read
@@ -27,10 +27,11 @@ from unfog.runs.origin import remember_origin
 from unfog.runs.reading import check_vacant, read_model, reopen
 from unfog.runs.reading import drawing_recipe as drawing_recipe
 from unfog.runs.reading import read_recipe as read_recipe
+from unfog.runs.taking import taken_in
 from unfog.runtime import distributed
 from unfog.runtime.device import Precision, choose_device, keep_memory
 from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, seconds, warning_of, whole_number
-from unfog.runtime.files import check_name, disk, locked, whole, write_whole
+from unfog.runtime.files import check_name, disk, locked, write_whole
 from unfog.runtime.tensors import read_tensors
 from unfog.training.budget import FOLLOWED, Budget, trace_of, write_followed
 from unfog.training.checkpoint import steps
@@ -214,6 +215,7 @@ def _fit(
     console: Console | None,
     hooks: Hooks,
     pattern: str | Path | None = None,
+    data: Data | None = None,
 ) -> None:
     """Train into a new run folder, whose lock is held from the look at what it holds to the last file."""
     trace = None if pattern is None else trace_of(Path(pattern))
@@ -223,7 +225,7 @@ def _fit(
         _refit(out, dataset, device, console, hooks)  # torchrun began again after a process was lost
         return
     with _held(out):
-        trainer = _begun(recipe, out, dataset, budget, init_from, device, console, hooks)
+        trainer = _begun(recipe, out, dataset, budget, init_from, device, console, hooks, data)
         if trace is not None and not distributed.rank():
             write_followed(trace, out)
         distributed.agreed(0)
@@ -280,14 +282,18 @@ def _begun(
     device: str,
     console: Console | None,
     hooks: Hooks,
+    known: Data | None = None,
 ) -> Trainer:
-    """Return the trainer of a new run folder; an autoencoder, where one is missing, is trained first."""
+    """Return the trainer of a new run folder; an autoencoder, where one is missing, is trained first.
+
+    Its `known` data are read, and what there is to say of them said.
+    """
     check_vacant(out)
     check_apart(out, recipe)
     if init_from is not None:
         _check_meaning(recipe, read_recipe(Path(init_from)), init_from)
-    recipe, data = build_data(recipe) if dataset is None else build_data(fitted(recipe, dataset), dataset.data)
-    for sentence in quick(data, words_read(recipe.conditioning)):
+    recipe, data = build_data(recipe, known) if dataset is None else build_data(fitted(recipe, dataset), dataset.data)
+    for sentence in quick(data, words_read(recipe.conditioning)) if known is None else ():
         warnings.warn(sentence, warning_of(sentence), stacklevel=5)
     if isinstance(recipe.conditioning, PretrainedConditioning):
         fetch_encoder(recipe.conditioning.path)
@@ -296,7 +302,7 @@ def _begun(
         check_latents(recipe, recipe.codec.channels, recipe.codec.factor)
         if budget is not None:
             check_encoding(recipe, recipe.codec, data, budget.seconds, choose_device(device))
-        recipe = _with_autoencoder(recipe, recipe.codec, out, dataset, budget, device, console, hooks)
+        recipe = _with_autoencoder(recipe, recipe.codec, out, data, budget, device, console, hooks)
     trainer = Trainer(recipe, data, out, choose_device(device))
     if init_from is not None:
         where = Path(init_from) / "model.safetensors"
@@ -331,36 +337,11 @@ def _check_meaning(recipe: Recipe, source: Recipe, where: str | Path) -> None:
         )
 
 
-def taken_in(recipe: Recipe, out: Path) -> Recipe:
-    """Return a recipe whose autoencoder and text encoder, if it names some, were copied into a run folder.
-
-    Raises: UserError: If one is missing, or does not fit the data.
-    """
-    codec, conditioning = recipe.codec, recipe.conditioning
-    coder = codec.path if isinstance(codec, LatentCodec) else ""
-    if isinstance(codec, LatentCodec) and coder:
-        autoencoder(coder, (recipe.shape or (0,))[0])  # a mistake shows before anything is written
-        recipe = replace(recipe, codec=replace(codec, path=str((out / "autoencoder").resolve())))
-    if isinstance(conditioning, PretrainedConditioning):
-        recipe = replace(recipe, conditioning=replace(conditioning, path=str((out / "text").resolve())))
-    if distributed.rank() == 0:
-        for name in ("recipe.json", "model.safetensors") if coder else ():
-            own = out / "autoencoder" / name
-            with disk(own):
-                own.parent.mkdir(parents=True, exist_ok=True)
-            with whole(own) as part:
-                shutil.copyfile(Path(coder) / name, part)
-        if isinstance(conditioning, PretrainedConditioning) and not (out / "text").exists():
-            copy_encoder(conditioning.path, out / "text")
-    distributed.agreed(0)
-    return recipe
-
-
 def _with_autoencoder(
     recipe: Recipe,
     codec: LatentCodec,
     out: Path,
-    dataset: Read | None,
+    data: Data,
     budget: Budget | None,
     device: str,
     console: Console | None,
@@ -378,7 +359,7 @@ def _with_autoencoder(
     if budget is not None:
         share = Budget(budget.seconds * codec.share)
         first = replace(first, training=replace(first.training, seconds=share.seconds))
-    _fit(first, own, dataset, share, None, device, console, hooks)
+    _fit(first, own, None, share, None, device, console, hooks, data=data)
     return placed
 
 

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from unfog.data.alike import look_at
 from unfog.data.codecs import Latents
 from unfog.data.folder import IN_MEMORY, notes_of
 from unfog.data.source import Data
@@ -63,6 +64,8 @@ SECONDS = 10.0
 """For which a plan times steps, of the twenty that it takes at most."""
 STARTUP = 2.0
 """Seconds that a command takes before it reads its data: torch is imported."""
+BEGUN = 0.5
+"""Seconds in which a training begins whose data are there."""
 FEW, BYTES = 8, 1 << 26
 """Rows that are read, at most, and the bytes that they may take."""
 DISK = 2e8
@@ -174,12 +177,14 @@ class Seen(NamedTuple):
         x: A few rows.
         each: Seconds in which a picture is decoded; 0 where all rows are there.
         listed: Seconds that the look took.
+        sought: Seconds in which near-duplicates of a picture are sought.
     """
 
     data: Data
     x: Tensor
     each: float
     listed: float
+    sought: float
 
     @property
     def later(self) -> bool:
@@ -203,7 +208,11 @@ def seen(recipe: Recipe) -> tuple[Recipe, Seen]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what cannot be read is named when all is
         x = data.train.take(rows).x
-    return recipe, Seen(data, x, (time.monotonic() - began) / len(x) if glance else 0.0, listed)
+    decoded, each = time.monotonic(), 0.0
+    if glance:
+        look_at(x)
+        each = (decoded - began) / len(x)
+    return recipe, Seen(data, x, each, listed, (time.monotonic() - decoded) / len(x))
 
 
 def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto", console: Console | None = None) -> Plan:
@@ -240,8 +249,8 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto", c
         half = Allowance(until.until - until.seconds / 2, until.memory)
         share = None if budget is None else budget * codec.share
         inner = replace(autoencoder_recipe(recipe, codec), shape=recipe.shape)
-        first = _planned(inner, look, share, STARTUP, place, half, console, share=codec.share)
-        return _planned(recipe, look, budget, first.seconds, place, until, console, first)
+        first = _planned(inner, look, share, BEGUN, place, half, console, share=codec.share)
+        return _planned(recipe, look, budget, STARTUP + first.seconds, place, until, console, first)
 
 
 def _planned(
@@ -255,7 +264,7 @@ def _planned(
     first: Plan | None = None,
     share: float = 1.0,
 ) -> Plan:
-    """Return the plan of one model, which begins after `spent` seconds."""
+    """Return the plan of one model, which begins after `spent` seconds; one of a share has its data already."""
     began, base = time.monotonic(), resident()
     small, each = _unencoded(recipe, first, device)
     with tempfile.TemporaryDirectory(prefix="unfog-") as name:
@@ -267,8 +276,9 @@ def _planned(
     if first is not None and budget is not None and isinstance(recipe.codec, LatentCodec):
         idle = encoded * encoding(first.operations, undisturbed(recipe, device))  # as a training does
         check_time(encoded, idle, recipe.codec.share, budget)
-    spent += look.listed + choosing + each * encoded + (time.monotonic() - began) / 4
-    spent += look.each * len(look) * (not look.later or each > 0)
+    spent += choosing + each * encoded + (time.monotonic() - began) / 4
+    if share == 1:
+        spent += look.listed + len(look) * (look.each + look.sought) * (not look.later or each > 0)
     step = found.step(recipe)
     if look.later and not each:  # worker processes share the processor with the network
         step += look.each * recipe.training.batch / max(1, torch.get_num_threads())
