@@ -24,7 +24,7 @@ class Pace:
     close: float = 0.0
 
     def fit(self, budget: float, spent: float, reports: int, share: float = 1.0) -> int:
-        """Return the steps (budget - spent - close - reports) / step, the reports in at most their share.
+        """Return the steps (budget - spent - close - reports) / step, reports in at most their share of what is left.
 
         Args:
             budget: Seconds in all.
@@ -34,7 +34,7 @@ class Pace:
 
         Raises: UserError: If not even one step fits.
         """
-        steps = int((budget - spent - self.close - self.reports(budget, reports)) / self.step)
+        steps = int((budget - spent - self.close - self.reports(max(0.0, budget - spent), reports)) / self.step)
         if steps < 1:
             least = 1 + (spent + self.step + self.close) / (1 - SHARE)
             raise UserError(
