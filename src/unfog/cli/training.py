@@ -61,7 +61,7 @@ def train(
         log: Also log to this tracker, in addition to metrics.jsonl and the progress bar.
     """
     from unfog.runs import run
-    from unfog.runs.reading import check_vacant
+    from unfog.runs.reading import check_vacant, restarted
 
     if resume is not None:
         kept = Training(training.data, budget=training.budget, images=training.images, device=training.device)
@@ -85,8 +85,9 @@ def train(
     elif accept_changed_data:
         raise UserError("--accept-changed-data is for --resume: a new run takes the data as they are")
     else:
-        if out is not None or recipe:
-            check_vacant(out or Path("runs") / recipe)  # before pictures are read
+        place = out or Path("runs") / recipe
+        if (out is not None or recipe) and not restarted(place):
+            check_vacant(place)  # before pictures are read
         chosen, size = training.at(path).proportioned(recipe, init_from)
         if out is None and not recipe:
             raise UserError("--init-from without a recipe takes over all of its settings: give the new run an --out")

@@ -1,5 +1,6 @@
 """Reading a run folder: its recipe, its model, and its training as it began."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -103,6 +104,11 @@ def reopen(
     if (found.shape, found.classes) != (recipe.shape, recipe.classes):
         raise UserError(f"the data of {path} changed since it was trained: shape or classes differ from its recipe")
     return Trainer(recipe, rows, path, choose_device(device))
+
+
+def restarted(out: Path) -> bool:
+    """Return whether torchrun began a training again after a process was lost: it then resumes from its checkpoint."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and bool(steps(out / "checkpoints"))
 
 
 def check_vacant(out: Path) -> None:

@@ -1,6 +1,5 @@
 """A run folder is a model: train one, resume its training, load it."""
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +23,7 @@ from unfog.runs.data import check_apart, remember
 from unfog.runs.dataset import Dataset, Read, fitted, read
 from unfog.runs.model import Run as Model
 from unfog.runs.origin import remember_origin
-from unfog.runs.reading import check_vacant, read_model, reopen
+from unfog.runs.reading import check_vacant, read_model, reopen, restarted
 from unfog.runs.reading import drawing_recipe as drawing_recipe
 from unfog.runs.reading import read_recipe as read_recipe
 from unfog.runs.taking import taken_in
@@ -221,8 +220,8 @@ def _fit(
     trace = None if pattern is None else trace_of(Path(pattern))
     if trace is not None:
         recipe = replace(recipe, training=replace(recipe.training, seconds=recipe.training.seconds or trace.span))
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and steps(out / "checkpoints"):
-        _refit(out, dataset, device, console, hooks)  # torchrun began again after a process was lost
+    if restarted(out):
+        _refit(out, dataset, device, console, hooks)
         return
     with _held(out):
         trainer = _begun(recipe, out, dataset, budget, init_from, device, console, hooks, data)
