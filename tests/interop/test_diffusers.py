@@ -500,13 +500,21 @@ def test_nothing_is_overwritten(digits_run: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("codec=latents", "codec.factor=2", "codec.width=4", "codec.images=64")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("codec=latents", "codec.factor=2", "codec.width=4", "codec.images=64"),
+        ("network.middle=1", "training.choices=float32 plain-attention"),
+    ],
+)
 def test_numpy_draws_from_onnx(
     tiny: MakeRecipe, tmp_path: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The exported script, with NumPy alone, draws what we draw by DDIM from the same noise, guidance and all."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("unfog.networks.attention._AT_ONCE", 1)  # plain products in pieces, as many as the batch says
     chosen = tiny("solver=ddim", "sampling.guidance=2", *more)
     run = train(chosen, tmp_path / "run", device="cpu", console=Console(quiet=True))
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--to", "onnx", "--steps", "6"]) == 0

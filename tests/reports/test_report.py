@@ -384,7 +384,7 @@ def test_a_report_shows_figures_with_all_that_they_need(broken: Path, tmp_path: 
         "protocol": "data d, evaluation seed 5",
         "extractors": {"classifier": {"key": "0123", "features": 16}},
         "evaluations": [{"guidance": 1.0, "scores": {"frechet/classifier": entry(1.0, 0.5, 1.5)}, "classes": classes}],
-        "worst": "Worst: one. `unfog evaluate RUN --guidance 2`, RUN-longer",
+        "worst": "Worst: one, of TRUNKS. `unfog evaluate RUN --guidance 2`, RUN-longer",
     }
     (broken / "evaluation.json").write_text(json.dumps(new))
     found = report(load(broken, "cpu"), tmp_path / "report")
@@ -399,7 +399,7 @@ def test_a_report_shows_figures_with_all_that_they_need(broken: Path, tmp_path: 
         "2026-01-02",
         "a processor",
         "9 (commit f)",
-        f"Worst: one. `unfog evaluate {broken} --guidance 2`, {broken}-longer",
+        f"Worst: one, of TRUNKS. `unfog evaluate {broken} --guidance 2`, {broken}-longer",
         "<b>|x",
         "49",
     ):

@@ -1,6 +1,7 @@
 """Numbers on the command line: a word that is none gets one sentence."""
 
 from collections.abc import Callable
+from typing import get_args, get_origin
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
@@ -17,7 +18,7 @@ def read_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Parsed] | 
     for kind, what in KINDS.items():
         if info.type in (kind, kind | None):
             return _spec(kind, what, several=False)
-        if info.type == tuple[kind, ...]:  # type: ignore[valid-type]  # built from a value
+        if get_origin(info.type) is tuple and get_args(info.type) == (kind, ...):
             return _spec(kind, what, several=True)
     return None
 

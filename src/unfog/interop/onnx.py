@@ -15,7 +15,7 @@ from unfog.interop.export import vacant
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditioning import Cond
 from unfog.recipes.build import known_of
-from unfog.recipes.choices import fuse
+from unfog.recipes.choices import Choices, compute_by
 from unfog.recipes.conditions import ClassConditioning, NoConditioning
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import FixedVariance
@@ -86,7 +86,7 @@ def _export(run: Run, folder: Path, steps: int | None) -> None:
     if rows is not None:
         inputs, names = [*inputs, rows[:1].repeat(2, 1)], [*names, "cond"]
     network: Any = copy.deepcopy(run.denoiser.network)
-    fuse([network], False)  # ONNX knows the operators, not the kernel
+    compute_by([network], Choices())  # ONNX knows the operators, not the kernel, and plain products fix a batch's size
     _write(Bare(network, "" if rows is None else "vector"), inputs, names, folder / "denoiser.onnx")
     codec = sampler.codec
     if isinstance(codec, Latents):

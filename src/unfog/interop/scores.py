@@ -11,6 +11,8 @@ from unfog.runtime.errors import UserError
 from unfog.runtime.files import parse_json, read_bounded
 
 UNKNOWN = "Unknown: evaluation.json has no scores of samples. Run `unfog evaluate` again."
+NAMED = re.compile(r"(?<!\w)RUN(?!\w)")
+"""What commands in evaluation.json call the run."""
 HEADS = ("score", "guidance", "value", "95 % interval", FLOOR, CEILING, "samples", "how good")
 """Of the table of scores."""
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, UserError)
@@ -49,7 +51,7 @@ def _markdown(results: Any, run: str | None) -> list[str]:
     if not rows:
         return [UNKNOWN]
     lines = [
-        *([plain(str(results["worst"]).replace("RUN", run or "RUN")), ""] if results.get("worst") else []),
+        *([plain(NAMED.sub(lambda _: run or "RUN", str(results["worst"]))), ""] if results.get("worst") else []),
         *_table(HEADS, rows),
         "",
         plain(LEGEND[0]),

@@ -86,15 +86,21 @@ def attend_by(models: Iterable[nn.Module], form: Form) -> None:
         part.form = form
 
 
+def compute_by(models: Iterable[nn.Module], choices: Choices) -> None:
+    """Let models compute as was chosen, but for the arithmetic, which is their caller's."""
+    for model in models:
+        fuse([model], choices.fused)
+        attend_by([model], choices.attention)
+
+
 def apply(model: nn.Module, choices: str) -> None:
     """Let a model compute as a recipe says; say so where the kernel is not there, and compile nothing.
 
     A run of somebody else may name it, and its samples are the same up to rounding without it.
     """
     chosen = Choices.read(choices)
+    compute_by([model], chosen)
     fused = chosen.fused and bool(norms(model))
-    fuse([model], fused)
-    attend_by([model], chosen.attention)
     if fused and not available():
         warnings.warn(
             "the run's norms are computed by torch's operators, since the kernel that it names is not compiled on this "

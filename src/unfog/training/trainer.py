@@ -17,7 +17,7 @@ from unfog.data.pictures import save_picture
 from unfog.data.source import Data, Indices
 from unfog.diffusion.denoiser import Denoiser
 from unfog.recipes.build import build_codec, build_model, known_of
-from unfog.recipes.choices import Choices, apply, attend_by, fuse
+from unfog.recipes.choices import Choices, apply, compute_by
 from unfog.recipes.objective import Context, Draw, checked
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.schema import MOST_WHOLE, fits
@@ -179,9 +179,7 @@ class Trainer:
         self.recipe = replace(self.recipe, training=self.settings)
         self.precision = self.settings.precision_on(self.device, self.recipe.shape or ())
         self.optimizers = self._optimizers(self.precision)
-        models = [self.model, *(averaged.model for averaged in self.averages.values())]
-        fuse(models, choices.fused)
-        attend_by(models, choices.attention)
+        compute_by((self.model, *(averaged.model for averaged in self.averages.values())), choices)
 
     @property
     def _trains_all(self) -> bool:
