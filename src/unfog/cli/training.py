@@ -157,11 +157,11 @@ def plan(
 
 def _say_what_to_expect(recipe: "Recipe", budget: float | None, device: str, size: str | None) -> None:
     """Print the size that was chosen, and what to expect of pictures from a folder, or within a budget."""
-    from unfog.recipes.sources import Folder
+    from unfog.recipes.sources import Folder, Shards
     from unfog.runtime.distributed import rank
     from unfog.training.proportion import expectation
 
-    if rank() or not (isinstance(recipe.data, Folder) or budget is not None):
+    if rank() or not (isinstance(recipe.data, Folder | Shards) or budget is not None):
         return
     said = [size]
     with suppress(UserError):  # which the training itself says better

@@ -14,7 +14,9 @@ from rich.console import Console
 
 from unfog.data.folder import Streamed
 from unfog.data.packed import Member, Packed
+from unfog.data.shards import ShardRows
 from unfog.data.source import Data, InMemory, Source, Subset
+from unfog.data.tars import Shard
 from unfog.runtime.errors import UserError
 from unfog.runtime.progress import track
 
@@ -132,12 +134,14 @@ def _inner(source: Source) -> Source:
 
 def _files(source: Source, known: Fingerprint | None) -> dict[str, File]:
     """Return the files of a source in the order of its rows, empty if its rows are no files."""
-    inner = _inner(source)
+    inner, earlier = _inner(source), {} if known is None else known.files
+    if isinstance(inner, ShardRows):
+        found = track(inner.shards, "checking which shards these are", console=Console(stderr=True))
+        return {str(shard.path.relative_to(inner.root.parent)): _shard(shard, earlier, inner.root) for shard in found}
     root = inner.root if isinstance(inner, InMemory | Streamed) else None
     names = source.about(np.arange(len(source))).files
     if root is None or names is None:
         return {}
-    earlier = {} if known is None else known.files
     hashing = partial(_file, root, earlier)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         hashed = pool.map(hashing, names)
@@ -149,6 +153,14 @@ def _files(source: Source, known: Fingerprint | None) -> dict[str, File]:
         name: File(found, about, size, changed)
         for name, about, (found, size, changed) in zip(names, described, contents, strict=True)
     }
+
+
+def _shard(shard: Shard, earlier: Mapping[str, File], root: Path) -> File:
+    """Return the entry of a shard."""
+    before = earlier.get(str(shard.path.relative_to(root.parent)))
+    if before is not None and (before.size, before.changed) == shard.stamp:
+        return before
+    return File(shard.signature(), "", *shard.stamp)
 
 
 def _file(root: Path | Packed, earlier: Mapping[str, File], name: str) -> tuple[str, int, int]:

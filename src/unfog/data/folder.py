@@ -37,6 +37,7 @@ from unfog.data.source import (
     Indices,
     InMemory,
     MissingDataError,
+    Ordered,
     Source,
     Subset,
 )
@@ -271,6 +272,8 @@ def notes_of(data: Data, words: int | None = None) -> tuple[str, ...]:
         words: Words and punctuation marks of a caption that the model reads, with the start; None: all.
     """
     inner = getattr(data.train, "source", data.train)
+    if isinstance(inner, Ordered):
+        return inner.notes
     if not isinstance(inner, InMemory | Streamed):
         return ()
     known = inner.annotations if isinstance(inner, Streamed) else inner
@@ -325,6 +328,11 @@ def look(listing: Listing, sample: int = 200) -> tuple[int, int, int]:
             continue
     if not seen:
         raise MissingDataError(f"none of the images in {listing.root} can be read", "check the path")
+    return suited(seen)
+
+
+def suited(seen: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """Return the channels and the sides that suit pictures of these channels, heights and widths, see `look`."""
     short = float(np.median([min(height, width) for _, height, width in seen]))
     side = max([side for side in (8, 16, 28, 32, 48, 64) if side <= short], default=8)
     return max(channels for channels, _, _ in seen), side, side

@@ -194,7 +194,7 @@ def _indexed(archive: Path) -> Iterator[tuple[str, Place]]:
         return ((name, Place(0, len(content), content=content)) for name, content in rows_of(archive))
     if suffix in STACKS:
         return _rows(archive)
-    return _tar(archive) if suffix in TARS else _of_zip(archive)
+    return tar_members(archive) if suffix in TARS else _of_zip(archive)
 
 
 def _rows(archive: Path) -> Iterator[tuple[str, Place]]:
@@ -210,7 +210,7 @@ def _rows(archive: Path) -> Iterator[tuple[str, Place]]:
         yield f"{name} (array)", Place(0, 0, content=b"")
 
 
-def _tar(archive: Path) -> Iterator[tuple[str, Place]]:
+def tar_members(archive: Path) -> Iterator[tuple[str, Place]]:
     """Yield the regular files of a tar: 512 bytes of header each, then the contents in blocks.
 
     Source: POSIX.1-1988 (ustar), POSIX.1-2001 (pax: `path` and `size`), GNU tar (long names).
@@ -223,7 +223,7 @@ def _tar(archive: Path) -> Iterator[tuple[str, Place]]:
             head = file.read(BLOCK)
             if not head.strip(b"\0"):
                 return
-            if _octal(head[148:156]) != sum(head[:148]) + sum(head[156:]) + 8 * 32:
+            if not _sound(head):
                 raise ValueError(f"byte {offset:,} begins no header of a tar; compressed tars must be unpacked first")
             kind, size = head[156:157], _octal(head[124:136])
             name = head[:100].rstrip(b"\0")
@@ -241,6 +241,14 @@ def _tar(archive: Path) -> Iterator[tuple[str, Place]]:
             offset += BLOCK + -(-size // BLOCK) * BLOCK
         if offset != end:
             raise ValueError("it is cut off")
+
+
+def _sound(head: bytes) -> bool:
+    """Return whether a header holds the sum of its bytes, its own counted as spaces."""
+    try:
+        return _octal(head[148:156]) == sum(head[:148]) + sum(head[156:]) + 8 * 32
+    except ValueError:
+        return False
 
 
 def _octal(digits: bytes) -> int:

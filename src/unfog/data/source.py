@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,20 @@ class Source(Protocol):
 
     def about(self, indices: Indices) -> Batch:
         """Return the annotations of these rows; `x` is empty, `(batch, 0)`."""
+        ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A source whose rows are best read in an order of its own."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to say of the data before training."""
+        ...
+
+    def order(self, seed: int, position: int, count: int) -> Indices:
+        """Return `count` row indices from `position` on in an endless stream of epochs, a function of the seed."""
         ...
 
 
@@ -289,6 +303,49 @@ def shuffled(rows: int, seed: int, position: int, count: int) -> Indices:
 def _order(rows: int, seed: int, epoch: int) -> Indices:
     """Return the permutation of an epoch."""
     return stream(seed, "order", epoch).permutation(rows)
+
+
+def ordered(source: Source, seed: int, position: int, count: int) -> Indices:
+    """Return `count` row indices of a source from `position` on: in its own order if it has one, else `shuffled`."""
+    if isinstance(source, Ordered):
+        return source.order(seed, position, count)
+    return shuffled(len(source), seed, position, count)
+
+
+def windowed(blocks: Indices, seed: int, position: int, count: int, window: int) -> Indices:
+    """Return row indices as `shuffled` does, of rows that are near each other in few blocks at a time.
+
+    In each epoch the blocks are shuffled, and then the rows of each window over the rows of the blocks in that order.
+    With one window it is a permutation of all rows like any other.
+
+    Args:
+        blocks: Rows of each block, `(blocks,)`.
+        seed: Seed of the run.
+        position: Number of rows seen before.
+        count: Number of rows to return.
+        window: Rows of a window.
+
+    Returns: Row indices, `(count,)`.
+    """
+    starts = np.concatenate([[0], np.cumsum(blocks)])
+    epochs, offsets = np.divmod(np.arange(position, position + count, dtype=np.int64), starts[-1])
+    found = np.empty(count, np.int64)
+    for epoch in np.unique(epochs).tolist():
+        order = _order(len(blocks), seed, epoch)
+        ends = np.cumsum(blocks[order])
+        for number in np.unique(offsets[epochs == epoch] // window).tolist():
+            here = (epochs == epoch) & (offsets // window == number)
+            first = number * window
+            places = first + _window(min(window, int(starts[-1]) - first), seed, epoch, number)[offsets[here] - first]
+            at = np.searchsorted(ends, places, side="right")
+            found[here] = starts[order[at]] + places - (ends[at] - blocks[order[at]])
+    return found
+
+
+@lru_cache(maxsize=4)
+def _window(rows: int, seed: int, epoch: int, number: int) -> Indices:
+    """Return the permutation of a window."""
+    return stream(seed, "window", epoch, number).permutation(rows)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "cifar10": "recipes.sources:CIFAR10",
         "idx": "recipes.sources:Idx",
         "folder": "recipes.sources:Folder",
+        "shards": "recipes.sources:Shards",
         "shapes": "recipes.sources:CaptionedShapes",
         "elsewhere": "recipes.sources:Elsewhere",
         "given": "recipes.sources:Given",

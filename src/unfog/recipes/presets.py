@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
+
+import numpy as np
 
 from unfog.data import idx
 from unfog.data.classic import CLOTHES, existing
@@ -22,12 +24,19 @@ from unfog.recipes.optimizers import AdamW, Muon
 from unfog.recipes.parse import named
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Inputs, PowerAverage, Sampling, Training
-from unfog.recipes.sources import CIFAR10, MNIST, CaptionedShapes, Digits, Fashion, Folder, Idx, Points
+from unfog.recipes.sources import (
+    CIFAR10,
+    MNIST,
+    CaptionedShapes,
+    DataSpec,
+    Digits,
+    Fashion,
+    Folder,
+    Idx,
+    Points,
+    Shards,
+)
 from unfog.runtime.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    from unfog.data.listing import Listing
-
 
 Size = int | tuple[int, int]
 """The size of pictures: a side, or (height, width)."""
@@ -134,21 +143,22 @@ def folder(data: str | None = None, size: Size | None = None, label_from: str = 
         if label_from != AUTO:
             raise UserError(f"the idx files in {data} have labels of their own: omit `label_from`")
         return _idx("folder", data, size)
-    listing, channels, sides, side = _looked("folder", data, size, label_from)
+    look = _looked("folder", data, size, label_from)
+    side = look.side
     factor = 1 if side <= PIXELS else _factor(side)
     places = side // factor
     patch = 1 if places <= 16 else 2 if places <= 32 else 4
     return Recipe(
         "folder",
-        data=Folder(path=_located(data), size=sides, channels=channels, label_from=label_from),
+        data=look.data,
         codec=Pixels() if factor == 1 else LatentCodec(factor=factor),
-        augment=Augment(flip=not (listing.classes or listing.captions or listing.values)),
-        network=CompactSpec(width=48 if channels == 1 else 64, patch=patch),
+        augment=Augment(flip=look.plain),
+        network=CompactSpec(width=48 if look.channels == 1 else 64, patch=patch),
         optimizer=AdamW(lr=2e-3),
-        sampling=Sampling(guidance=2.0 if len(listing.classes) > 1 else 1.0),
+        sampling=Sampling(guidance=2.0 if look.classes > 1 else 1.0),
         training=Training(
-            images=max(200_000, 30 * len(listing.files)),
-            batch=min(64 if side < 64 else 32, max(1, len(listing.files) - max(1, round(0.1 * len(listing.files))))),
+            images=max(200_000, 30 * look.rows),
+            batch=min(64 if side < 64 else 32, max(1, look.rows - max(1, round(0.1 * look.rows)))),
         ),
     )
 
@@ -158,17 +168,17 @@ def autoencoder(data: str | None = None, size: Size | None = None, label_from: s
 
     The latents have 4 channels and sides 4 times smaller, 8 times from 128 pixels on.
     """
-    listing, channels, sides, side = _looked("autoencoder", data, size, label_from)
-    levels = _factor(side).bit_length() - 1
+    look = _looked("autoencoder", data, size, label_from)
+    levels = _factor(look.side).bit_length() - 1
     return Recipe(
         "autoencoder",
-        data=Folder(path=_located(data), size=sides, channels=channels, label_from=label_from),
+        data=look.data,
         augment=Augment(flip=True),
         network=AutoencoderSpec(widths=(32, *[64] * levels)),
         objective=named("objective", "reconstruction"),
         conditioning=NoConditioning(),
         optimizer=Muon(lr=3e-3),
-        training=Training(images=max(100_000, 30 * len(listing.files)), batch=32, reports=4),
+        training=Training(images=max(100_000, 30 * look.rows), batch=32, reports=4),
     )
 
 
@@ -179,17 +189,18 @@ def text_to_image(data: str | None = None, size: Size | None = None, label_from:
     captions by cross-attention; `network=conditional-unet` is Stable Diffusion's, and slower. Captions that are equal
     up to the first colon or comma are held out together, unless so many are, or they repeat as names of classes do.
     """
-    listing, channels, sides, side = _looked("text-to-image", data, size, label_from)
-    if listing.captions is None and not listing.classes:
-        raise UserError(f"{listing.root} has no captions: put 1.txt next to 1.png, or add a metadata.jsonl with 'text'")
+    look = _looked("text-to-image", data, size, label_from, together=":,")
+    side = look.side
+    if not look.captioned and not look.classes:
+        raise UserError(f"{data} has no captions: put 1.txt next to 1.png, or add a metadata.jsonl with 'text'")
     return Recipe(
         "text-to-image",
-        data=Folder(path=_located(data), size=sides, channels=channels, label_from=label_from, together=":,"),
+        data=look.data,
         codec=Pixels() if side <= 32 else LatentCodec(factor=_factor(side)),
         network=CompactSpec(width=64, patch=2 if 16 < side <= 32 else 1, middle=4),
         conditioning=TextConditioning(),
         optimizer=Muon(lr=3e-3),
-        training=Training(images=max(400_000, 30 * len(listing.files)), batch=64),
+        training=Training(images=max(400_000, 30 * look.rows), batch=64),
         sampling=Sampling(guidance=4.0),
     )
 
@@ -203,16 +214,57 @@ def _factor(side: int) -> int:
     return 8 if side >= 128 else 4
 
 
-def _looked(name: str, data: str | None, size: Size | None, label_from: str) -> "tuple[Listing, int, Size, int]":
-    """Return a folder's listing, the channels of its pictures, their size as an option, and the longer side."""
+class Look(NamedTuple):
+    """What a look at pictures says.
+
+    Attributes:
+        data: How they are read.
+        rows: How many there are.
+        classes: How many classes they have.
+        captioned: Whether they have captions.
+        plain: Whether nothing is known of them.
+        channels: 1 for grey pictures, 3 for colour.
+        side: The longer side to which they are resized.
+    """
+
+    data: DataSpec
+    rows: int
+    classes: int
+    captioned: bool
+    plain: bool
+    channels: int
+    side: int
+
+
+def _looked(name: str, data: str | None, size: Size | None, label_from: str, together: str = "") -> Look:
+    """Look at the pictures of a folder, or of shards that are too large to be read at once."""
     from unfog.data.folder import list_pictures, look
+    from unfog.data.shards import streams
 
     if data is None:
         raise UserError(f"the recipe {name!r} needs a folder of pictures: give its path as `data`")
+    if streams(data):
+        if label_from != AUTO:
+            raise UserError("shards say the classes of their pictures themselves: omit `label_from`")
+        return _streamed(data, size)
     listing = list_pictures(data, label_from=label_from)
     channels, height, width = look(listing)
     sides = (height, width) if size is None else size
-    return listing, channels, sides, sides if isinstance(sides, int) else max(sides)
+    plain = not (listing.classes or listing.captions or listing.values)
+    spec = Folder(path=_located(data), size=sides, channels=channels, label_from=label_from, together=together)
+    side = sides if isinstance(sides, int) else max(sides)
+    return Look(spec, len(listing.files), len(listing.classes), listing.captions is not None, plain, channels, side)
+
+
+def _streamed(data: str, size: Size | None) -> Look:
+    """Look at shards."""
+    spec = Shards(path=_located(data), size=size)
+    train, held = spec.build()
+    channels, *sides = train.shape
+    captioned = train.about(np.zeros(1, np.int64)).captions is not None
+    spec = replace(spec, size=tuple(sides), channels=channels)
+    rows, classes = len(train) + len(held), len(train.classes)
+    return Look(spec, rows, classes, captioned, not (classes or captioned), channels, max(sides))
 
 
 def _pictures(data: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from unfog.data import classic, elsewhere, folder, idx, points, shapes
+from unfog.data import classic, elsewhere, folder, idx, points, shapes, shards
 from unfog.data.labels import AUTO
 from unfog.data.source import Data
 from unfog.runtime.errors import UserError
@@ -127,6 +127,21 @@ class Folder:
             self.label_from,
             glance,
         )
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Shards of pictures that are read as they are trained on, see `unfog.data.shards.shards`."""
+
+    path: str = ""
+    size: int | Sequence[int] | None = None
+    channels: int | None = None
+    heldout: int = 5000
+    window: int | None = None
+
+    def build(self) -> Data:
+        """Index the shards."""
+        return shards.shards(self.path, self.size, self.channels, self.heldout, self.window)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unfog.data.codecs import Codec
-from unfog.data.source import Batch, Indices, Source, shuffled
+from unfog.data.source import Batch, Indices, Source, ordered
 from unfog.diffusion.times import stratify
 from unfog.recipes.objective import Draw
 from unfog.runtime.randomness import normal, uniform
@@ -46,7 +46,7 @@ class Draws:
 
     def rows(self, step: int) -> Indices:
         """Return the row indices of a step, `(batch,)`, or this process's part of them."""
-        return shuffled(len(self.source), self.seed, step * self.batch, self.batch)[self.part or slice(None)]
+        return ordered(self.source, self.seed, step * self.batch, self.batch)[self.part or slice(None)]
 
     def __call__(self, step: int) -> Draw:
         """Return the batch of a step, or this process's part of it."""

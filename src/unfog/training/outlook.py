@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unfog.data.modality import images
 from unfog.recipes.recipe import Recipe
-from unfog.recipes.sources import CIFAR10, MNIST, Digits, Fashion, Folder
+from unfog.recipes.sources import CIFAR10, MNIST, Digits, Fashion, Folder, Shards
 from unfog.runtime.progress import duration
 
 Kind = Literal["digits", "letters", "fashion", "drawings", "photos"]
@@ -142,7 +142,7 @@ def kind_of(recipe: Recipe, x: Tensor) -> Kind | None:
     known: dict[type, Kind] = {Digits: "digits", MNIST: "digits", Fashion: "fashion", CIFAR10: "photos"}
     if type(recipe.data) in known:
         return known[type(recipe.data)]
-    if not isinstance(recipe.data, Folder) or not images.fits(tuple(x.shape[1:]), x.dtype) or x.shape[-1] < 2:
+    if not isinstance(recipe.data, Folder | Shards) or not images.fits(tuple(x.shape[1:]), x.dtype) or x.shape[-1] < 2:
         return None
     flat = float((x[..., 1:] == x[..., :-1]).all(1).float().mean())
     if x.shape[1] == 1:
