@@ -106,6 +106,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/sampling.py --out docs/speed/sampling
 	$(BIN)/python benchmarks/startup.py --out docs/speed/startup
 	$(BIN)/python benchmarks/scaling.py --out docs/speed/scaling
+	$(BIN)/python benchmarks/paper.py --out docs/speed/paper
 
 # For whoever has a card: below eight minutes; a second call does what the first one did not finish. `make .venv/bench`
 # before adds the comparison with diffusers.

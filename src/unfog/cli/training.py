@@ -137,20 +137,28 @@ def plan(
     """Estimate a training before it starts: time, memory, disk, and how many images fit a budget.
 
     Times steps of a few rows and counts the operations of the others. Trains nothing, and takes at most 20 seconds
-    and 1.5 GB of memory. A budget that is too short for one step is refused with how long a step takes.
+    and 1.5 GB of memory. A budget that is too short for one step is refused with how long a step takes. For
+    accelerators that you do not have (h100, a100, 8xh100) all is predicted from counted operations.
 
     For example:
 
       unfog plan digits
       unfog plan mnist my/mnist --budget 2h
       unfog plan folder my_pictures --size 64x48 --epochs 20
+      unfog plan cifar10 --device 8xh100
     """
     from unfog.interop.reach import line as exports
+    from unfog.training.paper import named
     from unfog.training.plan import plan as measure
 
     chosen, size = training.at(path).proportioned(recipe)
     if size is not None:
         print(size, file=sys.stderr)
+    if (cards := named(training.device)) is not None:
+        from unfog.training.forecast import forecast
+
+        print(forecast(chosen, *cards, training.seconds).table())
+        return
     print(measure(chosen, budget=training.seconds, device=training.device).table())
     print(*lines_of(f"{'export':<8}{exports(chosen)}", 8), sep="\n")
 

@@ -63,7 +63,7 @@ def cost(recipe: Recipe, source: Source) -> Cost:
 def _counted(recipe: Recipe, source: Source, device: torch.device) -> Cost:
     """Count what a row costs on a device."""
     model = weightless(recipe) if device == META else build_model(recipe)
-    batch = _row(recipe, source, device)
+    batch = row(recipe, source, device)
     kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no later one takes the same address
 
     def note(tensor: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def _counted(recipe: Recipe, source: Source, device: torch.device) -> Cost:
     return Cost(operations, forward, stored, sum(parameter.numel() for parameter in parameters), conditional)
 
 
-def _row(recipe: Recipe, source: Source, device: torch.device) -> Draw:
+def row(recipe: Recipe, source: Source, device: torch.device) -> Draw:
     """Return one row as a step takes it, with its time and its condition on a device."""
     known = known_of(recipe)
     x0 = torch.zeros(1, *known.shape)
