@@ -90,14 +90,17 @@ def read_picture(path: Path | Member, channels: int, height: int, width: int, re
             with opened(path) as picture:
                 planes = [_to_mode(picture, "L" if channels == 1 else "RGB", reading)]
         planes = [fitted(plane, height, width) for plane in planes]
-    pixels = np.stack([np.asarray(plane) for plane in planes], axis=-1).reshape(height, width, -1)
+    several = [np.asarray(plane) for plane in planes]
+    pixels = (several[0] if len(several) == 1 else np.stack(several, axis=-1)).reshape(height, width, -1)
     if pixels.shape[2] != channels:
         raise UnreadableError(f"it has {pixels.shape[2]} channels, but the data set has {channels}")
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels.transpose(2, 0, 1).copy()  # Pillow's own array cannot be written to
 
 
 def fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """Return a picture centre-cropped to the aspect ratio of (height, width) and resized."""
+    """Return a picture centre-cropped to the aspect ratio of (height, width) and resized; itself if it is so large."""
+    if picture.size == (width, height):
+        return picture
     return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
 
 
@@ -281,7 +284,8 @@ def _finite(values: NDArray[Any]) -> NDArray[Any]:
 def _to_mode(picture: Image.Image, mode: str, reading: Reading) -> Image.Image:
     """Return the image upright, on white, in 8-bit greyscale or RGB."""
     sixteen_bits = picture.mode.startswith("I;16")
-    picture = ImageOps.exif_transpose(picture)
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # a copy costs a fifth of decoding a small picture
+        picture = ImageOps.exif_transpose(picture)
     if _counts(picture) and reading.levels:
         return Image.fromarray(reading.levels.of(_finite(np.asarray(picture)))).convert(mode)
     if _counts(picture):

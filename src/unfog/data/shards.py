@@ -1,8 +1,10 @@
 """Shards of pictures that are read as they are trained on: tars as WebDataset writes them, and Parquet files."""
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -61,7 +63,7 @@ class ShardRows:
     held: bool
     window: int
     notes: tuple[str, ...] = ()
-    slow: ClassVar[bool] = True
+    slow: ClassVar[bool] = False  # on a CPU a thread that decodes ahead would share the cores with the network
     _bad: set[object] = field(default_factory=set, compare=False, repr=False)
     _starts: list[Whole] = field(default_factory=list, compare=False, repr=False)
 
@@ -249,7 +251,9 @@ def shards(
     console = Console(stderr=True)
     train, held, notes = _parted(files, place)
     console = Console(stderr=True)
-    found = [_opened(file) for file in track([*train, *held], "reading the headers of shards", console=console)]
+    files = [*train, *held]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # which mostly wait for the disk
+        found = list(track(pool.map(_opened, files), "reading the headers of shards", len(files), console=console))
     _agree(kept := [shard for shard in found if _rows([shard])])
     parts = [tuple(shard for shard in kept if (shard.path in held) == which) for which in (False, True)]
     rows = _rows(kept)
