@@ -961,6 +961,18 @@ def test_nothing_heavy_is_imported_before_it_is_needed(act: str) -> None:
     assert found.stdout.endswith("found []\n")
 
 
+def test_sampling_imports_no_library_that_it_does_not_use(digits_run: Path, tmp_path: Path) -> None:
+    """Each of these takes a sixth of a second; a sheet's letters come from matplotlib's folder all the same."""
+    words = ["sample", str(digits_run), "-n", "1", "--steps", "1", "--out", str(tmp_path / "one"), "--device", "cpu"]
+    unused = ("matplotlib", "scipy", "sklearn")
+    found = python(
+        f"import sys; from unfog.cli.main import main; code = main({words}); "
+        f"print('found', [n for n in {unused} if n in sys.modules]); sys.exit(code)"
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.endswith("found []\n")
+
+
 def test_the_program_hands_its_exit_code_on(tmp_path: Path) -> None:
     program = shutil.which("unfog", path=str(Path(sys.executable).parent))
     if program is None:

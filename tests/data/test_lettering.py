@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unfog.data import lettering
 from unfog.data.lettering import labelled_sheet, readable
 from unfog.data.modality import arrays, images, points
 
@@ -64,3 +65,9 @@ def test_points_have_a_panel_for_each_class() -> None:
     one = points.labelled(torch.zeros(4, 2), ["a"] * 4, "seed 0")
     two = points.labelled(torch.zeros(4, 2), ["a", "b", "a", "b"], "seed 0")
     assert (one.width, two.height > 400) == (480, True)
+
+
+def test_usual_characters_are_in_the_font() -> None:
+    """They are taken to be without a look at the font, which would import matplotlib."""
+    assert lettering._letters() >= lettering.USUAL
+    assert readable("Ærøskøbing · 20 × 3 …") == "Ærøskøbing · 20 × 3 …"

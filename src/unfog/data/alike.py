@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from unfog.data.modality import images
@@ -101,6 +99,9 @@ def look_at(x: Tensor) -> Look | None:
 
 def groups_of(pairs: Pairs, rows: int) -> Indices:
     """Return for each row the number of its group: those that pairs connect belong together."""
+    from scipy.sparse import coo_matrix  # here, since they take a fifth of a second to import
+    from scipy.sparse.csgraph import connected_components
+
     links = coo_matrix((np.ones(len(pairs.first)), (pairs.first, pairs.second)), shape=(rows, rows))
     return np.asarray(connected_components(links, directed=False)[1], dtype=np.int64)
 

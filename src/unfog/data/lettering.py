@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +20,8 @@ COLUMNS = 16
 """Cells of a block side by side, at most, where there are several blocks."""
 MOST = 32
 """Columns of blocks that are tried, at most."""
+USUAL = frozenset([*range(32, 127), *range(161, 384), *map(ord, "·×…–—")])
+"""Some characters that the font has, so that matplotlib need not be imported to ask for them."""
 WIDEST = 180
 """Pixels in the width of a label, at most, unless the cells are large."""
 PAD = 4
@@ -27,7 +30,7 @@ PAD = 4
 
 def readable(text: str) -> str:
     """Return a text on one line, in letters that the font has; others are spelled out in brackets, as in "[tulip]"."""
-    known, signs = _letters(), []
+    known, signs = USUAL if USUAL.issuperset(map(ord, text)) else _letters(), []
     for sign in " ".join(unicodedata.normalize("NFC", text[:LONGEST]).split()):
         if ord(sign) in known and sign.isprintable():
             signs.append(sign)
@@ -198,9 +201,10 @@ def _line(font: ImageFont.FreeTypeFont) -> int:
 @cache
 def _file() -> Path:
     """Return where the font is."""
-    import matplotlib  # here, since it takes a quarter of a second to import
-
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    found = find_spec("matplotlib")  # not imported, which takes a fifth of a second
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 @cache
