@@ -348,6 +348,33 @@ def _window(rows: int, seed: int, epoch: int, number: int) -> Indices:
     return stream(seed, "window", epoch, number).permutation(rows)
 
 
+class Augmentation(Protocol):
+    """Random changes of rows, a function of (seed, position in the stream of rows)."""
+
+    @property
+    def flip(self) -> bool:
+        """Whether images are mirrored left to right."""
+        ...
+
+    @property
+    def crop(self) -> int:
+        """By how many pixels images are shifted, at most."""
+        ...
+
+    @property
+    def told(self) -> int:
+        """How many numbers the network is told of how a row was changed."""
+        ...
+
+    def numbers(self, seed: int, position: int, count: int) -> Tensor | None:
+        """Return these numbers, `(count, told)`, or None if there are none."""
+        ...
+
+    def __call__(self, x: Tensor, seed: int, position: int) -> Tensor:
+        """Return changed rows of the same shape and dtype."""
+        ...
+
+
 @dataclass(frozen=True)
 class Augment:
     """Random flips and shifts of images, a function of (seed, position in the stream of rows).
@@ -359,6 +386,10 @@ class Augment:
 
     flip: bool = False
     crop: int = 0
+    told: ClassVar[int] = 0
+
+    def numbers(self, seed: int, position: int, count: int) -> None:
+        """Say nothing of how pictures were changed: the network draws mirrored and shifted ones, too."""
 
     def __post_init__(self) -> None:
         """Check the shift."""

@@ -57,6 +57,7 @@ class Denoiser(nn.Module):
         network_time: NetworkTime | None = None,
         sigma_data: float = 0.5,
         learned_variance: bool = False,
+        changes: nn.Module | None = None,
     ) -> None:
         """Join the parts.
 
@@ -76,6 +77,8 @@ class Denoiser(nn.Module):
             sigma_data: Standard deviation of the clean data, for `"unit"`.
             learned_variance: Whether the network outputs twice the channels, the second half being v, with
                 (v + 1)/2 the variance fraction.
+            changes: Maps the numbers that say how a row was augmented to what is added to the time embedding; in
+                sampling it is not used, which is as for unchanged rows.
 
         Raises: UserError: If `schedule` is not a schedule, target or network time do not fit it, or a name is unknown.
         """
@@ -101,7 +104,7 @@ class Denoiser(nn.Module):
                 f"network_time {network_time!r} needs a schedule of discrete steps: use 'thousand' or 'log_snr'"
             )
         self.network = cast(Network, network)  # those that recipes build offer the whole protocol
-        self.embedder = embedder
+        self.embedder, self.changes = embedder, changes
         self.schedule, self.target = schedule, target
         self.sigma_data, self.learned_variance = sigma_data, learned_variance
         self._conditional = _takes_condition(network)

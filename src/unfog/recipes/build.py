@@ -112,7 +112,7 @@ def build_denoiser(recipe: Recipe, most: int = PARAMETERS) -> Denoiser:
     Raises: UserError: If shape, schedule and target do not fit together, or it would be too large.
     """
     inputs = recipe.inputs
-    network, embedder = drawn(recipe, most, partial(_network_and_embedder, recipe, known_of(recipe)))
+    network, embedder, changes = drawn(recipe, most, partial(_parts, recipe, known_of(recipe)))
     return Denoiser(
         network,
         recipe.schedule,
@@ -122,6 +122,7 @@ def build_denoiser(recipe: Recipe, most: int = PARAMETERS) -> Denoiser:
         network_time=inputs.network_time,
         sigma_data=inputs.sigma_data,
         learned_variance=isinstance(recipe.variance, LearnedVariance),
+        changes=changes,
     )
 
 
@@ -162,8 +163,8 @@ def weightless(recipe: Recipe) -> nn.Module:
         hook.remove()
 
 
-def _network_and_embedder(recipe: Recipe, known: Known) -> tuple[Network, Embedder | None]:
-    """Return the modules of a denoiser: the network, and the embedder of the condition."""
+def _parts(recipe: Recipe, known: Known) -> tuple[Network, Embedder | None, nn.Linear | None]:
+    """Return the modules of a denoiser: the network, and what embeds the condition and augmentation."""
     channels, conditioning = known.shape[0], recipe.conditioning
     network = recipe.network.build(
         channels=channels + conditioning.planes(known),
@@ -175,7 +176,8 @@ def _network_and_embedder(recipe: Recipe, known: Known) -> tuple[Network, Embedd
         raise UserError("network=autoencoder goes with objective=reconstruction: use the recipe 'autoencoder'")
     stored = stored_shape(recipe)
     _check_sides(recipe, network.multiple * math.prod(stored[1:2]) // math.prod(known.shape[1:2]), stored)
-    return network, conditioning.build(known, network.embedding_dim)
+    embedder, told = conditioning.build(known, network.embedding_dim), recipe.augment.told
+    return network, embedder, nn.Linear(told, network.embedding_dim, bias=False) if told else None
 
 
 def _autoencoder(recipe: Recipe, criticised: bool) -> Criticised:

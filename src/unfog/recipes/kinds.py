@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "elsewhere": "recipes.sources:Elsewhere",
         "given": "recipes.sources:Given",
     },
-    "augment": {"flip-crop": "data.source:Augment"},
+    "augment": {"flip-crop": "data.source:Augment", "geometry": "data.geometry:Geometry"},
     "codec": {
         "pixels": "data.codecs:Pixels",
         "identity": "data.codecs:Identity",

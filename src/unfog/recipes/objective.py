@@ -26,6 +26,7 @@ class Draw(NamedTuple):
         drop: Whether the condition of each row is dropped, `(batch,)`.
         u: Uniform numbers in [0, 1) for the times, `(batch,)`.
         noise: Standard normal noise, shaped like `x0`.
+        changes: How each row was augmented, `(batch, numbers)`, where the network is told.
     """
 
     x0: Tensor
@@ -33,6 +34,7 @@ class Draw(NamedTuple):
     drop: Tensor
     u: Tensor
     noise: Tensor
+    changes: Tensor | None = None
 
 
 HeldOut = Callable[[Indices], Draw]

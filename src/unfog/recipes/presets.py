@@ -116,15 +116,16 @@ def _idx(name: str, data: str | None, size: Size | None, names: tuple[str, ...] 
 
 
 def cifar10(data: str | None = None, size: Size | None = None) -> Recipe:
-    """CIFAR-10, 50,000 colour pictures in ten classes, 32×32 pixels: for a GPU; on a CPU only rough shapes emerge."""
+    """CIFAR-10, 50,000 colour pictures in ten classes, 32×32 pixels: 50 epochs, about two hours on two cores."""
     _no_path("cifar10", None, size)
     return Recipe(
         "cifar10",
         data=CIFAR10(path=_absolute(data)),
         augment=Augment(flip=True),
-        network=CompactSpec(width=96, patch=2, blocks=2, dropout=0.1),
-        optimizer=AdamW(lr=1e-3, warmup=20_000),
-        training=Training(images=5_000_000, batch=128, reports=20),
+        network=CompactSpec(width=64, patch=2),
+        optimizer=Muon(lr=5e-3),
+        training=Training(images=2_500_000, batch=128, reports=20),
+        sampling=Sampling(guidance=2.0),
     )
 
 

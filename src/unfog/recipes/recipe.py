@@ -11,7 +11,7 @@ import torch
 
 from unfog.data.codecs import Codec, Identity, Pixels
 from unfog.data.modality import MODALITIES, Modality, modality_of
-from unfog.data.source import Augment
+from unfog.data.source import Augment, Augmentation
 from unfog.diffusion.grids import Grid, UniformGrid
 from unfog.diffusion.schedules import EDM, RectifiedFlow, Schedule
 from unfog.diffusion.solvers import DPMSolverPP2M, Solver, VelocitySolver
@@ -111,7 +111,7 @@ class Recipe:
     name: str
     data: DataSpec
     network: NetworkSpec
-    augment: Augment = Augment()
+    augment: Augmentation = Augment()
     codec: CodecSpec = Pixels()
     objective: Objective = field(default_factory=_denoising)
     conditioning: Conditioning = ClassConditioning()

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from unfog.data.codecs import Codec
-from unfog.data.source import Batch, Indices, Source, ordered
+from unfog.data.source import Augmentation, Batch, Indices, Source, ordered
 from unfog.diffusion.times import stratify
 from unfog.recipes.objective import Draw
 from unfog.runtime.randomness import normal, uniform
+from unfog.training.latents import Flip
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Draws:
 
     source: Source
     codec: Codec
-    augment: Callable[[Tensor, int, int], Tensor]
+    augment: Augmentation | Flip
     batch: int
     seed: int
     read: Callable[[Batch, Tensor, Tensor], Tensor | None]
@@ -62,7 +63,7 @@ class Draws:
         if self.stratified:
             u = stratify(u)
         noise = self.normal(self.seed, "noise", step, first, count, tuple(x0.shape[1:]))
-        return Draw(x0, condition, drop, u[part], noise)
+        return Draw(x0, condition, drop, u[part], noise, self.augment.numbers(self.seed, position, count))
 
 
 def pinned(draw: Draw) -> Draw:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unfog.data.codecs import PORTION, Codec, Identity, Latents
 from unfog.data.fingerprint import rows_digest
-from unfog.data.source import Augment, Batch, Data, Indices, Source
+from unfog.data.source import Augment, Augmentation, Batch, Data, Indices, Source
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import locked, whole
@@ -49,6 +49,9 @@ class Flip:
     def __init__(self, flip: bool) -> None:
         """Choose the mirror image with probability 1/2 if `flip`."""
         self.augment = Augment(flip=flip)
+
+    def numbers(self, seed: int, position: int, count: int) -> None:
+        """Say nothing of it."""
 
     def __call__(self, x: Tensor, seed: int, position: int) -> Tensor:
         """Return one latent per row of `(batch, 1 or 2, *shape)`."""
@@ -92,14 +95,14 @@ class Prepared(NamedTuple):
     train: Source
     heldout: Source
     codec: Codec
-    augment: Augment | Flip
+    augment: Augmentation | Flip
 
     def encode(self, x: Tensor) -> Tensor:
         """Encode rows without augmentation."""
         return x[:, 0] if isinstance(self.augment, Flip) else self.codec.encode(x)
 
 
-def prepared(data: Data, codec: Codec, augment: Augment, folder: Path) -> Prepared:
+def prepared(data: Data, codec: Codec, augment: Augmentation, folder: Path) -> Prepared:
     """Return the rows of a data set; for a latent codec, encode them once and cache them in `folder`/latents.
 
     Raises: UserError: If `augment.crop` is set, since shifted images would have to be encoded again.
@@ -107,8 +110,9 @@ def prepared(data: Data, codec: Codec, augment: Augment, folder: Path) -> Prepar
     """
     if not isinstance(codec, Latents):
         return Prepared(data.train, data.heldout, codec, augment)
-    if augment.crop:
-        raise UserError("augment.crop does not work with latents, which are encoded only once: set it to 0")
+    if augment.crop or augment.told:
+        what = "augment.crop" if augment.crop else "augment=geometry"
+        raise UserError(f"{what} does not work with latents, which are encoded only once: choose augment=flip-crop")
     numbers = int(np.prod(codec.shape(codec.stored))) * (1 + augment.flip)
     if 4 * numbers * (len(data.train) + len(data.heldout)) > MOST:
         return Prepared(data.train, data.heldout, codec, augment)

@@ -205,7 +205,8 @@ class Trainer:
         if self.channels_last:
             x0 = in_channels_last(x0)
         condition = None if draw.condition is None else draw.condition.to(self.device)
-        return Draw(x0, condition, draw.drop.to(self.device), draw.u, noise)
+        changes = None if draw.changes is None else draw.changes.to(self.device)
+        return Draw(x0, condition, draw.drop.to(self.device), draw.u, noise, changes)
 
     def prepare(self, draw: Draw) -> tuple[Draw, Tensor]:
         """Return the batch as the objective needs it, and the weight of each row."""
@@ -468,9 +469,10 @@ class Trainer:
         Raises: UserError: If the networks differ.
         """
         own = self.model.state_dict()
-        given = {name: tensor for name, tensor in tensors.items() if not name.startswith("embedder.")}
+        own_parts = ("embedder.", "changes.")
+        given = {name: tensor for name, tensor in tensors.items() if not name.startswith(own_parts)}
         for name, tensor in own.items():
-            if name.startswith("embedder."):
+            if name.startswith(own_parts):
                 fits = name in tensors and tensors[name].shape == tensor.shape
                 given[name] = tensors[name] if fits else tensor
         load_into(self.model, given, where)

@@ -12,6 +12,7 @@ from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.times import Importance
 from unfog.generation.sampler import Sampler
+from unfog.networks.conditioning import Cond
 from unfog.recipes.build import build_denoiser
 from unfog.recipes.fitting import doubt_grid, doubt_inputs, doubt_times
 from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss
@@ -77,6 +78,10 @@ class Denoising(OneLoss):
         cond = None
         if denoiser.embedder is not None and batch.condition is not None:
             cond = denoiser.embedder(batch.condition, batch.drop)
+        if denoiser.changes is not None and batch.changes is not None:
+            added = denoiser.changes(batch.changes)
+            known = cond or Cond()
+            cond = replace(known, vector=added if known.vector is None else known.vector + added)
         return denoising_loss(
             denoiser,
             batch.x0,
