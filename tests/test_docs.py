@@ -55,7 +55,7 @@ def test_shell_lines_run(page: Path, home: Path) -> None:
         assert words[0] == ".venv/bin/unfog", line
         verb, *arguments = words[1:]
         assert verb in VERBS
-        if verb == "train" and arguments[0] in ("mnist", "fashion", "cifar10"):
+        if verb == "train" and arguments[0] in ("mnist", "fashion", "cifar10", "cifar10-edm"):
             arguments += ["--data", "nowhere"]
             assert main([verb, *arguments]) == 2
             continue

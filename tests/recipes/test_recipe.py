@@ -497,7 +497,7 @@ def test_values_out_of_range(field: str, options: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------ build
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OF_FOLDERS, "mnist", "fashion", "cifar10")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OF_FOLDERS, "mnist", "fashion", "cifar10", "cifar10-edm")])
 def test_own_data_build(name: str) -> None:
     chosen, data = build_data(recipe(name))
     assert chosen.shape == data.train.shape
@@ -740,7 +740,7 @@ def test_unknown_recipes_get_the_nearest() -> None:
         recipe("digit")
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "fashion", "cifar10", "cifar10-edm"])
 def test_a_path_reaches_the_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "somewhere").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ import numpy as np
 from unfog.data import idx
 from unfog.data.classic import CLOTHES, existing
 from unfog.data.codecs import Identity, Pixels
+from unfog.data.geometry import Geometry
 from unfog.data.labels import AUTO
 from unfog.data.packed import ARCHIVES
 from unfog.data.source import Augment
@@ -19,11 +20,11 @@ from unfog.diffusion.targets import X0, Eps
 from unfog.diffusion.times import DiscreteTimes, LogitNormal, Uniform
 from unfog.recipes.conditions import NoConditioning, TextConditioning
 from unfog.recipes.latents import LatentCodec
-from unfog.recipes.networks import AutoencoderSpec, CompactSpec, MinimalSpec, MLPSpec
+from unfog.recipes.networks import AutoencoderSpec, CompactSpec, MinimalSpec, MLPSpec, UNetSpec
 from unfog.recipes.optimizers import AdamW, Muon
 from unfog.recipes.parse import named
 from unfog.recipes.recipe import Recipe
-from unfog.recipes.settings import Inputs, PowerAverage, Sampling, Training
+from unfog.recipes.settings import ExponentialAverage, Inputs, PowerAverage, Sampling, Training
 from unfog.recipes.sources import (
     CIFAR10,
     MNIST,
@@ -127,6 +128,24 @@ def cifar10(data: str | None = None, size: Size | None = None) -> Recipe:
         training=Training(images=2_500_000, batch=128, reports=20),
         sampling=Sampling(guidance=2.0),
     )
+
+
+def cifar10_edm(data: str | None = None, size: Size | None = None) -> Recipe:
+    """CIFAR-10 for one GPU with the settings of EDM: 59 million parameters, 200 million images.
+
+    Source: Karras et al. 2022, appendix F (DDPM++, class-conditional, augmented).
+    """
+    _no_path("cifar10-edm", None, size)
+    return Recipe(
+        "cifar10-edm",
+        data=CIFAR10(path=_absolute(data)),
+        augment=Geometry(),
+        network=UNetSpec(widths=(256, 256, 256), blocks=4, attention=(False, True, False), head=256, dropout=0.13),
+        optimizer=AdamW(lr=1e-3, beta2=0.999, weight_decay=0.0, warmup=10_000_000, decay=0.0),
+        ema=ExponentialAverage(half_life=500_000.0),
+        training=Training(images=200_000_000, batch=512, reports=50),
+        sampling=Sampling(steps=18),
+    ).set("schedule=edm", "target=edm", "solver=heun")
 
 
 def folder(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
@@ -322,6 +341,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "mnist": mnist,
     "fashion": fashion,
     "cifar10": cifar10,
+    "cifar10-edm": cifar10_edm,
     "folder": folder,
     "autoencoder": autoencoder,
     "text-to-image": text_to_image,
