@@ -47,10 +47,10 @@ def test_what_is_told_is_what_happens(height: int, width: int) -> None:
     assert (shifted[..., 1:].int() - x[..., :-1].int()).abs().max() <= 1
     lower = geometry.changed(x, numbers(down=-2 / (geometry.shift * height)))
     assert (lower[..., :-2, :].int() - x[..., 2:, :].int()).abs().max() <= 1
-    if height == width:
-        turned = geometry.changed(x, numbers(cos=-1.0, sin=1.0))
-        near = min((turned.int() - x.rot90(way, (-2, -1)).int()).abs().max() for way in (1, -1))
-        assert near <= 1
+    turned = geometry.changed(x, numbers(cos=-1.0, sin=1.0))
+    edge = (width - height) // 2  # of what is not square only the middle stays
+    middle, before = (image[..., edge : width - edge].int() for image in (turned, x))
+    assert min((middle - before.rot90(way, (-2, -1))).abs().max() for way in (1, -1)) <= 1
     larger = geometry.changed(x.float(), numbers(size=1 / geometry.scale))  # twice as large: contrasts are halved
     half, one = (image[0, 0, height // 2, -2] - image[0, 0, height // 2, 1] for image in (larger, x.float()))
     assert half / one == pytest.approx(0.5, abs=0.1)
@@ -105,6 +105,14 @@ def test_the_network_is_told(tmp_path: Path) -> None:
         chosen, data = build_data(recipe("digits").set("augment=geometry", f"conditioning={conditioning}"))
         trainer = Trainer(chosen, data, tmp_path, torch.device("cpu"))
         draw = trainer.draws(0)
+        for step in range(2):
+            position, own = 64 * step, trainer.draws(step)
+            told = chosen.augment.numbers(chosen.seed, position, 64)
+            assert told is not None
+            assert own.changes is not None
+            assert torch.equal(own.changes, told)
+            rows = data.train.take(trainer.draws.rows(step)).x
+            assert torch.equal(own.x0, trainer.codec.encode(chosen.augment(rows, chosen.seed, position)))
         assert draw.changes is not None
         for parameter in trainer.model.parameters():  # some begin at 0, where nothing would depend on anything
             torch.nn.init.normal_(parameter, std=0.1)

@@ -497,7 +497,9 @@ def test_values_out_of_range(field: str, options: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------ build
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OF_FOLDERS, "mnist", "fashion", "cifar10", "cifar10-edm")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in (*OF_FOLDERS, "mnist", "fashion", "cifar10", "cifar10-edm")]
+)
 def test_own_data_build(name: str) -> None:
     chosen, data = build_data(recipe(name))
     assert chosen.shape == data.train.shape
