@@ -4,6 +4,7 @@ import ast
 import re
 import runpy
 import shlex
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,10 @@ def home(tmp_path: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> P
     for index in range(12):
         pixels = np.random.default_rng(index).integers(0, 256, (24, 20, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "my_pictures" / f"{index}.png")
+    (tmp_path / "my_shards").mkdir()
+    with tarfile.open(tmp_path / "my_shards" / "0.tar", "w") as tar:
+        for picture in sorted((tmp_path / "my_pictures").iterdir()):
+            tar.add(picture, picture.name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
