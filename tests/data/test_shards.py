@@ -132,6 +132,7 @@ def test_classes_and_captions(tmp_path: Path) -> None:
     pack(tmp_path / "both" / "0.tar", both)
     named, told = shards(str(tmp_path / "texts")), shards(str(tmp_path / "both"))
     whole = [named.train._whole(np.arange(3)), named.heldout._whole(np.arange(1))]  # type: ignore[attr-defined]
+    assert len(notes_of(named)) == len(notes_of(told)) == 1
     captions = [*(named.train.take(np.arange(3)).captions or ()), *(named.heldout.take(np.arange(1)).captions or ())]
     assert captions == [f"picture {row}" for row in np.concatenate(whole)]
     assert named.train.classes == ()
@@ -139,6 +140,8 @@ def test_classes_and_captions(tmp_path: Path) -> None:
     batch = told.train.take(np.arange(len(told.train)))
     assert batch.labels is not None
     assert [f"a {told.train.classes[label]}" for label in batch.labels] == batch.captions
+    pack(tmp_path / "some" / "0.tar", [*(file for pair in texts for file in pair), ("5.png", png(5))])
+    assert notes_of(shards(str(tmp_path / "some")))[0] == "0.tar: 1 pictures without a caption get an empty one"
     pack(tmp_path / "twice" / "0.tar", [("0.png", png(1)), ("0.jpg", png(7)), ("1.png", png(2))])
     assert notes_of(shards(str(tmp_path / "twice")))[0] == (
         "0.tar: 1 pictures share their name with one before them, and are not used"
@@ -367,6 +370,19 @@ def test_parquet(tmp_path: Path, names: bool) -> None:
     before = fingerprint(data)
     parquet(tmp_path / "b.parquet", range(26, 41), 10, names)
     assert "edited" in before.differences(fingerprint(shards(str(tmp_path)), before))
+
+
+def test_rows_of_parquet_without_a_class(tmp_path: Path) -> None:
+    """Neither none nor -1, which `datasets` writes for what is not known, is taken for a class."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as files
+
+    features = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["ant", "bee"]}}}})}
+    for labels in ([0, 1, -1], [0, None, 1]):
+        table = pyarrow.table({"image": [{"bytes": png(row), "path": ""} for row in range(3)], "label": labels})
+        files.write_table(table.replace_schema_metadata(features), tmp_path / "a.parquet")
+        with pytest.raises(UserError, match="the column 'label' has rows without a class"):
+            shards(str(tmp_path))
 
 
 def test_row_groups_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

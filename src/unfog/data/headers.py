@@ -173,6 +173,9 @@ def _paired(content: Bytes, members: Members, path: Path) -> Indexed:
             members.sizes[which],
             suffix == BOTH,
         )
+    without = int((rows["text"] < 0).sum())
+    if 0 < without < len(rows):
+        notes.append(f"{without:,} pictures without a caption get an empty one")
     at, which = _matched(own, group, beside[CLASS])
     if len(at):
         classes, rows["label"][at] = _named(content, members.offsets[which], members.sizes[which])

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -65,18 +65,20 @@ class ShardRows:
     notes: tuple[str, ...] = ()
     slow: ClassVar[bool] = False  # on a CPU a thread that decodes ahead would share the cores with the network
     _bad: set[object] = field(default_factory=set, compare=False, repr=False)
-    _starts: list[Whole] = field(default_factory=list, compare=False, repr=False)
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return int(self._own(self.firsts[-1]))
 
-    @property
+    @cached_property
     def firsts(self) -> Whole:
         """The number of the first row of each shard among all rows, and of the row after the last."""
-        if not self._starts:
-            self._starts.append(_sums([sum(shard.blocks) for shard in self.shards]))
-        return self._starts[0]
+        return _sums([sum(shard.blocks) for shard in self.shards])
+
+    @cached_property
+    def lengths(self) -> Whole:
+        """Rows of this part in each block of all shards."""
+        return np.diff(self._own(_sums([block for shard in self.shards for block in shard.blocks])))
 
     def _own(self, row: "Whole | int") -> Whole:
         """Return how many rows of this part lie before a row of all rows."""
@@ -96,8 +98,7 @@ class ShardRows:
 
     def order(self, seed: int, position: int, count: int) -> Indices:
         """Return rows from a position on in an endless stream of epochs, shuffled within windows of blocks."""
-        blocks = _sums([block for shard in self.shards for block in shard.blocks])
-        return windowed(np.diff(self._own(blocks)), seed, position, count, self.window)
+        return windowed(self.lengths, seed, position, count, self.window)
 
     def about(self, indices: Indices) -> Batch:
         """Return the annotations of rows."""

@@ -72,17 +72,18 @@ class Columns:
         return tuple(name for name in (self.picture, self.label, self.text) if name is not None)
 
     def classes_in_use(self) -> tuple[str, ...]:
-        """Return the names of all classes: those that the file names, else those that its rows have."""
-        if self.label is None or self.classes:
-            return self.classes
-        return tuple(
-            dict.fromkeys(
-                named(cell, ())
-                for batch in self.file.iter_batches(batch_size=1 << 16, columns=[self.label])
-                for cell in batch.column(0).unique().to_pylist()
-                if cell is not None
-            )
-        )
+        """Return the names of all classes: those that the file names, else those that its rows have.
+
+        Raises: ValueError: If rows have no class, or one that the file does not name.
+        """
+        if self.label is None:
+            return ()
+        batches = self.file.iter_batches(batch_size=1 << 16, columns=[self.label])
+        found = dict.fromkeys(cell for batch in batches for cell in batch.column(0).unique().to_pylist())
+        names = dict.fromkeys(named(cell, self.classes) for cell in found if cell is not None)
+        if None in found or (self.classes and not names.keys() <= set(self.classes)):
+            raise ValueError(f"the column {self.label!r} has rows without a class")
+        return self.classes or tuple(names)
 
 
 def columns_of(path: Path) -> Columns:
