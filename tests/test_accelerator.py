@@ -460,9 +460,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         rows = draw.integers(0, 256, (12, 3073), dtype=np.uint8)
         rows[:, 0] %= 10
         (names["cifar10"] / name).write_bytes(rows.tobytes())
-    pictures, idx = str(names["pictures"]), str(names["idx"])
+    pictures, idx, batches = (str(names[name]) for name in ("pictures", "idx", "cifar10"))
     of_folders = dict.fromkeys(("folder", "autoencoder", "text-to-image"), pictures)
-    return {**of_folders, "mnist": idx, "fashion": idx, "cifar10": str(names["cifar10"])}
+    return {**of_folders, "mnist": idx, "fashion": idx, "cifar10": batches, "cifar10-edm": batches}
 
 
 @pytest.fixture
