@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from unfog.data.source import Data
 from unfog.recipes.build import build_data
 from unfog.recipes.latents import LatentCodec
 from unfog.recipes.recipe import Recipe
@@ -134,11 +133,5 @@ def forecast(recipe: Recipe, machine: Machine, count: int = 1, budget: float | N
     if budget is not None or recipe.training.seconds is not None:
         given = seconds("the budget", budget if budget is not None else recipe.training.seconds)
         images = max(batch, int(given / step.seconds) * batch)
-    return Forecast(
-        _headline(recipe, data, counted), machine, count, images, len(data.train), batch, step, counted, alone, sharded
-    )
-
-
-def _headline(recipe: Recipe, data: Data, counted: Cost) -> str:
-    """Return one line on what is trained."""
-    return headline(recipe, data, counted.parameters, counted.conditional, "bfloat16")
+    what = headline(recipe, data, counted.parameters, counted.conditional, "bfloat16")
+    return Forecast(what, machine, count, images, len(data.train), batch, step, counted, alone, sharded)

@@ -142,7 +142,7 @@ def exchange(machine: Machine, parameters: int, processes: int, sharded: bool = 
     return sent / min(machine.link, between) + rounds * machine.latency
 
 
-def largest(machine: Machine, parameters: int, kept: float, each: float = 20.0, processes: int = 1) -> float:
+def largest(machine: Machine, parameters: int, kept: float, each: float = 20.0) -> float:
     """Return the parameters of the largest model of a kind that fits a machine, about.
 
     Twice as wide a network has four times the parameters and keeps twice as much for the backward pass.
@@ -152,9 +152,8 @@ def largest(machine: Machine, parameters: int, kept: float, each: float = 20.0, 
         parameters: Parameters of a model of the kind.
         kept: Bytes that its step keeps for the backward pass.
         each: Bytes of a parameter: weight, gradient, average and two moments.
-        processes: Among how many processes these are shared.
     """
-    own, room = each * parameters / processes, machine.memory
+    own, room = each * parameters, machine.memory
     width = (math.sqrt(kept**2 + 4 * own * room) - kept) / (2 * own)
     return parameters * width**2
 
@@ -217,5 +216,5 @@ def named(device: str) -> tuple[Machine, int] | None:
     if machine is None:
         return None
     if times and not (count.isdecimal() and 1 <= int(count) <= 1 << 20):
-        raise UserError(f"--device {device} means a number of {machine.name}s: give it as 8x{name}")
+        raise UserError(f"the device {device!r} means a number of {machine.name}s: give it as 8x{name}")
     return machine, int(count) if times else 1

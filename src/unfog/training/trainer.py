@@ -201,12 +201,9 @@ class Trainer:
 
     def _moved(self, draw: Draw) -> Draw:
         """Return a batch on the model's device, except for its times, whose coefficients are computed on the CPU."""
-        x0, noise = (part.to(self.device, non_blocking=True) for part in (draw.x0, draw.noise))
-        if self.channels_last:
-            x0 = in_channels_last(x0)
-        condition = None if draw.condition is None else draw.condition.to(self.device)
-        changes = None if draw.changes is None else draw.changes.to(self.device)
-        return Draw(x0, condition, draw.drop.to(self.device), draw.u, noise, changes)
+        parts = {name: part for name, part in draw._asdict().items() if part is not None and name != "u"}
+        draw = draw._replace(**{name: part.to(self.device, non_blocking=True) for name, part in parts.items()})
+        return draw._replace(x0=in_channels_last(draw.x0)) if self.channels_last else draw
 
     def prepare(self, draw: Draw) -> tuple[Draw, Tensor]:
         """Return the batch as the objective needs it, and the weight of each row."""
