@@ -20,8 +20,10 @@ import torch
 import tyro
 from safetensors.torch import save_file
 
-Kind = Literal["mnist", "fashion", "digits"]
+Kind = Literal["mnist", "fashion", "cifar10", "digits"]
 OURS = "unfog"
+MIRRORED: tuple[Kind, ...] = ("cifar10",)
+"""Data sets of which the peers see every other picture as its mirror image, as ours does."""
 
 
 @dataclass
@@ -127,12 +129,14 @@ def train_peer(
 
     source = getattr(classic, kind)(None if data is None else str(data)).train
     torch.manual_seed(seed)
-    peer, snapshots, images = PEERS[name](learning_rate, batch), [], 0
+    peer, snapshots, images = PEERS[name](learning_rate, batch, source.shape), [], 0
     while moments:
         with clock.standing():
             while (out.parent / "pause").exists():
                 time.sleep(1)
         pictures = source.take(shuffled(len(source), seed, images, peer.batch)).x
+        if kind in MIRRORED:
+            pictures = torch.where(torch.rand(len(pictures), 1, 1, 1) < 0.5, pictures.flip(-1), pictures)
         peer.step(pictures.float() / 127.5 - 1)
         images += peer.batch
         if clock.seconds >= moments[0]:

@@ -1,7 +1,8 @@
 """Other toolkits, each trained and sampled as its own example does it, behind one small interface.
 
-Unconditional grey pictures of 28×28 pixels, `(batch, 1, 28, 28)` in [-1, 1]: every network here halves them twice, so
-none needs padding. No picture is mirrored, though two of the toolkits do so unasked, for digits. Installed by
+Unconditional pictures in [-1, 1], grey ones of 28×28 pixels or colour ones of 32×32: every network here halves them
+twice, so none needs padding, and is that of the toolkit's example but for the channels of its ends. Digits are not
+mirrored, though two of the toolkits do so unasked. Installed by
 
     pip install -e '.[bench]'
     pip install --no-deps denoising-diffusion-pytorch smalldiffusion
@@ -22,8 +23,8 @@ from unittest.mock import MagicMock, patch
 import torch
 from torch import Tensor, nn
 
-SIDE = 28
-"""Side of the pictures."""
+SHAPE = (1, 28, 28)
+"""Of a grey picture: channels, height and width."""
 PORTION = 128
 """Pictures that go through a network at a time, so that large batches fit the memory; no part of the result."""
 
@@ -37,6 +38,7 @@ class Peer(ABC):
         rate: Learning rate of its own example.
         size: Batch of its own example.
         tuned_size: Batch of the runs whose learning rate is tuned: ours, since half an hour holds few large ones.
+        shape: Of a picture.
         network: What is trained, and called once for each evaluation.
     """
 
@@ -47,14 +49,17 @@ class Peer(ABC):
     tuned_size: ClassVar[int] = 64
     network: nn.Module
 
-    def __init__(self, learning_rate: float | None = None, batch: int | None = None) -> None:
+    def __init__(
+        self, learning_rate: float | None = None, batch: int | None = None, shape: tuple[int, ...] = SHAPE
+    ) -> None:
         """Build network, optimizer and average.
 
         Args:
             learning_rate: Its own if None.
             batch: Pictures in an optimizer step; its own if None.
+            shape: Of a picture: channels, height and width.
         """
-        self.learning_rate, self.batch = learning_rate or self.rate, batch or self.size
+        self.learning_rate, self.batch, self.shape = learning_rate or self.rate, batch or self.size, shape
         self.build()
 
     def step(self, x0: Tensor) -> float:
@@ -125,8 +130,8 @@ class Lucidrains(Peer):
     def build(self) -> None:
         """Make network, optimizer and average."""
         self.toolkit = imported("denoising_diffusion_pytorch", "torchvision")
-        self.network = self.toolkit.Unet(dim=32, dim_mults=(1, 2, 4), channels=1)
-        self.diffusion = self.toolkit.GaussianDiffusion(self.network, image_size=SIDE)
+        self.network = self.toolkit.Unet(dim=32, dim_mults=(1, 2, 4), channels=self.shape[0])
+        self.diffusion = self.toolkit.GaussianDiffusion(self.network, image_size=self.shape[-1])
         self.optimizer = torch.optim.Adam(self.diffusion.parameters(), lr=self.learning_rate, betas=(0.9, 0.99))
         average = importlib.import_module("ema_pytorch").EMA
         self.average = average(self.diffusion, beta=0.995, update_every=10, include_online_model=False)
@@ -147,7 +152,8 @@ class Lucidrains(Peer):
 
     def sample(self, count: int, evaluations: int | None = None) -> Tensor:
         """Return pictures."""
-        made = self.toolkit.GaussianDiffusion(self.network.eval(), image_size=SIDE, sampling_timesteps=evaluations)
+        side = self.shape[-1]
+        made = self.toolkit.GaussianDiffusion(self.network.eval(), image_size=side, sampling_timesteps=evaluations)
         return made.sample(batch_size=count) * 2 - 1
 
 
@@ -165,8 +171,8 @@ class Smalldiffusion(Peer):
     def build(self) -> None:
         """Make network, optimizer and average."""
         self.toolkit = imported("smalldiffusion", "torchvision")
-        made = self.toolkit.Scaled(self.toolkit.Unet)
-        self.network = made(SIDE, 1, 1, ch=64, ch_mult=(1, 1, 2), attn_resolutions=(14,))
+        made, (channels, _, side) = self.toolkit.Scaled(self.toolkit.Unet), self.shape
+        self.network = made(side, channels, channels, ch=64, ch_mult=(1, 1, 2), attn_resolutions=(side // 2,))
         self.schedule = self.toolkit.ScheduleLogLinear(sigma_min=0.01, sigma_max=20, N=800)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate)
         average = importlib.import_module("torch_ema").ExponentialMovingAverage
@@ -209,9 +215,9 @@ class Diffusers(Peer):
         """Make network, schedule and optimizer."""
         self.toolkit = imported("diffusers")
         self.network = self.toolkit.UNet2DModel(
-            sample_size=SIDE,
-            in_channels=1,
-            out_channels=1,
+            sample_size=self.shape[-1],
+            in_channels=self.shape[0],
+            out_channels=self.shape[0],
             layers_per_block=2,
             block_out_channels=(32, 64, 64),
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
@@ -234,7 +240,7 @@ class Diffusers(Peer):
         if evaluations is not None:
             scheduler = self.toolkit.DDIMScheduler.from_config(self.table.config)
             scheduler.set_timesteps(evaluations)
-        x = torch.randn(count, 1, SIDE, SIDE)
+        x = torch.randn(count, *self.shape)
         for timestep in scheduler.timesteps:
             x = scheduler.step(self.network(x, timestep, return_dict=False)[0], timestep, x).prev_sample
         return x
@@ -259,7 +265,7 @@ def imported(name: str, needs: str | None = None) -> Any:
 
 
 def drawn(peer: Peer, count: int, evaluations: int | None, *, seed: int = 0, batch: int = 128) -> tuple[Tensor, int]:
-    """Return pictures of a peer as stored, uint8 `(count, 1, 28, 28)`, and the network's evaluations for each."""
+    """Return pictures of a peer as stored, uint8 `(count, *shape)`, and the network's evaluations for each."""
     torch.manual_seed(seed)
     with peer.counted() as rows, patch("tqdm.std.tqdm.display"):
         found = torch.cat([peer.sample(min(batch, count - first), evaluations) for first in range(0, count, batch)])

@@ -3,6 +3,8 @@
     python benchmarks/race.py --data DIR --tune                  the learning rates of the peers, three each
     python benchmarks/race.py --data DIR --minutes 30            the race; run it again to resume
     python benchmarks/race.py --report                           table and picture once more
+    python benchmarks/race.py --data DIR --kind cifar10 --no-shipped --minutes 60 --ours-minutes 60 --moments 900 \
+        --seeds 1 --only unfog lucidrains diffusers              an hour of CIFAR-10 each, after --tune
 
 Unconditional; each toolkit with its own network, loss, optimizer, average and sampler (see `peers.py`), and once more
 with a tuned learning rate. Each run is a process of its own, whose clock begins before its imports. Pictures are drawn
@@ -53,6 +55,8 @@ FACTORS = (1, 3, 10)
 DISTANCES = (50, 20, 10, 5, 2, 1)
 """For the table of when each is reached."""
 NAMES = (OURS, *PEERS)
+THOROUGH: tuple[Kind, ...] = ("cifar10",)
+"""Data sets whose pictures the quick judge reads too badly."""
 
 Score = dict[str, Any]
 """A distance as plain values."""
@@ -169,7 +173,7 @@ class Race:
             model = load(where / file)
             pictures, spent = draw(model.sampler(steps=evaluations), n, None)
         else:
-            peer = PEERS[entry.contestant]()
+            peer = PEERS[entry.contestant](shape=tuple(judge(self.kind, self.data, n).train.x.shape[1:]))
             peer.network.load_state_dict(load_file(where / file))
             pictures, spent = drawn(peer, n, evaluations)
         took = time.time() - begun
@@ -201,8 +205,9 @@ class Race:
 @cache
 def judge(kind: Kind, data: Path | None, n: int) -> Judge:
     """Return the judge of n pictures of a data set, whose held-out rows are its test set."""
-    chosen = build_data(recipe(kind, None if data is None else str(data)))
-    return Judge(chosen[1], build_codec(chosen[0]), n, console=Console(stderr=True))
+    chosen, rows = build_data(recipe(kind, None if data is None else str(data)))
+    console, thorough = Console(stderr=True), kind in THOROUGH
+    return Judge(rows, build_codec(chosen), n, console=console, thorough=thorough, mirror=chosen.augment.flip)
 
 
 def collect(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -360,12 +365,21 @@ def tuned(race: Race) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
-def entries(race: Race, names: Sequence[str], minutes: float, ours_minutes: float, seeds: int) -> list[Entry]:
-    """Return the runs of a race: ours for each moment and seed, the peers as shipped, the peers as tuned."""
+def entries(
+    race: Race,
+    names: Sequence[str],
+    minutes: float,
+    ours_minutes: float,
+    seeds: int,
+    moments: Collection[float] = MOMENTS,
+    shipped: bool = True,
+) -> list[Entry]:
+    """Return the runs of a race: ours for each moment and seed, the peers as shipped if wanted, the peers as tuned."""
     peers, found = [name for name in names if name != OURS], []
     if OURS in names:
-        found = [Entry(OURS, (moment,), seed=seed) for seed in range(seeds) for moment in until(ours_minutes)]
-    found += [Entry(name, until(minutes), PEERS[name].rate, PEERS[name].size) for name in peers]
+        ends = [one for one in until(ours_minutes) if one in moments or one == 60 * ours_minutes]
+        found = [Entry(OURS, (end,), seed=seed) for seed in range(seeds) for end in ends]
+    found += [Entry(name, until(minutes), PEERS[name].rate, PEERS[name].size) for name in peers if shipped]
     best = tuned(race)
     for name in peers:
         if name in best:
@@ -388,6 +402,7 @@ def main(
     moments: tuple[float, ...] = MOMENTS,
     tune_minutes: float = 3.0,
     tune: bool = False,
+    shipped: bool = True,
     report: bool = False,
 ) -> None:
     """Run what is not done yet.
@@ -402,10 +417,11 @@ def main(
         seeds: Trainings of ours.
         n: Pictures from each moment.
         n_default: Pictures from the last moment with the contestant's own sampler, of up to 1,000 evaluations; 0: none.
-        moments: Seconds after which pictures of the peers are drawn, which takes longer than to train; the last moment
-            always counts, and others can be asked for later.
+        moments: Seconds after which pictures are drawn, which takes a peer longer than to train, and each of which is a
+            training of ours; the last moment always counts, and others can be asked for later.
         tune_minutes: That each learning rate is tried.
         tune: Find learning rates, and do not race.
+        shipped: Let the peers take part as shipped, too, not only with the learning rate that --tune found.
         report: Only write the report.
     """
     unknown = set(only) - set(NAMES)
@@ -416,7 +432,7 @@ def main(
     if tune:
         find_rates(race, [name for name in only if name != OURS], tune_minutes)
     elif not report:
-        runs = entries(race, only, minutes, ours_minutes, seeds)
+        runs = entries(race, only, minutes, ours_minutes, seeds, moments, shipped)
         for entry in runs:
             race.run(entry, n, moments, race.report)
         for entry in runs if n_default else []:

@@ -153,7 +153,7 @@ def default_rows(most: float, rounds: int, seconds: float, device: torch.device)
             except ImportError as error:
                 rig.CONSOLE.print(f"{kind.name} is left out: {error}")
                 continue
-            x0 = torch.rand(64, 1, peers.SIDE, peers.SIDE) * 2 - 1
+            x0 = torch.rand(64, *peers.SHAPE) * 2 - 1
             calls[kind.name], images[kind.name] = (lambda peer=peer, x0=x0: peer.step(x0)), 64
         taken = rig.interleaved(calls, rounds=rounds, seconds=seconds, device=device, what="defaults")
     for name, time in taken.items():

@@ -164,7 +164,7 @@ def test_the_clock_stands_still_while_weights_are_written(monkeypatch: pytest.Mo
 def test_ours(tmp_path: Path, tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     """It is done when it says so, used no classes, and draws better digits than noise."""
     monkeypatch.setattr("unfog.recipes.presets.recipe", lambda kind, data: tiny())
-    entry, here, started = Entry("unfog", (1.5,)), Race("digits", None, tmp_path), time.time()
+    entry, here, started = Entry("unfog", (6.0,)), Race("digits", None, tmp_path), time.time()
     where = tmp_path / entry.name
     where.mkdir()
     contestant.main("unfog", out=where, started=started, moments=entry.moments, kind="digits")
@@ -179,7 +179,15 @@ def test_ours(tmp_path: Path, tiny: Callable[..., Recipe], monkeypatch: pytest.M
     assert "| unfog |" in (tmp_path / "race.md").read_text()
 
 
+def test_moments_choose_our_trainings(tmp_path: Path) -> None:
+    """Each is a training, and the last always takes part."""
+    here = Race("cifar10", None, tmp_path)
+    found = race.entries(here, ["unfog", "diffusers"], 60, 60, 2, (15, 900), shipped=False)
+    assert [(one.moments, one.seed) for one in found] == [((m,), seed) for seed in (0, 1) for m in (15, 900, 3600)]
+
+
 @pytest.mark.parity
+@pytest.mark.parametrize("shape", [peers.SHAPE, (3, 32, 32)])
 @pytest.mark.parametrize(
     ("name", "needs"),
     [
@@ -188,15 +196,15 @@ def test_ours(tmp_path: Path, tiny: Callable[..., Recipe], monkeypatch: pytest.M
         ("diffusers", "diffusers"),
     ],
 )
-def test_peers(name: str, needs: str) -> None:
+def test_peers(name: str, needs: str, shape: tuple[int, ...]) -> None:
     """A step lowers the loss, weights come back, and pictures cost the evaluations that are asked for."""
     if importlib.util.find_spec(needs) is None:
         pytest.skip(f"{needs} is not installed")
     torch.manual_seed(0)
-    peer, x0 = peers.PEERS[name](), torch.rand(2, 1, peers.SIDE, peers.SIDE) * 2 - 1
+    peer, x0 = peers.PEERS[name](shape=shape), torch.rand(2, *shape) * 2 - 1
     losses = [peer.step(x0) for _ in range(4)]
     assert min(losses[1:]) < losses[0]
     peer.network.load_state_dict(peer.averaged())
     pictures, spent = peers.drawn(peer, 3, 2, batch=2)
-    assert (pictures.shape, pictures.dtype, spent) == ((3, 1, peers.SIDE, peers.SIDE), torch.uint8, 2)
+    assert (pictures.shape, pictures.dtype, spent) == ((3, *shape), torch.uint8, 2)
     assert not isinstance(sys.modules.get("torchvision"), MagicMock)
