@@ -68,6 +68,7 @@ class Drawing:
         steps: Number of steps.
         grid: uniform, karras, trailing or another one that `unfog recipe RUN` lists. Default: the recipe's.
         guidance: Scale of guidance.
+        size: Size of the pictures in pixels: a side, or WIDTHxHEIGHT such as 64x48. Default: the model's.
         seed: Seed of the noise; sample i depends only on the seed and i.
         device: Where to compute.
     """
@@ -82,12 +83,14 @@ class Drawing:
     steps: Steps = None
     grid: SomeText = None
     guidance: Guidance = None
+    size: Annotated[SomeText, tyro.conf.arg(metavar="SIDE|WIDTHxHEIGHT")] = None
     seed: int = 0
     device: Device = "auto"
 
     def sampling(self) -> "SamplingOptions":
         """Return how samples are drawn, for `Run.generator`."""
         return {
+            "size": None if self.size is None else arguments.sides(self.size),
             "solver": self.solver,
             "steps": self.steps,
             "grid": self.grid,

@@ -23,7 +23,7 @@ FINDINGS = {
     "border": f"a border of one colour, {FRAMED}",
     "constant": "a single colour; remove them, unless they are intended",
     "small": "half the suggested size or less, so upscaling blurs them",
-    "long": "centre-cropping removes more than half; crop them yourself",
+    "long": "centre-cropping removes more than half; crop them yourself, or train with data.buckets=4",
     "bad line": "invalid lines of the metadata; correct them",
     "repeated": "listed more than once in the metadata; the last line is used",
     "orphaned": "listed in the metadata, but missing; add the files or remove the lines",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
+from unfog.data.buckets import shapes_of
 from unfog.data.folder import Streamed
 from unfog.data.packed import Member, Packed
 from unfog.data.shards import ShardRows
@@ -102,11 +103,14 @@ def fingerprint(data: Data, known: Fingerprint | None = None) -> Fingerprint:
 
     Raises: UserError: If a file vanished.
     """
-    files = [_files(source, known) for source in (data.train, data.heldout)]
-    parts = [_rows_digest(source, own) for source, own in zip((data.train, data.heldout), files, strict=True)]
-    about = [text for source in (data.train, data.heldout) for text in _described(source)]
+    train = shapes_of(data.train)
+    sources = (*train, data.heldout)
+    files = [_files(source, known) for source in sources]
+    parts = [_rows_digest(source, own) for source, own in zip(sources, files, strict=True)]
+    about = [text for source in sources for text in _described(source)]
     digest = hashlib.sha256(repr((parts, about)).encode("utf-8", "surrogateescape")).hexdigest()
-    return Fingerprint(digest, len(data.train), len(data.heldout), files[0] | files[1], frozenset(files[1]))
+    rows, every = sum(map(len, train)), {name: file for own in files for name, file in own.items()}
+    return Fingerprint(digest, rows, len(data.heldout), every, frozenset(files[-1]))
 
 
 def rows_digest(source: Source) -> str:

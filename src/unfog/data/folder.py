@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from unfog.data.alike import look_at
+from unfog.data.buckets import Crops, by_shape, in_buckets
 from unfog.data.classic import existing
 from unfog.data.current import list_current, located
 from unfog.data.earlier import list_earlier
-from unfog.data.heldout import findings, parts_of
+from unfog.data.heldout import Parts, findings, parts_of
 from unfog.data.labels import AUTO
 from unfog.data.levels import LOOKED, Survey, survey
 from unfog.data.listing import Annotations, Listing
@@ -29,6 +30,7 @@ from unfog.data.pictures import (
     UnreadableError,
     describe_picture,
     read_picture,
+    resized,
     sides_of,
 )
 from unfog.data.source import (
@@ -38,7 +40,6 @@ from unfog.data.source import (
     InMemory,
     MissingDataError,
     Ordered,
-    Source,
     Subset,
 )
 from unfog.data.text import words_of
@@ -173,8 +174,9 @@ def folder(
     rules: int = RULES,
     label_from: str = AUTO,
     glance: bool = False,
+    buckets: int = 1,
 ) -> Data:
-    """Read a folder of images, each centre-cropped and resized to one shape.
+    """Read a folder of images, each centre-cropped and resized to one shape, or to one of a few.
 
     Args:
         path: The folder: class sub-folders, `metadata.jsonl`, or just images; or an archive.
@@ -194,6 +196,8 @@ def folder(
             name, up to `_`, `-` or a space; `csv`, the label in the metadata, or `csv:COLUMN`, another column of them.
             Default: the metadata, else `.cls` files, else the first folders.
         glance: Decode no picture but those that are asked for, and look at some only to choose `range`.
+        buckets: Shapes, at most, of about the same area; each image is cropped to that which loses least of it. Those
+            of the most frequent shape are the data set; training takes turns with the others.
 
     Returns: The data set; unreadable images are skipped with a warning.
     Raises: UserError: If the folder does not exist, or none of its images can be read.
@@ -214,43 +218,92 @@ def folder(
         )
     if len(listing.files) < 2:
         raise UserError(f"{listing.root} contains one image: a data set needs 2 or more")
-    streamed = glance or len(listing.files) * int(np.prod(shape)) > IN_MEMORY
-    seen = survey(listing, range, LOOKED if streamed else None) if rules > 1 else Survey(Reading(profiles=False))
-    read = partial(_read_or_reason, listing.root, shape, reading=seen.reading)
-    levels = seen.reading.levels
-    said = (*listing.unused.sentences(), *listing.notes, *seen.notes)
-    if streamed:
-        said += (UNSEEN,) if rules > 2 and not glance else ()
-        train, held, why = parts_of(listing, list(np.arange(len(listing.files))), heldout, together, rules)
-        decoders = 0 if glance else workers
-        parts = (_streamed(listing, rows, read, shape, decoders, said + why, levels) for rows in (train, held))
-        return Data(*parts)
-    pixels = [read(file) for file in listing.files]
-    readable = [row for row, result in enumerate(pixels) if not isinstance(result, str)]
-    _report(listing, pixels)
-    if len(readable) < 2:
-        raise UserError(f"{listing.root} contains {len(readable)} readable images: a data set needs 2 or more")
-    x = torch.from_numpy(np.stack([row for row in pixels if not isinstance(row, str)]))
-    looked = look_at(x) if rules > 2 else None
-    train, held, why = parts_of(listing, readable, heldout, together, rules, looked)
-    said += (*findings(listing, readable, looked, held), *why)
-    source: Source = InMemory(x, *listing.annotated(readable), root=listing.root, notes=said, span=levels)
-    return Data(Subset(source, train), Subset(source, held))
+    crops = in_buckets(listing, (height, width), buckets)
+    later = glance or len(listing.files) * int(np.prod(shape)) > IN_MEMORY
+    seen = survey(listing, range, LOOKED if later else None) if rules > 1 else Survey(Reading(profiles=False))
+    reading = _Folder(
+        listing,
+        crops,
+        [partial(_read_or_reason, listing.root, (shape[0], *sides), reading=seen.reading) for sides in crops.sides],
+        shape,
+        partial(parts_of, listing, heldout=heldout, together=together, rules=rules),
+        seen.reading.levels,
+        (*listing.unused.sentences(), *listing.notes, *seen.notes, *crops.note),
+    )
+    unseen = (UNSEEN,) if rules > 2 and not glance else ()
+    return reading.streamed(0 if glance else workers, unseen) if later else reading.in_memory(look=rules > 2)
 
 
-def _streamed(
-    listing: Listing,
-    rows: Indices,
-    read: "Callable[[str], Pixels | str]",
-    shape: tuple[int, ...],
-    workers: int,
-    notes: tuple[str, ...],
-    span: tuple[float, float] | None,
-) -> Streamed:
-    """Return some files of a listing as their own source, so that replacements stay within the same part."""
-    chosen = [int(row) for row in rows]
-    files = tuple(listing.files[row] for row in chosen)
-    return Streamed(read, files, listing.annotated(chosen), shape, workers, listing.root, notes, span)
+@dataclass(frozen=True)
+class _Folder:
+    """A folder that is about to be read.
+
+    Attributes:
+        listing: What is in it.
+        crops: To which shape each picture is cropped.
+        readers: Read a picture as each of these shapes.
+        shape: The shape of which the others have about the area.
+        parts: Splits rows into those to train on and those that are held out.
+        levels: What becomes black and white.
+        notes: What to say of it.
+    """
+
+    listing: Listing
+    crops: Crops
+    readers: "Sequence[Callable[[str], Pixels | str]]"
+    shape: tuple[int, int, int]
+    parts: Callable[..., Parts]
+    levels: tuple[float, float] | None
+    notes: tuple[str, ...]
+
+    def streamed(self, workers: int, notes: tuple[str, ...]) -> Data:
+        """Return the data set, whose pictures are decoded as they are asked for."""
+        listing, pool = self.listing, list[ProcessPoolExecutor]()
+        train, held, why = self.parts(list(np.arange(len(listing.files))))
+
+        def part(which: int, rows: Indices) -> Streamed:  # a source for each part, so that replacements stay within it
+            chosen, shape = [int(row) for row in rows], (self.shape[0], *self.crops.sides[which])
+            files, annotations = tuple(listing.files[row] for row in chosen), listing.annotated(chosen)
+            said = (*self.notes, *notes, *why)
+            return Streamed(
+                self.readers[which], files, annotations, shape, workers, listing.root, said, self.levels, pool
+            )
+
+        return by_shape(self.crops.which, train, held, part)
+
+    def in_memory(self, look: bool) -> Data:
+        """Return the data set with all of its pictures in memory, after a look for near-duplicates if wanted."""
+        listing, which = self.listing, self.crops.which
+        pixels = [self.readers[shape](file) for shape, file in zip(which.tolist(), listing.files, strict=True)]
+        readable = [row for row, result in enumerate(pixels) if not isinstance(result, str)]
+        _report(listing, pixels)
+        if len(readable) < 2:
+            raise UserError(f"{listing.root} contains {len(readable)} readable images: a data set needs 2 or more")
+        rows = [row for row in pixels if not isinstance(row, str)]
+        own = which[readable]
+        places = [np.flatnonzero(own == shape) for shape, _ in enumerate(self.crops.sides)]
+        stacks = [torch.from_numpy(np.stack([rows[place] for place in mine])) for mine in places if len(mine)]
+        alike = (
+            stacks[0]
+            if len(stacks) == 1
+            else torch.from_numpy(np.stack([resized(row, *self.shape[1:]) for row in rows]))
+        )
+        looked = look_at(alike) if look else None
+        train, held, why = self.parts(readable, look=looked)
+        notes = (*self.notes, *findings(listing, readable, looked, held), *why)
+        sources = {
+            int(own[mine[0]]): InMemory(
+                x,
+                *listing.annotated([readable[place] for place in mine]),
+                root=listing.root,
+                notes=notes,
+                span=self.levels,
+            )
+            for mine, x in zip([mine for mine in places if len(mine)], stacks, strict=True)
+        }
+        return by_shape(
+            own, train, held, lambda shape, some: Subset(sources[shape], np.searchsorted(places[shape], some))
+        )
 
 
 def _report(listing: Listing, pixels: "list[Pixels | str]") -> None:

@@ -104,6 +104,11 @@ def fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
     return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
 
 
+def resized(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Return pixels, `(channels, height, width)`, centre-cropped and resized as `fitted` does, channel by channel."""
+    return np.stack([np.asarray(fitted(Image.fromarray(plane), height, width)) for plane in pixels])
+
+
 def sides_of(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     """Return (height, width) of the setting `data.size`.
 

@@ -155,11 +155,17 @@ class InMemory:
 
 
 class Subset:
-    """Some rows of a source, reindexed from 0."""
+    """Some rows of a source, reindexed from 0.
 
-    def __init__(self, source: Source, rows: Indices) -> None:
+    Attributes:
+        source: The source.
+        rows: Which of its rows.
+        others: Training rows of other shapes, with which batches take turns.
+    """
+
+    def __init__(self, source: Source, rows: Indices, others: tuple[Source, ...] = ()) -> None:
         """Select these rows of `source`."""
-        self.source, self.rows = source, rows
+        self.source, self.rows, self.others = source, rows, others
         self.shape, self.classes, self.slow = source.shape, source.classes, source.slow
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from unfog.data.buckets import rows_of_training, shapes_of
 from unfog.data.source import InMemory, Source, Subset
 from unfog.interop.scores import plain, scores
 from unfog.runs.data import read_data
@@ -53,7 +54,8 @@ def _data(run: Run) -> list[str]:
         train = read_data(run.path, recipe)[1].train
     except UserError as error:
         return [line, f"Hash unknown: {plain(error)}."]
-    return [line, f"{len(train):,} training rows, SHA-256 of {digest(train)}."]
+    hashes = "; ".join(digest(one) for one in shapes_of(train))
+    return [line, f"{len(rows_of_training(train)):,} training rows, SHA-256 of {hashes}."]
 
 
 def digest(source: Source) -> str:

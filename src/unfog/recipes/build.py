@@ -1,6 +1,7 @@
 """Building data, codec and models from a recipe."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
+from unfog.data.buckets import shapes_of
 from unfog.data.codecs import Codec
+from unfog.data.pictures import sides_of
 from unfog.data.source import Data, MissingDataError
 from unfog.diffusion.denoiser import Denoiser
 from unfog.networks.autoencoder import Autoencoder
@@ -41,12 +44,15 @@ def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
     Raises: UserError: If they are missing, damaged or too few, or their classes are too many for a recipe.
     """
     data = _read(recipe) if data is None else data
-    filled = replace(recipe, shape=data.train.shape, classes=data.train.classes)
+    every = shapes_of(data.train)
+    filled = replace(
+        recipe, shape=data.train.shape, classes=data.train.classes, shapes=tuple(one.shape for one in every[1:])
+    )
     span = getattr(getattr(data.train, "source", data.train), "span", None)
     if span is not None and isinstance(recipe.data, Folder):  # the scale of a run stays, whatever is added to its data
         filled = replace(filled, data=replace(recipe.data, range=tuple(span)))
     if (epochs := recipe.training.epochs) is not None:
-        filled = filled.set(f"training.images={max(1, round(epochs * len(data.train)))}", "training.epochs=null")
+        filled = filled.set(f"training.images={max(1, round(epochs * sum(map(len, every))))}", "training.epochs=null")
     if recipe.conditioning.captioned:
         rows = np.linspace(0, len(data.heldout) - 1, min(len(data.heldout), PROMPTS)).astype(np.int64)
         prompts = captions(data.heldout.take(rows), filled.classes)
@@ -88,6 +94,31 @@ def known_of(recipe: Recipe) -> Known:
     """Return what a model of the recipe knows about its data."""
     stored = stored_shape(recipe)
     return Known(build_codec(recipe).shape(stored), recipe.classes, recipe.prompts, stored, recipe.modality)
+
+
+def resized(recipe: Recipe, size: int | tuple[int, int]) -> Recipe:
+    """Return the recipe of a run as that of a model of pictures of another size; warn if it was not trained on any.
+
+    Args:
+        recipe: The recipe.
+        size: Side, or (height, width).
+
+    Raises: UserError: If the rows are no pictures, or the network does not fit such a size.
+    """
+    channels, *sides = stored_shape(recipe)
+    if not recipe.modality.pixels or len(sides) != 2:
+        raise UserError(f"a size goes with pictures, and the model was trained on {recipe.rows}: omit `size`")
+    shape = (channels, *(sides_of(size) or sides))
+    trained = (stored_shape(recipe), *recipe.shapes)
+    changed = replace(recipe, shape=shape)
+    weightless(changed)
+    if shape not in trained:
+        known = ", ".join(f"{width}x{height}" for _, height, width in trained)
+        warnings.warn(
+            f"pictures of {shape[2]}x{shape[1]} can repeat or miss things: the model was trained on {known}",
+            stacklevel=3,
+        )
+    return changed
 
 
 def build_model(recipe: Recipe, most: int = PARAMETERS) -> nn.Module:
@@ -175,7 +206,9 @@ def _parts(recipe: Recipe, known: Known) -> tuple[Network, Embedder | None, nn.L
     if isinstance(network, Autoencoder):
         raise UserError("network=autoencoder goes with objective=reconstruction: use the recipe 'autoencoder'")
     stored = stored_shape(recipe)
-    _check_sides(recipe, network.multiple * math.prod(stored[1:2]) // math.prod(known.shape[1:2]), stored)
+    multiple = network.multiple * math.prod(stored[1:2]) // math.prod(known.shape[1:2])
+    for shape in (stored, *recipe.shapes):
+        _check_sides(recipe, multiple, shape)
     embedder, told = conditioning.build(known, network.embedding_dim), recipe.augment.told
     return network, embedder, nn.Linear(told, network.embedding_dim, bias=False) if told else None
 
@@ -187,7 +220,8 @@ def _autoencoder(recipe: Recipe, criticised: bool) -> Criticised:
     network: object = recipe.network.build(channels=shape[0], outputs=shape[0], dims=dims, context=None)
     if not isinstance(network, Autoencoder):
         raise UserError(f"objective=reconstruction trains network=autoencoder, not {recipe.kind('network')!r}")
-    _check_sides(recipe, network.multiple, shape)
+    for one in (shape, *recipe.shapes):
+        _check_sides(recipe, network.multiple, one)
     return Criticised(network, Critic(shape[0], dims=dims) if criticised else None)
 
 
@@ -237,7 +271,8 @@ def check_latents(recipe: Recipe, channels: int, factor: int) -> None:
     sizes = {"channels": channels, "outputs": channels, "dims": len(stored_shape(recipe)) - 1}
     with torch.device("meta"), _Undrawn():
         network = recipe.network.build(**sizes, context=recipe.conditioning.context)
-    _check_sides(recipe, factor * network.multiple, stored_shape(recipe))
+    for shape in (stored_shape(recipe), *recipe.shapes):
+        _check_sides(recipe, factor * network.multiple, shape)
 
 
 def _check_sides(recipe: Recipe, multiple: int, shape: tuple[int, ...]) -> None:

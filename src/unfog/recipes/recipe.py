@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 
 from unfog.data.codecs import Codec, Identity, Pixels
+from unfog.data.listing import counted
 from unfog.data.modality import MODALITIES, Modality, modality_of
 from unfog.data.source import Augment, Augmentation
 from unfog.diffusion.grids import Grid, UniformGrid
@@ -105,6 +106,7 @@ class Recipe:
         shape: Shape of one row of the data; None until the data have been read.
         classes: Names of the classes that the model was trained on.
         prompts: Some captions of held-out rows, for models conditioned on text.
+        shapes: Shapes of other rows that batches of the training take turns with.
         version: Version of unfog's recipes that it was written for.
     """
 
@@ -131,6 +133,7 @@ class Recipe:
     shape: tuple[int, ...] | None = None
     classes: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
     version: int = VERSION
 
     def __repr__(self) -> str:
@@ -151,7 +154,7 @@ class Recipe:
     def anew(self) -> "Recipe":
         """Return the recipe of a run as that of a run that has not begun: its data have not been read yet."""
         training = replace(self.training, began=0)
-        return replace(self, training=training, shape=None, classes=(), prompts=())
+        return replace(self, training=training, shape=None, classes=(), prompts=(), shapes=())
 
     @property
     def modality(self) -> Modality:
@@ -167,7 +170,8 @@ class Recipe:
     @property
     def rows(self) -> str:
         """What the rows are, in words: "images of 1×28×28"."""
-        return self.modality.describe(self.shape or ())
+        others = f" and {counted(len(self.shapes), 'other shape')}" if self.shapes else ""
+        return self.modality.describe(self.shape or ()) + others
 
     @property
     def _own(self) -> Modality | None:
@@ -325,9 +329,13 @@ class Recipe:
         check_value("seed", values.get("seed", 0), int)
         check_value("name", values.get("name"), str)
         values["shape"] = None if shape is None else tuple(shape)
+        check_value("shapes", others := values.get("shapes", []), list[list[int]])
+        values["shapes"] = tuple(tuple(one) for one in others)
         recipe = cls(**values)
-        if shape is not None and not (shape and min(shape) >= 1 and max(shape) <= VALUES and recipe._known):
-            raise UserError(f"the recipe's shape {shape} is not a shape of data")
+        for one in () if recipe.shape is None else (recipe.shape, *recipe.shapes):
+            fits = replace(recipe, shape=one)._known and len(one) == len(recipe.shape or ())
+            if not (one and min(one) >= 1 and max(one) <= VALUES and fits):
+                raise UserError(f"the recipe's shape {list(one)} is not a shape of data")
         return recipe
 
 

@@ -111,6 +111,7 @@ class Folder:
     range: Sequence[float] | None = None
     rules: int = folder.RULES
     label_from: str = AUTO
+    buckets: int = 1
 
     def build(self, glance: bool = False) -> Data:
         """Read the folder, or with `glance` only what its files are."""
@@ -126,6 +127,7 @@ class Folder:
             self.rules,
             self.label_from,
             glance,
+            self.buckets,
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unfog.data.buckets import rows_of_training
 from unfog.data.pictures import save_picture
 from unfog.data.source import Batch
 from unfog.diffusion.times import Importance
@@ -176,7 +177,7 @@ def _restore(trainer: Trainer, path: Path, step: int) -> tuple[str, bool]:
 def _rows(trainer: Trainer, draw: Draw, losses: Tensor, t: Tensor) -> Iterator[Row]:
     """Yield the rows of the trainer's next batch, with their losses."""
     numbers = trainer.draws.rows(trainer.step)
-    batch = trainer.data.train.take(numbers)
+    batch = rows_of_training(trainer.data.train).take(numbers)
     log_snr = trainer.denoiser.schedule.log_snr(t)
     shows = _shows(batch, trainer.recipe.classes)
     for place in range(len(t)):

@@ -16,7 +16,7 @@ from unfog.generation import edits
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
 from unfog.generation.whole import Whole
-from unfog.recipes.build import known_of
+from unfog.recipes.build import known_of, resized
 from unfog.recipes.conditions import Asked
 from unfog.recipes.kinds import kind_of
 from unfog.recipes.parse import changed, named
@@ -44,6 +44,7 @@ class SamplingOptions(TypedDict, total=False):
         seed: Seed of the noise; default: 0.
         negative: What samples should not show, one thing for all: guidance leads away from it.
         batch: Samples computed at a time; another number than the recipe's changes them by rounding.
+        size: Side of the pictures, or (height, width); default: the shape that the model was trained on most.
     """
 
     solver: str | Solver | None
@@ -53,6 +54,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int
     negative: Asked
     batch: int | None
+    size: int | tuple[int, int] | None
 
 
 class EditOptions(SamplingOptions, total=False):
@@ -140,6 +142,8 @@ class Run:
             grid=_chosen("grid", self.recipe.grid, options.get("grid")),
             sampling=changed(self.recipe.sampling, "sampling", given.items()),
         )
+        if (size := options.get("size")) is not None:
+            recipe = resized(recipe, size)
         seed, negative = options.get("seed", 0), options.get("negative")
         found = self.recipe.objective.generator(recipe, self.model)
         if isinstance(found, Sampler):

@@ -80,9 +80,15 @@ class Request:
         if isinstance(asked, Tensor):
             asked = hashlib.sha256(asked.numpy().tobytes()).hexdigest()[:16]
         identity: dict[str, object] = {"model": model[:16], "asked": asked, **self.generator.described}
-        identity |= {"precision": self.run.precision, "device": self.run.device.type}
+        identity |= {"precision": self.run.precision, "device": self.run.device.type, **self.sides}
         plain: dict[str, object] = json.loads(json.dumps(identity))
         return plain
+
+    @property
+    def sides(self) -> dict[str, object]:
+        """Return the size of the samples, where another one than the run's was asked for."""
+        stored = self.generator.stored
+        return {} if stored == self.run.recipe.shape else {"size": "x".join(map(str, reversed(stored[1:])))}
 
     @property
     def size(self) -> int:
@@ -160,7 +166,7 @@ def sample_into(
         present, shows = _claim(folder, request, identity), request.shows(condition)
         first = _first_batch(request, set(present))
         distributed.agreed(first)
-        settings, modality = settings_of(generator), request.modality
+        settings, modality = {**settings_of(generator), **request.sides}, request.modality
 
         def file_of(place: int) -> str:
             if modality.together:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from unfog.data.buckets import rows_of_training
 from unfog.recipes.build import build_data
 from unfog.recipes.latents import LatentCodec
 from unfog.recipes.recipe import Recipe
@@ -134,4 +135,5 @@ def forecast(recipe: Recipe, machine: Machine, count: int = 1, budget: float | N
         given = seconds("the budget", budget if budget is not None else recipe.training.seconds)
         images = max(batch, int(given / step.seconds) * batch)
     what = headline(recipe, data, counted.parameters, counted.conditional, "bfloat16")
-    return Forecast(what, machine, count, images, len(data.train), batch, step, counted, alone, sharded)
+    rows = len(rows_of_training(data.train))
+    return Forecast(what, machine, count, images, rows, batch, step, counted, alone, sharded)

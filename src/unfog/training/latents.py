@@ -10,6 +10,7 @@ from numpy.lib.format import open_memmap
 from rich.console import Console
 from torch import Tensor
 
+from unfog.data.buckets import Turns, rows_of_training, shapes_of
 from unfog.data.codecs import PORTION, Codec, Identity, Latents
 from unfog.data.fingerprint import rows_digest
 from unfog.data.source import Augment, Augmentation, Batch, Data, Indices, Source
@@ -108,17 +109,19 @@ def prepared(data: Data, codec: Codec, augment: Augmentation, folder: Path) -> P
     Raises: UserError: If `augment.crop` is set, since shifted images would have to be encoded again.
         EnvironmentFailure: If the disk fails.
     """
+    rows = rows_of_training(data.train)
     if not isinstance(codec, Latents):
-        return Prepared(data.train, data.heldout, codec, augment)
+        return Prepared(rows, data.heldout, codec, augment)
     if augment.crop or augment.told:
         what = "augment.crop" if augment.crop else "augment=geometry"
         raise UserError(f"{what} does not work with latents, which are encoded only once: choose augment=flip-crop")
     numbers = int(np.prod(codec.shape(codec.stored))) * (1 + augment.flip)
-    if 4 * numbers * (len(data.train) + len(data.heldout)) > MOST:
-        return Prepared(data.train, data.heldout, codec, augment)
-    train = _encoded(data.train, codec, augment.flip, folder / "latents" / "train")
-    heldout = _encoded(data.heldout, codec, False, folder / "latents" / "heldout")
-    return Prepared(train, heldout, Identity(), Flip(augment.flip))
+    if 4 * numbers * (len(rows) + len(data.heldout)) > MOST:
+        return Prepared(rows, data.heldout, codec, augment)
+    where = folder / "latents"
+    train = [_encoded(part, codec, augment.flip, where / "train") for part in shapes_of(data.train)]
+    heldout = _encoded(data.heldout, codec, False, where / "heldout")
+    return Prepared(train[0] if len(train) == 1 else Turns(train), heldout, Identity(), Flip(augment.flip))
 
 
 def cached(source: Source, codec: Latents, flip: bool, folder: Path) -> Tensor | None:
@@ -149,7 +152,7 @@ def _encoded(source: Source, codec: Latents, flip: bool, where: Path) -> Encoded
 
 def _write(source: Source, codec: Latents, flip: bool, path: Path) -> None:
     """Encode all rows into an array file."""
-    shape = (len(source), 1 + flip, *codec.shape(codec.stored))
+    shape = (len(source), 1 + flip, *codec.shape(source.shape))
     latents = open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     parts = np.array_split(np.arange(len(source)), -(-len(source) // PORTION))
     for part in track(parts, "encoding", console=Console(stderr=True)):

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from unfog.data.alike import look_at
+from unfog.data.buckets import rows_of_training
 from unfog.data.codecs import Latents
 from unfog.data.folder import IN_MEMORY, notes_of
 from unfog.data.source import Data
@@ -193,7 +194,7 @@ class Seen(NamedTuple):
 
     def __len__(self) -> int:
         """Return the number of rows, those held out among them."""
-        return len(self.data.train) + len(self.data.heldout)
+        return len(rows_of_training(self.data.train)) + len(self.data.heldout)
 
 
 def seen(recipe: Recipe) -> tuple[Recipe, Seen]:
@@ -291,7 +292,7 @@ def _planned(
     memory, most = _memory(found, look, base, settings.batch // settings.accumulate, device)
     return Plan(
         headline(recipe, look.data, found.whole.parameters, found.whole.conditional, arithmetic),
-        len(look.data.train),
+        len(rows_of_training(look.data.train)),
         settings.batch,
         steps,
         reports,
@@ -382,7 +383,7 @@ def _drawing(recipe: Recipe, found: Rehearsal) -> Line:
 
 def _encoded(recipe: Recipe, look: Seen) -> int:
     """Return how many pictures are encoded before the training, mirror images too."""
-    return len(look) + recipe.augment.flip * len(look.data.train)
+    return len(look) + recipe.augment.flip * len(rows_of_training(look.data.train))
 
 
 def _report(

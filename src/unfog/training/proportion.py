@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from unfog.data.buckets import rows_of_training
 from unfog.data.source import Data
 from unfog.recipes.latents import LatentCodec
 from unfog.recipes.recipe import Recipe
@@ -66,5 +67,5 @@ def check_encoding(recipe: Recipe, codec: LatentCodec, data: Data, budget: float
     """
     inner = replace(autoencoder_recipe(recipe, codec), shape=recipe.shape)
     each = encoding(cost(inner, data.train).operations, undisturbed(recipe, device))
-    count = len(data.heldout) + (1 + recipe.augment.flip) * len(data.train)
+    count = len(data.heldout) + (1 + recipe.augment.flip) * len(rows_of_training(data.train))
     check_time(count, distributed.agreed(count * each), codec.share, budget)

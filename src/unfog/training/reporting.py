@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from unfog.data.buckets import rows_of_training
 from unfog.data.source import Data
 from unfog.generation.sampler import Sampler
 from unfog.recipes.choices import REFERENCE, Choices
@@ -107,7 +108,7 @@ def headline(recipe: Recipe, data: Data, parameters: int, conditional: bool, ari
         conditional: Whether the model is.
         arithmetic: From `arithmetic_of`.
     """
-    rows = f"{len(data.train):,} {recipe.rows}, {len(data.heldout):,} held out"
+    rows = f"{len(rows_of_training(data.train)):,} {recipe.rows}, {len(data.heldout):,} held out"
     condition = f"conditioned on {recipe.kind('conditioning')}" if conditional else "unconditional"
     patch = getattr(recipe.network, "patch", 1)  # fewer places than the size says: 48 pixels cost less than 32
     patches = f" on patches of {'×'.join([str(patch)] * len((recipe.shape or ())[1:]))}" if patch > 1 else ""
