@@ -1,5 +1,8 @@
 """Muon against torch's own, its matrices against a decomposition, and its state against a checkpoint."""
 
+import subprocess
+import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +77,34 @@ def test_everything_else_steps_as_adamw() -> None:
     thin.load_state_dict(start)
     for here, there in zip(ours, stepped(thin, AdamW(lr=1e-2).build(thin)), strict=True):
         assert torch.equal(here, there)
+
+
+def test_adamw_is_torchs() -> None:
+    """To the bit, and with its state."""
+    mine, other = layer(), layer()
+    ours = AdamW(lr=1e-2, weight_decay=0.1).build(mine)
+    theirs = torch.optim.AdamW(other.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+    for here, there in zip(stepped(mine, ours), stepped(other, theirs), strict=True):
+        assert torch.equal(here, there)
+    ours.load_state_dict(deepcopy(theirs.state_dict()))
+    for here, there in zip(stepped(mine, ours), stepped(other, theirs), strict=True):
+        assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Muon"])
+def test_no_compiler_is_imported(name: str) -> None:
+    """Torch's optimizers import it at their first call, for a second, though nothing is compiled."""
+    script = (
+        "import sys, torch, unfog.recipes.optimizers as rooms\n"
+        "module = torch.nn.Linear(40, 40)\n"
+        f"optimizer = rooms.{name}().build(module)\n"
+        "optimizer.zero_grad()\n"
+        "module(torch.ones(1, 40)).sum().backward()\n"
+        "optimizer.step()\n"
+        "optimizer.load_state_dict(optimizer.state_dict())\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_the_rest_decays_as_it_is_told() -> None:

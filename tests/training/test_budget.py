@@ -133,7 +133,7 @@ def test_all_processes_end_with_the_first_one(machine: Machine, monkeypatch: pyt
 
 def test_a_budget_that_is_too_short_says_what_a_step_takes(machine: Machine) -> None:
     pacer = Clocked(Trace(), Budget(5, machine.now - 4.5), adapt=False)
-    with pytest.raises(UserError, match=r"5 s is too short: it took 4.5 s to begin, one step takes 2 s .*46"):
+    with pytest.raises(UserError, match=r"5 s is too short: it took 4.5 s to begin, one step takes 2 s .*45"):
         machine.train(pacer, itertools.repeat(2.0))
 
 
@@ -247,7 +247,7 @@ def clocked(tiny: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_by_the_clock_is_whole_and_says_what_it_saw(clocked: Path) -> None:
     recipe, trace = read_recipe(clocked), trace_of(clocked)
     assert recipe.training.seconds == 4
-    assert 41 < len(trace.progress) < 80
+    assert 41 < len(trace.progress) < (4 - EXIT) / 0.04  # two looks at the clock a step
     assert recipe.training.images == 32 * len(trace.progress) < 1_000_000_000
     assert trace.now == 1
     rates = [line["lr"] for line in read_metrics(clocked / "metrics.jsonl") if "lr" in line]

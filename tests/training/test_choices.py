@@ -128,6 +128,18 @@ def test_a_choice_is_kept_for_the_same_training_on_this_machine(
     assert again.settings.choices == "float32"
 
 
+@pytest.mark.parametrize(("seconds", "times"), [(59.0, False), (61.0, True)])
+def test_a_short_budget_is_not_spent_on_timing(
+    measured: Ratios, tiny: MakeRecipe, tmp_path: Path, seconds: float, times: bool
+) -> None:
+    """It takes the rule, even where the cache keeps another choice, so that the bits do not depend on that."""
+    measured |= {"bfloat16": 1.2, "fused-norm": 0.9}
+    module.choose(_trainer(tiny(), tmp_path))
+    trainer = _trainer(tiny(f"training.seconds={seconds}"), tmp_path)
+    assert bool(module.choose(trainer)) == times
+    assert trainer.settings.choices == ("bfloat16" if times else "reference")
+
+
 def test_disturbed_timings_decide_nothing(measured: Ratios, tiny: MakeRecipe, tmp_path: Path) -> None:
     measured |= {"bfloat16": None, "fused-norm": None, "attention": None}
     trainer = _trainer(tiny(), tmp_path)

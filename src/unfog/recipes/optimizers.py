@@ -1,5 +1,6 @@
 """Optimizers: AdamW, and Muon, which makes more progress per step."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class AdamW:
         """
         betas = (self.beta1, self.beta2)
         trained = list(module.parameters()) if parameters is None else parameters
-        return torch.optim.AdamW(trained, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
+        return _AdamW(trained, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
 
     def rate(self, seen: int, total: float | None) -> float:
         """Return the learning rate after `seen` of `total` images; without a total there is no decay.
@@ -70,6 +71,24 @@ class AdamW:
         rise = min(1.0, seen / self.warmup) if self.warmup else 1.0
         fall = min(1.0, (total - seen) / (self.decay * total)) if total and self.decay else 1.0
         return self.lr * rise * max(0.0, fall)
+
+
+class _Uncompiled(torch.optim.Optimizer):
+    """An optimizer that imports no compiler: torch wraps these methods so that the first call does, for a second.
+
+    Here they are what is wrapped, which differs only where they are compiled themselves.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class _AdamW(_Uncompiled, torch.optim.AdamW):
+    """torch's AdamW."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 @dataclass(frozen=True)
@@ -107,7 +126,7 @@ class Muon(AdamW):
         return _Muon(hidden, rest, self, getattr(torch, precision))
 
 
-class _Muon(torch.optim.Optimizer):
+class _Muon(_Uncompiled):
     """Two groups: the matrices, and the rest, which an inner AdamW steps with the same groups and state."""
 
     def __init__(
@@ -117,7 +136,7 @@ class _Muon(torch.optim.Optimizer):
         self.options, self.square = options, square
         betas = (options.beta1, options.beta2)
         decay = options.weight_decay
-        self.rest = torch.optim.AdamW([{"params": rest}], lr=options.lr, betas=betas, weight_decay=decay, fused=True)
+        self.rest = _AdamW([{"params": rest}], lr=options.lr, betas=betas, weight_decay=decay, fused=True)
         both = [{"params": hidden}, *self.rest.param_groups]
         super().__init__(both, {"lr": options.lr, "weight_decay": options.weight_decay})
 

@@ -21,7 +21,7 @@ from unfog.training.threads import THREADS, Threads
 
 LATEST = 21
 """Steps whose median is the present pace."""
-EXIT = 1.0
+EXIT = 0.5
 """Seconds from the last file that a training writes to the end of its process."""
 FEWER = 0.1
 """Share of the steps with fewer threads from which on that is said."""

@@ -37,6 +37,8 @@ ROUNDS, FEWEST = 15, 3
 """Steps of each way, in turns: at most, and at least."""
 WORTH = 1.03
 """How much faster than the reference another way must be to be chosen."""
+SHORT = 60.0
+"""Seconds of a budget below which the usual ways are taken: to time others takes a few seconds."""
 DISTURBED = 1.3
 """Median over least time of a way from which on other programs disturbed it, so that nothing is concluded."""
 
@@ -50,8 +52,8 @@ def choose(trainer: Trainer) -> Ratios:
 
     On a CPU its arithmetic, its attention, and whether its norms are fused, are timed for a second each on steps of its
     own, whose gradients are thrown away. The choice is kept in the cache, by processor, threads, torch, network and
-    batch, so that the same command computes the same bits again. With UNFOG_CHOICES=reference in the environment
-    nothing is timed.
+    batch, so that the same command computes the same bits again. With UNFOG_CHOICES=reference in the environment, or
+    within a budget of less than a minute, nothing is timed.
 
     Args:
         trainer: Its model is left in the way that was chosen.
@@ -62,6 +64,7 @@ def choose(trainer: Trainer) -> Ratios:
     if settings.choices != AUTO:
         return {}
     plain = settings.compile or settings.sharded or os.environ.get("UNFOG_CHOICES") == REFERENCE
+    plain |= settings.seconds is not None and settings.seconds < SHORT
     if plain or trainer.device.type != "cpu":
         trainer.compute_with(Choices())
         return {}

@@ -235,6 +235,7 @@ def plan(recipe: Recipe, *, budget: float | None = None, device: str = "auto", c
     console.print(f"planning {recipe.name}: takes at most 20 s, and trains nothing", highlight=False)
     budget = recipe.training.seconds if budget is None else seconds("the budget", budget)
     recipe.training.check_budget(budget)
+    recipe = replace(recipe, training=replace(recipe.training, seconds=budget))
     recipe, look = seen(recipe)
     for note in notes_of(look.data, words_read(recipe.conditioning)):
         warnings.warn(note, warning_of(note), stacklevel=2)
