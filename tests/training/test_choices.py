@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from tests.conftest import MakeRecipe
+from unfog.networks.attention import Form
 from unfog.networks.modulated import available
 from unfog.recipes.build import build_data
 from unfog.recipes.choices import Choices, attend_by, attentions, norms
@@ -30,7 +32,7 @@ FORMS = {"bfloat16": "fused-attention", "float32": "plain-attention"}
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ratios:
     """What is measured, by way, on a machine with bf16; with a cache of its own."""
-    found: Ratios = {"bfloat16": 1.2, "fused-norm": 1.1, "attention": 1.0}
+    found: Ratios = {"bfloat16": 1.2, "fused-norm": 1.1, "attention": 1.0, "flash": 0.9}
     cache = tmp_path / "cache"
 
     def ratio(step: Callable[[], float], compute: Callable[[bool], None]) -> float | None:
@@ -38,7 +40,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ratios:
         assert step() > 0
         compute(False)
         names = compute.__code__.co_names
-        return found["fused-norm" if "fuse" in names else "attention" if "attend_by" in names else "bfloat16"]
+        if "attend_by" in names:
+            return found["flash" if "flash" in (compute.__defaults__ or ()) else "attention"]
+        return found["fused-norm" if "fuse" in names else "bfloat16"]
 
     monkeypatch.delenv("UNFOG_CHOICES")
     monkeypatch.setattr(module, "cache_folder", lambda: cache)
@@ -70,7 +74,7 @@ def test_what_is_faster_is_chosen(
     measured |= {"bfloat16": bfloat16, "fused-norm": fused}
     trainer = _trainer(tiny(), tmp_path)
     before = [parameter.clone() for parameter in trainer.model.parameters()]
-    own = {} if not attentions(trainer.model) else {FORMS[chosen.split()[0]]: 1.0}
+    own = {} if not attentions(trainer.model) else {FORMS[chosen.split()[0]]: 1.0, "flash-attention": 0.9}
     assert module.choose(trainer) == {"bfloat16": bfloat16, "fused-norm": fused, **own}
     assert trainer.recipe.training.choices == trainer.settings.choices == chosen
     assert trainer.precision == chosen.split()[0]
@@ -102,11 +106,24 @@ def test_another_attention_is_chosen_where_it_is_faster(
     draw, _ = trainer.prepare(trainer.draws(0))
     trainer.precision = "float32"
     losses = []
-    for one in ("rule", "plain", "fused"):
-        attend_by([trainer.model], one)  # type: ignore[arg-type]  # a form
+    for one in get_args(Form):
+        attend_by([trainer.model], one)
         losses.append(trainer.losses(draw)["loss"])
-    assert torch.allclose(losses[0], losses[1], rtol=1e-4, atol=1e-5)
-    assert torch.allclose(losses[0], losses[2], rtol=1e-4, atol=1e-5)
+    assert all(torch.allclose(losses[0], other, rtol=1e-4, atol=1e-5) for other in losses[1:])
+
+
+@compiled
+@pytest.mark.parametrize(("other", "flash", "chosen"), [(1.2, 1.3, "flash"), (1.4, 1.3, "fused"), (1.0, 1.02, "rule")])
+def test_the_fastest_attention_is_chosen(
+    measured: Ratios, tiny: MakeRecipe, tmp_path: Path, other: float, flash: float, chosen: str
+) -> None:
+    """Of three, for heads for which there is a kernel; wider heads are not timed with it."""
+    measured |= {"attention": other, "flash": flash}
+    unet = ("network=unet", "network.widths=[32,32]", "network.attention=[true,true]")
+    trainer = _trainer(tiny(*unet, "network.head=8"), tmp_path)
+    assert module.choose(trainer)["flash-attention"] == flash
+    assert {part.form for part in attentions(trainer.averaged.model)} == {chosen}
+    assert "flash-attention" not in module.choose(_trainer(tiny(*unet, "network.head=32"), tmp_path))
 
 
 @compiled
@@ -141,7 +158,7 @@ def test_a_short_budget_is_not_spent_on_timing(
 
 
 def test_disturbed_timings_decide_nothing(measured: Ratios, tiny: MakeRecipe, tmp_path: Path) -> None:
-    measured |= {"bfloat16": None, "fused-norm": None, "attention": None}
+    measured |= {"bfloat16": None, "fused-norm": None, "attention": None, "flash": None}
     trainer = _trainer(tiny(), tmp_path)
     with pytest.warns(UserWarning, match="other programs disturbed the timing"):
         assert module.choose(trainer) == {}

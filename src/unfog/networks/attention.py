@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Form = Literal["rule", "plain", "fused"]
-"""How attention is computed: by plain products, by torch's fused kernel, or as the rule of `attend` says."""
+from unfog.networks.flash import flash, takes
+
+Form = Literal["rule", "plain", "fused", "flash"]
+"""How attention is computed: by plain products, by torch's fused kernel, by our own for small heads, or as the rule of
+`attend` says."""
 _FEW = 1024
 """Sequence length up to which the rule takes plain products in bfloat16 on a CPU."""
 _AT_ONCE = 2**21
@@ -19,12 +22,14 @@ class Attend(nn.Module):
     """Attention as part of a network, without weights.
 
     Attributes:
+        head: Channels of a head, where they are known and nothing is masked.
         form: How it is computed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, head: int = 0) -> None:
         """Follow the rule until somebody chooses."""
         super().__init__()
+        self.head = head
         self.form: Form = "rule"
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -44,13 +49,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, form: Fo
         k: Keys, `(batch, heads, tokens, d)`.
         v: Values, shaped like `k`.
         mask: True for tokens that exist, broadcastable to `(batch, heads, places, tokens)`; default: all exist.
-        form: How it is computed; the results agree up to rounding.
+        form: How it is computed; the results agree up to rounding. Where there is no kernel, "flash" is the rule.
 
     Returns: `(batch, heads, places, d)`.
     Source: Vaswani et al. 2017, Attention Is All You Need, eq. 1.
     """
+    if form == "flash" and mask is None and takes(q, k, v):
+        return flash(q, k, v)
     ruled = q.device.type == "cpu" and q.dtype == torch.bfloat16 and max(q.shape[-2], k.shape[-2]) <= _FEW
-    if form == "plain" or (form == "rule" and ruled):
+    if form == "plain" or (form in ("rule", "flash") and ruled):
         return formula(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, mask)
 

@@ -28,7 +28,7 @@ class TransformerLayer(nn.Module):
         self.qkv, self.out = nn.Linear(channels, 3 * channels, bias=False), nn.Linear(channels, channels)
         self.q, self.kv = nn.Linear(channels, channels, bias=False), nn.Linear(context, 2 * channels, bias=False)
         self.out_cross = nn.Linear(channels, channels)
-        self.attend = Attend()
+        self.attend = Attend(channels // heads)
         self.mlp_in, self.mlp_out = nn.Linear(channels, 2 * ratio * channels), nn.Linear(ratio * channels, channels)
 
     def forward(self, h: Tensor, cond: Cond | None) -> Tensor:

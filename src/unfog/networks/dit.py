@@ -38,7 +38,7 @@ class Block(nn.Module):
         self.out = nn.Linear(width, width)
         self.cross = CrossAttention(width, context, head) if context else None
         self.mlp = perceptron(width, ratio, dropout)
-        self.attend = Attend()
+        self.attend = Attend(head)
 
     def forward(self, h: Tensor, embedding: Tensor, cond: Cond | None) -> Tensor:
         """Map `(batch, places, width)` to the same shape, modulated by the embedding, `(batch, width)`."""

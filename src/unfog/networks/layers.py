@@ -213,7 +213,7 @@ class SelfAttention(nn.Module):
         self.norm = norm
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
-        self.attend = Attend()
+        self.attend = Attend(channels // self.heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, channels, *space)` to the same shape."""
@@ -240,7 +240,7 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(context, 2 * channels)
         self.out = zeroed(nn.Linear(channels, channels))
-        self.attend = Attend()
+        self.attend = Attend(channels // self.heads)
 
     def forward(self, x: Tensor, cond: Cond | None) -> Tensor:
         """Map `(batch, channels, *space)` to the same shape; without tokens return x."""

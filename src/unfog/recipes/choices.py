@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from torch import nn
 
+from unfog.networks import flash
 from unfog.networks.attention import Attend, Form
 from unfog.networks.layers import ChannelNorm
 from unfog.networks.modulated import available
@@ -19,9 +20,10 @@ WORDS = {
     "fused-norm": "norms over channels with what follows them are one pass over memory, by a kernel of our own",
     "plain-attention": "attention is computed by products of matrices",
     "fused-attention": "attention is computed by torch's fused kernel",
+    "flash-attention": "attention with heads of 8 or 16 channels is one pass over memory, by a kernel of our own",
 }
 """What can be chosen."""
-KINDS = (frozenset({"float32", "bfloat16"}), frozenset({"plain-attention", "fused-attention"}))
+KINDS = (frozenset({"float32", "bfloat16"}), frozenset({"plain-attention", "fused-attention", "flash-attention"}))
 """Words of which one at most is named."""
 
 
@@ -53,7 +55,8 @@ class Choices(NamedTuple):
                 f"arithmetic and one attention at most, not {text!r}"
             )
         precision: Precision = "float32" if "float32" in words else "bfloat16" if "bfloat16" in words else "auto"
-        attention: Form = "plain" if "plain-attention" in words else "fused" if "fused-attention" in words else "rule"
+        forms = (form for form in get_args(Form) if f"{form}-attention" in words)
+        attention: Form = next(forms, "rule")
         return cls(precision, "fused-norm" in words, attention)
 
     def __str__(self) -> str:
@@ -80,6 +83,11 @@ def attentions(model: nn.Module) -> list[Attend]:
     return [part for part in model.modules() if isinstance(part, Attend)]
 
 
+def small(model: nn.Module) -> list[Attend]:
+    """Return a model's attentions for whose heads there is a kernel."""
+    return [part for part in attentions(model) if part.head in flash.HEADS]
+
+
 def attend_by(models: Iterable[nn.Module], form: Form) -> None:
     """Let the attentions of models be computed in one form."""
     for part in (part for model in models for part in attentions(model)):
@@ -100,10 +108,13 @@ def apply(model: nn.Module, choices: str) -> None:
     """
     chosen = Choices.read(choices)
     compute_by([model], chosen)
-    fused = chosen.fused and bool(norms(model))
-    if fused and not available():
+    missing = [
+        *["norms are"] * (chosen.fused and bool(norms(model)) and not available()),
+        *["attention is"] * (chosen.attention == "flash" and bool(small(model)) and not flash.available()),
+    ]
+    for what in missing:
         warnings.warn(
-            "the run's norms are computed by torch's operators, since the kernel that it names is not compiled on this "
+            f"the run's {what} computed by torch's operators, since the kernel that it names is not compiled on this "
             "machine: numbers differ by rounding",
             stacklevel=3,
         )

@@ -18,9 +18,10 @@ import torch
 
 from unfog.generation.portion import measured
 from unfog.generation.sampler import Sampler
+from unfog.networks import flash
 from unfog.networks.attention import Form
 from unfog.networks.modulated import available
-from unfog.recipes.choices import AUTO, REFERENCE, Choices, attend_by, attentions, fuse, norms
+from unfog.recipes.choices import AUTO, REFERENCE, Choices, attend_by, attentions, fuse, norms, small
 from unfog.recipes.parse import to_plain
 from unfog.recipes.settings import PORTION
 from unfog.runtime import distributed
@@ -75,6 +76,8 @@ def choose(trainer: Trainer) -> Ratios:
     found = ALL[int(distributed.agreed(ALL.index(choices)))]
     if found.fused:
         available(build=True)
+    if found.attention == "flash":
+        flash.available(build=True)
     trainer.compute_with(found)
     return ratios
 
@@ -103,7 +106,7 @@ def _file(trainer: Trainer) -> Path:
     parts = [to_plain(name, getattr(recipe, name)) for name in ("network", "conditioning", "objective")]
     rows = settings.batch // settings.accumulate
     machine = (processor(), torch.get_num_threads(), torch.__version__)
-    key = repr((2, machine, parts, trainer.known.shape, rows, settings.precision)).encode()
+    key = repr((3, machine, parts, trainer.known.shape, rows, settings.precision)).encode()
     return cache_folder() / "choices" / f"{hashlib.sha256(key).hexdigest()[:16]}.json"
 
 
@@ -115,7 +118,9 @@ def _kept(path: Path) -> tuple[Choices, Ratios] | None:
         ratios = {str(name): float(ratio) for name, ratio in plain["ratios"].items()}
     except (OSError, EnvironmentFailure, UserError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return None if choices.fused and not available(build=True) else (choices, ratios)
+    gone = choices.fused and not available(build=True)
+    gone |= choices.attention == "flash" and not flash.available(build=True)
+    return None if gone else (choices, ratios)
 
 
 def _measured(trainer: Trainer, path: Path) -> tuple[Choices, Ratios]:
@@ -144,17 +149,20 @@ def _measured(trainer: Trainer, path: Path) -> tuple[Choices, Ratios]:
         if ratio is not None:
             ratios["fused-norm"] = ratio
             fused = ratio > WORTH
-    if attentions(trainer.model):
-        form: Form = "fused" if best == "bfloat16" else "plain"  # that which the rule does not take
+    forms: list[Form] = ["fused" if best == "bfloat16" else "plain"] if attentions(trainer.model) else []
+    if small(trainer.model) and flash.available(build=True):
+        forms.append("flash")
+    for form in forms:  # those which the rule does not take
 
-        def attend(new: bool) -> None:
+        def attend(new: bool, form: Form = form) -> None:
             attend_by([trainer.model], form if new else "rule")
 
         ratio = _ratio(step, attend)
         shared |= ratio is None
         if ratio is not None:
             ratios[f"{form}-attention"] = ratio
-            attention = form if ratio > WORTH else "rule"
+            if ratio > max(WORTH, ratios.get(f"{attention}-attention", 0.0)):
+                attention = form
     if shared or disturbed():
         return _undecided()
     found = Choices(best, fused, attention) if ratios else Choices()
