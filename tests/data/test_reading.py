@@ -19,12 +19,13 @@ from rich.console import Console
 
 from unfog.cli.main import main
 from unfog.data import packed as packing
+from unfog.data import pictures
 from unfog.data import walk as walking
 from unfog.data.fingerprint import fingerprint
 from unfog.data.folder import Streamed, folder, list_pictures, notes_of
 from unfog.data.inspect import inspect
 from unfog.data.listing import natural
-from unfog.data.pictures import describe_picture, read_picture
+from unfog.data.pictures import Reading, describe_picture, fitted, read_picture
 from unfog.data.source import Data, split_groups, split_rows
 from unfog.recipes.build import build_data
 from unfog.recipes.conditions import ClassConditioning, Known
@@ -722,3 +723,59 @@ def test_pictures_of_six_channels_are_sampled_as_arrays(tmp_path: Path) -> None:
     assert main(["sample", str(run.path), "-n", "2", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     assert sorted(path.name for path in (tmp_path / "out").glob("*.npy")) == ["00000.npy", "00001.npy"]
     assert describe_picture(tmp_path / "out" / "00000.npy") == (6, 8, 8)
+
+
+def photo(path: Path, width: int, height: int, orientation: int = 1) -> Path:
+    """Write a JPEG with waves of many lengths, down to four pixels."""
+    down, across = np.mgrid[:height, :width]
+    lengths = ((4.3, 1, 0), (9.7, 0, 1), (31, 1, 1), (90, 1, -1), (300, 0, 1))
+    waves = sum(np.sin(2 * np.pi * (across * right + down * below) / length) for length, right, below in lengths)
+    colours = np.stack([128 + 20 * waves, 110 + 18 * waves[::-1], 140 - 15 * waves], axis=-1)
+    pixels = colours.clip(0, 255).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, quality=92, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("width", "height", "size", "part"),
+    [(640, 480, (60, 80), 4), (640, 480, (48, 48), 4), (1000, 300, (64, 64), 2), (640, 480, (240, 320), 1)],
+)
+def test_a_large_jpeg_is_decoded_in_part(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
+    height: int,
+    size: tuple[int, int],
+    part: int,
+    orientation: int,
+) -> None:
+    """Twice the size is left at least, turned as it is shown, and the pixels are those of the whole but for a few."""
+    path = photo(tmp_path / "a.jpg", width, height, orientation)
+    sides = size if orientation == 1 else size[::-1]
+    whole = read_picture(path, 3, *sides, Reading(coarse=False))
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(pictures, "fitted", lambda one, *to: seen.append(one.size) or fitted(one, *to))
+    coarse = read_picture(path, 3, *sides)
+    across, down = (width, height) if orientation == 1 else (height, width)
+    assert seen == [(-(-across // part), -(-down // part))]
+    assert min(seen[0][0] / sides[1], seen[0][1] / sides[0]) >= 2 or part == 1
+    off = abs(coarse.astype(int) - whole)
+    assert off.mean() < 1.2
+    assert np.array_equal(coarse, whole) == (part == 1)
+
+
+def test_runs_of_before_decode_whole_jpegs(tmp_path: Path) -> None:
+    """By the rules of their time, to the bit; other formats are always decoded whole."""
+    for number in range(4):
+        photo(tmp_path / f"{number}.jpg", 320 + number, 240)
+        with Image.open(tmp_path / f"{number}.jpg") as picture:
+            picture.save(tmp_path / f"{number}.png")
+    for rules, alike in ((3, True), (4, False)):
+        data = folder(str(tmp_path), size=32, rules=rules)
+        batch = data.train.take(np.arange(len(data.train)))
+        for pixels, file in zip(batch.x.numpy(), batch.files or (), strict=True):
+            whole = np.array_equal(pixels, read_picture(tmp_path / file, 3, 32, 32, Reading(coarse=False)))
+            assert whole == (alike or file.endswith("png"))

@@ -52,7 +52,7 @@ UNSEEN = "near-duplicates were not sought, since the pictures do not fit in memo
 """What is said of a set that is decoded as it is trained on."""
 PLANES = 1024
 """Channels, at most."""
-RULES = 3
+RULES = 4
 """Version of the rules by which folders are read; runs of before read theirs by those of their time."""
 
 
@@ -221,10 +221,11 @@ def folder(
     crops = in_buckets(listing, (height, width), buckets)
     later = glance or len(listing.files) * int(np.prod(shape)) > IN_MEMORY
     seen = survey(listing, range, LOOKED if later else None) if rules > 1 else Survey(Reading(profiles=False))
+    pixels = seen.reading._replace(coarse=rules > 3)
     reading = _Folder(
         listing,
         crops,
-        [partial(_read_or_reason, listing.root, (shape[0], *sides), reading=seen.reading) for sides in crops.sides],
+        [partial(_read_or_reason, listing.root, (shape[0], *sides), reading=pixels) for sides in crops.sides],
         shape,
         partial(parts_of, listing, heldout=heldout, together=together, rules=rules),
         seen.reading.levels,

@@ -30,6 +30,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if AVI
 PROFILE = 1 << 22
 """Bytes of a colour profile, at most; those of cameras and screens have some thousand."""
 
+ENOUGH = 2
+"""How many times longer than those of the result the sides of a JPEG must be after a coarse decoding."""
+
 Pixels = NDArray[np.uint8]
 
 
@@ -52,10 +55,12 @@ class Reading(NamedTuple):
         levels: The ends of numbers that are no bytes; None goes by the format and, without a range of its own, by the
             picture.
         profiles: Whether colour profiles are converted to sRGB.
+        coarse: Whether JPEGs are decoded at a part of their size where that is enough.
     """
 
     levels: Levels | None = None
     profiles: bool = True
+    coarse: bool = True
 
 
 AS_NOW = Reading()
@@ -88,6 +93,8 @@ def read_picture(path: Path | Member, channels: int, height: int, width: int, re
             planes = [Image.fromarray(plane) for plane in _array_planes(path, channels, reading)]
         else:
             with opened(path) as picture:
+                if reading.coarse:
+                    _coarsen(picture, height, width)
                 planes = [_to_mode(picture, "L" if channels == 1 else "RGB", reading)]
         planes = [fitted(plane, height, width) for plane in planes]
     several = [np.asarray(plane) for plane in planes]
@@ -95,6 +102,18 @@ def read_picture(path: Path | Member, channels: int, height: int, width: int, re
     if pixels.shape[2] != channels:
         raise UnreadableError(f"it has {pixels.shape[2]} channels, but the data set has {channels}")
     return pixels.transpose(2, 0, 1).copy()  # Pillow's own array cannot be written to
+
+
+def _coarsen(picture: Image.Image, height: int, width: int) -> None:
+    """Let a JPEG be decoded at a half, a quarter or an eighth of its size, from fewer of its coefficients.
+
+    Of what is cropped to (height, width) at least twice the sides are left, for the resizing to average.
+    """
+    if picture.format == "JPEG":
+        down, across = (height, width) if orientation(picture) < 5 else (width, height)
+        times = min(picture.width / across, picture.height / down) / ENOUGH
+        if times >= 2:  # the largest power of two below it is taken
+            picture.draft(picture.mode, (int(picture.width / times), int(picture.height / times)))
 
 
 def fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
