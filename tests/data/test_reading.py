@@ -194,7 +194,7 @@ def test_what_is_not_used_has_a_reason(tmp_path: Path, monkeypatch: pytest.Monke
         "not used (1): neither files nor folders: cat/pipe.png",
         "(5): pictures of which only the first page or frame is read: 2/film.avif, 2/film.gif, 2/film.png, ...",
         "not used (1): folders that may not be read (permission denied): change their permissions: secret",
-        "6 pictures without a caption get an empty one (1/y.jfif, 2/film.avif, 2/film.gif, ...)",
+        "without a caption, and given an empty one: 6 pictures (1/y.jfif, 2/film.avif, 2/film.gif, ...)",
     ):
         assert sentence in notes
     assert "README" not in notes
@@ -213,7 +213,7 @@ def test_train_and_plan_say_it_and_inspect_is_not_content(tmp_path: Path, capsys
         told = capsys.readouterr().err
         assert "not used (1): pictures of a part that is not held out, since val/ is: test/a/0.png" in told
         assert "convert them to PNG or JPEG: train/a/odd.psd" in told
-        assert "6 pictures in val/ are held out, and data.heldout is not used" in told
+        assert "held out: 6 pictures in val/; data.heldout is not used" in told
     data = folder(str(root))
     assert data.train.classes == ("a", "b")
     for part, source in zip(("train", "val"), data, strict=True):
@@ -589,7 +589,7 @@ def test_twelve_bits_fill_the_range(tmp_path: Path) -> None:
     root = deep(tmp_path)
     assert sorted(value for _, _, values in rows(folder(str(root))) for value in values) == [6, 62, 125, 255]
     notes = said(root)
-    assert "4 pictures hold numbers from 100 to 4095" in notes
+    assert "numbers from 100 to 4095 in 4 pictures" in notes
     assert "0 becomes black and 4095 white (data.range=[0,4095])" in notes
     filled, _ = build_data(recipe("folder", str(root)))
     draw(root / "more.png", 60_000, "I;16")

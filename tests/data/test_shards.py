@@ -141,10 +141,10 @@ def test_classes_and_captions(tmp_path: Path) -> None:
     assert batch.labels is not None
     assert [f"a {told.train.classes[label]}" for label in batch.labels] == batch.captions
     pack(tmp_path / "some" / "0.tar", [*(file for pair in texts for file in pair), ("5.png", png(5))])
-    assert notes_of(shards(str(tmp_path / "some")))[0] == "0.tar: 1 pictures without a caption get an empty one"
+    assert notes_of(shards(str(tmp_path / "some")))[0] == "0.tar: without a caption, and given an empty one: 1 picture"
     pack(tmp_path / "twice" / "0.tar", [("0.png", png(1)), ("0.jpg", png(7)), ("1.png", png(2))])
     assert notes_of(shards(str(tmp_path / "twice")))[0] == (
-        "0.tar: 1 pictures share their name with one before them, and are not used"
+        "0.tar: not used, since one before has the same name: 1 picture"
     )
 
 
@@ -268,7 +268,7 @@ def test_a_shard_that_is_cut_off(tmp_path: Path) -> None:
     whole = pack(tmp_path / "0.tar", labelled(range(20))).read_bytes()
     (tmp_path / "0.tar").write_bytes(whole[: 20 * 1024 + 700])
     data = shards(str(tmp_path))
-    assert notes_of(data)[0] == "0.tar: it is cut off: the 10 pictures before are used"
+    assert notes_of(data)[0] == "0.tar: it is cut off: what lies before, 10 pictures, is used"
     assert shown(data) == list(range(10))
     for content, why in ((b"\1" * 2000, "begins no header"), (b"", "contains 0 pictures in 1 shards")):
         (tmp_path / "0.tar").write_bytes(content)
@@ -283,7 +283,7 @@ def test_shards_must_agree(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1.tar has no classes, and 1 other shards have some"):
         shards(str(tmp_path / "a"))
     pack(tmp_path / "b" / "0.tar", [*labelled(range(4)), ("9.png", png(9))])
-    with pytest.raises(UserError, match=r"1 of its 5 pictures have no class"):
+    with pytest.raises(UserError, match=r"no class for 1 of its 5 pictures"):
         shards(str(tmp_path / "b"))
     with pytest.raises(UserError, match="contains no shards"):
         shards(str((tmp_path / "c").mkdir() or tmp_path / "c"))

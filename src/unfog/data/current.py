@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from unfog.data import labels
 from unfog.data.classic import existing
 from unfog.data.idx import sets_of
-from unfog.data.listing import Listing, Unused, annotate, few, natural
+from unfog.data.listing import Listing, Unused, annotate, counted, few, natural
 from unfog.data.metadata import NAMES, Line, metadata_lines, text_of
 from unfog.data.packed import ARCHIVES, SHARDS, Packed, packed
 from unfog.data.pictures import SUFFIXES
@@ -106,7 +106,7 @@ def _about_captions(found: Listing, listed: bool) -> list[str]:
     if damaged:
         notes.append(f"{len(damaged):,} captions are neither UTF-8 nor marked as UTF-16: convert them ({few(damaged)})")
     if without:
-        notes.append(f"{len(without):,} pictures without a caption get an empty one ({few(without)})")
+        notes.append(f"without a caption, and given an empty one: {counted(len(without), 'picture')} ({few(without)})")
     return notes
 
 
@@ -237,7 +237,7 @@ def _split(found: Listing, unused: Unused, label_from: str) -> Listing:
         held = {name: part == chosen for name, part in parts.items()}
         keep = {name: part in TRAIN or part == chosen for name, part in parts.items()}
         unused.add(f"pictures of a part that is not held out, since {chosen}/ is", _dropped(keep))
-        notes.append(f"{sum(held.values()):,} pictures in {chosen}/ are held out, and data.heldout is not used")
+        notes.append(f"held out: {counted(sum(held.values()), 'picture')} in {chosen}/; data.heldout is not used")
     inner = {name: name.split("/", 1)[1] if seen_through else name for name in found.files}
     below = {part.lower() for path in inner.values() for part in PurePosixPath(path).parts[1:-1]} & {*TRAIN, *HELD}
     if below & TRAIN and below - TRAIN:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unfog.data.listing import counted
 from unfog.data.packed import BLOCK, tar_members
 from unfog.data.pictures import SUFFIXES
 from unfog.data.tables import LABELS, TEXTS
@@ -159,9 +160,9 @@ def _paired(content: Bytes, members: Members, path: Path) -> Indexed:
     rows = np.zeros(len(own), ROW)
     rows["offset"], rows["size"] = members.offsets[pictures[first]], members.sizes[pictures[first]]
     rows["label"], rows["text"] = -1, -1
-    notes = [members.cut + f": the {len(rows):,} pictures before are used"] if members.cut else []
+    notes = [members.cut + f": what lies before, {counted(len(rows), 'picture')}, is used"] if members.cut else []
     if many := len(pictures) - len(own):
-        notes.append(f"{many:,} pictures share their name with one before them, and are not used")
+        notes.append(f"not used, since one before has the same name: {counted(many, 'picture')}")
     beside = {suffix: np.flatnonzero(suffixes == suffix) for suffix in (CLASS, *CAPTIONS, BOTH)}
     classes: tuple[str, ...] = ()
     for suffix in (*CAPTIONS, BOTH):
@@ -175,7 +176,7 @@ def _paired(content: Bytes, members: Members, path: Path) -> Indexed:
         )
     without = int((rows["text"] < 0).sum())
     if 0 < without < len(rows):
-        notes.append(f"{without:,} pictures without a caption get an empty one")
+        notes.append(f"without a caption, and given an empty one: {counted(without, 'picture')}")
     at, which = _matched(own, group, beside[CLASS])
     if len(at):
         classes, rows["label"][at] = _named(content, members.offsets[which], members.sizes[which])
@@ -183,7 +184,7 @@ def _paired(content: Bytes, members: Members, path: Path) -> Indexed:
         at, which = _matched(own, group, beside[BOTH])
         classes, rows["label"][at] = _listed(content, members.offsets[which], members.sizes[which])
     if classes and (rows["label"] < 0).any():
-        raise ValueError(f"{int((rows['label'] < 0).sum()):,} of its {len(rows):,} pictures have no class")
+        raise ValueError(f"no class for {int((rows['label'] < 0).sum()):,} of its {counted(len(rows), 'picture')}")
     return Indexed(rows, classes, tuple(f"{path.name}: {note}" for note in notes))
 
 

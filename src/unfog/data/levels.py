@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unfog.data.listing import Listing
+from unfog.data.listing import Listing, counted
 from unfog.data.pictures import AS_NOW, Levels, Reading, UnreadableError, holds_several, values_of
 from unfog.runtime.errors import UserError
 
@@ -56,7 +56,7 @@ def survey(listing: Listing, span: Sequence[float] | None, sample: int | None = 
         return Survey(Reading(levels))
     low, high = min(low for low, _ in ends.values()), max(high for _, high in ends.values())
     note = (
-        f"{count:,} pictures hold numbers from {low:g} to {high:g}: on one scale for all, {levels.black:g} becomes "
+        f"numbers from {low:g} to {high:g} in {counted(count, 'picture')}: on one scale for all, {levels.black:g} is "
         f"black and {levels.white:g} white (data.range=[{levels.black:g},{levels.white:g}])"
     )
     return Survey(Reading(levels), (note,))
