@@ -136,7 +136,7 @@ def test_the_first_rules_read_as_they_did(tmp_path: Path) -> None:
 def test_a_recipe_of_before_keeps_the_first_rules(tmp_path: Path) -> None:
     now = recipe("folder", str(classes_of_numbers(tmp_path)))
     assert isinstance(now.data, Folder)
-    assert now.data.rules == 3
+    assert now.data.rules == 4
     assert Recipe.from_json(now.to_json()) == now
     plain = json.loads(now.to_json())
     del plain["data"]["rules"], plain["data"]["range"]
@@ -144,8 +144,8 @@ def test_a_recipe_of_before_keeps_the_first_rules(tmp_path: Path) -> None:
     assert isinstance(before, Folder)
     assert before.rules == 1
     assert before.build().train.classes == ("1", "10", "11", "2", "cat")
-    with pytest.raises(UserError, match="data.rules must be from 1 to 3, not 4"):
-        folder(str(tmp_path), rules=4)
+    with pytest.raises(UserError, match="data.rules must be from 1 to 4, not 5"):
+        folder(str(tmp_path), rules=5)
 
 
 # ------------------------------------------------------------------------------------ there but not used
@@ -222,7 +222,7 @@ def test_train_and_plan_say_it_and_inspect_is_not_content(tmp_path: Path, capsys
     assert main(["inspect", str(root), "--json", str(tmp_path / "found.json")]) == 0
     shown = capsys.readouterr().out
     assert "- unused (1): pictures of a kind that is not read: convert them to PNG or JPEG: train/a/odd.psd" in shown
-    assert "- note: 6 pictures in val/ are held out" in shown
+    assert "- note: held out: 6 pictures in val/" in shown
     assert "healthy" not in shown
     assert set(json.loads((tmp_path / "found.json").read_text())["found"]["unused"]) == {
         "test/a/0.png",
@@ -590,7 +590,7 @@ def test_twelve_bits_fill_the_range(tmp_path: Path) -> None:
     assert sorted(value for _, _, values in rows(folder(str(root))) for value in values) == [6, 62, 125, 255]
     notes = said(root)
     assert "numbers from 100 to 4095 in 4 pictures" in notes
-    assert "0 becomes black and 4095 white (data.range=[0,4095])" in notes
+    assert "0 is black and 4095 white (data.range=[0,4095])" in notes
     filled, _ = build_data(recipe("folder", str(root)))
     draw(root / "more.png", 60_000, "I;16")
     again, data = build_data(Recipe.from_json(filled.to_json()))
