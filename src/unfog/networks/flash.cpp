@@ -4,10 +4,10 @@
 // distances of batches, heads and places are given. Scores are never in memory but those of one row. All sums are in
 // float32, and each head is one thread's work, so that the numbers do not depend on how many threads there are.
 
+#include "numbers.h"
+
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
 namespace {
@@ -16,25 +16,6 @@ const int LANES = 16;
 const int ROWS = 4; // that go through the gradients of keys and values together
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-
-struct bf16 {
-    uint16_t bits;
-};
-
-inline float load(float x) { return x; }
-inline float load(bf16 x) {
-    uint32_t bits = uint32_t(x.bits) << 16;
-    float y;
-    std::memcpy(&y, &bits, 4);
-    return y;
-}
-inline void store(float *to, float x) { *to = x; }
-inline void store(bf16 *to, float x) { // to the nearest, ties to even, as torch does
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    bits = x == x ? bits + 0x7fff + ((bits >> 16) & 1) : bits;
-    to->bits = uint16_t(bits >> 16);
-}
 
 inline floats get(const float *from) {
     floats x;

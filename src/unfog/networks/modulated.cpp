@@ -4,32 +4,13 @@
 // (rows, channels), or one row for all, in float32. All sums are in float32, and each row is one thread's work, so that
 // the numbers do not depend on how many threads there are.
 
+#include "numbers.h"
+
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 
 namespace {
 
 const int MOST = 2048; // channels; the caller checks
-
-struct bf16 {
-    uint16_t bits;
-};
-
-inline float load(float x) { return x; }
-inline float load(bf16 x) {
-    uint32_t bits = uint32_t(x.bits) << 16;
-    float y;
-    std::memcpy(&y, &bits, 4);
-    return y;
-}
-inline void store(float *to, float x) { *to = x; }
-inline void store(bf16 *to, float x) { // to the nearest, ties to even, as torch does
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    bits += 0x7fff + ((bits >> 16) & 1);
-    to->bits = uint16_t(bits >> 16);
-}
 
 // exp(x) = 2^n · 2^f with n = round(x / ln 2): a polynomial of 2^f on [-1/2, 1/2], relative error 2e-7
 inline float exponential(float x) {

@@ -26,7 +26,7 @@ def library(source: Path, *, build: bool = False) -> ctypes.CDLL | None:
     """Return a compiled source file, from the cache if it was compiled for this processor before.
 
     Args:
-        source: A C++ file that includes nothing but standard headers.
+        source: A C++ file that includes nothing but standard headers and those that lie next to it.
         build: Whether to compile it where it is not in the cache.
 
     Returns: The library; None where it is not there, or there is no compiler, or no folder to write to.
@@ -60,8 +60,9 @@ def _compile(source: Path, path: Path) -> bool:
 
 
 def _key(source: Path) -> str:
-    """Return what the machine code depends on, as a name: source, options and processor."""
-    return hashlib.sha256(repr((source.read_text(), FLAGS, processor())).encode()).hexdigest()[:16]
+    """Return what the machine code depends on, as a name: source, headers next to it, options and processor."""
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    return hashlib.sha256(repr((texts, FLAGS, processor())).encode()).hexdigest()[:16]
 
 
 @cache
