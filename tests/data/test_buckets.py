@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -21,9 +22,10 @@ from unfog.data.folder import notes_of
 from unfog.data.pictures import describe_picture, read_picture
 from unfog.data.source import Data, InMemory
 from unfog.interop.card import card
-from unfog.recipes.build import build_denoiser
+from unfog.recipes.build import build_data, build_denoiser
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.sources import Folder
 from unfog.reports.replay import replay
 from unfog.runs.requests import sample_into
 from unfog.runs.run import Run, load, resume, train
@@ -48,7 +50,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def read(path: Path, most: int = 3, **options: object) -> Data:
+def read(path: Path, most: int | list[list[int]] = 3, **options: object) -> Data:
     """The folder in buckets of about 32×32."""
     return folder.folder(str(path), 32, buckets=most, **options)  # type: ignore[arg-type]
 
@@ -177,15 +179,38 @@ def test_one_shape_is_as_before(pictures: Path) -> None:
 
 @pytest.mark.parametrize("most", [0, 17, -1])
 def test_number_of_shapes(pictures: Path, most: int) -> None:
-    with pytest.raises(UserError, match=f"data.buckets must be from 1 to 16, not {most}"):
+    with pytest.raises(UserError, match=rf"data\.buckets must be from 1 to 16, .*not {most}"):
         read(pictures, most)
 
 
 def test_nothing_is_left_to_hold_out(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "parts_of", lambda *given, **by_name: folder.Parts(np.arange(136), np.array([0])))
     monkeypatch.setattr(buckets, "crops", lambda *given: folder.Crops((WIDE, TALL), np.arange(136) % 2 ^ 1))
-    with pytest.raises(UserError, match=r"too few to hold one out: lower data\.buckets"):
+    with pytest.raises(UserError, match=r"too few to hold one out: change data\.buckets"):
         read(pictures)
+
+
+def test_shapes_that_are_given(pictures: Path) -> None:
+    """Their order stays, whatever is frequent; one to which no picture is nearest is left out."""
+    data = read(pictures, [[40, 24], [24, 40], [24, 40], [8, 64]])
+    assert [part.shape for part in shapes_of(data.train)] == [(3, *TALL), (3, *WIDE)]
+    assert data.heldout.shape == (3, *TALL)
+    for wrong in ([], [[24]], [[0, 8]], [[8, 5000]], [[8, 8 + one] for one in range(17)]):
+        with pytest.raises(UserError, match=r"data\.buckets must be"):
+            read(pictures, wrong)
+
+
+def test_shapes_stay_whatever_is_added(run: Run, pictures: Path, tmp_path: Path) -> None:
+    """Those of a run are in its recipe: new pictures of another shape change nothing else."""
+    assert isinstance(run.recipe.data, Folder)
+    assert run.recipe.data.buckets == (WIDE, TALL, (32, 32))
+    more = tmp_path / "more"
+    copytree(pictures, more)
+    for number in range(200):
+        Image.new("RGB", (30, 120), (number, 0, 0)).save(more / "odd" / f"new{number}.png")
+    again, data = build_data(replace(run.recipe, data=replace(run.recipe.data, path=str(more))))
+    assert (again.shape, again.shapes) == (run.recipe.shape, run.recipe.shapes)
+    assert sum(map(len, shapes_of(data.train))) > 136 - HELD + 150
 
 
 def test_a_changed_picture_of_another_shape_is_noticed(pictures: Path, tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ from fractions import Fraction
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 
 from unfog.data.listing import Listing
-from unfog.data.pictures import UnreadableError, describe_picture
+from unfog.data.pictures import LONGEST, UnreadableError, describe_picture
 from unfog.data.source import Batch, Data, Indices, Source, Subset, ordered
 from unfog.runtime.errors import Remark, UserError
 from unfog.runtime.progress import track
 
+Shares = npt.NDArray[np.float64]
 Sides = tuple[int, int]
 """Height and width."""
 MOST = 16
@@ -54,19 +56,21 @@ class Crops(NamedTuple):
         return (Remark(f"pictures are cropped, {listed} pixels, {loss}{others}"),)
 
 
-def in_buckets(listing: Listing, base: Sides, most: int) -> Crops:
+def in_buckets(listing: Listing, base: Sides, buckets: int | Sequence[Sequence[int]]) -> Crops:
     """Choose the shapes to which the pictures of a folder are cropped.
 
     Args:
         listing: The folder.
         base: Height and width of the one shape that there would be otherwise; the others have about its area.
-        most: Shapes, at most.
+        buckets: Shapes, at most, or the shapes.
 
-    Raises: UserError: If there shall be less than one, or more than 16.
+    Raises: UserError: If there shall be less than one, or more than 16, or one has impossible sides.
     """
+    given = () if isinstance(buckets, int) else tuple(dict.fromkeys(map(_sides, buckets)))
+    most = buckets if isinstance(buckets, int) else len(given)
     if not 1 <= most <= MOST:
-        raise UserError(f"data.buckets must be from 1 to {MOST}, not {most}")
-    if most == 1:
+        raise UserError(f"data.buckets must be from 1 to {MOST}, or as many pairs [height, width], not {buckets}")
+    if most == 1 and not given:
         return Crops((base,), np.zeros(len(listing.files), np.int64))
     sides = []
     for file in track(listing.files, "reading the shapes of pictures", console=Console(stderr=True)):
@@ -74,7 +78,36 @@ def in_buckets(listing: Listing, base: Sides, most: int) -> Crops:
             sides.append(describe_picture(listing.root / file)[1:])
         except UnreadableError:  # said when its pixels are read
             sides.append(base)
-    return crops(sides, base, most)
+    return cropped(sides, base, given) if given else crops(sides, base, most)
+
+
+def _sides(pair: Sequence[int]) -> Sides:
+    """Return height and width of a shape that was given."""
+    if len(pair) != 2 or not 1 <= min(pair) <= max(pair) <= LONGEST:
+        raise UserError(f"a shape in data.buckets must be [height, width], from 1 to {LONGEST:,}, not {list(pair)}")
+    return pair[0], pair[1]
+
+
+def cropped(sides: Sequence[Sides], base: Sides, found: Sequence[Sides]) -> Crops:
+    """Choose the best of some shapes for each picture.
+
+    Args:
+        sides: Height and width of each picture.
+        base: The shape to compare with.
+        found: The shapes.
+    """
+    lost = losses(sides, (*found, base))
+    which = lost[:, :-1].argmin(1)
+    return Crops(tuple(found), which, float(lost[:, :-1].min(1).mean()), float(lost[:, -1].mean()))
+
+
+def losses(sides: Sequence[Sides], found: Sequence[Sides]) -> Shares:
+    """Return which share of each picture is cropped away for each shape, `(pictures, shapes)`.
+
+    That is 1 - exp(-|difference of the logarithms of the aspect ratios|).
+    """
+    own, to = (np.log([height / width for height, width in some]) for some in (sides, found))
+    return np.asarray(-np.expm1(-np.abs(own[:, None] - to)))
 
 
 def crops(sides: Sequence[Sides], base: Sides, most: int) -> Crops:
@@ -86,9 +119,7 @@ def crops(sides: Sequence[Sides], base: Sides, most: int) -> Crops:
         most: Shapes, at most.
     """
     found = candidates(base)
-    ratios = np.log([height / width for height, width in sides])
-    # a crop to another aspect ratio loses 1 - exp(-|difference of the logarithms|) of the pixels
-    lost = -np.expm1(-np.abs(ratios[:, None] - np.log([height / width for height, width in found])))
+    lost = losses(sides, found)
     chosen: list[int] = []
     least = np.ones(len(sides))
     while len(chosen) < min(most, len(found)):
@@ -102,11 +133,9 @@ def crops(sides: Sequence[Sides], base: Sides, most: int) -> Crops:
     which = lost[:, chosen].argmin(1)
     counts = np.bincount(which, minlength=len(chosen))
     kept = [place for place in np.argsort(-counts, kind="stable") if counts[place] >= LEAST] or [int(counts.argmax())]
-    final = lost[:, [chosen[place] for place in kept]]
-    order = np.argsort(-np.bincount(final.argmin(1), minlength=len(kept)), kind="stable")
-    named = tuple(found[chosen[kept[place]]] for place in order)
-    alone = float(lost[:, found.index(base)].mean())
-    return Crops(named, final[:, order].argmin(1), float(final.min(1).mean()), alone)
+    counts = np.bincount(lost[:, [chosen[place] for place in kept]].argmin(1), minlength=len(kept))
+    order = np.argsort(-counts, kind="stable")
+    return cropped(sides, base, [found[chosen[kept[place]]] for place in order])
 
 
 def candidates(base: Sides) -> tuple[Sides, ...]:
@@ -135,7 +164,7 @@ def by_shape(which: Indices, train: Indices, held: Indices, part: Callable[[int,
     own, *others = (train[which[train] == shape] for shape in range(int(which.max()) + 1))
     mine = held[which[held] == 0]
     if not len(own) or not len(mine):
-        raise UserError("the pictures of the most frequent shape are too few to hold one out: lower data.buckets")
+        raise UserError("the pictures of the first shape are too few to hold one out: change data.buckets")
     main = part(0, own)
     further = tuple(part(shape, rows) for shape, rows in enumerate(others, 1) if len(rows))
     if further:

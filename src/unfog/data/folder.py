@@ -174,7 +174,7 @@ def folder(
     rules: int = RULES,
     label_from: str = AUTO,
     glance: bool = False,
-    buckets: int = 1,
+    buckets: int | Sequence[Sequence[int]] = 1,
 ) -> Data:
     """Read a folder of images, each centre-cropped and resized to one shape, or to one of a few.
 
@@ -196,8 +196,9 @@ def folder(
             name, up to `_`, `-` or a space; `csv`, the label in the metadata, or `csv:COLUMN`, another column of them.
             Default: the metadata, else `.cls` files, else the first folders.
         glance: Decode no picture but those that are asked for, and look at some only to choose `range`.
-        buckets: Shapes, at most, of about the same area; each image is cropped to that which loses least of it. Those
-            of the most frequent shape are the data set; training takes turns with the others.
+        buckets: Shapes, at most, of about the same area, or the shapes, each [height, width]; an image is cropped to
+            that which loses least of it. Those of the most frequent shape, or of the first that was given, are the data
+            set; training takes turns with the others.
 
     Returns: The data set; unreadable images are skipped with a warning.
     Raises: UserError: If the folder does not exist, or none of its images can be read.

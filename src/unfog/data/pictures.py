@@ -30,6 +30,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if AVI
 PROFILE = 1 << 22
 """Bytes of a colour profile, at most; those of cameras and screens have some thousand."""
 
+LONGEST = 4096
+"""The longest side to which pictures are resized."""
 ENOUGH = 2
 """How many times longer than those of the result the sides of a JPEG must be after a coarse decoding."""
 
@@ -136,8 +138,8 @@ def sides_of(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
     sides = [size, size] if isinstance(size, int) else size
-    if len(sides) != 2 or min(sides) < 1 or max(sides) > 4096:
-        raise UserError(f"data.size must be a side or [height, width], from 1 to 4096, not {size}")
+    if len(sides) != 2 or min(sides) < 1 or max(sides) > LONGEST:
+        raise UserError(f"data.size must be a side or [height, width], from 1 to {LONGEST}, not {size}")
     return sides[0], sides[1]
 
 

@@ -48,9 +48,12 @@ def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
     filled = replace(
         recipe, shape=data.train.shape, classes=data.train.classes, shapes=tuple(one.shape for one in every[1:])
     )
-    span = getattr(getattr(data.train, "source", data.train), "span", None)
-    if span is not None and isinstance(recipe.data, Folder):  # the scale of a run stays, whatever is added to its data
-        filled = replace(filled, data=replace(recipe.data, range=tuple(span)))
+    if isinstance(recipe.data, Folder):  # the scale and the shapes of a run stay, whatever is added to its data
+        span = getattr(getattr(data.train, "source", data.train), "span", None)
+        spec = recipe.data if span is None else replace(recipe.data, range=tuple(span))
+        if isinstance(spec.buckets, int) and spec.buckets > 1:
+            spec = replace(spec, buckets=tuple((one.shape[1], one.shape[2]) for one in every))
+        filled = replace(filled, data=spec)
     if (epochs := recipe.training.epochs) is not None:
         filled = filled.set(f"training.images={max(1, round(epochs * sum(map(len, every))))}", "training.epochs=null")
     if recipe.conditioning.captioned:

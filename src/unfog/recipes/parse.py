@@ -75,7 +75,12 @@ def _value(field: str, name: str, value: object, annotation: Any) -> object:
     check_size(where, value)
     if isinstance(value, int) and not isinstance(value, bool) and annotation in (float, float | None):
         return float(value)  # torch rejects integers above 2**31
-    return tuple(value) if isinstance(value, list) else value
+    return _frozen(value)
+
+
+def _frozen(value: object) -> object:
+    """Return a value with tuples instead of lists."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _is_part(annotation: Any) -> bool:

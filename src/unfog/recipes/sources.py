@@ -111,7 +111,7 @@ class Folder:
     range: Sequence[float] | None = None
     rules: int = folder.RULES
     label_from: str = AUTO
-    buckets: int = 1
+    buckets: int | Sequence[Sequence[int]] = 1
 
     def build(self, glance: bool = False) -> Data:
         """Read the folder, or with `glance` only what its files are."""
