@@ -51,7 +51,11 @@ def test_python_snippets_run(page: Path, home: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:all samples of a report were one colour")  # so short are the trainings
+@pytest.mark.filterwarnings(
+    "ignore:all samples of a report were one colour",  # so short are the trainings
+    "ignore:pictures are cropped",  # of which there are a dozen, too few for several shapes
+    "ignore:pictures of .* can repeat or miss things",
+)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_shell_lines_run(page: Path, home: Path) -> None:
     """Each `unfog` line exits with 0; trainings are cut short, those on data that must be fetched only parsed."""
