@@ -20,7 +20,7 @@ from unfog.data.buckets import LEAST, Turns, candidates, crops, rows_of_training
 from unfog.data.fingerprint import fingerprint
 from unfog.data.folder import notes_of
 from unfog.data.pictures import describe_picture, read_picture
-from unfog.data.source import Data, InMemory
+from unfog.data.source import Data, InMemory, Subset
 from unfog.interop.card import card
 from unfog.recipes.build import build_data, build_denoiser
 from unfog.recipes.presets import recipe
@@ -296,6 +296,15 @@ def test_latents_of_every_shape(pictures: Path, tmp_path: Path) -> None:
     assert {one[1:] for one in caches} == {(2, 4, 16, 16), (2, 4, 20, 12), (2, 4, 12, 20)}
     assert sum(one[0] for one in caches) == 136 - HELD
     assert made.sample(1, size=TALL).shape == (1, 3, *TALL)
+
+
+def test_large_shapes_are_bounded(pictures: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is reckoned with the largest, not with the first."""
+    monkeypatch.setattr(folder, "IN_MEMORY", 136 * 3 * 2000)
+    assert isinstance(read(pictures).heldout, Subset)
+    assert isinstance(read(pictures, [[24, 40], [64, 40]]).heldout, folder.Streamed)
+    with pytest.raises(UserError, match="rows of 3×4096×4096 are more than"):
+        build_denoiser(replace(run.recipe, shapes=((3, 4096, 4096),)))
 
 
 @pytest.mark.parametrize("others", [[[3]], [[3, 0, 8]], [[3, 1 << 29, 8]], [[3, 8, 8], []], "x", [3], [["a"]]])

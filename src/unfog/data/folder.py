@@ -220,7 +220,8 @@ def folder(
     if len(listing.files) < 2:
         raise UserError(f"{listing.root} contains one image: a data set needs 2 or more")
     crops = in_buckets(listing, (height, width), buckets)
-    later = glance or len(listing.files) * int(np.prod(shape)) > IN_MEMORY
+    largest = shape[0] * max(down * across for down, across in crops.sides)
+    later = glance or len(listing.files) * largest > IN_MEMORY
     seen = survey(listing, range, LOOKED if later else None) if rules > 1 else Survey(Reading(profiles=False))
     pixels = seen.reading._replace(coarse=rules > 3)
     reading = _Folder(

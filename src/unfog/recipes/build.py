@@ -230,7 +230,7 @@ def _autoencoder(recipe: Recipe, criticised: bool) -> Criticised:
 
 def _check_batches(recipe: Recipe) -> None:
     """Raise a UserError if a batch would hold too many numbers."""
-    shape = stored_shape(recipe)
+    shape = max((stored_shape(recipe), *recipe.shapes), key=math.prod)
     for name, batch in (("training", recipe.training.batch), ("sampling", recipe.sampling.portion)):
         if batch * math.prod(shape) > VALUES:
             sides = "×".join(map(str, shape))
