@@ -1,5 +1,6 @@
 """What a training will take: the arithmetic of budgets, memory that grows with the batch, and nothing left behind."""
 
+import importlib
 import math
 import os
 import re
@@ -32,7 +33,8 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture(autouse=True)
 def rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders go."""
+    """Where temporary folders go, but for the one that torch makes when counting imports its compiler."""
+    importlib.import_module("torch._dynamo")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
