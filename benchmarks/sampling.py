@@ -10,9 +10,11 @@ What the solvers cost in addition to the network is timed on one that does nothi
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import rig
 import torch
+import training
 import tyro
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 from rivals import Answer, twins
@@ -25,8 +27,9 @@ from unfog.diffusion.schedules import RectifiedFlow
 from unfog.diffusion.solvers import Solver
 from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import Eps, Flow, Prediction
+from unfog.recipes.choices import apply
 from unfog.recipes.kinds import KINDS, class_of
-from unfog.runtime.device import arithmetic, choose_device, choose_precision, keep_memory
+from unfog.runtime.device import Precision, arithmetic, choose_device, choose_precision, keep_memory
 
 RULES: dict[str, tuple[type[SchedulerMixin], str, int]] = {
     "DDPM": (DDPMScheduler, "ancestral", 1000),
@@ -79,12 +82,20 @@ def ours(network: nn.Module, kind: str, steps: int, x: Tensor, *, low: bool) -> 
     return call
 
 
+def as_a_run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Precision:
+    """Let a network compute as a run does that was trained here, and return its arithmetic."""
+    with TemporaryDirectory() as folder:
+        _, trainer = training.ours(shape, Path(folder), device, *training.unet("course"), measured=True)
+    apply(network, trainer.settings.choices)
+    return trainer.precision
+
+
 def pipelines(rounds: int, seconds: float, device: torch.device) -> rig.Table:
     """Measure whole samplings of 16 and 64 pictures."""
     torch.manual_seed(0)
     pair = twins("course")
     answering, network = Answer(pair.theirs).to(device).eval(), pair.ours.to(device).eval().requires_grad_(False)
-    low = choose_precision("auto", device, pair.shape) == "bfloat16"
+    low = as_a_run(network, pair.shape, device) == "bfloat16"
     rows = []
     for batch in (16, 64):
         x = torch.randn(batch, *pair.shape, device=device)

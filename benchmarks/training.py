@@ -9,7 +9,9 @@ or as it comes with UNFOG_KEEP_MEMORY=0. 'As shipped' is float32 in the default 
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,20 +24,18 @@ from diffusers.training_utils import EMAModel
 from rivals import TOPOLOGIES, Answer, twins
 from torch import Tensor, nn
 
-from unfog.data.source import Data, InMemory
+from unfog.data.source import Augment, Data, InMemory
 from unfog.recipes.networks import CompactSpec
+from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.sources import Digits
 from unfog.runtime.device import choose_device, keep_memory
+from unfog.training.choices import choose
 from unfog.training.loop import batches
 from unfog.training.trainer import Trainer
 
-RECIPES = {
-    "digits": ((1, 8, 8), ("network=compact", "optimizer.lr=5e-3")),
-    "mnist, fashion": ((1, 28, 28), ("network.width=64", "network.patch=2", "optimizer=muon")),
-    "cifar10": ((3, 32, 32), ("network.width=96", "network.patch=2", "network.blocks=2", "training.batch=128")),
-}
-"""Shapes and settings of the recipes."""
+RECIPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+"""Recipes, and the shapes of their pictures."""
 
 
 def theirs(network: nn.Module, x0: Tensor, *, low: bool, last: bool) -> Callable[[], object]:
@@ -67,14 +67,33 @@ def theirs(network: nn.Module, x0: Tensor, *, low: bool, last: bool) -> Callable
 
 
 def ours(
-    shape: tuple[int, ...], folder: Path, device: torch.device, *settings: str, network: nn.Module | None = None
+    shape: tuple[int, ...],
+    folder: Path,
+    device: torch.device,
+    *settings: str,
+    network: nn.Module | None = None,
+    of: Recipe | None = None,
+    measured: bool = False,
 ) -> tuple[Callable[[], object], Trainer]:
-    """Return a training step of a recipe on made-up pictures, and its trainer."""
+    """Return a training step on made-up pictures, and its trainer.
+
+    Args:
+        shape: Of the pictures.
+        folder: Of the run.
+        device: Where it trains.
+        settings: Of the recipe.
+        network: Whose weights it begins with.
+        of: The recipe, with its own conditioning dropped.
+        measured: Whether it computes as `unfog train` does, in what is fastest here, instead of by the usual ways.
+    """
     pictures = torch.randint(0, 256, (4096, *shape), dtype=torch.uint8)
-    recipe = Recipe("bench", Digits(), CompactSpec(), shape=shape).set(*settings)
-    trainer = Trainer(recipe, Data(InMemory(pictures), InMemory(pictures[:64])), folder, device)
+    own = of or Recipe("bench", Digits(), CompactSpec())
+    bare = replace(own, data=Digits(), augment=Augment(), shape=shape).set("conditioning=none", *settings)
+    trainer = Trainer(bare, Data(InMemory(pictures), InMemory(pictures[:64])), folder, device)
     if network is not None:
         trainer.denoiser.network.load_state_dict(network.state_dict())
+    if measured:
+        choose(trainer)
     coming = batches(trainer)
     return lambda: trainer.descend(next(coming)), trainer
 
@@ -93,6 +112,13 @@ def unet(name: str) -> tuple[str, ...]:
     )
 
 
+def _step(
+    shape: tuple[int, ...], folder: Path, device: torch.device, network: nn.Module, settings: Sequence[str], *more: str
+) -> Callable[[], object]:
+    """Return a training step with a network's weights, computed in what is fastest here."""
+    return ours(shape, folder, device, *settings, *more, network=network, measured=True)[0]
+
+
 def twin_rows(name: str, batch: int, most: float, rounds: int, seconds: float, device: torch.device) -> rig.Table:
     """Measure one topology with the same weights on both sides."""
     torch.manual_seed(0)
@@ -105,15 +131,14 @@ def twin_rows(name: str, batch: int, most: float, rounds: int, seconds: float, d
     x0, answering = torch.randn(batch, *pair.shape, device=device), Answer(pair.theirs).to(device)
     settings = (*unet(name), f"training.batch={batch}")
     with TemporaryDirectory() as folder:
+        step = partial(_step, pair.shape, Path(folder), device, pair.ours, settings)
         calls = {
             "diffusers as shipped": theirs(answering, x0, low=False, last=False),
             "diffusers channels-last": theirs(answering, x0, low=False, last=True),
             "diffusers bfloat16": theirs(answering, x0, low=True, last=False),
             "diffusers bfloat16 channels-last": theirs(answering, x0, low=True, last=True),
-            "unfog float32": ours(
-                pair.shape, Path(folder), device, *settings, "training.precision=float32", network=pair.ours
-            )[0],
-            "unfog": ours(pair.shape, Path(folder), device, *settings, network=pair.ours)[0],
+            "unfog float32": step("training.precision=float32"),
+            "unfog": step(),
         }
         taken = rig.interleaved(calls, rounds=rounds, seconds=seconds, device=device, what=name)
     shipped, best = taken["diffusers as shipped"], min(time for key, time in taken.items() if key.startswith("diff"))
@@ -142,8 +167,8 @@ def default_rows(most: float, rounds: int, seconds: float, device: torch.device)
     rows, calls, images = [], {}, {}
     flops: dict[str, int] = {}
     with TemporaryDirectory() as folder:
-        for name, (shape, settings) in RECIPES.items():
-            call, trainer = ours(shape, Path(folder), device, *settings)
+        for name, shape in RECIPES.items():
+            call, trainer = ours(shape, Path(folder), device, of=recipe(name), measured=True)
             plain = copy.deepcopy(trainer.denoiser.network).cpu()
             calls[f"unfog {name}"], images[f"unfog {name}"] = call, trainer.settings.batch
             flops[f"unfog {name}"] = rig.training_flops(plain, shape)
@@ -163,7 +188,7 @@ def default_rows(most: float, rounds: int, seconds: float, device: torch.device)
             found = {"GFLOP/s": speed * flops[name] / 1e9, "of the ceiling": f"{speed * flops[name] / most:.0%}"}
         rows.append({"training": name, "batch": images[name], "images/s": speed, **found})
     note = (
-        "Whole steps of the recipes' networks, optimizers and batches on made-up pictures without labels, dropout and "
+        "Whole steps of the recipes' networks, optimizers and batches on made-up pictures without labels and "
         "augmentation, and of the peers' own examples on pictures of 28×28, float32 as shipped."
     )
     return rig.Table("Training: defaults", note, rows)

@@ -110,7 +110,7 @@ def _idx(name: str, data: str | None, size: Size | None, names: tuple[str, ...] 
         name,
         data=source,
         network=CompactSpec(width=64, patch=patch),
-        optimizer=Muon(lr=5e-3, warmup=1500),
+        optimizer=Muon(lr=5e-3, warmup=500),
         training=Training(images=300_000),
         sampling=Sampling(guidance=2.0),
     )
