@@ -31,6 +31,7 @@ from unfog.diffusion.guidance import ClassifierGuided, Interval
 from unfog.diffusion.names import NAMES
 from unfog.diffusion.schedules import Schedule
 from unfog.generation import edits
+from unfog.generation.trajectories import Trajectories
 from unfog.recipes.build import build_data
 from unfog.recipes.kinds import KINDS
 from unfog.recipes.latents import LatentCodec
@@ -41,8 +42,10 @@ from unfog.runs.run import fit, load, refit
 from unfog.runtime import distributed
 from unfog.runtime.device import choose_device, free_memory, peak_memory
 from unfog.runtime.errors import Stopped, UserError
+from unfog.runtime.tensors import write_tensors
 from unfog.training import loop, trainer
 from unfog.training.hooks import Hooks
+from unfog.training.objectives.distillation import Distillation
 from unfog.training.reporting import Reporting
 from unfog.training.trainer import Trainer
 
@@ -543,10 +546,22 @@ def test_every_part_of_a_recipe_takes_steps(field: str, kind: str, data: dict[st
         if isinstance(chosen.codec, LatentCodec):
             chosen = replace(chosen, codec=replace(chosen.codec, path=str(autoencoder_of(chosen, tmp_path))))
         one = trainer_on("mps", chosen, tmp_path)
+        if isinstance(chosen.objective, Distillation):
+            taught_by_chance(one, chosen.objective)
         assert np.isfinite(one.descend(one.draws(0)))
         assert np.isfinite(one.held_out_loss())
         assert one.save()
         one.restore()
+
+
+def taught_by_chance(one: Trainer, objective: Distillation) -> None:
+    """Write trajectories between random states into the folder of a distillation."""
+    times = torch.linspace(1, 0, objective.points + 1, dtype=torch.float64).expand(64, -1)
+    states = torch.randn(64, objective.points + 1, *one.known.shape)
+    made = Trajectories(states.half(), times, torch.ones(64), torch.zeros(64, dtype=torch.int64))
+    where = one.folder / objective.folder(one.recipe.seed)
+    where.mkdir()
+    write_tensors(where / "000000.safetensors", made.tensors())
 
 
 def autoencoder_of(chosen: Recipe, folder: Path) -> Path:

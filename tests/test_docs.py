@@ -78,10 +78,13 @@ def test_shell_lines_run(page: Path, home: Path) -> None:
             arguments += ["-n", "120"]
         for many in {"50000", "1000"} & set(arguments):
             arguments[arguments.index(many)] = "120"
-        if verb == "train":
+        if verb in ("train", "distill"):
             for flag in {"--budget", "--epochs", "--images"} & set(arguments):  # the cuts say how long
                 place = arguments.index(flag)
                 del arguments[place : place + 2]
+        if verb == "distill":
+            arguments += ["--images", "256", "--rows", "64", "--points", "2"]
+        if verb == "train":
             wide = arguments[0] == "autoencoder" or "network=unet" in arguments
             cuts = SHORT[wide:] + ["codec.images=256"] * ("codec=latents" in arguments)
             arguments += [word for setting in cuts for word in ("--set", setting)]

@@ -149,6 +149,7 @@ if TYPE_CHECKING:
     from unfog.recipes.sources import Idx as Idx
     from unfog.recipes.sources import Points as Points
     from unfog.recipes.text_encoders import PretrainedConditioning as PretrainedConditioning
+    from unfog.runs.distilling import distill as distill
     from unfog.runs.run import Run as Run
     from unfog.runs.run import begin as begin
     from unfog.runs.run import fit as fit
@@ -160,6 +161,7 @@ if TYPE_CHECKING:
     from unfog.training.ema import EMA as EMA
     from unfog.training.hooks import Report as Report
     from unfog.training.objectives.denoising import Denoising as Denoising
+    from unfog.training.objectives.distillation import Distillation as Distillation
     from unfog.training.objectives.reconstruction import Reconstruction as Reconstruction
     from unfog.training.plan import plan as plan
     from unfog.training.trainer import Trainer as Trainer
@@ -205,6 +207,7 @@ _HOMES = {
     "Discrete": "diffusion.tables",
     "DiscreteSchedule": "diffusion.tables",
     "DiscreteTimes": "diffusion.times",
+    "Distillation": "training.objectives.distillation",
     "EDM": "diffusion.schedules",
     "EDMTarget": "diffusion.targets",
     "EDMWeighting": "diffusion.weightings",
@@ -301,6 +304,7 @@ _HOMES = {
     "bits_per_dim": "diffusion.likelihood",
     "compare": "evaluation.compare",
     "denoising_loss": "diffusion.objectives",
+    "distill": "runs.distilling",
     "evaluate": "evaluation.sets",
     "export_model": "interop.export",
     "follow": "diffusion.sampling",

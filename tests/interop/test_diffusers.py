@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,6 +33,7 @@ from unfog.recipes import text_encoders as pretrained
 from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.kinds import kind_of
 from unfog.recipes.presets import recipe
+from unfog.runs.distilling import distill
 from unfog.runs.run import Run, load, train
 from unfog.runtime.errors import UserError
 
@@ -516,17 +518,41 @@ def test_numpy_draws_from_onnx(
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr("unfog.networks.attention._AT_ONCE", 1)  # plain products in pieces, as many as the batch says
     chosen = tiny("solver=ddim", "sampling.guidance=2", *more)
-    run = train(chosen, tmp_path / "run", device="cpu", console=Console(quiet=True))
-    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--to", "onnx", "--steps", "6"]) == 0
+    train(chosen, tmp_path / "run", device="cpu", console=Console(quiet=True))
+    draws_alike(tmp_path, monkeypatch, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("conditioning", ["classes", "none"])
+def test_numpy_draws_a_student_from_onnx(
+    tiny: MakeRecipe, tmp_path: Path, conditioning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Span and learned guidance are among the embeddings of the classes."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    quiet, teacher = Console(quiet=True), tmp_path / "teacher"
+    train(tiny(f"conditioning={conditioning}"), teacher, device="cpu", console=quiet)
+    distill(teacher, tmp_path / "run", rows=64, points=4, images=512, device="cpu", console=quiet)
+    draws_alike(tmp_path, monkeypatch, 2)
+    if conditioning == "classes":
+        monkeypatch.setattr(sys, "argv", ["sample.py", "--guidance", "2"])
+        with pytest.raises(SystemExit, match=r"exported for guidance 1\.5"):
+            runpy.run_path(str(tmp_path / "out" / "sample.py"), run_name="__main__")
+
+
+def draws_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """The exported script draws what we draw by DDIM from the same noise."""
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--to", "onnx", "--steps", str(steps)]) == 0
     script = tmp_path / "out" / "sample.py"
     words = [str(script), "--count", "3", "--seed", "5", "--out", str(tmp_path / "drawn.png")]
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_path(str(script), run_name="__main__")
     run = load(tmp_path / "run", "cpu", "float32")
-    sampler = run.sampler(steps=6)
+    sampler = replace(run.sampler(steps=steps), settings=replace(run.sampler(steps=steps).settings, batch=3))
     noise = torch.from_numpy(np.random.default_rng(5).standard_normal((3, *known_of(run.recipe).shape), np.float32))
     with torch.inference_mode():
-        denoise, times = sampler.denoise(torch.arange(3))
+        asked = None if run.denoiser.embedder is None else torch.arange(3)
+        denoise, times = sampler.denoise(asked)
         for step in trajectory(denoise, denoise.schedule.sigma(times[0]) * noise, times, sampler.solver):
             x = step.x
         known = sampler.codec.decode(x)

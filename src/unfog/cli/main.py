@@ -16,13 +16,14 @@ from unfog.cli.looking import explain, inspect, recipe, recipes, report
 from unfog.cli.measuring import bench, compare, evaluate, verify
 from unfog.cli.numbers import REGISTRY
 from unfog.cli.serving import app
-from unfog.cli.training import average, plan, replay, train
+from unfog.cli.training import average, distill, plan, replay, train
 from unfog.runtime.errors import unknown
 from unfog.runtime.provenance import commanded
 from unfog.runtime.version import __version__
 
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
+    "distill": distill,
     "inspect": inspect,
     "plan": plan,
     "sample": sample,

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from unfog.cli import arguments
-from unfog.cli.options import AcceptChangedData, Device, Flat, RunFolder, SomePath, Training
+from unfog.cli.options import (
+    AcceptChangedData,
+    Device,
+    Flat,
+    MovedData,
+    Numbers,
+    RunFolder,
+    SomeInt,
+    SomePath,
+    SomeText,
+    Training,
+)
 from unfog.runtime.errors import UserError
 from unfog.runtime.lines import lines_of
 
@@ -107,6 +118,67 @@ def train(
             started=arguments.began,
         )
     _ended(folder, training.device)
+
+
+def distill(
+    teacher: RunFolder,
+    /,
+    *,
+    out: Path,
+    steps: int = 1,
+    budget: SomeText = None,
+    images: SomeInt = None,
+    rows: int = 4096,
+    points: int = 16,
+    scales: Numbers = (),
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")] = (),
+    data: MovedData = None,
+    device: Device = "auto",
+) -> None:
+    """Train a student of a run, which draws in one to four steps what that draws in many.
+
+    The teacher's own trajectories, from noise to data, are made first; the student has its network, begins with its
+    weights and learns to jump along them. It is a run folder like any other, which no longer needs the teacher.
+    Stopped, it resumes with `unfog train --resume OUT`.
+
+    For example:
+
+      unfog distill runs/digits --out runs/fast --budget 5m
+      unfog sample runs/fast -n 64 --steps 2
+      unfog bench runs/fast --nfe 1 2 4
+
+    Args:
+        out: The new run folder.
+        steps: Steps in which it is sampled by default; it can be sampled in any number.
+        budget: Time for the whole command, of which at most two fifths are for the trajectories.
+        images: Rows to train on, repeats included. Default: as many images as the teacher.
+        rows: Trajectories.
+        points: Steps of each.
+        scales: The lowest and the highest scale of guidance that the student learns. Default: 1, which is off, and one
+            and a half of the teacher's.
+        set: Change a setting of the recipe.
+    """
+    from unfog.runs import run
+    from unfog.runs.data import moved
+    from unfog.runs.distilling import student_of
+    from unfog.runs.reading import check_vacant
+
+    if len(scales) not in (0, 2):
+        raise UserError("--scales takes the lowest and the highest scale of guidance, for instance --scales 1 3")
+    check_vacant(out)
+    length = None if budget is None else arguments.seconds(budget)
+    between = (scales[0], scales[1]) if scales else None
+    chosen = moved(student_of(teacher, steps=steps, rows=rows, points=points, scales=between), data)
+    own = () if images is None else (f"training.images={images}",)
+    run.fit(
+        chosen.set(*set, *own),
+        out,
+        budget=length,
+        init_from=teacher,
+        device=device,
+        started=arguments.began,
+    )
+    _ended(out, device)
 
 
 def _ended(folder: Path, device: str) -> None:

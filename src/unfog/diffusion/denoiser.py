@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, cast, get_args
 
 import torch
@@ -12,7 +12,7 @@ from unfog.diffusion.defaults import target_of
 from unfog.diffusion.schedules import EDM, RectifiedFlow, Schedule, as_time, expand
 from unfog.diffusion.targets import Prediction, Target
 from unfog.networks.conditioning import Cond, Embedder
-from unfog.networks.layers import Network
+from unfog.networks.layers import Network, ScalarEmbedding
 from unfog.runtime.brief import outline
 from unfog.runtime.errors import UserError, unknown
 
@@ -20,6 +20,8 @@ InputScale = Literal["none", "unit"]
 NetworkTime = Literal["index", "whole", "thousand", "log_snr", "clock"]
 Clock = Literal["flow", "edm", "own"]
 """What velocities are integrated over, see `on_clock`."""
+_ROUNDED = 1e-9
+"""Relative difference below which two times are one, up to the rounding of clocks."""
 Condition = Cond | Tensor
 """What a network is conditioned on: a `Cond` for the networks of this package, or a tensor for your own module."""
 
@@ -58,6 +60,8 @@ class Denoiser(nn.Module):
         sigma_data: float = 0.5,
         learned_variance: bool = False,
         changes: nn.Module | None = None,
+        span: ScalarEmbedding | None = None,
+        guidance: ScalarEmbedding | None = None,
     ) -> None:
         """Join the parts.
 
@@ -79,6 +83,10 @@ class Denoiser(nn.Module):
                 (v + 1)/2 the variance fraction.
             changes: Maps the numbers that say how a row was augmented to what is added to the time embedding; in
                 sampling it is not used, which is as for unchanged rows.
+            span: Makes this a flow map: maps u(t) - u(s), u = sigma/(alpha + sigma), to what is added to the time
+                embedding, where s is the time that the prediction is to lead to.
+            guidance: Maps the scale of guidance to what is added to the time embedding, for models that learned to
+                predict as if they were guided.
 
         Raises: UserError: If `schedule` is not a schedule, target or network time do not fit it, or a name is unknown.
         """
@@ -105,6 +113,7 @@ class Denoiser(nn.Module):
             )
         self.network = cast(Network, network)  # those that recipes build offer the whole protocol
         self.embedder, self.changes = embedder, changes
+        self.span, self.guidance = span, guidance
         self.schedule, self.target = schedule, target
         self.sigma_data, self.learned_variance = sigma_data, learned_variance
         self._conditional = _takes_condition(network)
@@ -124,13 +133,16 @@ class Denoiser(nn.Module):
         """Return the condition to pass to the network: a tensor goes through the embedder, if there is one."""
         return self.embedder(cond) if self.embedder is not None and isinstance(cond, Tensor) else cond
 
-    def output(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor | None]:
+    def output(
+        self, x: Tensor, t: Tensor, cond: Condition | None = None, s: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the network's output for `x` at time `t`, in the target's space, and its variance fraction.
 
         Args:
             x: Noisy state, `(batch, *shape)`.
             t: Time, `()` or `(batch,)`, not before the first trained time.
             cond: The condition, or None.
+            s: Of a flow map the time that the prediction is to lead to, shaped like `t`; default: `t` itself.
 
         Returns: The output and the fraction (or None), each with the shape and dtype of `x`.
         Raises: UserError: If the network returns another shape, or the time is off the clock.
@@ -143,7 +155,7 @@ class Denoiser(nn.Module):
         else:
             scaled = x
         time = self.schedule._recall(self.network_time, t, self.time_input).to(x.device, torch.float32).expand(len(x))
-        output = self._ask(scaled, time, cond)
+        output = self._ask(scaled, time, self._leading(cond, t, s, x))
         if not isinstance(output, Tensor):
             raise UserError(f"the network must return a tensor, not a {type(output).__name__}")
         output = output.to(x.dtype)
@@ -161,6 +173,23 @@ class Denoiser(nn.Module):
         output, v = output.chunk(2, dim=1)
         return output, (v + 1) / 2
 
+    def _leading(self, cond: Condition | None, t: Tensor, s: Tensor | None, x: Tensor) -> Condition | None:
+        """Return the condition with how far the prediction is to lead, for a flow map."""
+        if self.span is None:
+            if s is not None:
+                raise UserError("only a flow map, which has a span, can be asked for the way to another time: omit s")
+            return cond
+        assert not isinstance(cond, Tensor)  # the networks that take a vector have an embedder
+        t = as_time(t).expand(len(x))
+        return (cond or Cond()).plus(self.spans(t, t if s is None else as_time(s).expand(len(x)), x.device))
+
+    def spans(self, t: Tensor, s: Tensor, device: torch.device | None = None) -> Tensor:
+        """Return what a flow map adds to the time embedding for ways from times `t` to `s`, `(batch, embedding)`."""
+        assert self.span is not None
+        far = _share(self.schedule, t) - _share(self.schedule, s)
+        added: Tensor = self.span(far.to(device, torch.float32))
+        return added
+
     def _ask(self, x: Tensor, time: Tensor, cond: Condition | None) -> Tensor:
         """Call the network in the dtype of its weights, and with the condition if it takes one."""
         weight = next(cast(nn.Module, self.network).parameters(), None)
@@ -176,12 +205,21 @@ class Denoiser(nn.Module):
             raise UserError("this network takes (x, t) and no condition: give it a third parameter, or omit cond")
         return network(x, time)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None) -> Prediction:
-        """Predict (x0, eps) from the network's output, at time max(t, first trained time)."""
+    def forward(self, x: Tensor, t: Tensor, cond: Condition | None = None, s: Tensor | None = None) -> Prediction:
+        """Predict (x0, eps) from the network's output, at time max(t, first trained time).
+
+        With `s` the pair of a flow map, which leads there: x_s = alpha_s·x0 + sigma_s·eps.
+        """
         self.schedule.check_time(t)
         t = as_time(t).clamp(min=self.schedule.t_first)
-        output, fraction = self.output(x, t, cond)
+        output, fraction = self.output(x, t, cond, s)
         return self.target.solve(output, x, t, self.schedule)._replace(variance_fraction=fraction)
+
+
+def _share(schedule: Schedule, t: Tensor) -> Tensor:
+    """Return sigma/(alpha + sigma), the time of `RectifiedFlow` with the same log-SNR."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    return sigma / (alpha + sigma)
 
 
 def _takes_condition(network: nn.Module | Network) -> bool | None:
@@ -199,10 +237,18 @@ def _takes_condition(network: nn.Module | Network) -> bool | None:
 
 @dataclass(frozen=True)
 class Conditioned:
-    """A denoiser with its condition filled in."""
+    """A denoiser with its condition filled in.
+
+    Attributes:
+        denoiser: The denoiser.
+        cond: The condition.
+        ends: Of a flow map the times that predictions lead to, in any order: from t the next one below. None is t
+            itself, which makes it an ordinary denoiser.
+    """
 
     denoiser: Denoiser
     cond: Condition | None
+    ends: Tensor | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -211,8 +257,16 @@ class Conditioned:
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         """Predict (x0, eps) under the condition."""
-        prediction: Prediction = self.denoiser(x, t, self.cond)
+        s = self._next(as_time(t))
+        prediction: Prediction = self.denoiser(x, t, self.cond, *(() if s is None else (s,)))
         return prediction
+
+    def _next(self, t: Tensor) -> Tensor | None:
+        """Return the next end below each time, 0 where there is none."""
+        if self.ends is None or self.denoiser.span is None:
+            return None
+        ends = torch.cat([t.new_zeros(1), as_time(self.ends).sort().values])
+        return ends[torch.searchsorted(ends, t * (1 - _ROUNDED)).sub(1).clamp(min=0)]
 
 
 def side_by_side(one: Denoise, other: Denoise, x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
@@ -225,7 +279,7 @@ def side_by_side(one: Denoise, other: Denoise, x: Tensor, t: Tensor) -> tuple[Pr
         cond, cond_other, t = one.cond, other.cond, as_time(t)
         if isinstance(cond, Cond) and isinstance(cond_other, Cond):
             times = t if t.ndim == 0 else torch.cat([t, t])
-            twice: Prediction = one.denoiser(torch.cat([x, x]), times, cond.followed_by(cond_other))
+            twice = replace(one, cond=cond.followed_by(cond_other))(torch.cat([x, x]), times)
             (x0, x0_other), (eps, eps_other) = twice.x0.chunk(2), twice.eps.chunk(2)
             if twice.variance_fraction is None:
                 return Prediction(x0, eps), Prediction(x0_other, eps_other)

@@ -64,10 +64,11 @@ def sample(
     elif noise.shape != torch.Size((count, *row)):
         raise UserError(f"the noise has the shape {tuple(noise.shape)}, where the samples have {tuple(shape)}")
     with torch.no_grad(), _evaluating(denoiser):
-        denoise = _guided(denoiser, cond, guidance, count)
+        times = places(denoiser.schedule, steps)
+        denoise = _guided(denoiser, cond, guidance, count, times if rule.leads else None)
         if grid is not None:
             doubt_grid(denoise.schedule, places, steps, usual)
-        denoise, times = on_clock(denoise, places(denoise.schedule, steps), rule.clock)
+        denoise, times = on_clock(denoise, times, rule.clock)
         x = as_time(denoise.schedule.sigma(times[0])).to(like) * noise.to(like)
         for step in trajectory(
             denoise, x, times, rule, noise=lambda index, at: normal(seed, "step", index, 0, count, tuple(row)).to(at)
@@ -84,7 +85,9 @@ def _weight(denoiser: Denoiser | Denoise) -> Tensor:
     return torch.zeros((), device=first.device, dtype=torch.promote_types(first.dtype, torch.float32))
 
 
-def _guided(denoiser: Denoiser | Denoise, cond: Condition | None, guidance: float, count: int) -> Denoise:
+def _guided(
+    denoiser: Denoiser | Denoise, cond: Condition | None, guidance: float, count: int, ends: Tensor | None
+) -> Denoise:
     """Return the model under the condition, with classifier-free guidance unless the scale is 1."""
     if not isinstance(denoiser, Denoiser):
         if cond is not None or guidance != 1:
@@ -93,12 +96,12 @@ def _guided(denoiser: Denoiser | Denoise, cond: Condition | None, guidance: floa
             )
         return denoiser
     embedder = denoiser.embedder
-    free = Conditioned(denoiser, embedder.null(count) if embedder is not None else None)
+    free = Conditioned(denoiser, embedder.null(count) if embedder is not None else None, ends)
     if cond is None:
         if guidance != 1:
             raise UserError(f"guidance {guidance:g} needs a condition: give cond, or leave guidance at 1")
         return free
-    conditional = Conditioned(denoiser, denoiser.embedded(cond))
+    conditional = Conditioned(denoiser, denoiser.embedded(cond), ends)
     return conditional if guidance == 1 else ClassifierFree(conditional, free, guidance)
 
 

@@ -256,6 +256,26 @@ class Schedule(ABC):
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
 
     @final
+    def pair(self, x_t: Tensor, x_s: Tensor, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return the (x0, eps) that lead from one state to another: x_t = alpha_t·x0 + sigma_t·eps, and so at s.
+
+        x0 = (sigma_s·x_t - sigma_t·x_s)/D and eps = (alpha_t·x_s - alpha_s·x_t)/D with the determinant
+        D = alpha_t·sigma_s - alpha_s·sigma_t, which is 0 only where t = s.
+
+        Args:
+            x_t: State at time `t`, `(batch, *shape)`.
+            x_s: State at time `s`, shaped like `x_t`.
+            t: Time, `()` or `(batch,)`.
+            s: Another time, shaped like `t`.
+
+        Returns: x0 and eps, each shaped like `x_t`.
+        """
+        ends = self.alpha(t), self.sigma(t), self.alpha(s), self.sigma(s)
+        d = ends[0] * ends[3] - ends[2] * ends[1]
+        alpha_t, sigma_t, alpha_s, sigma_s = (expand(end / d, x_t) for end in ends)
+        return sigma_s * x_t - sigma_t * x_s, alpha_t * x_s - alpha_s * x_t
+
+    @final
     def transition(self, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return (beta, beta-tilde), the variances of q(x_t | x_s) and of q(x_s | x_t, x0), s < t.
 

@@ -67,6 +67,11 @@ class Solver(ABC):
         """The clock that the rule runs on when samples are drawn: "flow" if it integrates a velocity, else "own"."""
         return "flow" if self.velocity else "own"
 
+    @property
+    def leads(self) -> bool:
+        """Whether a step is alpha_s·x0 + sigma_s·eps of one prediction, so that the pair of a flow map leads to s."""
+        return False
+
     pairwise: bool = False
     """Whether the step depends on x0 and eps of one prediction alone, so that a pair which disagrees with x_t (CFG++)
     is used as intended."""
@@ -224,6 +229,11 @@ class DDIM(Solver):
     def stochastic(self) -> bool:
         """Whether eta is above 0."""
         return self.eta > 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether eta is 0."""
+        return not self.eta
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step."""

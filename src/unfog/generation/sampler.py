@@ -137,7 +137,7 @@ class Sampler(Drawing):
         denoise, times = on_clock(counting, self.grid(counting.schedule, self.settings.steps), self.solver.clock)
         for _ in trajectory(denoise, torch.zeros(1, 1), times, self.solver, noise=lambda step, like: like):
             pass
-        return counting.calls * (1 if self.settings.guidance == 1 else 2)
+        return counting.calls * (1 if self.settings.guidance == 1 or self.denoiser.guidance is not None else 2)
 
     @property
     def described(self) -> dict[str, object]:
@@ -161,7 +161,9 @@ class Sampler(Drawing):
 
     def denoise(self, condition: Tensor | None) -> tuple[Denoise, Tensor]:
         """Return the wrapped denoiser for the condition of one batch, on the solver's clock, and the times there."""
-        denoise: Denoise = Conditioned(self.denoiser, None)
+        times = self.grid(self.denoiser.schedule, self.settings.steps)
+        ends = times if self.solver.leads else None
+        denoise: Denoise = Conditioned(self.denoiser, None, ends)
         if self.denoiser.embedder is not None and condition is not None:
             embedder, device = self.denoiser.embedder, self.device
             embedded = embedder(condition.to(device))  # first, since it gathers the weights that are sharded
@@ -170,7 +172,8 @@ class Sampler(Drawing):
                 avoided = self.conditioning.ask(self.known, self.negative, len(condition))
                 assert avoided is not None
                 free = embedder(avoided.to(device))
-            denoise = self._guided(*(Conditioned(self.denoiser, _at(cond, device)) for cond in (embedded, free)))
+            pair = tuple(Conditioned(self.denoiser, _at(cond, device), ends) for cond in (embedded, free))
+            denoise = self._guided(*pair) if self.denoiser.guidance is None else self._as_guided(pair[0])
         if self.negative is not None and self.settings.guidance == 1:
             raise UserError("a negative condition needs guidance: set guidance above 1")
         if isinstance(denoise, Conditioned) and denoise.cond is None and self.settings.guidance != 1:
@@ -183,8 +186,22 @@ class Sampler(Drawing):
         learned = isinstance(self.solver, Ancestral) and self.solver.variance == "learned"
         if learned and not self.denoiser.learned_variance:
             raise UserError("solver.variance 'learned' needs a model that was trained with variance=learned")
-        times = self.grid(self.denoiser.schedule, self.settings.steps)
         return on_clock(denoise, times, self.solver.clock)
+
+    def _as_guided(self, conditional: Conditioned) -> Denoise:
+        """Return a model that learned to predict as if it was guided, with the scale among its conditions."""
+        learned, scale = self.denoiser.guidance, self.settings.guidance
+        assert learned is not None
+        if not learned.low <= scale <= learned.high:
+            raise UserError(
+                f"this model learned guidance from {learned.low:g} to {learned.high:g}, not {scale:g}: set it to one "
+                "between (sampling.guidance in a recipe)"
+            )
+        if self.negative is not None:
+            raise UserError("this model learned guidance away from no condition: omit the negative one")
+        known = conditional.cond if isinstance(conditional.cond, Cond) else Cond()
+        scales = torch.full((self.size,), scale, device=self.device)
+        return replace(conditional, cond=known.plus(learned(scales)))
 
     def _guided(self, conditional: Denoise, free: Denoise) -> Denoise:
         """Return the guided denoiser that the settings describe."""

@@ -105,6 +105,8 @@ def fit(recipe: Recipe) -> dict[str, Any]:
     """
     if not recipe.objective.draws:
         raise UserError(f"only denoisers can be exported to diffusers, not the objective {recipe.kind('objective')!r}")
+    if recipe.objective.jumps:
+        raise UserError("diffusers has no pipeline for a model that jumps to any time: export it to ONNX (`to` onnx)")
     if not isinstance(recipe.network, UNetSpec | ConditionalUNetSpec):
         raise names.unlike(type(recipe.network).__name__.removesuffix("Spec"))
     scheduler = schedulers.write(recipe)

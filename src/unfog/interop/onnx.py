@@ -57,7 +57,8 @@ def export(run: Run, folder: Path, steps: int | None = None) -> None:
     """Write denoiser.onnx, decoder.onnx for latents, sampler.json and sample.py, which samples with NumPy.
 
     The JSON holds the network time, alpha, sigma, and the target's coefficients for each step of DDIM, the name and the
-    embedding of each class, the last one for 'no label', the size of a picture and the scale of guidance.
+    embedding of each class, the last one for 'no label', the size of a picture and the scale of guidance. Of a flow map
+    it holds what each step adds to the embedding; guidance that was learned is among the embeddings.
 
     Args:
         run: The run.
@@ -80,7 +81,7 @@ def _export(run: Run, folder: Path, steps: int | None) -> None:
     except ImportError:
         raise UserError("ONNX export needs onnx and onnxscript: pip install 'unfog[onnx]'") from None
     sampler, shape = run.sampler(steps=steps), known_of(run.recipe).shape
-    rows = _rows(run)
+    rows = _rows(run, sampler.settings.guidance)
     inputs: list[Tensor] = [torch.zeros(2, *shape), torch.zeros(2)]
     names = ["x", "time"]
     if rows is not None:
@@ -101,7 +102,7 @@ def _export(run: Run, folder: Path, steps: int | None) -> None:
         "shape": shape,
         "size": run.recipe.shape[1:] if run.recipe.shape is not None and run.recipe.modality.pixels else None,
         "pixels": isinstance(codec.plain, Pixels) and shown_as_png(run.recipe),
-        "classes": [] if rows is None else list(run.recipe.classes),
+        "classes": [] if run.denoiser.embedder is None else list(run.recipe.classes),
         "time": run.denoiser.time_input(clamped).tolist(),
         "alpha": schedule.alpha(times).tolist(),
         "sigma": schedule.sigma(times).tolist(),
@@ -109,7 +110,9 @@ def _export(run: Run, folder: Path, steps: int | None) -> None:
         "seen_sigma": schedule.sigma(clamped).tolist(),
         "a": torch.as_tensor(a).expand(len(times)).tolist(),
         "b": torch.as_tensor(b).expand(len(times)).tolist(),
-        "guidance": sampler.settings.guidance,
+        "guidance": sampler.settings.guidance if run.denoiser.guidance is None else 1.0,
+        "learned_guidance": None if run.denoiser.guidance is None else sampler.settings.guidance,
+        "spans": _spans(run, times),
         "clip": sampler.settings.clip and codec.bounds is not None,
         "rows": None if rows is None else rows.tolist(),
     }
@@ -136,14 +139,29 @@ def shown_as_png(recipe: Recipe) -> bool:
     return recipe.shape is not None and recipe.modality.pixels and recipe.shape[0] in (1, 3)
 
 
-def _rows(run: Run) -> Tensor | None:
-    """Return the embedding of each class, the last row for 'no label'; None for an unconditional model."""
-    if run.denoiser.embedder is None:
+def _rows(run: Run, guidance: float) -> Tensor | None:
+    """Return the embedding of each class, the last row for 'no label'; None for a network that takes no vector.
+
+    Args:
+        run: The run.
+        guidance: The scale that the embeddings hold, where the model learned to be guided.
+    """
+    denoiser, rows = run.denoiser, None
+    if denoiser.embedder is not None:
+        rows = denoiser.embedder(torch.arange(len(run.recipe.classes) + 1)).vector
+    elif denoiser.span is not None:
+        rows = torch.zeros(1, denoiser.network.embedding_dim)
+    if rows is not None and denoiser.guidance is not None:
+        rows = rows + denoiser.guidance(torch.full((1,), guidance))
+    return None if rows is None else rows.detach()
+
+
+def _spans(run: Run, times: Tensor) -> list[list[float]] | None:
+    """Return what a flow map adds to the embedding in each step; None for other models."""
+    if run.denoiser.span is None:
         return None
-    count = len(run.recipe.classes)
-    rows = run.denoiser.embedder(torch.arange(count + 1)).vector
-    assert rows is not None
-    return rows.detach()
+    found: list[list[float]] = run.denoiser.spans(times[:-1], times[1:]).detach().tolist()
+    return found
 
 
 def _write(module: nn.Module, inputs: list[Tensor], names: list[str], path: Path) -> None:

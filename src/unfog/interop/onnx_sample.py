@@ -22,7 +22,10 @@ def draw(
     """Return samples by DDIM: uint8 pictures (count, height, width, channels), else float32 rows (count, ...)."""
     known = json.loads((Path(folder) / "sampler.json").read_text(encoding="utf-8"))
     network = onnxruntime.InferenceSession(Path(folder) / "denoiser.onnx")
-    guidance = known["guidance"] if guidance is None else guidance
+    if known.get("learned_guidance") is not None and guidance not in (None, known["learned_guidance"]):
+        raise SystemExit(f"this model was exported for guidance {known['learned_guidance']:g}: omit the scale")
+    guidance = known["guidance"] if guidance is None or known.get("learned_guidance") is not None else guidance
+    spans = known.get("spans")  # of a flow map what is added to the condition for the length of each step
     rows = (
         None if known["rows"] is None else np.array(known["rows"], np.float32)
     )  # one per class, the last for 'no class'
@@ -34,9 +37,12 @@ def draw(
         if rows is None:
             output = network.run(None, given)[0]
         else:
-            output = network.run(None, {**given, "cond": rows[numbers(known, count, label)]})[0]
+            free_rows = rows[[-1] * count]
+            asked = rows[numbers(known, count, label)] if known["classes"] else free_rows
+            far = np.array(spans[step], np.float32) if spans else np.float32(0)
+            output = network.run(None, {**given, "cond": asked + far})[0]
             if guidance != 1:
-                free = network.run(None, {**given, "cond": rows[[-1] * count]})[0]
+                free = network.run(None, {**given, "cond": free_rows + far})[0]
                 output = free + guidance * (output - free)
         # x_t = alpha·x0 + sigma·eps and output = a·x0 + b·eps, solved for both
         determinant = b * alpha - a * sigma
@@ -89,7 +95,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("samples"), help="folder, or a .png for one row of all")
     words = parser.parse_args()
     known = json.loads((words.folder / "sampler.json").read_text(encoding="utf-8"))
-    if words.label is not None and known["rows"] is None:
+    if words.label is not None and not known["classes"]:
         raise SystemExit("this model has no classes: omit --label")
     drawn = draw(words.folder, words.count, words.label, words.guidance, words.seed)
     if not known["pixels"]:
@@ -100,7 +106,7 @@ def main() -> None:
         write(words.out, np.concatenate(list(drawn), 1))
     else:
         words.out.mkdir(parents=True, exist_ok=True)
-        classes = [] if known["rows"] is None else numbers(known, words.count, words.label)
+        classes = numbers(known, words.count, words.label) if known["classes"] else []
         for index, picture in enumerate(drawn):
             name = re.sub(r"\W+", "-", known["classes"][classes[index]])[:40] if classes else ""
             write(words.out / f"{index:05}-{name}.png".replace("-.", "."), picture)

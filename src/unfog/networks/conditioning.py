@@ -1,7 +1,7 @@
 """The condition of a network, and the embedders that produce it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Protocol, cast
 
 import torch
@@ -29,6 +29,10 @@ class Cond:
     concat: Tensor | None = None
 
     __repr__ = brief
+
+    def plus(self, vector: Tensor) -> "Cond":
+        """Add a vector, `(batch, embedding)`, to the time embedding as well."""
+        return replace(self, vector=vector if self.vector is None else self.vector + vector)
 
     def followed_by(self, other: "Cond") -> "Cond":
         """Concatenate two batches of conditions; both have the same fields."""

@@ -159,6 +159,26 @@ class TimeEmbedding(nn.Module):
         return embedding
 
 
+class ScalarEmbedding(nn.Module):
+    """linear(SiLU(linear(sinusoidal(number)))), 0 before training: one more number that a network is given.
+
+    It is added to the time embedding, as `Cond.vector` is, so that every network with one can take it.
+    """
+
+    def __init__(self, dim: int, low: float = 0.0, high: float = 1.0, frequencies: int = 32) -> None:
+        """Map numbers between `low` and `high`, which become 0 and 1,000, to vectors of length `dim`."""
+        super().__init__()
+        self.low, self.high, self.frequencies = low, high, frequencies
+        self.linear_1, self.linear_2 = nn.Linear(frequencies, dim), zeroed(nn.Linear(dim, dim))
+
+    def forward(self, number: Tensor) -> Tensor:
+        """Embed numbers, `(batch,)`, as `(batch, dim)`."""
+        place = 1000 * (number - self.low) / (self.high - self.low)
+        waves = sinusoidal(place, self.frequencies).to(self.linear_1.weight.dtype)
+        embedding: Tensor = self.linear_2(F.silu(self.linear_1(waves)))
+        return embedding
+
+
 class ChannelNorm(nn.Module):
     """Layer norm over the channels at each place: (x - mean) / std, with learned scale and shift if `affine`.
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from unfog.diffusion.denoiser import Denoiser
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditioning import Embedder
 from unfog.networks.critic import Critic, Criticised
-from unfog.networks.layers import Network
+from unfog.networks.layers import Network, ScalarEmbedding
 from unfog.recipes.conditions import Known, captions
 from unfog.recipes.recipe import VALUES, Recipe
 from unfog.recipes.settings import LearnedVariance
@@ -136,17 +136,22 @@ def build_model(recipe: Recipe, most: int = PARAMETERS) -> nn.Module:
     return recipe.objective.build(recipe, most)
 
 
-def build_denoiser(recipe: Recipe, most: int = PARAMETERS) -> Denoiser:
+def build_denoiser(
+    recipe: Recipe, most: int = PARAMETERS, *, span: bool = False, guidance: tuple[float, float] | None = None
+) -> Denoiser:
     """Return the denoiser with freshly drawn weights, a function of the recipe alone.
 
     Args:
         recipe: The recipe, with its shape filled in.
         most: Most parameters that it may have.
+        span: Whether it is a flow map.
+        guidance: The lowest and the highest scale of guidance that it takes as a number, if it does.
 
     Raises: UserError: If shape, schedule and target do not fit together, or it would be too large.
     """
     inputs = recipe.inputs
-    network, embedder, changes = drawn(recipe, most, partial(_parts, recipe, known_of(recipe)))
+    numbers = (0.0, 1.0) if span else None, guidance
+    network, embedder, changes, told = drawn(recipe, most, partial(_parts, recipe, known_of(recipe), numbers))
     return Denoiser(
         network,
         recipe.schedule,
@@ -157,6 +162,8 @@ def build_denoiser(recipe: Recipe, most: int = PARAMETERS) -> Denoiser:
         sigma_data=inputs.sigma_data,
         learned_variance=isinstance(recipe.variance, LearnedVariance),
         changes=changes,
+        span=told[0],
+        guidance=told[1],
     )
 
 
@@ -197,8 +204,10 @@ def weightless(recipe: Recipe) -> nn.Module:
         hook.remove()
 
 
-def _parts(recipe: Recipe, known: Known) -> tuple[Network, Embedder | None, nn.Linear | None]:
-    """Return the modules of a denoiser: the network, and what embeds the condition and augmentation."""
+def _parts(
+    recipe: Recipe, known: Known, numbers: Iterable[tuple[float, float] | None]
+) -> tuple[Network, Embedder | None, nn.Linear | None, list[ScalarEmbedding | None]]:
+    """Return the modules of a denoiser: the network, and what embeds condition, augmentation and further numbers."""
     channels, conditioning = known.shape[0], recipe.conditioning
     network = recipe.network.build(
         channels=channels + conditioning.planes(known),
@@ -213,7 +222,13 @@ def _parts(recipe: Recipe, known: Known) -> tuple[Network, Embedder | None, nn.L
     for shape in (stored, *recipe.shapes):
         _check_sides(recipe, multiple, shape)
     embedder, told = conditioning.build(known, network.embedding_dim), recipe.augment.told
-    return network, embedder, nn.Linear(told, network.embedding_dim, bias=False) if told else None
+    changes = nn.Linear(told, network.embedding_dim, bias=False) if told else None
+    return (
+        network,
+        embedder,
+        changes,
+        [ScalarEmbedding(network.embedding_dim, *one) if one else None for one in numbers],
+    )
 
 
 def _autoencoder(recipe: Recipe, criticised: bool) -> Criticised:

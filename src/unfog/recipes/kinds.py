@@ -60,6 +60,7 @@ KINDS: dict[str, dict[str, str | type]] = {
     "objective": {
         "denoising": "training.objectives.denoising:Denoising",
         "reconstruction": "training.objectives.reconstruction:Reconstruction",
+        "distillation": "training.objectives.distillation:Distillation",
     },
     "conditioning": {
         "classes": "recipes.conditions:ClassConditioning",

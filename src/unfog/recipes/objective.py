@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from PIL import Image
@@ -27,6 +28,7 @@ class Draw(NamedTuple):
         u: Uniform numbers in [0, 1) for the times, `(batch,)`.
         noise: Standard normal noise, shaped like `x0`.
         changes: How each row was augmented, `(batch, numbers)`, where the network is told.
+        numbers: The number of each row in the training, `(batch,)`, for further random numbers of its own.
     """
 
     x0: Tensor
@@ -35,6 +37,7 @@ class Draw(NamedTuple):
     u: Tensor
     noise: Tensor
     changes: Tensor | None = None
+    numbers: Tensor | None = None
 
 
 HeldOut = Callable[[Indices], Draw]
@@ -53,6 +56,7 @@ class Context:
         averaged: The averaged model, if there is one.
         state: The objective's own state, by name.
         shown: Samples in a picture of the progress, at most; None leaves their number to the objective.
+        folder: The run folder.
     """
 
     recipe: "Recipe"
@@ -62,6 +66,7 @@ class Context:
     averaged: nn.Module | None = None
     state: Mapping[str, Tensor] = field(default_factory=dict)
     shown: int | None = None
+    folder: Path | None = None
 
 
 def checked(losses: Mapping[str, Tensor], names: Collection[str], rows: int) -> Mapping[str, Tensor]:
@@ -101,6 +106,8 @@ class Objective(Protocol):
 
     draws: ClassVar[bool]
     """Whether its models can draw samples on their own."""
+    jumps: ClassVar[bool]
+    """Whether its models are flow maps, which few steps of `ddim` sample."""
 
     def build(self, recipe: "Recipe", most: int) -> nn.Module:
         """Return the model with freshly drawn weights, a function of the recipe alone.
@@ -161,6 +168,8 @@ class Objective(Protocol):
 
 class OneLoss:
     """Base of objectives that train all weights on one loss and keep no state."""
+
+    jumps: ClassVar[bool] = False
 
     def trained(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """Return all parameters."""

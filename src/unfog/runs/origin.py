@@ -40,12 +40,17 @@ def remember_origin(folder: Path, source: Path) -> None:
     """
     if distributed.rank():
         return
-    with (source / "model.safetensors").open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = digest_of(source)
     lines, before = read_metrics(source / "metrics.jsonl"), origin_of(source)
     images = int(lines[-1]["images"]) if lines else 0
     found = Origin(source.resolve().name, weights, images + (before.images if before else 0))
     write_whole(folder / NAME, json.dumps(asdict(found), indent=1).encode())
+
+
+def digest_of(run: Path) -> str:
+    """Return the SHA-256 of a run's averaged weights."""
+    with (run / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def origin_of(folder: Path) -> Origin | None:

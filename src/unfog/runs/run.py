@@ -27,6 +27,7 @@ from unfog.runs.reading import check_vacant, read_model, reopen, restarted
 from unfog.runs.reading import drawing_recipe as drawing_recipe
 from unfog.runs.reading import read_recipe as read_recipe
 from unfog.runs.taking import taken_in
+from unfog.runs.teaching import taught
 from unfog.runtime import distributed
 from unfog.runtime.device import Precision, choose_device, keep_memory
 from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, seconds, warning_of, whole_number
@@ -296,7 +297,7 @@ def _begun(
         warnings.warn(sentence, warning_of(sentence), stacklevel=5)
     if isinstance(recipe.conditioning, PretrainedConditioning):
         fetch_encoder(recipe.conditioning.path)
-    recipe = taken_in(recipe, out)
+    recipe = taught(taken_in(recipe, out), out, data, device, budget, console)
     if isinstance(recipe.codec, LatentCodec) and not recipe.codec.path:
         check_latents(recipe, recipe.codec.channels, recipe.codec.factor)
         if budget is not None:
@@ -463,6 +464,7 @@ def _refit(
         if steps(own / "checkpoints"):
             _refit(own, dataset, device, console, hooks, data, accept_changed_data)
         trainer = reopen(path, device, dataset, data, accept_changed_data)
+        taught(trainer.recipe, path, trainer.data, device, None, console)
         for sentence in corrections(trainer.recipe):
             warnings.warn(f"a formula was corrected since {path} began: {sentence}", stacklevel=5)
         if steps(path / "checkpoints") or not steps(own / "checkpoints"):

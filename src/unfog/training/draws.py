@@ -63,7 +63,8 @@ class Draws:
         if self.stratified:
             u = stratify(u)
         noise = self.normal(self.seed, "noise", step, first, count, tuple(x0.shape[1:]))
-        return Draw(x0, condition, drop, u[part], noise, self.augment.numbers(self.seed, position, count))
+        changes, numbers = self.augment.numbers(self.seed, position, count), torch.arange(position, position + count)
+        return Draw(x0, condition, drop, u[part], noise, changes, numbers)
 
 
 def pinned(draw: Draw) -> Draw:

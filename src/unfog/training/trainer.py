@@ -45,6 +45,8 @@ from unfog.training.latents import prepared
 from unfog.training.reporting import Reporting
 from unfog.training.threads import THREADS
 
+_OF_CPU = ("u", "numbers")
+"""Parts of a batch that stay on the CPU: its times, and what else is drawn for its rows."""
 PATIENCE = 10
 """Non-finite losses in a row after which a run stops."""
 
@@ -191,7 +193,7 @@ class Trainer:
         averaged = getattr(self, "averaged", None)
         model, most = averaged and averaged.model, self.reporting.samples
         done = 1.0 if self.settings.began else float(self.progress)
-        return Context(self.recipe, self.codec, done, self.precision, model, self.state, most)
+        return Context(self.recipe, self.codec, done, self.precision, model, self.state, most, self.folder)
 
     def losses(self, draw: Draw) -> dict[str, Tensor]:
         """Return the losses of each row of a batch, `(batch,)`, by name."""
@@ -200,8 +202,8 @@ class Trainer:
         return dict(checked(losses, self.trained, len(draw.x0)))
 
     def _moved(self, draw: Draw) -> Draw:
-        """Return a batch on the model's device, except for its times, whose coefficients are computed on the CPU."""
-        parts = {name: part for name, part in draw._asdict().items() if part is not None and name != "u"}
+        """Return a batch on the model's device, except for what coefficients are computed from on the CPU."""
+        parts = {name: part for name, part in draw._asdict().items() if part is not None and name not in _OF_CPU}
         draw = draw._replace(**{name: part.to(self.device, non_blocking=True) for name, part in parts.items()})
         return draw._replace(x0=in_channels_last(draw.x0)) if self.channels_last else draw
 
@@ -330,7 +332,8 @@ class Trainer:
         u = torch.from_numpy(uniform(seed, "held-out times", 0, first, count)[:, 0])
         noise = normal(seed, "held-out noise", 0, first, count, tuple(x0.shape[1:]))
         condition = self.conditioning.read(self.known, batch, x0, drawn)
-        return Draw(x0, condition, torch.zeros(count, dtype=torch.bool), u, noise)
+        numbers = torch.arange(first, first + count)
+        return Draw(x0, condition, torch.zeros(count, dtype=torch.bool), u, noise, numbers=numbers)
 
     def preview(self) -> Path | None:
         """Write a picture of the progress, made with the averaged weights.
@@ -466,7 +469,7 @@ class Trainer:
         Raises: UserError: If the networks differ.
         """
         own = self.model.state_dict()
-        own_parts = ("embedder.", "changes.")
+        own_parts = ("embedder.", "changes.", "span.", "guidance.")
         given = {name: tensor for name, tensor in tensors.items() if not name.startswith(own_parts)}
         for name, tensor in own.items():
             if name.startswith(own_parts):

@@ -75,17 +75,10 @@ class Denoising(OneLoss):
     def measured(self, model: nn.Module, batch: Draw, context: Context) -> Tensor:
         """Return the denoising loss of each row."""
         denoiser, recipe = _denoiser(model), context.recipe
-        cond = None
-        if denoiser.embedder is not None and batch.condition is not None:
-            cond = denoiser.embedder(batch.condition, batch.drop)
-        if denoiser.changes is not None and batch.changes is not None:
-            added = denoiser.changes(batch.changes)
-            known = cond or Cond()
-            cond = replace(known, vector=added if known.vector is None else known.vector + added)
         return denoising_loss(
             denoiser,
             batch.x0,
-            cond,
+            condition_of(denoiser, batch),
             times=recipe.times,
             weighting=recipe.weighting,
             u=batch.u,
@@ -124,6 +117,16 @@ class Denoising(OneLoss):
     def generator(self, recipe: Recipe, model: nn.Module) -> Generator:
         """Return the recipe's sampler."""
         return Sampler.of(recipe, _denoiser(model))
+
+
+def condition_of(denoiser: Denoiser, batch: Draw) -> Cond | None:
+    """Return what the network is given of the rows of a batch, besides state and time."""
+    cond = None
+    if denoiser.embedder is not None and batch.condition is not None:
+        cond = denoiser.embedder(batch.condition, batch.drop)
+    if denoiser.changes is not None and batch.changes is not None:
+        cond = (cond or Cond()).plus(denoiser.changes(batch.changes))
+    return cond
 
 
 def _denoiser(model: nn.Module) -> Denoiser:

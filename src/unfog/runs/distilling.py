@@ -1,0 +1,159 @@
+"""Distilling a run: a student with its network, which draws in one to four steps what that draws in many."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from unfog.diffusion.grids import TimesGrid
+from unfog.diffusion.solvers import DDIM
+from unfog.recipes.fitting import default_grid
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import Sampling
+from unfog.runs.dataset import Dataset
+from unfog.runs.origin import digest_of
+from unfog.runs.reading import drawing_recipe
+from unfog.runs.run import Run, train
+from unfog.runtime.errors import UserError, whole_number
+from unfog.training.hooks import Callback
+from unfog.training.objectives.denoising import Denoising
+from unfog.training.objectives.distillation import Distillation
+
+WIDER = 1.5
+"""How far above the recipe's guidance the student learns it."""
+USUAL = 3.0
+"""Highest guidance that the student of a teacher sampled by cfg++ learns."""
+
+
+def distill(
+    teacher: str | Path,
+    out: str | Path,
+    *,
+    steps: int = 1,
+    rows: int = 4096,
+    points: int = 16,
+    scales: tuple[float, float] | None = None,
+    images: int | None = None,
+    budget: float | None = None,
+    settings: Sequence[str] = (),
+    dataset: Dataset | None = None,
+    callbacks: Sequence[Callback] = (),
+    log: Sequence[str] = (),
+    stop: Callable[[], bool] | None = None,
+    device: str = "auto",
+    console: Console | None = None,
+) -> Run:
+    """Train a student of a run, which draws in one to four steps what that draws in many.
+
+    The teacher's own trajectories are made first, and the student, which has its network and begins with its weights,
+    learns to jump along them. It is a run like any other.
+
+    Args:
+        teacher: Run folder of a trained denoiser.
+        out: The new run folder; must not hold another run.
+        steps: In which the student is sampled by default; it can be sampled in any number.
+        rows: Trajectories.
+        points: Steps of each.
+        scales: The lowest and the highest scale of guidance that it learns. Default: 1 to one and a half of the
+            teacher's.
+        images: Rows to train on, repeats included. Default: as many images as the teacher.
+        budget: Seconds for all of it, instead.
+        settings: Settings of the recipe, as those of `Recipe.set`.
+        dataset: The dataset that the teacher was given, if it was given one.
+        callbacks: As those of `train`.
+        log: Names of trackers.
+        stop: As that of `train`.
+        device: Where to compute.
+        console: Shows the progress; default: standard error.
+
+    Raises: UserError: If the teacher is no denoiser, is a student itself, or is not there.
+    """
+    recipe = student_of(teacher, steps=steps, rows=rows, points=points, scales=scales).set(*settings)
+    if images is not None:
+        recipe = recipe.set(f"training.images={whole_number('the number of images', images, 1)}")
+    return train(
+        recipe,
+        out,
+        budget=budget,
+        dataset=dataset,
+        callbacks=callbacks,
+        log=log,
+        stop=stop,
+        init_from=teacher,
+        device=device,
+        console=console,
+    )
+
+
+def student_of(
+    teacher: str | Path,
+    *,
+    steps: int = 1,
+    rows: int = 4096,
+    points: int = 16,
+    scales: tuple[float, float] | None = None,
+) -> Recipe:
+    """Return the recipe of a student: that of its teacher with the objective of distillation.
+
+    Args:
+        teacher: Run folder of a trained denoiser.
+        steps: In which the student is sampled by default; it can be sampled in any number.
+        rows: Trajectories of the teacher.
+        points: Steps of each.
+        scales: The lowest and the highest scale of guidance that it learns. Default: 1 to one and a half of the
+            teacher's, where that was trained with conditions that are dropped at times.
+
+    Raises: UserError: If the run is no denoiser, or a student already.
+    """
+    path = Path(teacher)
+    recipe = drawing_recipe(path)
+    if isinstance(recipe.objective, Distillation):
+        raise UserError(f"{path} is a student already: distil its teacher, {recipe.objective.teacher}")
+    if not isinstance(recipe.objective, Denoising):
+        raise UserError(
+            f"{path} holds a model of the objective {recipe.kind('objective')!r}, and only a denoiser can be distilled"
+        )
+    steps, points = whole_number("the number of steps", steps, 1), whole_number("points", points, 2)
+    if recipe.solver.stochastic:
+        warnings.warn(
+            f"the teacher is sampled by dpmpp-2m, since {recipe.kind('solver')} draws noise at each step, which a "
+            "student cannot foresee",
+            stacklevel=2,
+        )
+    usual = _scales(recipe)
+    low, high = scales or usual
+    if scales and usual == (1.0, 1.0):
+        raise UserError(
+            f"scales of guidance need a teacher whose conditions were dropped at times, as those of {path} were not: "
+            "omit them"
+        )
+    if scales and not 0 <= low < high:
+        raise UserError(f"the scales are the lowest and the highest of guidance, 0 or more, not {low:g} and {high:g}")
+    objective = Distillation(str(path.resolve()), digest_of(path), low, high, rows, points)
+    sampling = Sampling(steps, guidance=min(max(recipe.sampling.guidance, low), high), clip=False)
+    grid = default_grid(recipe.schedule) if isinstance(recipe.grid, TimesGrid) else recipe.grid
+    training = replace(recipe.training, seconds=None, choices="auto")
+    return replace(
+        recipe.anew(),
+        name=f"{recipe.name}-distilled",
+        objective=objective,
+        solver=DDIM(),
+        grid=grid,
+        sampling=sampling,
+        training=replace(training, began=0),
+    )
+
+
+def _scales(recipe: Recipe) -> tuple[float, float]:
+    """Return between which scales the student of a recipe's model learns guidance by default."""
+    if not recipe.conditioning.dropout or recipe.kind("conditioning") == "none":
+        return 1.0, 1.0
+    if recipe.sampling.guidance_kind == "cfg++":
+        warnings.warn(
+            f"the student learns classifier-free guidance from 1 to {USUAL:g}, since cfg++ has no scale for none",
+            stacklevel=3,
+        )
+        return 1.0, USUAL
+    return 1.0, max(WIDER, WIDER * recipe.sampling.guidance)

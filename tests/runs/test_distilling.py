@@ -1,0 +1,262 @@
+"""Distillation: trajectories of a teacher, a student that jumps along them, and what is refused."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+import unfog
+from unfog.cli.main import main
+from unfog.generation.trajectories import Range, Trajectories, back, moved, portion
+from unfog.interop.export import export_model
+from unfog.recipes.recipe import Recipe
+from unfog.runs.distilling import distill, student_of
+from unfog.runs.reading import read_recipe
+from unfog.runs.run import load, resume
+from unfog.runs.teaching import kept
+from unfog.runtime.errors import UserError
+from unfog.training.hooks import Report
+from unfog.training.objectives.distillation import Distillation
+
+QUIET = Console(quiet=True)
+FEW = ("training.reports=2", "optimizer.warmup=64")
+
+
+def student(teacher: Path, out: Path, images: int = 512, rows: int = 128, **options: object) -> unfog.Run:
+    return distill(teacher, out, rows=rows, points=4, images=images, settings=FEW, console=QUIET, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def fast(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return student(digits_run, tmp_path_factory.mktemp("fast") / "run").path
+
+
+def trajectories_of(run: Path) -> Path:
+    (found,) = run.glob("trajectories-*")
+    return found
+
+
+# Trajectories
+
+
+def test_a_portion_is_the_teachers_own_sampling(digits_run: Path) -> None:
+    run = load(digits_run, "cpu", "float32")
+    sampler = run.sampler(guidance=2.0, steps=4, solver="ddim")
+    condition = torch.arange(64) % 10
+    made = portion(sampler, condition, 0, 4, Range(2.0, 2.0))
+    assert made.x.shape == (64, 5, 1, 8, 8)
+    assert torch.equal(made.guidance, torch.full((64,), 2.0))
+    # the same steps by hand, at the times that the portion has
+    times = made.times[0]
+    assert (times[0], times[-1]) == (1.0, 0.0)
+    own = replace(sampler, grid=unfog.TimesGrid(times.tolist()))
+    states = [step.x for step in own.steps(0, condition)]
+    assert torch.equal(made.x[:, 0], own.start(0, run.denoiser.schedule, times[0]).half())
+    for place, state in enumerate(states, 1):
+        assert torch.equal(made.x[:, place], state.half())
+
+
+def test_portions_spread_over_guidance_and_times(digits_run: Path) -> None:
+    sampler = load(digits_run, "cpu", "float32").sampler()
+    condition = torch.zeros(64, dtype=torch.int64)
+    made = [portion(sampler, condition, number, 2, Range(1.0, 3.0)) for number in range(8)]
+    scales = sorted(float(one.guidance[0]) for one in made)
+    assert scales[0] >= 1.0
+    assert scales[-1] <= 3.0
+    assert max(b - a for a, b in pairwise(scales)) < 0.8  # no gap: evenly there would be 0.25
+    middles = {round(float(one.times[0, 1]), 6) for one in made}
+    assert len(middles) == 8
+    assert all(0.25 <= middle <= 0.75 for middle in middles)
+    assert not torch.equal(made[0].x[:, 0], made[1].x[:, 0])
+
+
+def test_times_move_towards_their_neighbours() -> None:
+    times = torch.tensor([1.0, 0.6, 0.2, 0.0])
+    assert torch.allclose(moved(times, 0.5), torch.tensor([1.0, 0.4, 0.1, 0.0]))
+    assert torch.allclose(moved(times, -0.5), torch.tensor([1.0, 0.8, 0.4, 0.0]))
+    assert torch.equal(moved(times, 0.0), times)
+
+
+def test_states_of_another_clock_become_the_models_own() -> None:
+    outer, inner = unfog.RectifiedFlow(), unfog.CosineContinuous()
+    times = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)
+    own, sizes = back(outer, inner, times)
+    x0, eps = torch.tensor([[0.7]]).double(), torch.tensor([[-1.3]]).double()
+    for t, mine, size in zip(times, own, sizes, strict=True):
+        assert torch.allclose(size * outer.add_noise(x0, eps, t), inner.add_noise(x0, eps, mine))
+    same, ones = back(outer, outer, times)
+    assert torch.equal(same, times)
+    assert torch.equal(ones, torch.ones_like(times))
+
+
+def test_damaged_trajectories_are_refused(fast: Path, tmp_path: Path) -> None:
+    first = load_file(sorted(trajectories_of(fast).iterdir())[0])
+    with pytest.raises(UserError, match="no trajectories of one model"):
+        Trajectories.joined([{name: part for name, part in first.items() if name != "times"}])
+    with pytest.raises(UserError, match="their times do not fit"):
+        Trajectories.joined([{**first, "times": first["times"].flip(1)}])
+    run = tmp_path / "run"
+    shutil.copytree(fast, run)
+    for file in trajectories_of(run).iterdir():
+        other = load_file(file)
+        save_file({**other, "x": other["x"][..., :4].contiguous()}, file)
+    with pytest.raises(UserError, match="trajectories of other data"):
+        resume(run, images=64, console=QUIET)
+    shutil.rmtree(run)
+    shutil.copytree(fast, run)
+    damaged = sorted(trajectories_of(run).iterdir())[0]
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"(?s)trajectories-.*remove"):
+        resume(run, images=64, console=QUIET)
+
+
+# The student
+
+
+def test_a_student_is_a_run(fast: Path, digits_run: Path) -> None:
+    run, teacher = load(fast, "cpu"), load(digits_run, "cpu")
+    assert isinstance(run.recipe.objective, Distillation)
+    assert not run.recipe.sampling.clip  # x0 of a pair that leads to a later time is no data
+    assert run.recipe.objective.rows == 128 == kept(trajectories_of(fast))
+    sampler = run.sampler()
+    assert (sampler.settings.steps, sampler.evaluations) == (1, 1)  # under guidance 1.5, too
+    assert sampler.settings.guidance == teacher.recipe.sampling.guidance == 1.5
+    assert run.sampler(steps=4).evaluations == 4
+    whole = run.sample(70)
+    assert torch.equal(run.sample(7), whole[:7])
+    assert not torch.equal(run.sample(7, guidance=2.25), whole[:7])
+    assert torch.equal(run.restyle(whole[0], strength=0.0, label=0)[0], whole[0])
+    assert run.restyle(whole[0], strength=0.6, label=0, steps=4).shape == (1, 1, 8, 8)
+    heun = run.sample(4, solver="heun", steps=4)
+    assert heun.shape == (4, 1, 8, 8)
+    assert (fast / "origin.json").exists()
+
+
+def test_it_learns_to_jump(fast: Path, tmp_path: Path, digits_run: Path) -> None:
+    losses: list[float] = []
+
+    def note(report: Report) -> None:
+        losses.append(report.held_out)
+
+    student(digits_run, tmp_path / "longer", images=4096, callbacks=[note])
+    assert len(losses) == 2
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_of_an_unconditional_teacher(unconditional_run: Path, tmp_path: Path) -> None:
+    run = student(unconditional_run, tmp_path / "run", images=64, rows=64, steps=2)
+    assert run.denoiser.guidance is None
+    assert run.denoiser.span is not None
+    assert run.sampler().evaluations == 2
+    assert run.sample(3).shape == (3, 1, 8, 8)
+    with pytest.raises(UserError, match="scales of guidance need a teacher"):
+        student_of(unconditional_run, scales=(1.0, 2.0))
+
+
+def test_of_a_teacher_on_a_table(table_run: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="sampled by dpmpp-2m, since ancestral draws noise"):
+        run = student(table_run, tmp_path / "run", images=64, rows=64)
+    assert run.sample(3).shape == (3, 1, 8, 8)
+
+
+def test_resuming_repeats_the_bits(digits_run: Path, fast: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(digits_run, teacher)
+    seen: list[Report] = []
+
+    def stop_after(report: Report) -> None:
+        seen.append(report)
+
+    stopped = student(teacher, tmp_path / "run", callbacks=[stop_after], stop=lambda: bool(seen)).path
+    assert seen
+    shutil.rmtree(teacher)  # it is no longer needed
+    made = {file.name: file.stat().st_mtime_ns for file in trajectories_of(stopped).iterdir()}
+    resume(stopped, console=QUIET)
+    assert made == {file.name: file.stat().st_mtime_ns for file in trajectories_of(stopped).iterdir()}
+    whole, again = (load_file(run / "model.safetensors") for run in (fast, stopped))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_missing_trajectories_are_made_again(fast: Path, digits_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fast, run)
+    file = sorted(trajectories_of(run).iterdir())[1]
+    before = file.read_bytes()
+    file.unlink()
+    resume(run, images=64, console=QUIET)
+    assert file.read_bytes() == before
+    shutil.rmtree(trajectories_of(run))
+    plain = read_recipe(run)
+    assert isinstance(plain.objective, Distillation)
+    moved_away = replace(plain, objective=replace(plain.objective, teacher=str(tmp_path / "gone")))
+    (run / "recipe.json").write_text(moved_away.to_json())
+    with pytest.raises(UserError, match="the teacher .*gone is not there"):
+        resume(run, images=64, console=QUIET)
+    (run / "recipe.json").write_text(replace(plain, objective=replace(plain.objective, weights="0" * 64)).to_json())
+    with pytest.raises(UserError, match="holds other weights than the teacher had"):
+        resume(run, images=64, console=QUIET)
+
+
+def test_a_budget_bounds_the_trajectories(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unfog.runs.teaching.SHARE", 0.0)
+    run = distill(digits_run, tmp_path / "run", rows=640, points=4, budget=20.0, settings=FEW, console=QUIET)
+    assert isinstance(run.recipe.objective, Distillation)
+    assert run.recipe.objective.rows == 64 == kept(trajectories_of(run.path))
+
+
+def test_of_a_teacher_sampled_by_cfg_plus_plus(digits_run: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(digits_run, teacher)
+    settings = ("solver=ddim", "sampling.guidance_kind=cfg++", "sampling.guidance=0.6")
+    (teacher / "recipe.json").write_text(read_recipe(teacher).set(*settings).to_json())
+    with pytest.warns(UserWarning, match="learns classifier-free guidance from 1 to 3"):
+        run = student(teacher, tmp_path / "run", images=64, rows=64)
+    assert run.recipe.sampling.guidance_kind == "classifier-free"
+    assert run.sample(3, guidance=2.5).shape == (3, 1, 8, 8)
+
+
+# What is refused
+
+
+def test_what_cannot_be_distilled(fast: Path, digits_run: Path, tmp_path: Path, tiny: Callable[..., Recipe]) -> None:
+    with pytest.raises(UserError, match="objective=distillation needs a teacher"):
+        unfog.train(tiny("objective=distillation"), tmp_path / "none", device="cpu", console=QUIET)
+    with pytest.raises(UserError, match="is a student already"):
+        student_of(fast)
+    with pytest.raises(UserError, match="no run folder"):
+        student_of(tmp_path)
+    with pytest.raises(UserError, match="the number of steps"):
+        student_of(digits_run, steps=0)
+    with pytest.raises(UserError, match="rows must be 64 or more"):
+        student_of(digits_run, rows=10)
+    for wrong in ((2.0, 1.0), (2.0, 2.0), (-1.0, 2.0)):
+        with pytest.raises(UserError, match="the scales are the lowest and the highest"):
+            student_of(digits_run, scales=wrong)
+    run = load(fast, "cpu")
+    with pytest.raises(UserError, match=r"learned guidance from 1 to 2\.25, not 7"):
+        run.sample(2, guidance=7)
+    with pytest.raises(UserError, match="omit the negative one"):
+        run.sample(2, negative="3")
+    with pytest.raises(UserError, match="no pipeline for a model that jumps"):
+        export_model(run, tmp_path / "diffusers")
+
+
+def test_the_verb(digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "fast"
+    few = ["--rows", "64", "--points", "2", "--images", "64", "--set", "training.reports=1"]
+    assert main(["distill", str(digits_run), "--out", str(out), "--scales", "1", "2", "--steps", "2", *few]) == 0
+    assert "trained: " in capsys.readouterr().out
+    found = read_recipe(out)
+    assert isinstance(found.objective, Distillation)
+    assert found.objective.scales == (1.0, 2.0)
+    assert found.sampling.steps == 2
+    assert main(["distill", str(digits_run), "--out", str(out), *few]) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert main(["distill", str(digits_run), "--out", str(tmp_path / "x"), "--scales", "1", *few]) == 2
+    assert "lowest and the highest scale of guidance" in capsys.readouterr().err
