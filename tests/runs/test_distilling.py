@@ -1,10 +1,11 @@
 """Distillation: trajectories of a teacher, a student that jumps along them, and what is refused."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,15 +22,24 @@ from unfog.runs.reading import read_recipe
 from unfog.runs.run import load, resume
 from unfog.runs.teaching import kept
 from unfog.runtime.errors import UserError
-from unfog.training.hooks import Report
+from unfog.training.hooks import Callback, Report
 from unfog.training.objectives.distillation import Distillation
 
 QUIET = Console(quiet=True)
 FEW = ("training.reports=2", "optimizer.warmup=64")
 
 
-def student(teacher: Path, out: Path, images: int = 512, rows: int = 128, **options: object) -> unfog.Run:
-    return distill(teacher, out, rows=rows, points=4, images=images, settings=FEW, console=QUIET, **options)  # type: ignore[arg-type]
+def student(
+    teacher: Path,
+    out: Path,
+    images: int = 512,
+    rows: int = 128,
+    steps: int = 1,
+    callbacks: Sequence[Callback] = (),
+    stop: Callable[[], bool] | None = None,
+) -> unfog.Run:
+    length = {"rows": rows, "points": 4, "images": images, "steps": steps}
+    return distill(teacher, out, **length, callbacks=callbacks, stop=stop, settings=FEW, console=QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +78,7 @@ def test_portions_spread_over_guidance_and_times(digits_run: Path) -> None:
     made = [portion(sampler, condition, number, 2, Range(1.0, 3.0)) for number in range(8)]
     scales = sorted(float(one.guidance[0]) for one in made)
     assert scales[0] >= 1.0
+    assert scales[-1] - scales[0] > 1.0
     assert scales[-1] <= 3.0
     assert max(b - a for a, b in pairwise(scales)) < 0.8  # no gap: evenly there would be 0.25
     middles = {round(float(one.times[0, 1]), 6) for one in made}
@@ -124,6 +135,9 @@ def test_a_student_is_a_run(fast: Path, digits_run: Path) -> None:
     assert isinstance(run.recipe.objective, Distillation)
     assert not run.recipe.sampling.clip  # x0 of a pair that leads to a later time is no data
     assert run.recipe.objective.rows == 128 == kept(trajectories_of(fast))
+    own = teacher.sampler().start(0, teacher.denoiser.schedule, torch.tensor(1.0))
+    made = load_file(trajectories_of(fast) / "000000.safetensors")
+    assert not torch.equal(made["x"][:, 0], own.half())  # whoever samples with seed 0 sees noise that is new to it
     sampler = run.sampler()
     assert (sampler.settings.steps, sampler.evaluations) == (1, 1)  # under guidance 1.5, too
     assert sampler.settings.guidance == teacher.recipe.sampling.guidance == 1.5
@@ -144,9 +158,25 @@ def test_it_learns_to_jump(fast: Path, tmp_path: Path, digits_run: Path) -> None
     def note(report: Report) -> None:
         losses.append(report.held_out)
 
-    student(digits_run, tmp_path / "longer", images=4096, callbacks=[note])
-    assert len(losses) == 2
-    assert losses[-1] < 0.9 * losses[0]
+    student(digits_run, tmp_path / "hardly", images=64, callbacks=[note])
+    student(digits_run, tmp_path / "longer", images=2048, callbacks=[note])
+    assert losses[-1] < 0.5 * losses[1], losses
+    print(losses)
+    print(losses)
+
+
+def test_the_last_trajectories_are_held_out(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[bool, set[int]] = {True: set(), False: set()}
+    missed = Distillation.missed
+
+    def noting(self: Distillation, model: Any, found: Any, rows: Any, *ways: Any) -> torch.Tensor:
+        seen[torch.is_inference_mode_enabled()] |= set(rows.tolist())
+        return missed(self, model, found, rows, *ways)
+
+    monkeypatch.setattr(Distillation, "missed", noting)
+    student(digits_run, tmp_path / "run", images=256)
+    assert seen[False] == set(range(120))  # two epochs
+    assert seen[True] == set(range(120, 128))
 
 
 def test_of_an_unconditional_teacher(unconditional_run: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Solver(ABC):
     @property
     def leads(self) -> bool:
         """Whether a step is alpha_s·x0 + sigma_s·eps of one prediction, so that the pair of a flow map leads to s."""
-        return False
+        return self.pairwise and not self.stochastic
 
     pairwise: bool = False
     """Whether the step depends on x0 and eps of one prediction alone, so that a pair which disagrees with x_t (CFG++)
@@ -229,11 +229,6 @@ class DDIM(Solver):
     def stochastic(self) -> bool:
         """Whether eta is above 0."""
         return self.eta > 0
-
-    @property
-    def leads(self) -> bool:
-        """Whether eta is 0."""
-        return not self.eta
 
     def step(self, denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, past: Sequence[Step], noise: Noise) -> Step:
         """Take one step."""

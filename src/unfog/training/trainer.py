@@ -45,8 +45,6 @@ from unfog.training.latents import prepared
 from unfog.training.reporting import Reporting
 from unfog.training.threads import THREADS
 
-_OF_CPU = ("u", "numbers")
-"""Parts of a batch that stay on the CPU: its times, and what else is drawn for its rows."""
 PATIENCE = 10
 """Non-finite losses in a row after which a run stops."""
 
@@ -203,7 +201,9 @@ class Trainer:
 
     def _moved(self, draw: Draw) -> Draw:
         """Return a batch on the model's device, except for what coefficients are computed from on the CPU."""
-        parts = {name: part for name, part in draw._asdict().items() if part is not None and name not in _OF_CPU}
+        parts = {
+            name: part for name, part in draw._asdict().items() if part is not None and name not in ("u", "numbers")
+        }
         draw = draw._replace(**{name: part.to(self.device, non_blocking=True) for name, part in parts.items()})
         return draw._replace(x0=in_channels_last(draw.x0)) if self.channels_last else draw
 
