@@ -25,6 +25,7 @@ from unfog.cli import arguments
 from unfog.cli.main import EDITS, VERBS, main
 from unfog.cli.options import Training
 from unfog.data import classic, modality
+from unfog.networks.quantized import able
 from unfog.recipes.sources import Folder
 from unfog.runs import asking, requests
 from unfog.runs.naming import written_pictures
@@ -779,6 +780,19 @@ def test_sample_takes_every_option(call: Call, table_run: Path, tmp_path: Path) 
     pixels = load(table_run, "cpu", "bfloat16").sample(2, 3, solver="heun", grid="karras", guidance=2.5)
     with Image.open(tmp_path / "out" / "00001-3.png") as picture:
         assert np.array_equal(np.asarray(picture.convert("L")), pixels[1, 0].numpy())
+
+
+@pytest.mark.skipif(not able(), reason="needs a processor with products of bytes")
+def test_sample_in_int8_says_how_exact_it_is(call: Call, digits_run: Path, tmp_path: Path) -> None:
+    more = ["-n", 2, "--label", 3, "--out", tmp_path / "out", "--device", "cpu"]
+    outcome = call("sample", digits_run, *more, "--precision", "int8")
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"int8 in \d+ layers: the predicted x0 differs by \d+\.\d % \(root mean square\)", outcome.err)
+    pixels = load(digits_run, "cpu").quantized().sample(2, 3)
+    with Image.open(tmp_path / "out" / "00001-3.png") as picture:
+        assert np.array_equal(np.asarray(picture.convert("L")), pixels[1, 0].numpy())
+    outcome = call("sample", digits_run, *more)
+    assert outcome.code == 2  # the folder holds samples that were drawn in int8
 
 
 def test_points_are_drawn_and_sampled_as_numbers(call: Call, tmp_path: Path) -> None:

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfog.networks import flash as module
 from unfog.networks.attention import Attend, Form, attend
-from unfog.networks.flash import HEADS, available, flash, takes
+from unfog.networks.flash import HEADS, KERNELS, flash, takes
 from unfog.networks.unet import UNet
 from unfog.recipes.choices import apply, attend_by, small
 from unfog.runtime import native
 
-compiled = pytest.mark.skipif(native.library(module.SOURCE, build=True) is None, reason="needs a C++ compiler")
-available(build=True)  # one that is wrong is not used, and its tests fail
+compiled = pytest.mark.skipif(native.library(KERNELS.source, build=True) is None, reason="needs a C++ compiler")
+KERNELS.available(build=True)  # one that is wrong is not used, and its tests fail
 FORMS: tuple[Form, Form] = ("rule", "flash")
 
 
@@ -135,9 +134,9 @@ def test_a_network_and_its_gradients_are_the_same() -> None:
 def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache without the kernel."""
     monkeypatch.setenv("UNFOG_CACHE", str(tmp_path / "cache"))
-    module._kernels.cache_clear()
+    KERNELS.forget()
     yield tmp_path / "cache"
-    module._kernels.cache_clear()
+    KERNELS.forget()
 
 
 def test_a_strangers_run_compiles_nothing(forgotten: Path) -> None:
@@ -155,12 +154,12 @@ def test_a_strangers_run_compiles_nothing(forgotten: Path) -> None:
 @compiled
 @pytest.mark.parametrize("damage", ["cut short", "wrong"])
 def test_a_damaged_or_wrong_kernel_is_not_used(forgotten: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    path = forgotten / "native" / f"flash-{native._key(module.SOURCE)}.so"
+    path = forgotten / "native" / f"flash-{native._key(KERNELS.source)}.so"
     path.parent.mkdir(parents=True)
     if damage == "cut short":
         path.write_bytes(b"\x7fELF")
     else:
         softmax = torch.softmax
         monkeypatch.setattr(torch, "softmax", lambda *given: softmax(*given) + 1)
-        assert isinstance(native.library(module.SOURCE, build=True), ctypes.CDLL)
-    assert not available(build=True)
+        assert isinstance(native.library(KERNELS.source, build=True), ctypes.CDLL)
+    assert not KERNELS.available(build=True)

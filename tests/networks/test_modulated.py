@@ -11,12 +11,12 @@ from torch import Tensor
 from unfog.networks import modulated as module
 from unfog.networks.compact import Compact
 from unfog.networks.layers import ChannelNorm
-from unfog.networks.modulated import available, formula, modulated, takes
+from unfog.networks.modulated import KERNELS, formula, modulated, takes
 from unfog.recipes.choices import fuse
 from unfog.runtime import native
 
-compiled = pytest.mark.skipif(native.library(module.SOURCE, build=True) is None, reason="needs a C++ compiler")
-available(build=True)  # one that is wrong is not used, and its tests fail
+compiled = pytest.mark.skipif(native.library(KERNELS.source, build=True) is None, reason="needs a C++ compiler")
+KERNELS.available(build=True)  # one that is wrong is not used, and its tests fail
 
 
 def _numbers(kind: torch.dtype, rows: int, channels: int) -> list[Tensor]:
@@ -115,13 +115,13 @@ def test_a_network_and_its_gradients_are_the_same_fused_or_not() -> None:
 def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache without the kernel."""
     monkeypatch.setenv("UNFOG_CACHE", str(tmp_path / "cache"))
-    module._kernels.cache_clear()
+    KERNELS.forget()
     yield tmp_path / "cache"
-    module._kernels.cache_clear()
+    KERNELS.forget()
 
 
 def test_nothing_is_compiled_unless_asked_for(forgotten: Path) -> None:
-    assert not available()
+    assert not KERNELS.available()
     assert not forgotten.exists()
     norm, x = ChannelNorm(6), torch.randn(2, 6, 4, 4)
     norm.fused = True
@@ -139,19 +139,19 @@ def test_without_a_compiler_there_is_no_kernel(
         monkeypatch.setenv("CXX", "false")
     else:
         forgotten.write_text("a file")
-    assert not available(build=True)
+    assert not KERNELS.available(build=True)
     assert not list(tmp_path.rglob("*.so"))
 
 
 @compiled
 @pytest.mark.parametrize("damage", ["cut short", "wrong"])
 def test_a_damaged_or_wrong_kernel_is_not_used(forgotten: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    path = forgotten / "native" / f"modulated-{native._key(module.SOURCE)}.so"
+    path = forgotten / "native" / f"modulated-{native._key(KERNELS.source)}.so"
     path.parent.mkdir(parents=True)
     if damage == "cut short":
         path.write_bytes(b"\x7fELF")
     else:
         monkeypatch.setattr(module, "formula", lambda x, *rest: formula(x, *rest) + 1)
-        assert native.library(module.SOURCE, build=True) is not None
-        assert isinstance(native.library(module.SOURCE), ctypes.CDLL)
-    assert not available(build=True)
+        assert native.library(KERNELS.source, build=True) is not None
+        assert isinstance(native.library(KERNELS.source), ctypes.CDLL)
+    assert not KERNELS.available(build=True)

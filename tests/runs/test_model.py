@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import unfog
+from unfog.networks.quantized import Int8, able
 from unfog.recipes.recipe import Recipe
 from unfog.runs.run import Run, load
 from unfog.runtime.errors import UserError
@@ -153,3 +154,63 @@ def test_an_image_to_condition_on_in_every_form(enlarging: Run, three: torch.Ten
     wanted = enlarging.sample(2, encoded)
     for form in (three, three.numpy(), three[None], encoded, Image.fromarray(three[0].numpy())):
         assert torch.equal(enlarging.sample(2, image=form), wanted)
+
+
+# In bytes
+
+
+products = pytest.mark.skipif(not able(), reason="needs a processor with products of bytes")
+
+
+@products
+def test_in_int8_a_picture_is_the_same_in_every_request_and_near(digits_run: Path) -> None:
+    run = load(digits_run, "cpu", "float32")
+    small = run.quantized()
+    assert small.precision == "int8"
+    assert not any(isinstance(part, Int8) for part in run.model.modules())
+    whole, exact = small.sample(9, guidance=2.0), run.sample(9, guidance=2.0)
+    assert torch.equal(run.quantized(3, [1, 2, 3]).sample(2, guidance=2.0), whole[:2])
+    assert not torch.equal(whole, exact)
+    assert (whole.float() - exact.float()).square().mean().sqrt() < 30
+    told = small.quantization
+    assert told is not None
+    assert told.layers == sum(isinstance(part, Int8) for part in small.model.modules()) > 5
+    assert 0 < told.rounding < told.error < 0.1
+    assert f"{100 * told.error:.1f} %" in str(told)
+
+
+@products
+def test_the_error_of_int8_is_that_of_its_network(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of two bits are off by much more."""
+    run, forward = load(digits_run, "cpu", "float32"), Int8.forward
+    before = run.quantized().quantization
+
+    def coarse(layer: Int8, x: torch.Tensor) -> torch.Tensor:
+        return forward(layer, x) * 1.3
+
+    monkeypatch.setattr(Int8, "forward", coarse)
+    after = run.quantized().quantization
+    assert before is not None
+    assert after is not None
+    assert after.error > 3 * before.error
+    assert after.rounding == before.rounding
+
+
+@products
+def test_models_that_draw_nothing_by_themselves_are_calibrated_on_a_request(
+    train_into: Callable[[Recipe, str], Path], tiny: Callable[..., Recipe]
+) -> None:
+    run = load(train_into(tiny("conditioning=image", "conditioning.factor=4"), "enlarging"), "cpu")
+    pictures = torch.rand(3, 1, 8, 8) * 2 - 1
+    with pytest.raises(UserError):
+        run.quantized()
+    assert run.quantized(3, pictures).sample(3, pictures).shape == (3, 1, 8, 8)
+
+
+def test_int8_where_it_cannot_be_is_refused(digits: Run, points_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if able():
+        with pytest.raises(UserError, match="int8 has nothing to do in this network"):
+            load(points_run, "cpu").quantized()
+    monkeypatch.setattr("unfog.generation.quantizing.able", lambda: False)
+    with pytest.raises(UserError, match="no instructions for products of bytes"):
+        digits.quantized()

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import MakeRecipe
+from unfog.networks import modulated
 from unfog.networks.attention import Form
-from unfog.networks.modulated import available
 from unfog.recipes.build import build_data
 from unfog.recipes.choices import Choices, attend_by, attentions, norms
 from unfog.recipes.recipe import Recipe
@@ -23,7 +23,7 @@ from unfog.runtime.errors import UserError
 from unfog.training import choices as module
 from unfog.training.trainer import Trainer
 
-compiled = pytest.mark.skipif(not available(build=True), reason="needs a C++ compiler")
+compiled = pytest.mark.skipif(not modulated.KERNELS.available(build=True), reason="needs a C++ compiler")
 Ratios = dict[str, float | None]
 FORMS = {"bfloat16": "fused-attention", "float32": "plain-attention"}
 """The form of attention that the rule does not take."""
@@ -245,7 +245,7 @@ def test_a_strangers_run_compiles_nothing(digits_run: Path, tmp_path: Path, monk
     """What it names and is not there is said, and computed by torch's operators."""
     recipe = read_recipe(digits_run)
     foreign = replace(recipe, training=replace(recipe.training, choices="float32 fused-norm"))
-    monkeypatch.setattr("unfog.recipes.choices.available", lambda: False)
+    monkeypatch.setattr("unfog.networks.modulated.KERNELS.available", lambda: False)
     monkeypatch.setattr("unfog.runtime.native._compile", None)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text(foreign.to_json())

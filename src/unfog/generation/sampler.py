@@ -26,7 +26,7 @@ from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Sampling
 from unfog.runtime import distributed
 from unfog.runtime.brief import brief
-from unfog.runtime.device import Precision, arithmetic, within
+from unfog.runtime.device import Arithmetic, arithmetic, within
 from unfog.runtime.errors import UserError, out_of_memory
 from unfog.runtime.randomness import normal
 
@@ -79,7 +79,7 @@ class Sampler(Drawing):
     grid: Grid
     settings: Sampling
     negative: Asked = None
-    precision: Precision = "float32"
+    precision: Arithmetic = "float32"
 
     __repr__ = brief
 
@@ -90,7 +90,7 @@ class Sampler(Drawing):
         denoiser: Denoiser,
         seed: int = 0,
         negative: Asked = None,
-        precision: Precision = "float32",
+        precision: Arithmetic = "float32",
     ) -> "Sampler":
         """Return the sampler that a recipe describes."""
         return cls(

@@ -11,7 +11,7 @@ from unfog.generation.drawing import Drawing
 from unfog.recipes.conditions import ClassConditioning
 from unfog.recipes.objective import Generator
 from unfog.runtime.brief import brief
-from unfog.runtime.device import Precision, arithmetic
+from unfog.runtime.device import Arithmetic, arithmetic
 from unfog.runtime.errors import UserError
 
 
@@ -27,7 +27,7 @@ class Whole(Drawing):
 
     generator: Generator
     device: torch.device
-    precision: Precision = "float32"
+    precision: Arithmetic = "float32"
 
     __repr__ = brief
 

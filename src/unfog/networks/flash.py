@@ -7,29 +7,27 @@ Source: Dao et al. 2022, FlashAttention, section 3 (what is kept for the way bac
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from unfog.runtime.native import library
+from unfog.runtime.native import Function, Kernels, function
 
 HEADS = (8, 16)
 """Channels of a head for which there is a kernel."""
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-SOURCE = Path(__file__).with_suffix(".cpp")
-Kernel = Callable[..., None]
+ARGUMENTS = (ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_long] * 4)
 
 
-class Kernels(NamedTuple):
+class Passes(NamedTuple):
     """The kernels of one type of numbers and one size of a head."""
 
-    forward: Kernel
-    backward: Kernel
+    forward: Function
+    backward: Function
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -51,39 +49,25 @@ def takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     parts = (q, k, v)
     plain = all(part.device.type == "cpu" and part.dtype == q.dtype and part.numel() > 0 for part in parts)
     plain &= q.dtype in NAMES and q.shape[-1] in HEADS and q.ndim == 4
-    return plain and not torch.compiler.is_compiling() and _kernels() is not None
+    return plain and not torch.compiler.is_compiling() and KERNELS.get() is not None
 
 
-def available(build: bool = False) -> bool:
-    """Return whether the kernel is there and right, after compiling it if `build`."""
-    if build and _kernels() is None and library(SOURCE, build=True) is not None:
-        _kernels.cache_clear()
-    return _kernels() is not None
-
-
-@cache
-def _kernels() -> dict[tuple[torch.dtype, int], Kernels] | None:
-    """Return the functions for each type of numbers and head, if they agree with torch's."""
-    found = library(SOURCE)
-    if found is None:
-        return None
-    kernels = {
-        (kind, head): Kernels(_typed(found, f"{name}_{head}_forward"), _typed(found, f"{name}_{head}_backward"))
+def _read(found: ctypes.CDLL) -> dict[tuple[torch.dtype, int], Passes]:
+    """Return the functions for each type of numbers and head."""
+    return {
+        (kind, head): Passes(*(function(found, f"{name}_{head}_{way}", *ARGUMENTS) for way in Passes._fields))
         for kind, name in NAMES.items()
         for head in HEADS
     }
-    return kernels if all(_agrees(kernel, *key) for key, kernel in kernels.items()) else None
 
 
-def _typed(found: ctypes.CDLL, name: str) -> Kernel:
-    """Return a function of the library, with the types of its arguments."""
-    kernel = getattr(found, name)
-    kernel.argtypes, kernel.restype = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_long] * 4], None
-    return cast(Kernel, kernel)
+def _agree(kernels: dict[tuple[torch.dtype, int], Passes]) -> bool:
+    """Return whether all kernels agree with torch."""
+    return all(_agrees(kernel, *key) for key, kernel in kernels.items())
 
 
-def _agrees(kernel: Kernels, kind: torch.dtype, head: int) -> bool:
-    """Return whether a kernel gives torch's output for a few numbers: a compiler may be wrong."""
+def _agrees(kernel: Passes, kind: torch.dtype, head: int) -> bool:
+    """Return whether a kernel gives torch's output for a few numbers."""
     numbers = torch.linspace(-2, 3, 2 * 3 * 19 * head).view(2, 3, 19, head)
     q, k, v = ((numbers * step).sin().to(kind) for step in (5, 7, 9))
     y, near = torch.empty_like(q), 1e-4 if kind == torch.float32 else 2e-2
@@ -92,7 +76,7 @@ def _agrees(kernel: Kernels, kind: torch.dtype, head: int) -> bool:
     return torch.allclose(y.float(), exact, rtol=near, atol=near)
 
 
-def _call(kernel: Kernel, parts: Sequence[Tensor], kept: Tensor, q: Tensor, k: Tensor) -> None:
+def _call(kernel: Function, parts: Sequence[Tensor], kept: Tensor, q: Tensor, k: Tensor) -> None:
     """Call a kernel with its parts, behind the fourth of which is `kept`, and their distances."""
     addresses = [part.data_ptr() for part in (*parts[:4], kept, *parts[4:])]
     strides = [part.stride(axis) for part in parts for axis in range(3)]
@@ -120,7 +104,7 @@ class _Flash(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Compute the output."""
-        kernels = _kernels()
+        kernels = KERNELS.get()
         assert kernels is not None
         kernel = kernels[q.dtype, q.shape[-1]]
         q, k, v = map(_near, (q, k, v))
@@ -138,3 +122,7 @@ class _Flash(torch.autograd.Function):
         dq, dk, dv = map(_places_first, (q, k, v))
         _call(ctx.kernel, (_near(dy), q, k, v, dq, dk, dv), kept, q, k)  # type: ignore[attr-defined]  # as above
         return dq, dk, dv
+
+
+KERNELS = Kernels(Path(__file__).with_suffix(".cpp"), _read, _agree)
+"""The compiled kernels."""

@@ -1,23 +1,20 @@
 """SiLU(norm(x)·scale + shift) in one pass over memory and one back, by a kernel of our own (modulated.cpp)."""
 
 import ctypes
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from unfog.runtime.native import library
+from unfog.runtime.native import Function, Kernels, function
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 MOST = 2048
 """Channels of a place, at most."""
-SOURCE = Path(__file__).with_suffix(".cpp")
-Kernel = Callable[..., None]
+Passes = tuple[Function, Function]
+"""There and back."""
 
 
 def formula(x: Tensor, scale: Tensor, shift: Tensor, epsilon: float, act: bool) -> Tensor:
@@ -46,39 +43,21 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor, epsilon: float, act: bool
 def takes(x: Tensor) -> bool:
     """Return whether the kernel is there and computes such numbers, `(rows, *places, channels)`."""
     plain = x.device.type == "cpu" and x.dtype in NAMES and x.is_contiguous() and x.numel() > 0 and x.shape[-1] <= MOST
-    return plain and not torch.compiler.is_compiling() and _kernels() is not None
+    return plain and not torch.compiler.is_compiling() and KERNELS.get() is not None
 
 
-def available(build: bool = False) -> bool:
-    """Return whether the kernel is there and right, after compiling it if `build`."""
-    if build and _kernels() is None and library(SOURCE, build=True) is not None:
-        _kernels.cache_clear()
-    return _kernels() is not None
-
-
-@cache
-def _kernels() -> dict[torch.dtype, tuple[Kernel, Kernel]] | None:
-    """Return the functions there and back for each type of numbers, if they agree with the formula."""
-    found = library(SOURCE)
-    if found is None:
-        return None
-    kernels = {
-        kind: (_typed(found, f"{name}_forward", 4), _typed(found, f"{name}_backward", 7))
+def _read(found: ctypes.CDLL) -> dict[torch.dtype, Passes]:
+    """Return the functions there and back for each type of numbers."""
+    sizes = (ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_long, ctypes.c_float, ctypes.c_int)
+    there, back = (*[ctypes.c_void_p] * 4, *sizes), (*[ctypes.c_void_p] * 7, *sizes)
+    return {
+        kind: (function(found, f"{name}_forward", *there), function(found, f"{name}_backward", *back))
         for kind, name in NAMES.items()
     }
-    return kernels if _agree(kernels) else None
 
 
-def _typed(found: ctypes.CDLL, name: str, pointers: int) -> Kernel:
-    """Return a function of the library, with the types of its arguments."""
-    kernel = getattr(found, name)
-    sizes = (ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_long, ctypes.c_float, ctypes.c_int)
-    kernel.argtypes, kernel.restype = [*[ctypes.c_void_p] * pointers, *sizes], None
-    return cast(Kernel, kernel)
-
-
-def _agree(kernels: dict[torch.dtype, tuple[Kernel, Kernel]]) -> bool:
-    """Return whether the kernels give the formula's outputs for a few numbers: a compiler may be wrong."""
+def _agree(kernels: dict[torch.dtype, Passes]) -> bool:
+    """Return whether the kernels give the formula's outputs for a few numbers."""
     scale, shift = torch.linspace(-1, 2, 74).view(2, 37), torch.linspace(1, -1, 74).view(2, 37)
     for kind, (forward, _) in kernels.items():
         x = torch.linspace(-3, 4, 2 * 3 * 37).square().view(2, 3, 37).to(kind)
@@ -95,7 +74,7 @@ def _sizes(x: Tensor, scale: Tensor) -> tuple[int, int, int, int]:
     return len(x), x.numel() // len(x) // channels, channels, channels if len(scale) > 1 else 0
 
 
-def _forward(kernel: Kernel, x: Tensor, scale: Tensor, shift: Tensor, y: Tensor, epsilon: float, act: bool) -> None:
+def _forward(kernel: Function, x: Tensor, scale: Tensor, shift: Tensor, y: Tensor, epsilon: float, act: bool) -> None:
     """Call a kernel."""
     kernel(*(part.data_ptr() for part in (x, scale, shift, y)), *_sizes(x, scale), epsilon, act)
 
@@ -106,7 +85,7 @@ class _Modulated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, scale: Tensor, shift: Tensor, epsilon: float, act: bool) -> Tensor:
         """Compute the output."""
-        kernels = _kernels()
+        kernels = KERNELS.get()
         assert kernels is not None
         scale, shift, y = scale.contiguous(), shift.contiguous(), torch.empty_like(x)
         _forward(kernels[x.dtype][0], x, scale, shift, y, epsilon, act)
@@ -126,3 +105,7 @@ class _Modulated(torch.autograd.Function):
         kernel(*(part.data_ptr() for part in parts), *_sizes(x, scale), epsilon, act)
         dscale, dshift = both if len(scale) == len(x) else both.sum(1, keepdim=True)
         return dx, dscale, dshift, None, None
+
+
+KERNELS = Kernels(Path(__file__).with_suffix(".cpp"), _read, _agree)
+"""The compiled kernels."""

@@ -6,10 +6,9 @@ from typing import NamedTuple, get_args
 
 from torch import nn
 
-from unfog.networks import flash
+from unfog.networks import flash, modulated
 from unfog.networks.attention import Attend, Form
 from unfog.networks.layers import ChannelNorm
-from unfog.networks.modulated import available
 from unfog.runtime.device import Precision
 from unfog.runtime.errors import UserError
 
@@ -109,8 +108,8 @@ def apply(model: nn.Module, choices: str) -> None:
     chosen = Choices.read(choices)
     compute_by([model], chosen)
     missing = [
-        *["norms are"] * (chosen.fused and bool(norms(model)) and not available()),
-        *["attention is"] * (chosen.attention == "flash" and bool(small(model)) and not flash.available()),
+        *["norms are"] * (chosen.fused and bool(norms(model)) and not modulated.KERNELS.available()),
+        *["attention is"] * (chosen.attention == "flash" and bool(small(model)) and not flash.KERNELS.available()),
     ]
     for what in missing:
         warnings.warn(

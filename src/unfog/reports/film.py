@@ -17,8 +17,8 @@ from unfog.data.pictures import row_of, save_film, save_picture, save_video
 from unfog.generation.sampler import Sampler
 from unfog.recipes.conditions import Asked
 from unfog.recipes.words import in_words
+from unfog.runs.asking import in_turn
 from unfog.runs.naming import in_a_line, settings_of
-from unfog.runs.requests import in_turn
 from unfog.runtime.device import within
 from unfog.runtime.files import disk, whole
 

@@ -1,7 +1,7 @@
 """Turn a user's request, in words, files and pictures, into what a model takes."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -255,3 +255,15 @@ def _file(image: str | Path | Image.Image) -> Iterator[Path]:
         path = Path(folder) / "picture.png"
         image.save(path)
         yield path
+
+
+def in_turn(asked: Asked, count: int) -> Asked:
+    """Return several prompts or labels, a tuple of texts, in turn for each of `count` samples; else what was given.
+
+    Where several conditions are requested by name, each is taken in turn by itself.
+    """
+    if isinstance(asked, Mapping):
+        return {name: in_turn(one, count) for name, one in asked.items()}
+    if isinstance(asked, tuple) and asked and isinstance(asked[0], str):
+        return [asked[place % len(asked)] for place in range(count)]
+    return asked

@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack, cast
+from typing import Self, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from unfog.diffusion.grids import Grid
 from unfog.diffusion.solvers import Solver
 from unfog.generation import edits
 from unfog.generation.drawing import Drawing
+from unfog.generation.quantizing import ROWS, Quantization, in_int8
 from unfog.generation.sampler import Sampler
 from unfog.generation.whole import Whole
 from unfog.recipes.build import known_of, resized
@@ -25,7 +26,7 @@ from unfog.runs import asking
 from unfog.runs.asking import Label, Picture, Prompt, Values
 from unfog.runs.progress import Progress, watched
 from unfog.runtime.brief import parameters
-from unfog.runtime.device import Precision, arithmetic
+from unfog.runtime.device import Arithmetic, arithmetic
 from unfog.runtime.errors import UserError
 
 Part = TypeVar("Part")
@@ -81,12 +82,14 @@ class Run:
         recipe: What it was made with.
         model: The averaged weights, ready to sample.
         precision: Arithmetic of the network.
+        quantization: What int8 changes, if the network computes in it.
     """
 
     path: Path
     recipe: Recipe
     model: nn.Module
-    precision: Precision
+    precision: Arithmetic
+    quantization: Quantization | None = None
 
     def __repr__(self) -> str:
         """Return where the run is, and what it holds."""
@@ -170,6 +173,27 @@ class Run:
         if not isinstance(found, Sampler):
             raise UserError(f"{self._kind}, which is not sampled step by step: only its samples can be drawn")
         return found
+
+    def quantized(self, count: int = 1, asked: Asked = None) -> Self:
+        """Return the run with the large layers of its network in int8, which is faster and less exact.
+
+        The result's `quantization` says how much less.
+
+        Args:
+            count: Number of samples that are drawn afterwards.
+            asked: What they show, as for `sample`. It matters only for models that draw nothing without, such as those
+                that enlarge pictures: the ranges of their numbers are measured on the first that is asked for.
+
+        Raises: UserError: If there is no processor or layer for it.
+        """
+        sampler = self.sampler()
+        try:
+            condition = sampler.condition(2 * ROWS)
+        except UserError:
+            condition = sampler.condition(count, asking.in_turn(asked, count))
+            condition = None if condition is None else condition[:1].expand(2 * ROWS, *condition.shape[1:])
+        found, quantization = in_int8(sampler, condition)
+        return replace(self, model=found.denoiser, precision="int8", quantization=quantization)
 
     def sample(
         self,

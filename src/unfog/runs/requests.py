@@ -20,6 +20,7 @@ from unfog.data.pictures import UnreadableError, save_picture
 from unfog.generation.drawing import Drawing
 from unfog.recipes.conditions import Asked
 from unfog.recipes.words import in_words
+from unfog.runs.asking import in_turn
 from unfog.runs.naming import INDEX, file_name, in_a_line, numbered, settings_of, write_index
 from unfog.runs.run import Run
 from unfog.runtime import distributed
@@ -266,18 +267,6 @@ def _title(request: Request, shown: int, settings: dict[str, object]) -> str:
     of = f"{shown}" if shown == request.count else f"the first {shown} of {request.count:,}"
     samples = "sample" if of == "1" else "samples"
     return f"{of} {samples} of {request.run.path.resolve().name}: {in_a_line(settings)}"
-
-
-def in_turn(asked: Asked, count: int) -> Asked:
-    """Return several prompts or labels, a tuple of texts, in turn for each of `count` samples; else what was given.
-
-    Where several conditions are requested by name, each is taken in turn by itself.
-    """
-    if isinstance(asked, Mapping):
-        return {name: in_turn(one, count) for name, one in asked.items()}
-    if isinstance(asked, tuple) and asked and isinstance(asked[0], str):
-        return [asked[place % len(asked)] for place in range(count)]
-    return asked
 
 
 def _earlier(where: Path) -> dict[str, object]:

@@ -19,6 +19,8 @@ from unfog.runtime.errors import UserError
 
 Part = TypeVar("Part")
 Precision = Literal["auto", "float32", "bfloat16"]
+Arithmetic = Precision | Literal["int8"]
+"""In which samples are drawn."""
 
 SMALL = 12
 """Up to this side, bf16 does not pay off for images on a CPU: conversions cost more than the products save."""
@@ -103,9 +105,9 @@ def place(model: nn.Module, device: torch.device) -> None:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def arithmetic(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context for running the network: autocast for bfloat16, no change for float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def arithmetic(precision: Arithmetic, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context for running the network: autocast for bfloat16, and between layers of int8; else no change."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision in ("bfloat16", "int8"))
 
 
 def within(context: Callable[[], AbstractContextManager[object]], parts: Iterator[Part]) -> Iterator[Part]:

@@ -6,8 +6,10 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Generic, TypeVar, cast
 
 from unfog.runtime.errors import EnvironmentFailure, UserError
 from unfog.runtime.files import cache_folder, locked, whole
@@ -20,6 +22,50 @@ FLAGS = (
 """Options of GCC and Clang."""
 PATIENCE = 120.0
 """Seconds that a compiler may take; it takes one."""
+Functions = TypeVar("Functions")
+Function = Callable[..., None]
+
+
+class Kernels(Generic[Functions]):
+    """The functions of a source file, once they are compiled, and only if they are right: a compiler may be wrong."""
+
+    def __init__(
+        self, source: Path, read: Callable[[ctypes.CDLL], Functions], right: Callable[[Functions], bool]
+    ) -> None:
+        """Look nothing up.
+
+        Args:
+            source: As of `library`.
+            read: Takes the functions from the library.
+            right: Whether they give the known outputs for a few numbers.
+        """
+        self.source, self._read, self._right = source, read, right
+        self._found: list[Functions | None] = []
+
+    def get(self) -> Functions | None:
+        """Return the functions; None where they were not compiled, or are wrong."""
+        if not self._found:
+            found = library(self.source)
+            functions = None if found is None else self._read(found)
+            self._found = [functions if functions is not None and self._right(functions) else None]
+        return self._found[0]
+
+    def available(self, build: bool = False) -> bool:
+        """Return whether the functions are there and right, after compiling them if `build`."""
+        if build and self.get() is None and library(self.source, build=True) is not None:
+            self.forget()
+        return self.get() is not None
+
+    def forget(self) -> None:
+        """Look the functions up again when they are wanted next."""
+        self._found = []
+
+
+def function(found: ctypes.CDLL, name: str, *arguments: type) -> Function:
+    """Return a function of a library that returns nothing, with the types of its arguments."""
+    kernel = getattr(found, name)
+    kernel.argtypes, kernel.restype = list(arguments), None
+    return cast(Function, kernel)
 
 
 def library(source: Path, *, build: bool = False) -> ctypes.CDLL | None:

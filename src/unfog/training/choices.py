@@ -18,9 +18,8 @@ import torch
 
 from unfog.generation.portion import measured
 from unfog.generation.sampler import Sampler
-from unfog.networks import flash
+from unfog.networks import flash, modulated
 from unfog.networks.attention import Form
-from unfog.networks.modulated import available
 from unfog.recipes.choices import AUTO, REFERENCE, Choices, attend_by, attentions, fuse, norms, small
 from unfog.recipes.parse import to_plain
 from unfog.recipes.settings import PORTION
@@ -75,9 +74,9 @@ def choose(trainer: Trainer) -> Ratios:
         choices, ratios = _kept(path) or _measured(trainer, path)
     found = ALL[int(distributed.agreed(ALL.index(choices)))]
     if found.fused:
-        available(build=True)
+        modulated.KERNELS.available(build=True)
     if found.attention == "flash":
-        flash.available(build=True)
+        flash.KERNELS.available(build=True)
     trainer.compute_with(found)
     return ratios
 
@@ -118,8 +117,8 @@ def _kept(path: Path) -> tuple[Choices, Ratios] | None:
         ratios = {str(name): float(ratio) for name, ratio in plain["ratios"].items()}
     except (OSError, EnvironmentFailure, UserError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    gone = choices.fused and not available(build=True)
-    gone |= choices.attention == "flash" and not flash.available(build=True)
+    gone = choices.fused and not modulated.KERNELS.available(build=True)
+    gone |= choices.attention == "flash" and not flash.KERNELS.available(build=True)
     return None if gone else (choices, ratios)
 
 
@@ -143,14 +142,14 @@ def _measured(trainer: Trainer, path: Path) -> tuple[Choices, Ratios]:
             ratios[other] = ratio
             best = other if ratio > WORTH else rule
         trainer.precision = best
-    if norms(trainer.model) and available(build=True):
+    if norms(trainer.model) and modulated.KERNELS.available(build=True):
         ratio = _ratio(step, lambda new: fuse([trainer.model], new))
         shared |= ratio is None
         if ratio is not None:
             ratios["fused-norm"] = ratio
             fused = ratio > WORTH
     forms: list[Form] = ["fused" if best == "bfloat16" else "plain"] if attentions(trainer.model) else []
-    if small(trainer.model) and flash.available(build=True):
+    if small(trainer.model) and flash.KERNELS.available(build=True):
         forms.append("flash")
     for form in forms:  # those which the rule does not take
 
