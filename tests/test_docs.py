@@ -84,6 +84,8 @@ def test_shell_lines_run(page: Path, home: Path) -> None:
                 del arguments[place : place + 2]
         if verb == "distill":
             arguments += ["--images", "256", "--rows", "64", "--points", "2"]
+        if verb == "tune":
+            arguments += ["--rounds", "1"]
         if verb == "train":
             wide = arguments[0] == "autoencoder" or "network=unet" in arguments
             cuts = SHORT[wide:] + ["codec.images=256"] * ("codec=latents" in arguments)

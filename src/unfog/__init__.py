@@ -156,6 +156,7 @@ if TYPE_CHECKING:
     from unfog.runs.run import load as load
     from unfog.runs.run import resume as resume
     from unfog.runs.run import train as train
+    from unfog.runs.tuning import tune as tune
     from unfog.runtime.errors import EnvironmentFailure as EnvironmentFailure
     from unfog.runtime.errors import UserError as UserError
     from unfog.training.ema import EMA as EMA
@@ -305,6 +306,7 @@ _HOMES = {
     "compare": "evaluation.compare",
     "denoising_loss": "diffusion.objectives",
     "distill": "runs.distilling",
+    "tune": "runs.tuning",
     "evaluate": "evaluation.sets",
     "export_model": "interop.export",
     "follow": "diffusion.sampling",

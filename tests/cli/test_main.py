@@ -795,6 +795,26 @@ def test_sample_in_int8_says_how_exact_it_is(call: Call, digits_run: Path, tmp_p
     assert outcome.code == 2  # the folder holds samples that were drawn in int8
 
 
+def test_tune_shows_what_helps_and_keeps_it_only_if_asked(call: Call, broken: Path) -> None:
+    few = ["--steps", 3, "--solver", "dpmpp-2m", "--guidance", 2, "--device", "cpu"]
+    outcome = call("tune", broken, *few, "--rounds", 2)
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"^3 +6 +\S+ +[\d.e-]+ +[\d.e-]+ +0\.\d+$", outcome.out, re.MULTILINE)
+    assert "nothing is changed in the run folder: --save keeps it there" in outcome.out
+    assert not (broken / "tuned.json").exists()
+    outcome = call("tune", broken, *few, "--rounds", 2, "--save")
+    assert f"kept in {broken / 'tuned.json'}" in outcome.out
+    outcome = call("sample", broken, "-n", 1, *few)
+    assert outcome.code == 0, outcome.err
+    assert "3 steps of dpmpp-2m as tuned; --grid restores the usual ones" in outcome.err
+    assert '"solver": "dpmpp-2m (tuned)"' in (broken / "samples" / "seed-0" / "samples.json").read_text()
+    outcome = call("sample", broken, "-n", 1, *few, "--grid", "uniform")
+    assert "tuned" not in outcome.err
+    outcome = call("tune", broken, "--steps", 0, "--device", "cpu")
+    assert outcome.code == 2
+    assert "the number of steps must be" in outcome.err
+
+
 def test_points_are_drawn_and_sampled_as_numbers(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = ("--set", "network.width=16", "--set", "training.images=1024", "--set", "training.reports=1")

@@ -46,8 +46,10 @@ def sample(
 
     from rich.console import Console
 
+    from unfog.generation.sampler import Sampler
     from unfog.runs.requests import sample_into
     from unfog.runs.run import load
+    from unfog.runs.tuned import told
 
     folder = arguments.folder(out or run / "samples" / f"seed-{drawing.seed}")
     loaded = load(run, drawing.device, "auto" if precision == "int8" else precision)
@@ -57,6 +59,8 @@ def sample(
         loaded = loaded.quantized(n, asked)
         print(loaded.quantization, file=sys.stderr)
     generator = loaded.generator(**drawing.sampling())
+    if drawing.grid is None and isinstance(generator, Sampler) and (how := told(run, generator)):
+        print(how, file=sys.stderr)
     try:
         folder = sample_into(folder, loaded, generator, n, asked, beside=out is None, console=Console(stderr=True))
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from unfog.cli.measuring import bench, compare, evaluate, verify
 from unfog.cli.numbers import REGISTRY
 from unfog.cli.serving import app
 from unfog.cli.training import average, distill, plan, replay, train
+from unfog.cli.tuning import tune
 from unfog.runtime.errors import unknown
 from unfog.runtime.provenance import commanded
 from unfog.runtime.version import __version__
@@ -24,6 +25,7 @@ from unfog.runtime.version import __version__
 VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "distill": distill,
+    "tune": tune,
     "inspect": inspect,
     "plan": plan,
     "sample": sample,

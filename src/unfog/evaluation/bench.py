@@ -30,7 +30,8 @@ from unfog.recipes.build import build_codec
 from unfog.recipes.fitting import extrapolates_far
 from unfog.runs.data import read_data
 from unfog.runs.run import Run
-from unfog.runtime.brief import brief
+from unfog.runs.tuned import GRID, steps_of
+from unfog.runtime.brief import brief, in_full
 from unfog.runtime.errors import Stopped, UserError
 from unfog.runtime.files import locked, write_whole
 from unfog.runtime.lines import aligned, lines_of
@@ -273,12 +274,17 @@ def _settings(run: Run, solvers: Sequence[str], grids: Sequence[str], guidance: 
 
     Raises: UserError: If a name is unknown, before anything takes time.
     """
-    kinds = dict.fromkeys(solvers or SOLVERS), dict.fromkeys(grids or (run.recipe.kind("grid"),))
+    kinds = dict.fromkeys(solvers or SOLVERS), dict.fromkeys(grids or (run.recipe.kind("grid"), GRID))
     scales = dict.fromkeys(map(float, guidance or (1.0,)))
     settings = [Setting(*one) for one in product(*kinds, scales)]
     for setting in settings:
-        run.sampler(**asdict(setting))
-    return settings
+        _untuned(run, setting)
+    return [one for one in settings if one.grid != GRID or GRID in grids or steps_of(run.path, _untuned(run, one))]
+
+
+def _untuned(run: Run, setting: Setting) -> Sampler:
+    """Return a sampler of a setting, with a grid of the recipe where the setting's is tuned."""
+    return run.sampler(**{**asdict(setting), "grid": run.recipe.grid if setting.grid == GRID else setting.grid})
 
 
 class Planned(NamedTuple):
@@ -298,7 +304,7 @@ def _keys(
     common = digest((run.path / "model.safetensors").read_bytes(), conditions, how.encode())
     keys = {}
     for cell, (sampler, _) in plan.items():
-        keys[cell] = digest(repr((common, sampler.solver, sampler.grid, sampler.settings)).encode())
+        keys[cell] = digest(in_full((common, sampler.solver, sampler.grid, sampler.settings)).encode())
     return keys
 
 
@@ -336,7 +342,7 @@ def _plan(
     left_out: dict[str, str] = {}
     for setting in settings:
         name = f"{setting.solver}, grid {setting.grid}, guidance {setting.guidance:g}"
-        if isinstance(run.sampler(**asdict(setting)).solver, RungeKutta45):
+        if isinstance(_untuned(run, setting).solver, RungeKutta45):
             left_out[name] = "it takes as many evaluations as its tolerances ask for"
             continue
         try:
@@ -359,11 +365,14 @@ def _longest(run: Run, setting: Setting, nfe: Sequence[int], seed: int, conditio
         sampler = run.sampler(**asdict(setting), steps=steps, seed=seed)
         return Planned(sampler, _dry_run(sampler, condition))
 
-    longest = {}
+    tuned, longest = setting.grid == GRID, {}
+    numbers = steps_of(run.path, _untuned(run, setting)) if tuned else range(1, max(nfe) + 1)
+    if not numbers:
+        raise UserError(f"nothing is tuned for it: run `unfog tune {run.path} --solver {setting.solver} --save`")
     for wanted in nfe:
-        steps = bisect.bisect_right(range(1, wanted + 1), wanted, key=lambda steps: planned(steps).nfe)
-        if steps:
-            longest[wanted] = planned(steps)
+        fewer = bisect.bisect_right(numbers, wanted, key=lambda steps: planned(steps).nfe)
+        if fewer:
+            longest[wanted] = planned(numbers[fewer - 1])
     return longest
 
 

@@ -25,7 +25,7 @@ from unfog.recipes.fitting import doubt_grid
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Sampling
 from unfog.runtime import distributed
-from unfog.runtime.brief import brief
+from unfog.runtime.brief import brief, in_full
 from unfog.runtime.device import Arithmetic, arithmetic, within
 from unfog.runtime.errors import UserError, out_of_memory
 from unfog.runtime.randomness import normal
@@ -143,7 +143,8 @@ class Sampler(Drawing):
     def described(self) -> dict[str, object]:
         """What samples depend on in addition to model and condition, as plain values by name."""
         settings = replace(self.settings, batch=self.size)
-        named: dict[str, object] = {"solver": repr(self.solver), "grid": repr(self.grid), "settings": repr(settings)}
+        parts = {"solver": self.solver, "grid": self.grid, "settings": settings}
+        named: dict[str, object] = {name: in_full(part) for name, part in parts.items()}
         named["seed"] = self.seed
         return named if self.negative is None else {**named, "negative": self.negative}
 

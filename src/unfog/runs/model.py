@@ -22,7 +22,7 @@ from unfog.recipes.conditions import Asked
 from unfog.recipes.kinds import kind_of
 from unfog.recipes.parse import changed, named
 from unfog.recipes.recipe import Recipe
-from unfog.runs import asking
+from unfog.runs import asking, tuned
 from unfog.runs.asking import Label, Picture, Prompt, Values
 from unfog.runs.progress import Progress, watched
 from unfog.runtime.brief import parameters
@@ -40,7 +40,7 @@ class SamplingOptions(TypedDict, total=False):
     Attributes:
         solver: A solver, for instance `DDIM(eta=0.5)`, or its name, `"ddim"`.
         steps: Number of steps.
-        grid: A grid, or its name.
+        grid: A grid, or its name; "tuned" is what `unfog tune` found, which is also the default where it fits.
         guidance: Scale of classifier-free guidance; 1 is off.
         seed: Seed of the noise; default: 0.
         negative: What samples should not show, one thing for all: guidance leads away from it.
@@ -142,7 +142,7 @@ class Run:
         recipe = replace(
             self.recipe,
             solver=_chosen("solver", self.recipe.solver, options.get("solver")),
-            grid=_chosen("grid", self.recipe.grid, options.get("grid")),
+            grid=_chosen("grid", self.recipe.grid, None if options.get("grid") == tuned.GRID else options.get("grid")),
             sampling=changed(self.recipe.sampling, "sampling", given.items()),
         )
         if (size := options.get("size")) is not None:
@@ -150,7 +150,8 @@ class Run:
         seed, negative = options.get("seed", 0), options.get("negative")
         found = self.recipe.objective.generator(recipe, self.model)
         if isinstance(found, Sampler):
-            return replace(found, seed=seed, negative=negative, precision=self.precision)
+            found = replace(found, seed=seed, negative=negative, precision=self.precision)
+            return self._as_tuned(found, options.get("grid"))
         if found is None:
             raise UserError(f"{self._kind}, which draws no samples")
         wanted = {name: value for name, value in options.items() if name != "seed" and value is not None}
@@ -160,6 +161,14 @@ class Run:
             raise UserError(f"{self._kind}, which takes no {' and no '.join(wanted)}: omit what it does not take")
         known = known_of(recipe)
         return Whole(found, self.device, self.precision, conditioning=recipe.conditioning, known=known, seed=seed)
+
+    def _as_tuned(self, sampler: Sampler, grid: str | Grid | None) -> Sampler:
+        """Return a sampler that draws as `unfog tune` found, unless another grid is asked for."""
+        found = tuned.fitting(self.path, sampler) if grid in (None, tuned.GRID) else None
+        if found is None and grid == tuned.GRID:
+            steps = sampler.settings.steps
+            raise UserError(f"nothing is tuned for {steps} steps of this solver and guidance: run `unfog tune`")
+        return sampler if found is None else found.applied(sampler)
 
     def sampler(self, **options: Unpack[SamplingOptions]) -> Sampler:
         """Return the sampler of the recipe with some settings changed.

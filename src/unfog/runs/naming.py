@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from unfog.data.lettering import spelled
+from unfog.diffusion.fitted import Fitted
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
 from unfog.recipes.kinds import kind_of
@@ -77,7 +78,8 @@ def settings_of(generator: Drawing) -> dict[str, object]:
     if not isinstance(generator, Sampler):
         return {"seed": generator.seed}
     settings = generator.settings
-    solver = kind_of("solver", generator.solver)
+    rule = generator.solver
+    solver = f"{rule.start} (tuned)" if isinstance(rule, Fitted) else kind_of("solver", rule)
     found = {"seed": generator.seed, "solver": solver, "steps": settings.steps, "guidance": settings.guidance}
     return found if generator.negative is None else {**found, "negative": generator.negative}
 

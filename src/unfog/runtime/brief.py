@@ -29,6 +29,16 @@ def short(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
+def in_full(value: object) -> str:
+    """Return a value as Python would show it, dataclasses with all of their fields: equal texts are equal values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        shown = (f"{one.name}={in_full(getattr(value, one.name))}" for one in fields(value) if one.repr)
+        return f"{type(value).__qualname__}({', '.join(shown)})"
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return f"({', '.join(map(in_full, value))}{',' if len(value) == 1 else ''})"
+    return repr(value)
+
+
 def parameters(module: nn.Module) -> int:
     """Return the number of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
