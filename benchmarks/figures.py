@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from unfog.app.studio import fog, schedules
+from unfog.data.lettering import labelled_sheet
 from unfog.data.modality import sheet
 from unfog.data.pictures import enlargement, row_of, save_picture, tile
 from unfog.diffusion.tables import Linear
@@ -28,6 +29,7 @@ from unfog.runs.naming import written_pictures
 from unfog.runs.run import Run, load
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import normal
+from unfog.training.objectives.distillation import Distillation
 
 SHOWN, VERSIONS = 10, 4
 """Pictures that are made anew, and how often each."""
@@ -114,6 +116,21 @@ def draw_inpainted(run: Run, path: Path) -> None:
     save_picture(tile(torch.cat([*drawn, *torch.stack(made, 1)]), SHOWN, enlargement(side, 64)), path)
 
 
+def draw_one_step(student: Run, path: Path) -> None:
+    """Draw a teacher and below it its student in some numbers of steps, from the same noises."""
+    objective = student.recipe.objective
+    assert isinstance(objective, Distillation)
+    teacher, guidance = load(objective.teacher), student.recipe.sampling.guidance
+    count = 2 * len(student.recipe.classes)
+    blocks = [("teacher", teacher, steps) for steps in (1, 2, 4, 25)]
+    blocks += [("student", student, steps) for steps in (1, 2, 4)]
+    rows, gap = [], 0
+    for name, run, steps in blocks:
+        cells, gap = run.recipe.modality.cells(run.sample(count, steps=steps, guidance=guidance))
+        rows.append((f"{name}, {steps} step{'s' if steps > 1 else ''}", cells))
+    save_picture(labelled_sheet(rows, gap, stacked=True), path)
+
+
 def draw_prompt(run: Run, path: Path) -> None:
     """Draw the README's prompt."""
     save_picture(sheet(run.sample(16, "a small red circle above a large blue square"), 8), path)
@@ -145,6 +162,7 @@ FIGURES: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "tour/loss.png": ("digits", kept("loss.png")),
     "tour/explain.png": ("mnist", drawn(draw_explained)),
     "tour/strip.png": ("mnist", drawn(draw_strip)),
+    "tour/one-step.png": ("mnist-fast", drawn(draw_one_step)),
     "inpainted.png": ("mnist", drawn(draw_inpainted)),
     "inpainted-latents.png": ("emoji/latent", drawn(draw_inpainted)),
     "digits.png": ("digits", drawn(draw_sheet)),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from unfog.diffusion.likelihood import log_likelihood as log_likelihood
     from unfog.diffusion.likelihood import variational_bound as variational_bound
     from unfog.diffusion.objectives import denoising_loss as denoising_loss
+    from unfog.diffusion.objectives import flow_map_loss as flow_map_loss
     from unfog.diffusion.oracle import Mixture as Mixture
     from unfog.diffusion.oracle import MixtureDenoiser as MixtureDenoiser
     from unfog.diffusion.sampling import follow as follow
@@ -163,6 +164,8 @@ if TYPE_CHECKING:
     from unfog.training.hooks import Report as Report
     from unfog.training.objectives.denoising import Denoising as Denoising
     from unfog.training.objectives.distillation import Distillation as Distillation
+    from unfog.training.objectives.flow_map import FlowMap as FlowMap
+    from unfog.training.objectives.progressive import Progressive as Progressive
     from unfog.training.objectives.reconstruction import Reconstruction as Reconstruction
     from unfog.training.plan import plan as plan
     from unfog.training.trainer import Trainer as Trainer
@@ -209,6 +212,8 @@ _HOMES = {
     "DiscreteSchedule": "diffusion.tables",
     "DiscreteTimes": "diffusion.times",
     "Distillation": "training.objectives.distillation",
+    "FlowMap": "training.objectives.flow_map",
+    "Progressive": "training.objectives.progressive",
     "EDM": "diffusion.schedules",
     "EDMTarget": "diffusion.targets",
     "EDMWeighting": "diffusion.weightings",
@@ -305,6 +310,7 @@ _HOMES = {
     "bits_per_dim": "diffusion.likelihood",
     "compare": "evaluation.compare",
     "denoising_loss": "diffusion.objectives",
+    "flow_map_loss": "diffusion.objectives",
     "distill": "runs.distilling",
     "tune": "runs.tuning",
     "evaluate": "evaluation.sets",

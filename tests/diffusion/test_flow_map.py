@@ -1,6 +1,7 @@
 """Flow maps: the pair that leads from one time to another, on Gaussian data whose exact map is known."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -131,3 +132,141 @@ def test_guidance_evaluates_a_flow_map_with_its_ends() -> None:
     with torch.no_grad():
         x0 = [model(noise, one, cond, zero).x0 for cond in (embedder(labels), embedder.null(2))]
     assert torch.allclose(once, x0[1] + 2 * (x0[0] - x0[1]), atol=1e-5)
+
+
+# Learned from data
+
+
+class Straight(nn.Module):
+    """The exact map where all data are one point, c = (0.7, -0.2): its velocity eps - c is the same all the way."""
+
+    embedding_dim = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        return self.gain * (x - POINT) / (time / 1000)[:, None].float()
+
+
+POINT = torch.tensor([0.7, -0.2])
+
+
+def straight() -> unfog.Denoiser:
+    return unfog.Denoiser(Straight(), RectifiedFlow(), network_time="thousand", span=Far())
+
+
+def rows(count: int = 64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Data, noise, and times of which a third are equal."""
+    random = torch.Generator().manual_seed(3)
+    noise = torch.randn(count, 2, generator=random)
+    t = 0.2 + 0.8 * torch.rand(count, generator=random, dtype=torch.float64)
+    s = t * torch.rand(count, generator=random, dtype=torch.float64)
+    s[::3] = t[::3]
+    s[1::6] = 0
+    return POINT.expand(count, 2), noise, t, s
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.3, 0.01])
+def test_the_exact_map_has_no_loss_and_another_one_has(ratio: float) -> None:
+    x0, noise, t, s = rows()
+    loss = unfog.flow_map_loss(straight(), x0, t=t, s=s, ratio=ratio, noise=noise)
+    assert loss.shape == (64,)
+    assert loss.max() < 1e-6
+    other = straight()
+    with torch.no_grad():
+        other.network.gain.fill_(1.1)  # type: ignore[attr-defined]
+    missed = unfog.flow_map_loss(other, x0, t=t, s=s, ratio=ratio, noise=noise)
+    assert missed[s < t].mean() > 1e3 * loss.max()
+    assert missed[s == t].min() > 1e-4
+
+
+def test_rows_at_one_time_have_the_loss_of_a_denoiser() -> None:
+    model, (x0, noise, t, _) = flow_map(), rows()
+    model.network.weight = nn.Parameter(torch.zeros(()))  # type: ignore[assignment]
+    found = unfog.flow_map_loss(model, x0, t=t, s=t, ratio=0.1, noise=noise)
+    x_t = RectifiedFlow().add_noise(x0, noise, t)
+    output, _ = model.output(x_t, t, None, t)
+    torch.testing.assert_close(found, (output - (noise - x0)).square().mean(1))
+
+
+def faults() -> dict[str, object]:
+    """What is put in the place of which name."""
+    pair, add = Schedule.pair, Schedule.add_noise
+    calls = itertools.count()
+
+    def other_noise(self: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return add(self, x0, noise.flip(0) if next(calls) % 3 == 1 else noise, t)
+
+    return {
+        "wrong sign of s - t": ("pair", lambda self, x_t, x_s, t, s: pair(self, x_t, 2 * x_t - x_s, t, s)),
+        "other noise": ("add_noise", other_noise),
+    }
+
+
+@pytest.mark.parametrize("fault", list(faults()))
+def test_a_fault_is_a_loss_of_the_exact_map(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x0, noise, t, s = rows()
+    monkeypatch.setattr(Schedule, *faults()[fault])  # type: ignore[misc]
+    assert unfog.flow_map_loss(straight(), x0, t=t, s=s, ratio=0.3, noise=noise)[s < t].mean() > 0.05
+
+
+def test_no_gradient_goes_through_the_target() -> None:
+    model, (x0, noise, t, s) = straight(), rows()
+    gain = model.network.gain
+    assert isinstance(gain, Tensor)
+    with torch.no_grad():
+        gain.fill_(1.1)
+    loss = unfog.flow_map_loss(model, x0, t=t, s=s, ratio=0.3, noise=noise).sum()
+    (found,) = torch.autograd.grad(loss, gain)
+    x_t, flow = RectifiedFlow().add_noise(x0, noise, t), RectifiedFlow()
+    nearer = t + 0.3 * (s - t)
+    with torch.no_grad():
+        led = model(flow.add_noise(x0, noise, nearer), nearer, None, s)
+        ahead = flow.pair(x_t, flow.add_noise(led.x0, led.eps, s), t, torch.where(s < t, s, 0.5 * t))
+        target = torch.where((s < t)[:, None], ahead[1] - ahead[0], noise - x0)
+    output, _ = model.output(x_t, t, None, s)
+    squares = (output - target).square().mean(1)
+    (wanted,) = torch.autograd.grad(torch.where(s < t, squares / 0.3, squares).sum(), gain)
+    torch.testing.assert_close(found, wanted)
+    assert wanted.abs() > 1
+
+
+class Dropping(Straight):
+    """Half of the outputs are dropped."""
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        return nn.functional.dropout(super().forward(x, time, cond), 0.5)
+
+
+def test_both_sides_drop_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a target hardly nearer would be far from the output."""
+    model = unfog.Denoiser(Dropping(), RectifiedFlow(), network_time="thousand", span=Far())
+    x0, noise, t, s = rows()
+    jump = (s < t) & (s > 0)
+
+    def loss() -> float:
+        torch.manual_seed(0)
+        found = unfog.flow_map_loss(model, x0, t=t, s=s, ratio=1e-3, noise=noise)[jump]
+        return 1e-3 * float(found.detach().mean())
+
+    same = loss()
+    monkeypatch.setattr("unfog.diffusion.objectives.same_draws", nullcontext)
+    assert loss() > 20 * same
+    torch.manual_seed(0)
+    before = torch.rand(1)
+    torch.manual_seed(0)
+    unfog.flow_map_loss(straight(), x0, t=t, s=s, ratio=0.5, noise=noise)
+    assert torch.equal(torch.rand(1), before)
+
+
+def test_what_is_no_flow_map_is_refused() -> None:
+    x0, noise, t, s = rows()
+    plain = unfog.Denoiser(Straight(), RectifiedFlow(), network_time="thousand")
+    with pytest.raises(UserError, match="needs a denoiser with a span"):
+        unfog.flow_map_loss(plain, x0, t=t, s=s, ratio=0.5, noise=noise)
+    with pytest.raises(UserError, match="leads to earlier times"):
+        unfog.flow_map_loss(straight(), x0, t=s, s=t, ratio=0.5, noise=noise)
+    with pytest.raises(UserError, match="by a ratio above 0"):
+        unfog.flow_map_loss(straight(), x0, t=t, s=s, ratio=0.0, noise=noise)

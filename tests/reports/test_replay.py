@@ -122,7 +122,7 @@ def test_without_a_checkpoint_so_old_the_model_is_used(tiny: MakeRecipe, tmp_pat
     found = replay(tmp_path, 3, "cpu")
     assert found.weights.startswith("the averaged weights of the run")
     with torch.no_grad():
-        losses = trainer.objective.measured(trainer.averaged.model, trainer.draws(2), trainer._context())
+        losses = trainer.objective.measured(trainer.averaged.model, trainer.draws(2), trainer.context())
     torch.testing.assert_close(torch.tensor([row.loss for row in found.rows]), losses)
 
 

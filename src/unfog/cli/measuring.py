@@ -363,24 +363,30 @@ def compare(
         print(comparison.write(folder))
 
 
-def verify(*, json: SomePath = None, peers: bool = False) -> None:
+def verify(*, json: SomePath = None, peers: bool = False, learned: bool = False) -> None:
     """Verify the solvers on this machine: orders of convergence, and exact solutions in closed form.
 
     Takes one to three minutes and exits with 1 if a check fails. `--peers` measures the schedulers of an installed
-    diffusers (and the samplers of k-diffusion) the same way instead; it needs the extra 'bench'.
+    diffusers (and the samplers of k-diffusion) the same way instead; it needs the extra 'bench'. `--learned` trains
+    small flow maps instead, and compares them with the exact ones.
 
     For example:
 
       unfog verify
       unfog verify --json verify.json
       unfog verify --peers
+      unfog verify --learned
 
     Args:
         json: Also write every measurement to this file.
         peers: Measure other toolkits instead.
+        learned: Train flow maps on mixtures of Gaussians, and measure by how much they miss the exact flow.
     """
     from rich.console import Console
 
+    if peers and learned:
+        raise UserError("--peers and --learned measure different things: give one of them")
+    from unfog.proofs import learned as maps
     from unfog.proofs.diffusers_check import report
     from unfog.proofs.verify import Report
     from unfog.proofs.verify import verify as proof
@@ -390,7 +396,7 @@ def verify(*, json: SomePath = None, peers: bool = False) -> None:
     with arguments.writing(json, "--json"):
         if json is not None and (json.is_file() or not json.exists()):  # fail early, before minutes are spent
             write_output(json, b"")
-        proven: Report = report(console) if peers else proof(console)
+        proven: Report = report(console) if peers else maps.verify(console) if learned else proof(console)
         Console(width=max(console.width, 100)).print(proven.table())  # a pipe's 80 columns would cut the figures off
         if json is not None:
             write_output(json, proven.to_json().encode())

@@ -125,6 +125,7 @@ def distill(
     /,
     *,
     out: Path,
+    how: Literal["trajectories", "progressive"] = "trajectories",
     steps: int = 1,
     budget: SomeText = None,
     images: SomeInt = None,
@@ -137,8 +138,9 @@ def distill(
 ) -> None:
     """Train a student of a run, which draws in one to four steps what that draws in many.
 
-    The teacher's own trajectories, from noise to data, are made first; the student has its network, begins with its
-    weights and learns to jump along them. It is a run folder like any other, which no longer needs the teacher.
+    The student has the teacher's network and begins with its weights. The teacher's own trajectories, from noise to
+    data, are made first, and it learns to jump along them; with `--how progressive` it learns to take two steps in one,
+    and is then its own teacher. It is a run folder like any other, which no longer needs the teacher.
     Stopped, it resumes with `unfog train --resume OUT`.
 
     For example:
@@ -149,11 +151,12 @@ def distill(
 
     Args:
         out: The new run folder.
+        how: What it learns from.
         steps: Steps in which it is sampled by default; it can be sampled in any number.
         budget: Time for the whole command, of which at most two fifths are for the trajectories.
         images: Rows to train on, repeats included. Default: as many images as the teacher.
         rows: Trajectories.
-        points: Steps of each.
+        points: Steps of each; with `--how progressive` those of the first teacher, halved until they are `--steps`.
         scales: The lowest and the highest scale of guidance that the student learns. Default: 1, which is off, and one
             and a half of the teacher's.
         set: Change a setting of the recipe.
@@ -168,7 +171,7 @@ def distill(
     check_vacant(out)
     length = None if budget is None else arguments.seconds(budget)
     between = (scales[0], scales[1]) if scales else None
-    chosen = moved(student_of(teacher, steps=steps, rows=rows, points=points, scales=between), data)
+    chosen = moved(student_of(teacher, how=how, steps=steps, rows=rows, points=points, scales=between), data)
     own = () if images is None else (f"training.images={images}",)
     run.fit(
         chosen.set(*set, *own),

@@ -1,4 +1,7 @@
-"""The denoising loss."""
+"""The denoising loss, and that of flow maps."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -79,3 +82,81 @@ def denoising_loss(
     held = denoiser.target.solve(output.detach(), x_t, t, schedule)._replace(variance_fraction=fraction)
     term = bound_term(schedule, held, x0, x_t, t, s, bin_width=bin_width, bounds=bounds)
     return loss + bound * steps * term.float()
+
+
+def jump_loss(
+    denoiser: Denoiser, x_t: Tensor, x_s: Tensor, cond: Condition | None = None, *, t: Tensor, s: Tensor
+) -> Tensor:
+    """Return mean((output(x_t, t, s) - target)²) for each sample, whose target leads from one known state to another.
+
+    The target is that of the pair with x_t = alpha_t·x0 + sigma_t·eps and x_s = alpha_s·x0 + sigma_s·eps: with
+    rectified flow the mean velocity between them.
+
+    Args:
+        denoiser: A flow map, with a span.
+        x_t: States, `(batch, *shape)`.
+        x_s: States of the same trajectories at earlier times.
+        cond: As for `denoising_loss`.
+        t: Times of `x_t`, `(batch,)`.
+        s: Times of `x_s`, `(batch,)`.
+
+    Returns: The loss of each sample, `(batch,)`, float32.
+    Source: Luhman & Luhman 2021, Knowledge Distillation in Iterative Generative Models, for end points.
+    """
+    target = denoiser.target.of(*denoiser.schedule.pair(x_t, x_s, t, s), t, denoiser.schedule)
+    output, _ = denoiser.output(x_t, t, denoiser.embedded(cond), s)
+    return (output.float() - target).square().flatten(1).mean(1)
+
+
+def flow_map_loss(
+    denoiser: Denoiser,
+    x0: Tensor,
+    cond: Condition | None = None,
+    *,
+    t: Tensor,
+    s: Tensor,
+    ratio: float,
+    noise: Tensor,
+) -> Tensor:
+    """Return mean((output(x_t, t, s) - target)²)/ratio for each sample, whose target leads from x_t to f(x_l, l, s).
+
+    f(x_l, l, s) = alpha_s·x0 + sigma_s·eps of the denoiser's own pair at l = t + ratio·(s - t), a little nearer to s,
+    without gradient, on the same data, noise and dropout. At s = t the target is that of any denoiser, of weight 1.
+
+    Args:
+        denoiser: A flow map, with a span.
+        x0: Clean data, `(batch, *shape)`.
+        cond: As for `denoising_loss`.
+        t: Times, `(batch,)`.
+        s: Times not above `t`, `(batch,)`.
+        ratio: Between 0 and 1; at 1 the target is data and noise, so that nothing but their mean is learned.
+        noise: Standard normal noise, shaped like `x0`.
+
+    Returns: The loss of each sample, `(batch,)`, float32.
+    Raises: UserError: If the denoiser is no flow map, or `s` is above `t`.
+    Source: Luo et al. 2025, SoFlow, section 3, with the weight on the square of the mean velocity.
+    """
+    if denoiser.span is None:
+        raise UserError("the loss of flow maps needs a denoiser with a span: Denoiser(..., span=ScalarEmbedding(dim))")
+    if bool((s > t).any()) or not 0 < ratio <= 1:
+        raise UserError("a flow map leads to earlier times, by a ratio above 0 and at most 1")
+    schedule, jump = denoiser.schedule, s < t
+    cond = denoiser.embedded(cond)
+    x_t, nearer = schedule.add_noise(x0, noise, t), t + ratio * (s - t)
+    with torch.no_grad(), same_draws(x0.device):
+        led = denoiser(schedule.add_noise(x0, noise, nearer), nearer, cond, s)
+        x_s = schedule.add_noise(led.x0, led.eps, s)
+        there = schedule.pair(x_t, x_s, t, torch.where(jump, s, 0.5 * t))  # where s = t anything, which is not used
+        far = jump.to(x0.device).view(-1, *[1] * (x0.ndim - 1))
+        pair = [torch.where(far, ahead, own) for ahead, own in zip(there, (x0, noise), strict=True)]
+        target = denoiser.target.of(pair[0], pair[1], t, schedule)
+    output, _ = denoiser.output(x_t, t, cond, s)
+    squares = (output.float() - target).square().flatten(1).mean(1)
+    return squares * torch.where(jump, 1 / ratio, 1.0).to(squares)
+
+
+@contextmanager
+def same_draws(device: torch.device) -> Iterator[None]:
+    """Let what follows draw the same random numbers as what is done in this context, dropout for instance."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield

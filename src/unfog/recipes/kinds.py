@@ -61,6 +61,8 @@ KINDS: dict[str, dict[str, str | type]] = {
         "denoising": "training.objectives.denoising:Denoising",
         "reconstruction": "training.objectives.reconstruction:Reconstruction",
         "distillation": "training.objectives.distillation:Distillation",
+        "progressive": "training.objectives.progressive:Progressive",
+        "flow-map": "training.objectives.flow_map:FlowMap",
     },
     "conditioning": {
         "classes": "recipes.conditions:ClassConditioning",

@@ -40,6 +40,24 @@ class Draw(NamedTuple):
     numbers: Tensor | None = None
 
 
+class Seen(NamedTuple):
+    """What the network is given of the rows of a batch, and what it is to lead to: for whoever looks at a step.
+
+    Attributes:
+        x_t: Its input, `(batch, *shape)`.
+        t: The times of that, `(batch,)`.
+        aim: Clean data, or the state that is led to, `(batch, *shape)`.
+        s: The times that are led to, `(batch,)`; None for clean data.
+        rows: Number of each row where it is none of the data, `(batch,)`; else None.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    aim: Tensor
+    s: Tensor | None = None
+    rows: Tensor | None = None
+
+
 HeldOut = Callable[[Indices], Draw]
 """(row numbers) -> those held-out rows as a batch whose times and noise never change."""
 
@@ -139,6 +157,10 @@ class Objective(Protocol):
         """Return the loss of each row, `(batch,)`, one entry per optimizer."""
         ...
 
+    def seen(self, batch: Draw, context: Context) -> Seen:
+        """Return what the network is given of a batch in a step, for `unfog replay`."""
+        ...
+
     def update(self, batch: Draw, losses: Tensor, context: Context) -> dict[str, Tensor]:
         """Return the state after a step, with the names that it began with.
 
@@ -185,6 +207,11 @@ class OneLoss:
     def prepare(self, batch: Draw, context: Context) -> tuple[Draw, Tensor]:
         """Return the batch unchanged, and weights of 1."""
         return batch, batch.u.new_ones(len(batch.u))
+
+    def seen(self, batch: Draw, context: Context) -> Seen:
+        """Return the noised rows at the recipe's times."""
+        t = context.recipe.times(batch.u, context.recipe.schedule)
+        return Seen(context.recipe.schedule.add_noise(batch.x0, batch.noise, t), t, batch.x0)
 
     def update(self, batch: Draw, losses: Tensor, context: Context) -> dict[str, Tensor]:
         """Return the state unchanged."""

@@ -15,7 +15,7 @@ from unfog.data.modality import MODALITIES, Modality, modality_of
 from unfog.data.source import Augment, Augmentation
 from unfog.diffusion.grids import Grid, UniformGrid
 from unfog.diffusion.schedules import EDM, RectifiedFlow, Schedule
-from unfog.diffusion.solvers import DPMSolverPP2M, Solver, VelocitySolver
+from unfog.diffusion.solvers import DDIM, DPMSolverPP2M, Solver, VelocitySolver
 from unfog.diffusion.targets import Flow, Target
 from unfog.diffusion.times import LogitNormal, Times
 from unfog.diffusion.weightings import Unit, Weighting
@@ -56,6 +56,8 @@ FOLLOWING: dict[str, Callable[[Schedule], object]] = {
     "inputs": default_inputs,
 }
 """Fields whose default depends on the schedule."""
+JUMPS = 4
+"""Steps in which a flow map is sampled by default."""
 LOUDEST = 1000.0
 """sigma/alpha up to which solvers of velocities begin well on the clock of sigma/alpha."""
 VALUES = 1 << 28
@@ -196,7 +198,8 @@ class Recipe:
         or else taken as text. The settings of one part are checked together.
         Times, grid and inputs follow a new schedule, wherever it stands, where they are still the old one's defaults.
         Guidance that is not chosen is off with a conditioning that is never dropped, since that leaves nothing to
-        guide away from.
+        guide away from. With an objective whose models jump, solver and steps that are not chosen are ddim in 4 steps,
+        without clipping.
 
         Raises: UserError: For an unknown path (with the nearest known one) or a value of the wrong type.
         """
@@ -209,6 +212,12 @@ class Recipe:
         conditioned = any(path.partition(".")[0] in ("conditioning", "conditions") for path in paths)
         if conditioned and not found.conditioning.dropout and "sampling.guidance" not in paths:
             found = replace(found, sampling=replace(found.sampling, guidance=1.0))
+        if found.objective.jumps and type(found.objective) is not type(self.objective):
+            usual = {"sampling.steps": JUMPS, "sampling.clip": False}
+            own = {path.partition(".")[2]: value for path, value in usual.items() if path not in paths}
+            chosen = any(path.partition(".")[0] == "solver" for path in paths)
+            solver = found.solver if chosen else DDIM()
+            found = replace(found, solver=solver, sampling=replace(found.sampling, **cast(Any, own)))
         return found
 
     def _with(self, settings: Iterable[str]) -> "Recipe":

@@ -13,11 +13,12 @@ from torch import Tensor
 from unfog.data.buckets import rows_of_training
 from unfog.data.pictures import save_picture
 from unfog.data.source import Batch
+from unfog.diffusion.schedules import Schedule
 from unfog.diffusion.times import Importance
 from unfog.generation.sampler import shown
 from unfog.recipes.build import build_codec
 from unfog.recipes.conditions import captions
-from unfog.recipes.objective import Draw
+from unfog.recipes.objective import Draw, Seen
 from unfog.runs.reading import reopen
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
@@ -41,7 +42,8 @@ class Row:
         shows: Its caption, class or values, where the data have any.
         dropped: Whether its condition was dropped.
         t: Its time.
-        log_snr: The log-SNR at that time.
+        s: The time that it leads to, for flow maps.
+        log_snr: The log-SNR at time `t`.
         loss: Its loss.
     """
 
@@ -51,6 +53,7 @@ class Row:
     shows: str
     dropped: bool
     t: float
+    s: float | None
     log_snr: float
     loss: float
 
@@ -86,7 +89,7 @@ class Replay:
 
     def table(self) -> str:
         """Return a line for each row, and the largest and the median loss; empty columns are omitted."""
-        heads = ("place", "row", "file", "shows", "condition", "t", "log-SNR", "loss")
+        heads = ("place", "row", "file", "shows", "condition", "t", "s", "log-SNR", "loss")
         columns = [column for column in zip(heads, *map(_cells, self.rows), strict=True) if any(column[1:])]
         lines = [f"step {self.step}: loss {self.loss:.4g} under {self.weights}"]
         if self.note:
@@ -114,7 +117,8 @@ class Replay:
 def _cells(row: Row) -> tuple[str, ...]:
     """Return a row of a batch as cells of a table."""
     dropped = "dropped" if row.dropped else ""
-    numbers = (f"{row.t:.4f}", f"{row.log_snr:.2f}", f"{row.loss:.4g}")
+    leads = "" if row.s is None else f"{row.s:.4f}"
+    numbers = (f"{row.t:.4f}", leads, f"{row.log_snr:.2f}", f"{row.loss:.4g}")
     return (str(row.place), str(row.row), row.file, row.shows, dropped, *numbers)
 
 
@@ -157,9 +161,9 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
         losses = torch.cat([losses[first].detach().cpu() for losses in trainer.portions(draw)])
     draw = Draw(*(None if part is None else part.cpu() for part in draw))  # type: ignore[arg-type]  # no condition
     loss = float((losses * weight.to(losses)).mean())
-    t = trainer.recipe.times(draw.u, schedule)
-    rows = tuple(_rows(trainer, draw, losses, t))
-    return Replay(step, trainer.recipe.seed, weights, note, loss, rows, draw, _picture(trainer, draw, t))
+    seen = trainer.objective.seen(draw, trainer.context())
+    rows = tuple(_rows(trainer, draw, losses, seen, schedule))
+    return Replay(step, trainer.recipe.seed, weights, note, loss, rows, draw, _picture(trainer, seen, schedule))
 
 
 def _restore(trainer: Trainer, path: Path, step: int) -> tuple[str, bool]:
@@ -174,30 +178,36 @@ def _restore(trainer: Trainer, path: Path, step: int) -> tuple[str, bool]:
         return "the averaged weights of the run, since no checkpoint is from before it", False
 
 
-def _rows(trainer: Trainer, draw: Draw, losses: Tensor, t: Tensor) -> Iterator[Row]:
+def _rows(trainer: Trainer, draw: Draw, losses: Tensor, seen: Seen, schedule: Schedule) -> Iterator[Row]:
     """Yield the rows of the trainer's next batch, with their losses."""
-    numbers = trainer.draws.rows(trainer.step)
-    batch = rows_of_training(trainer.data.train).take(numbers)
-    log_snr = trainer.denoiser.schedule.log_snr(t)
-    shows = _shows(batch, trainer.recipe.classes)
-    for place in range(len(t)):
+    numbers, files, shows = trainer.draws.rows(trainer.step), [""] * len(seen.t), [""] * len(seen.t)
+    if seen.rows is None:
+        batch = rows_of_training(trainer.data.train).take(numbers)
+        files, shows = list(batch.files or files), _shows(batch, trainer.recipe.classes)
+    else:
+        numbers = seen.rows.numpy()
+    log_snr = schedule.log_snr(seen.t)
+    for place in range(len(seen.t)):
         yield Row(
             place,
             int(numbers[place]),
-            batch.files[place] if batch.files else "",
+            files[place],
             shows[place],
-            bool(draw.drop[place]) if trainer.denoiser.embedder else False,
-            float(t[place]),
+            bool(draw.drop[place]) if trainer.denoiser.embedder and seen.rows is None else False,
+            float(seen.t[place]),
+            None if seen.s is None else float(seen.s[place]),
             float(log_snr[place]),
             float(losses[place]),
         )
 
 
-def _picture(trainer: Trainer, draw: Draw, t: Tensor) -> Image.Image:
-    """Draw clean rows above noisy ones."""
-    schedule, codec = trainer.denoiser.schedule, build_codec(trainer.recipe)
-    noisy = shown(schedule.add_noise(draw.x0, draw.noise, t), schedule, t)
-    return trainer.recipe.modality.paired(codec.decode(draw.x0), codec.decode(noisy), names=("x0", "x_t"))
+def _picture(trainer: Trainer, seen: Seen, schedule: Schedule) -> Image.Image:
+    """Draw what rows lead to above what the network is given."""
+    codec, between = build_codec(trainer.recipe), seen.s is not None and seen.rows is not None
+    above = shown(seen.aim, schedule, seen.s) if between and seen.s is not None else seen.aim
+    noisy = shown(seen.x_t, schedule, seen.t)
+    names = ("x_s" if between else "x0", "x_t")
+    return trainer.recipe.modality.paired(codec.decode(above), codec.decode(noisy), names=names)
 
 
 def _shows(batch: Batch, classes: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from rich.console import Console
 
@@ -16,11 +17,14 @@ from unfog.runs.dataset import Dataset
 from unfog.runs.origin import digest_of
 from unfog.runs.reading import drawing_recipe
 from unfog.runs.run import Run, train
-from unfog.runtime.errors import UserError, whole_number
+from unfog.runtime.errors import UserError, unknown, whole_number
 from unfog.training.hooks import Callback
 from unfog.training.objectives.denoising import Denoising
 from unfog.training.objectives.distillation import Distillation
+from unfog.training.objectives.progressive import Progressive
 
+How = Literal["trajectories", "progressive"]
+"""What a student learns from."""
 WIDER = 1.5
 """How far above the recipe's guidance the student learns it."""
 USUAL = 3.0
@@ -31,6 +35,7 @@ def distill(
     teacher: str | Path,
     out: str | Path,
     *,
+    how: How = "trajectories",
     steps: int = 1,
     rows: int = 4096,
     points: int = 16,
@@ -47,15 +52,17 @@ def distill(
 ) -> Run:
     """Train a student of a run, which draws in one to four steps what that draws in many.
 
-    The teacher's own trajectories are made first, and the student, which has its network and begins with its weights,
-    learns to jump along them. It is a run like any other.
+    The student has the teacher's network and begins with its weights. By "trajectories" the teacher's own are made
+    first, and the student learns to jump along them; by "progressive" it takes two steps in one, from `points` steps of
+    the teacher on, and is then its own teacher. It is a run like any other.
 
     Args:
         teacher: Run folder of a trained denoiser.
         out: The new run folder; must not hold another run.
+        how: "trajectories" or "progressive".
         steps: In which the student is sampled by default; it can be sampled in any number.
         rows: Trajectories.
-        points: Steps of each.
+        points: Steps of each, or of the first teacher.
         scales: The lowest and the highest scale of guidance that it learns. Default: 1 to one and a half of the
             teacher's.
         images: Rows to train on, repeats included. Default: as many images as the teacher.
@@ -70,7 +77,7 @@ def distill(
 
     Raises: UserError: If the teacher is no denoiser, is a student itself, or is not there.
     """
-    recipe = student_of(teacher, steps=steps, rows=rows, points=points, scales=scales).set(*settings)
+    recipe = student_of(teacher, how=how, steps=steps, rows=rows, points=points, scales=scales).set(*settings)
     if images is not None:
         recipe = recipe.set(f"training.images={whole_number('the number of images', images, 1)}")
     return train(
@@ -90,6 +97,7 @@ def distill(
 def student_of(
     teacher: str | Path,
     *,
+    how: How = "trajectories",
     steps: int = 1,
     rows: int = 4096,
     points: int = 16,
@@ -99,9 +107,10 @@ def student_of(
 
     Args:
         teacher: Run folder of a trained denoiser.
+        how: As for `distill`.
         steps: In which the student is sampled by default; it can be sampled in any number.
         rows: Trajectories of the teacher.
-        points: Steps of each.
+        points: Steps of each, or of the first teacher.
         scales: The lowest and the highest scale of guidance that it learns. Default: 1 to one and a half of the
             teacher's, where that was trained with conditions that are dropped at times.
 
@@ -109,12 +118,16 @@ def student_of(
     """
     path = Path(teacher)
     recipe = drawing_recipe(path)
-    if isinstance(recipe.objective, Distillation):
+    if isinstance(recipe.objective, Distillation | Progressive):
         raise UserError(f"{path} is a student already: distil its teacher, {recipe.objective.teacher}")
+    if recipe.objective.jumps:
+        raise UserError(f"{path} is a flow map, which is sampled in few steps as it is: distil an ordinary denoiser")
     if not isinstance(recipe.objective, Denoising):
         raise UserError(
             f"{path} holds a model of the objective {recipe.kind('objective')!r}, and only a denoiser can be distilled"
         )
+    if how not in get_args(How):
+        raise unknown("way to distil", how, get_args(How))
     steps, points = whole_number("the number of steps", steps, 1), whole_number("points", points, 2)
     if recipe.solver.stochastic:
         warnings.warn(
@@ -131,7 +144,8 @@ def student_of(
         )
     if scales and not 0 <= low < high:
         raise UserError(f"the scales are the lowest and the highest of guidance, 0 or more, not {low:g} and {high:g}")
-    objective = Distillation(str(path.resolve()), digest_of(path), low, high, rows, points)
+    known = (str(path.resolve()), digest_of(path), low, high)
+    objective = Progressive(*known, points, steps) if how == "progressive" else Distillation(*known, rows, points)
     sampling = Sampling(steps, guidance=min(max(recipe.sampling.guidance, low), high), clip=False)
     grid = default_grid(recipe.schedule) if isinstance(recipe.grid, TimesGrid) else recipe.grid
     training = replace(recipe.training, seconds=None, choices="auto")

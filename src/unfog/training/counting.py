@@ -95,7 +95,8 @@ def row(recipe: Recipe, source: Source, device: torch.device) -> Draw:
     condition = recipe.conditioning.read(known, batch, x0, torch.full((1, 4), 0.5))
     given = None if condition is None else condition.to(device)
     x0 = x0.to(device)
-    return Draw(x0, given, torch.zeros(1, dtype=torch.bool, device=device), torch.full((1,), 0.5), torch.empty_like(x0))
+    drop, u = torch.zeros(1, dtype=torch.bool, device=device), torch.full((1,), 0.5)
+    return Draw(x0, given, drop, u, torch.empty_like(x0), numbers=torch.zeros(1, dtype=torch.int64))
 
 
 def rows_within(cost: Cost, memory: float) -> int:

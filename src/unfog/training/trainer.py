@@ -76,8 +76,8 @@ class Trainer:
         self.reporting = Reporting()
         self.step = self.skipped = self.bad_in_row = 0
         self.precision = self.settings.precision_on(device, recipe.shape)
-        self.objective.check(self.model, self.held_out, self._context())
-        self.state = self.objective.state(self._context())
+        self.objective.check(self.model, self.held_out, self.context())
+        self.state = self.objective.state(self.context())
         self.channels_last = channels_last(self.model, device)
         place(self.model, device)
         apply(self.model, self.settings.choices)
@@ -186,7 +186,7 @@ class Trainer:
         """Whether one loss trains every parameter."""
         return len(self.trained) == 1 and len(next(iter(self.trained.values()))) == len(list(self.model.parameters()))
 
-    def _context(self) -> Context:
+    def context(self) -> Context:
         """Return the context of the objective."""
         averaged = getattr(self, "averaged", None)
         model, most = averaged and averaged.model, self.reporting.samples
@@ -196,7 +196,7 @@ class Trainer:
     def losses(self, draw: Draw) -> dict[str, Tensor]:
         """Return the losses of each row of a batch, `(batch,)`, by name."""
         with arithmetic(self.precision, self.device):
-            losses = self.objective.losses(self.model, self._moved(draw), self._context())
+            losses = self.objective.losses(self.model, self._moved(draw), self.context())
         return dict(checked(losses, self.trained, len(draw.x0)))
 
     def _moved(self, draw: Draw) -> Draw:
@@ -209,7 +209,7 @@ class Trainer:
 
     def prepare(self, draw: Draw) -> tuple[Draw, Tensor]:
         """Return the batch as the objective needs it, and the weight of each row."""
-        return self.objective.prepare(draw, self._context())
+        return self.objective.prepare(draw, self.context())
 
     def portions(self, draw: Draw) -> Iterator[dict[str, Tensor]]:
         """Yield the losses of each row, one micro-batch at a time, with the dropout of the next step."""
@@ -284,7 +284,7 @@ class Trainer:
 
     def _take_step(self, draw: Draw, losses: Tensor) -> None:
         """Update the weights, the averages and the objective's state."""
-        context = self._context()
+        context = self.context()
         for optimizer in self.optimizers.values():
             optimizer.step()
         for name, averaged in self.averages.items():
@@ -318,7 +318,7 @@ class Trainer:
             for at in range(distributed.rank(), -(-count // size) * size, size):
                 first = batch * (at % count)
                 draw = self._moved(self.held_out(rows[first : first + batch], first))
-                losses.append(self.objective.measured(self.averaged.model, draw, self._context()).sum() * (at < count))
+                losses.append(self.objective.measured(self.averaged.model, draw, self.context()).sum() * (at < count))
         summed = torch.stack([*losses, torch.zeros((), device=self.device)]).sum()
         distributed.total([summed])
         return float(summed) / len(rows)
@@ -345,7 +345,7 @@ class Trainer:
             return None
         try:
             with arithmetic(self.precision, self.device):
-                picture = self.objective.preview(self.averaged.model, self.held_out, self._context())
+                picture = self.objective.preview(self.averaged.model, self.held_out, self.context())
         except Exception as error:
             warnings.warn(f"the preview failed ({error}); the training continues", stacklevel=2)
             return None
@@ -374,7 +374,7 @@ class Trainer:
         Raises: EnvironmentFailure: If the disk fails; earlier files are intact.
         """
         with arithmetic(self.precision, self.device):
-            self.objective.settle(self.averaged.model, self.data, self._context())
+            self.objective.settle(self.averaged.model, self.data, self.context())
         averages = {name: checkpoint.whole(averaged.model) for name, averaged in self.averages.items()}
         parts = {"weights": checkpoint.whole(self.model), **averages}
         if not checkpoint.finite(parts):

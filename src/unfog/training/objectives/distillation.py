@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from unfog.data.source import Indices, shuffled
 from unfog.diffusion.denoiser import Denoiser
+from unfog.diffusion.objectives import jump_loss
 from unfog.generation.trajectories import Range, Trajectories
 from unfog.networks.conditioning import Cond
 from unfog.recipes.build import build_denoiser, stored_shape
-from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss
+from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss, Seen
 from unfog.recipes.recipe import Recipe
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import uniform
@@ -86,13 +88,25 @@ class Distillation(OneLoss):
     def losses(self, model: nn.Module, batch: Draw, context: Context) -> dict[str, Tensor]:
         """Return the loss of each row."""
         found = self.trajectories(context)
+        return {"loss": self.missed(model, found, *self.drawn(found, batch, context))}
+
+    def drawn(self, found: Trajectories, batch: Draw, context: Context) -> tuple[Indices, Indices, Indices]:
+        """Return which trajectories take the place of a batch's rows, and from which of their points to which."""
         assert batch.numbers is not None
         held, seed = held_out_of(found), context.recipe.seed
         first, count = int(batch.numbers[0]), len(batch.numbers)
         rows = shuffled(len(found) - held, seed, first, count)
         far = uniform(seed, "jumps", 0, first, count, 2)
-        start, end = self.ways(batch.u.numpy(), far, found.times.shape[1] - 1)
-        return {"loss": self.missed(model, found, rows, start, end)}
+        return rows, *self.ways(batch.u.numpy(), far, found.times.shape[1] - 1)
+
+    def seen(self, batch: Draw, context: Context) -> Seen:
+        """Return the states of the trajectories, with their own numbers."""
+        found = self.trajectories(context)
+        rows, start, end = self.drawn(found, batch, context)
+        states = (found.x[rows, at].float() for at in (start, end))
+        times = (found.times[rows, at] for at in (start, end))
+        (x_t, x_s), (t, s) = states, times
+        return Seen(x_t, t, x_s, s, torch.from_numpy(rows))
 
     def ways(self, u: np.ndarray, drawn: np.ndarray, points: int) -> tuple[Indices, Indices]:
         """Return from which point of its trajectory each row leads to which, by three uniform numbers."""
@@ -112,9 +126,7 @@ class Distillation(OneLoss):
             cond = model.embedder(found.condition[rows].to(device))
         if model.guidance is not None:
             cond = (cond or Cond()).plus(model.guidance(found.guidance[rows].to(device)))
-        wanted = model.target.of(*model.schedule.pair(x_t, x_s, t, s), t, model.schedule)
-        output, _ = model.output(x_t, t, cond, s)
-        return (output.float() - wanted).square().flatten(1).mean(1)
+        return jump_loss(model, x_t, x_s, cond, t=t, s=s)
 
     def measured(self, model: nn.Module, batch: Draw, context: Context) -> Tensor:
         """Return what one jump from noise to data misses on trajectories that are held out."""
