@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import unfog
 from unfog.cli.main import main
+from unfog.diffusion.targets import Prediction
 from unfog.generation.trajectories import Range, Trajectories, back, moved, portion
 from unfog.interop.export import export_model
+from unfog.recipes.objective import Draw
 from unfog.recipes.recipe import Recipe
 from unfog.runs.distilling import distill, student_of
 from unfog.runs.reading import read_recipe
@@ -24,6 +26,7 @@ from unfog.runs.teaching import kept
 from unfog.runtime.errors import UserError
 from unfog.training.hooks import Callback, Report
 from unfog.training.objectives.distillation import Distillation
+from unfog.training.objectives.teachers import guided
 
 QUIET = Console(quiet=True)
 FEW = ("training.reports=2", "optimizer.warmup=64")
@@ -290,3 +293,51 @@ def test_the_verb(digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "holds another run" in capsys.readouterr().err
     assert main(["distill", str(digits_run), "--out", str(tmp_path / "x"), "--scales", "1", *few]) == 2
     assert "lowest and the highest scale of guidance" in capsys.readouterr().err
+
+
+# Consistency tuning
+
+
+def test_a_guided_pair_goes_through_the_same_state(digits_run: Path) -> None:
+    run = load(digits_run, "cpu", "float32")
+    schedule, random = run.recipe.schedule, torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(8, 1, 8, 8, generator=random) + 0.3 for _ in range(2))
+    t = torch.linspace(0.2, 0.9, 8).double()
+    batch = Draw(x0, torch.arange(8), torch.zeros(8, dtype=torch.bool), t, noise)
+    x_t = schedule.add_noise(x0, noise, t)
+    with torch.inference_mode():
+        same = guided(run.denoiser, batch, x_t, t, torch.ones(8), Prediction(x0, noise))
+        more = guided(run.denoiser, batch, x_t, t, torch.full((8,), 2.0), Prediction(x0, noise))
+        plain = guided(run.denoiser, batch, x_t, t, torch.full((8,), 2.0))
+    torch.testing.assert_close(same.x0, x0)
+    assert not torch.allclose(more.x0, x0, atol=1e-2)
+    torch.testing.assert_close(schedule.add_noise(more.x0, more.eps, t), x_t, rtol=1e-4, atol=1e-4)
+    sampler = run.sampler(guidance=2.0)
+    sampler = replace(sampler, settings=replace(sampler.settings, clip=False, batch=8))
+    denoise, _ = sampler.denoise(batch.condition)
+    with torch.inference_mode():
+        torch.testing.assert_close(denoise(x_t, t).x0, plain.x0, rtol=1e-4, atol=1e-4)
+
+
+def test_consistency_tuning_is_the_end_of_a_training_and_resumes(digits_run: Path, tmp_path: Path) -> None:
+    settings = (*FEW, "objective.tuning=0.5")
+    given: dict[str, Any] = {"rows": 64, "points": 2, "images": 320, "settings": settings, "console": QUIET}
+    whole = distill(digits_run, tmp_path / "whole", **given)
+    steps: list[int] = []
+    distill(digits_run, tmp_path / "part", **given, stop=lambda: bool(steps.append(1)) or len(steps) > 6)
+    again = resume(tmp_path / "part", device="cpu", console=QUIET)
+    pairs = zip(whole.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    plain = distill(digits_run, tmp_path / "plain", **{**given, "settings": FEW})
+    assert not torch.equal(whole.sample(2), plain.sample(2))
+    objective = whole.recipe.objective
+    assert isinstance(objective, Distillation)
+    assert [objective.consistent(progress) for progress in (0, 0.49, 0.5, 1)] == [False, False, True, True]
+    assert not Distillation().consistent(1.0)
+
+
+def test_tuning_out_of_range_is_refused() -> None:
+    wrongs: list[dict[str, Any]] = [{"tuning": 1.5}, {"tuning": -0.1}, {"last": 0.5}, {"last": 0.0}]
+    for wrong in wrongs:
+        with pytest.raises(UserError, match=r"objective\.tuning is a share of the training"):
+            Distillation(**wrong)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,8 +39,8 @@ def fitted(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def _drawn(run: Run, **options: object) -> torch.Tensor:
     """Some samples."""
-    given = {"solver": "dpmpp-2m", "steps": 3, "guidance": 2.0, **options}
-    return run.sample(4, **given)  # type: ignore[arg-type]  # options by name
+    given: dict[str, Any] = {"solver": "dpmpp-2m", "steps": 3, "guidance": 2.0, **options}
+    return run.sample(4, **given)
 
 
 def test_a_rule_is_used_for_what_it_was_fitted_to_and_nothing_else(run: Run, digits_run: Path, fitted: Run) -> None:

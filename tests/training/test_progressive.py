@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,16 @@ from unfog.recipes.presets import recipe
 from unfog.runs.distilling import distill, student_of
 from unfog.runs.run import Run, load, resume, train
 from unfog.runtime.errors import UserError
-from unfog.training.objectives.progressive import STAGE, TEACHER, Progressive
+from unfog.training.objectives.progressive import Progressive
+from unfog.training.objectives.teachers import STAGE, TEACHER
 
 QUIET = Console(quiet=True)
 FEW = ("training.reports=2", "optimizer.warmup=64")
 
 
 def _student(teacher: Path, out: Path, images: int = 512, points: int = 4, **options: object) -> Run:
-    given = {"how": "progressive", "points": points, "images": images, "settings": FEW, "console": QUIET, **options}
-    return distill(teacher, out, **given)  # type: ignore[arg-type]  # options by name
+    given: dict[str, Any] = {"how": "progressive", "points": points, "images": images, "settings": FEW, **options}
+    return distill(teacher, out, console=QUIET, **given)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def test_the_first_teacher_is_the_guided_model(digits_run: Path) -> None:
     with torch.inference_mode():
         led = x
         for start, end in ((t, middle), (middle, s)):
-            pair = objective._pair(run.denoiser, draw, scales, led, start, end, guided=True)
+            pair = objective._pair(run.denoiser, draw, scales, led, start, end, first=True)
             led = chosen.schedule.add_noise(pair.x0, pair.eps, end)
     sampler = run.sampler(solver="ddim", guidance=2.0, steps=4)
     sampler = replace(sampler, settings=replace(sampler.settings, clip=False))

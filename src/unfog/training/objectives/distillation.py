@@ -14,18 +14,22 @@ from torch import Tensor, nn
 
 from unfog.data.source import Indices, shuffled
 from unfog.diffusion.denoiser import Denoiser
-from unfog.diffusion.objectives import jump_loss
+from unfog.diffusion.objectives import flow_map_loss, jump_loss
+from unfog.diffusion.targets import Prediction
 from unfog.generation.trajectories import Range, Trajectories
 from unfog.networks.conditioning import Cond
-from unfog.recipes.build import build_denoiser, stored_shape
+from unfog.recipes.build import PARAMETERS, build_denoiser, stored_shape
 from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss, Seen
 from unfog.recipes.recipe import Recipe
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import uniform
 from unfog.runtime.tensors import read_tensors
 from unfog.training.objectives.denoising import Denoising
+from unfog.training.objectives.teachers import asked, guided, room, taken, teacher_of
 
 _PLAIN = Denoising()
+NEARER = 0.25
+"""How much nearer the target of consistency tuning leads from at first."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,13 @@ class Distillation(OneLoss):
         points: Steps of each.
         from_noise: Share of the rows that start at pure noise; the others start anywhere on the way.
         to_data: Share of the rows that lead to clean data; the others lead to any later point.
+        tuning: Share of the training, at its end, for consistency tuning: rows of the data, noised, that are to lead
+            where the student leads from a little nearer.
+        last: How much nearer at the end, as a share of the way; a quarter at first.
 
     Source: Luhman & Luhman 2021, Knowledge Distillation in Iterative Generative Models (end points); Geng et al. 2025,
-        Mean Flows for One-step Generative Modeling, section 3 (mean velocity).
+        Mean Flows for One-step Generative Modeling, section 3 (mean velocity); Geng et al. 2024, Consistency Models
+        Made Easy, for the tuning.
     """
 
     teacher: str = ""
@@ -57,6 +65,8 @@ class Distillation(OneLoss):
     points: int = 16
     from_noise: float = 0.25
     to_data: float = 0.5
+    tuning: float = 0.0
+    last: float = 0.01
     draws: ClassVar[bool] = True
     jumps: ClassVar[bool] = True
 
@@ -66,6 +76,8 @@ class Distillation(OneLoss):
             raise UserError("objective.rows must be 64 or more, points 2 or more, and low not above high")
         if not (0 <= self.from_noise <= 1 and 0 <= self.to_data <= 1):
             raise UserError("objective.from_noise and objective.to_data must lie between 0 and 1")
+        if not (0 <= self.tuning <= 1 and 0 < self.last <= NEARER):
+            raise UserError(f"objective.tuning is a share of the training, and objective.last above 0 up to {NEARER}")
 
     def folder(self, seed: int) -> str:
         """Return where a run folder holds the trajectories: its name says of which weights, drawn how."""
@@ -85,10 +97,47 @@ class Distillation(OneLoss):
         """Refuse what `Denoising` refuses."""
         _PLAIN.check(model, held_out, context)
 
+    def state(self, context: Context) -> dict[str, Tensor]:
+        """Return room for the teacher, whose guidance consistency tuning needs."""
+        return room(self.build(context.recipe, PARAMETERS).state_dict()) if self.tuning else {}
+
+    def update(self, batch: Draw, losses: Tensor, context: Context) -> dict[str, Tensor]:
+        """Return the state, with the weights that the student begins with as its teacher."""
+        return taken(context, 0) if self.tuning else {}
+
     def losses(self, model: nn.Module, batch: Draw, context: Context) -> dict[str, Tensor]:
         """Return the loss of each row."""
+        if self.consistent(context.progress):
+            return {"loss": self.tuned(model, batch, context)}
         found = self.trajectories(context)
         return {"loss": self.missed(model, found, *self.drawn(found, batch, context))}
+
+    def consistent(self, progress: float) -> bool:
+        """Return whether a share of the training belongs to consistency tuning."""
+        return self.tuning > 0 and progress >= 1 - self.tuning
+
+    def tuned(self, model: nn.Module, batch: Draw, context: Context) -> Tensor:
+        """Return the loss of consistency tuning, `(batch,)`: `flow_map_loss` on data, under a scale of each row."""
+        assert isinstance(model, Denoiser)
+        t, s, scales = self.spread(batch, context)
+        x_t = context.recipe.schedule.add_noise(batch.x0, batch.noise, t)
+        with torch.no_grad():
+            own = Prediction(batch.x0, batch.noise)
+            pair = guided(teacher_of(model, context), batch, x_t, t, scales.to(x_t.device), own)
+        done = (context.progress - 1 + self.tuning) / self.tuning
+        ratio = NEARER * (self.last / NEARER) ** done
+        cond = asked(model, batch, scales.to(x_t.device))
+        return flow_map_loss(model, pair.x0, cond, t=t, s=s, ratio=ratio, noise=pair.eps)
+
+    def spread(self, batch: Draw, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Return of each row in consistency tuning the times between which it is to lead, and the scale of guidance."""
+        assert batch.numbers is not None
+        drawn = uniform(context.recipe.seed, "tuning", 0, int(batch.numbers[0]), len(batch.numbers), 4)
+        start, end, share, scale = torch.from_numpy(drawn).unbind(1)
+        t = context.recipe.times(batch.u.cpu(), context.recipe.schedule)
+        t = torch.where(start < self.from_noise, context.recipe.schedule.t_max, t)
+        s = torch.where(end < self.to_data, 0.0, share * t)
+        return t, s, (self.low + (self.high - self.low) * scale).float()
 
     def drawn(self, found: Trajectories, batch: Draw, context: Context) -> tuple[Indices, Indices, Indices]:
         """Return which trajectories take the place of a batch's rows, and from which of their points to which."""
@@ -100,7 +149,10 @@ class Distillation(OneLoss):
         return rows, *self.ways(batch.u.numpy(), far, found.times.shape[1] - 1)
 
     def seen(self, batch: Draw, context: Context) -> Seen:
-        """Return the states of the trajectories, with their own numbers."""
+        """Return the states of the trajectories, with their own numbers; in consistency tuning the noised rows."""
+        if self.consistent(context.progress):
+            t, s, _ = self.spread(batch, context)
+            return Seen(context.recipe.schedule.add_noise(batch.x0, batch.noise, t), t, batch.x0, s)
         found = self.trajectories(context)
         rows, start, end = self.drawn(found, batch, context)
         states = (found.x[rows, at].float() for at in (start, end))

@@ -1,10 +1,8 @@
 """Progressive distillation: a student that takes two steps of its teacher in one, and becomes the next teacher."""
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -12,21 +10,17 @@ from torch import Tensor, nn
 
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.objectives import jump_loss
-from unfog.diffusion.schedules import expand
 from unfog.diffusion.targets import Prediction
 from unfog.generation.trajectories import Range
-from unfog.networks.conditioning import Cond
 from unfog.recipes.build import PARAMETERS, build_denoiser
 from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss, Seen
 from unfog.recipes.recipe import Recipe
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import uniform
 from unfog.training.objectives.denoising import Denoising
+from unfog.training.objectives.teachers import STAGE, asked, guided, room, taken, teacher_of
 
 _PLAIN = Denoising()
-_FROZEN: WeakKeyDictionary[nn.Module, tuple[int, Denoiser]] = WeakKeyDictionary()
-"""Of each model that is trained the stage and its teacher, which is made of the objective's state."""
-STAGE, TEACHER = "stage", "teacher/"
 
 
 @dataclass(frozen=True)
@@ -90,9 +84,8 @@ class Progressive(OneLoss):
         _PLAIN.check(model, held_out, context)
 
     def state(self, context: Context) -> dict[str, Tensor]:
-        """Return room for the teacher of a stage; there is none before the first step, when the student is its own."""
-        weights = self.build(context.recipe, PARAMETERS).state_dict()
-        return {STAGE: torch.tensor(-1), **{f"{TEACHER}{name}": tensor for name, tensor in weights.items()}}
+        """Return room for the teacher of a stage."""
+        return room(self.build(context.recipe, PARAMETERS).state_dict())
 
     def stage(self, progress: float) -> int:
         """Return the stage at a share of the training."""
@@ -100,28 +93,22 @@ class Progressive(OneLoss):
 
     def update(self, batch: Draw, losses: Tensor, context: Context) -> dict[str, Tensor]:
         """Return the state, with the student's average as the teacher where a stage begins."""
-        now = self.stage(context.progress)
-        if now == int(context.state[STAGE]):
-            return dict(context.state)
-        assert context.averaged is not None
-        weights = context.averaged.state_dict()
-        kept = {f"{TEACHER}{name}": tensor.detach().cpu().clone() for name, tensor in weights.items()}
-        return {STAGE: torch.tensor(now), **kept}
+        return taken(context, self.stage(context.progress))
 
     def losses(self, model: nn.Module, batch: Draw, context: Context) -> dict[str, Tensor]:
         """Return the loss of each row."""
         assert isinstance(model, Denoiser)
-        teacher, stage = _teacher(model, context), self.stage(context.progress)
-        return {"loss": self._missed(model, teacher, batch, context, stage, guided=int(context.state[STAGE]) < 1)}
+        stage = max(0, int(context.state[STAGE]))
+        return {"loss": self._missed(model, teacher_of(model, context), batch, context, stage, first=stage == 0)}
 
     def measured(self, model: nn.Module, batch: Draw, context: Context) -> Tensor:
         """Return by how much one of the last steps misses two half ones of the model itself: of a flow nothing."""
         assert isinstance(model, Denoiser)
-        return self._missed(model, model, batch, context, self.stages - 1, guided=False)
+        return self._missed(model, model, batch, context, self.stages - 1, first=False)
 
     def seen(self, batch: Draw, context: Context) -> Seen:
         """Return the noised rows, and the times that they lead to."""
-        times = self.times(batch, context, self.stage(context.progress))
+        times = self.times(batch, context, max(0, int(context.state[STAGE])))
         return Seen(context.recipe.schedule.add_noise(batch.x0, batch.noise, times[0]), times[0], batch.x0, times[2])
 
     def times(self, batch: Draw, context: Context, stage: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +119,7 @@ class Progressive(OneLoss):
         return grid[place], grid[place + 1], grid[place + 2]
 
     def _missed(
-        self, model: Denoiser, teacher: Denoiser, batch: Draw, context: Context, stage: int, *, guided: bool
+        self, model: Denoiser, teacher: Denoiser, batch: Draw, context: Context, stage: int, *, first: bool
     ) -> Tensor:
         """Return the mean square of what a student misses two steps of a teacher by, `(batch,)`."""
         t, middle, s = self.times(batch, context, stage)
@@ -141,26 +128,18 @@ class Progressive(OneLoss):
         with torch.no_grad():
             x_s = x_t
             for start, end in ((t, middle), (middle, s)):
-                pair = self._pair(teacher, batch, scales, x_s, start, end, guided=guided)
+                pair = self._pair(teacher, batch, scales, x_s, start, end, first=first)
                 x_s = context.recipe.schedule.add_noise(pair.x0, pair.eps, end)
-        return jump_loss(model, x_t, x_s, _cond(model, batch, scales), t=t, s=s)
+        return jump_loss(model, x_t, x_s, asked(model, batch, scales), t=t, s=s)
 
     def _pair(
-        self, teacher: Denoiser, batch: Draw, scales: Tensor, x: Tensor, t: Tensor, s: Tensor, *, guided: bool
+        self, teacher: Denoiser, batch: Draw, scales: Tensor, x: Tensor, t: Tensor, s: Tensor, *, first: bool
     ) -> Prediction:
         """Return a teacher's prediction: the first one's is guided, that of a later one takes the scale as a number."""
-        if not guided:
-            own: Prediction = teacher(x, t, _cond(teacher, batch, scales), s)
-            return own
-        if teacher.embedder is None or batch.condition is None:
-            plain: Prediction = teacher(x, t)
-            return plain
-        given, free = teacher.embedder(batch.condition), teacher.embedder.null(len(x))
-        conditional, other = teacher(x, t, given), teacher(x, t, free)
-        scale = expand(scales, x)
-        pairs = zip(conditional[:2], other[:2], strict=True)
-        x0, eps = (without + scale * (with_it - without) for with_it, without in pairs)
-        return Prediction(x0, eps)
+        if first:
+            return guided(teacher, batch, x, t, scales)
+        own: Prediction = teacher(x, t, asked(teacher, batch, scales), s)
+        return own
 
     def _scales(self, batch: Draw, context: Context) -> Tensor:
         """Return a scale of guidance for each row."""
@@ -175,28 +154,3 @@ class Progressive(OneLoss):
     def generator(self, recipe: Recipe, model: nn.Module) -> Generator:
         """Return the recipe's sampler."""
         return _PLAIN.generator(recipe, model)
-
-
-def _cond(model: Denoiser, batch: Draw, scales: Tensor) -> Cond | None:
-    """Return what a student is given of the rows of a batch, besides state and times."""
-    cond = None
-    if model.embedder is not None and batch.condition is not None:
-        cond = model.embedder(batch.condition)
-    if model.guidance is not None:
-        cond = (cond or Cond()).plus(model.guidance(scales))
-    return cond
-
-
-def _teacher(model: Denoiser, context: Context) -> Denoiser:
-    """Return the teacher of the stage: of the weights in the state, before the first step the model as it is."""
-    stage = int(context.state[STAGE])
-    known = _FROZEN.get(model)
-    if known is None or known[0] != stage:
-        teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        if stage >= 0:
-            size = len(TEACHER)
-            teacher.load_state_dict(
-                {name[size:]: tensor for name, tensor in context.state.items() if name.startswith(TEACHER)}
-            )
-        _FROZEN[model] = known = (stage, teacher)
-    return known[1]
