@@ -341,3 +341,12 @@ def test_tuning_out_of_range_is_refused() -> None:
     for wrong in wrongs:
         with pytest.raises(UserError, match=r"objective\.tuning is a share of the training"):
             Distillation(**wrong)
+
+
+@pytest.mark.parametrize("how", ["trajectories", "progressive"])
+def test_a_student_learns_in_bfloat16(digits_run: Path, tmp_path: Path, how: Any) -> None:
+    settings = (*FEW, "training.precision=bfloat16", *(["objective.tuning=0.5"] if how == "trajectories" else []))
+    given: dict[str, Any] = {"rows": 128, "points": 2, "images": 128, "settings": settings, "console": QUIET}
+    run = distill(digits_run, tmp_path / "run", how=how, **given)
+    assert run.recipe.training.precision == "bfloat16"
+    assert run.sample(2).shape == (2, 1, 8, 8)

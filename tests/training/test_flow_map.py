@@ -139,3 +139,8 @@ def test_no_variance_can_be_learned_and_its_training_can_be_planned(tmp_path: Pa
         unfog.train(recipe("digits").set("objective=flow-map", "variance=learned"), tmp_path, console=QUIET)
     small = recipe("digits").set("objective=flow-map", "network.width=8", "training.images=512")
     assert plan(small, device="cpu", console=QUIET).steps > 0
+
+
+def test_it_learns_in_bfloat16(train_into: Callable[[Recipe, str], Path], tiny: Callable[..., Recipe]) -> None:
+    chosen = tiny("objective=flow-map", "training.images=64", "training.precision=bfloat16", "network.dropout=0.1")
+    assert load(train_into(chosen, "low"), "cpu").sample(2).shape == (2, 1, 8, 8)

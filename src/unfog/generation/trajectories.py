@@ -55,7 +55,10 @@ class Trajectories:
         """
         found = list(parts)
         try:
-            joined = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+            with torch.autocast(
+                "cpu", enabled=False
+            ):  # a training reads them in bfloat16, which float64 is not joined in
+                joined = {name: torch.cat([part[name] for part in found]) for name in found[0]}
             made = cls(joined["x"], joined["times"], joined["guidance"], joined.get("condition"))
         except (KeyError, IndexError, RuntimeError, TypeError) as error:
             raise UserError(f"they are no trajectories of one model ({error})") from None
