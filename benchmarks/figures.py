@@ -121,12 +121,12 @@ def draw_one_step(student: Run, path: Path) -> None:
     objective = student.recipe.objective
     assert isinstance(objective, Distillation)
     teacher, guidance = load(objective.teacher), student.recipe.sampling.guidance
-    count = 2 * len(student.recipe.classes)
+    count, usual = len(student.recipe.classes), student.recipe.grid
     blocks = [("teacher", teacher, steps) for steps in (1, 2, 4, 25)]
     blocks += [("student", student, steps) for steps in (1, 2, 4)]
     rows, gap = [], 0
     for name, run, steps in blocks:
-        cells, gap = run.recipe.modality.cells(run.sample(count, steps=steps, guidance=guidance))
+        cells, gap = run.recipe.modality.cells(run.sample(count, steps=steps, guidance=guidance, grid=usual))
         rows.append((f"{name}, {steps} step{'s' if steps > 1 else ''}", cells))
     save_picture(labelled_sheet(rows, gap, stacked=True), path)
 
@@ -140,7 +140,10 @@ def draw_latent_or_pixel(folder: Path, path: Path) -> None:
     """Put samples in latents next to samples in pixels."""
     halves = []
     for name in ("latent", "pixel"):
-        pictures = [np.asarray(Image.open(file).convert("RGB")) for file in written_pictures(folder / name)[:32]]
+        files = written_pictures(folder / name)[:32]
+        if not files:
+            raise FileNotFoundError(f"{folder / name} holds no pictures")
+        pictures = [np.asarray(Image.open(file).convert("RGB")) for file in files]
         halves.append(sheet(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), 8))
     gap = Image.new("RGB", (16, halves[0].height), "white")
     save_picture(row_of([halves[0], gap, halves[1]]), path)

@@ -45,7 +45,7 @@ def test_maps_with_a_wrong_sign_end_elsewhere(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_report_shows_every_map_and_fails_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learned, "STEPS", dict.fromkeys(KINDS, 2))
+    monkeypatch.setattr(learned, "STEPS", dict.fromkeys(learned.STEPS, 2))
     threads = torch.get_num_threads()
     report = learned.verify(Console(quiet=True))
     assert torch.get_num_threads() == threads

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.denoiser import Denoise, on_clock
+from unfog.diffusion.grids import TimesGrid
 from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import Schedule
 from unfog.diffusion.solvers import Noise, Solver, Step
@@ -18,6 +19,11 @@ _NEAR = 1e-6
 """How far a time may be, as a share of t_max, from the one that a rule was fitted to."""
 Shares = Sequence[Sequence[float]]
 """S_kj, for k = 1 ... steps a row of k numbers."""
+
+
+@dataclass(frozen=True)
+class FittedGrid(TimesGrid):
+    """Times that were fitted to a model, so that nobody need doubt them."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unfog.data.codecs import Codec
 from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, on_clock
+from unfog.diffusion.fitted import FittedGrid
 from unfog.diffusion.grids import Grid
 from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, Interval
 from unfog.diffusion.sampling import trajectory
@@ -157,8 +158,9 @@ class Sampler(Drawing):
         self.doubt()
 
     def doubt(self) -> None:
-        """Warn of a grid that does not fit the schedule."""
-        doubt_grid(self.denoiser.schedule, self.grid, self.settings.steps)
+        """Warn of a grid that does not fit the schedule, unless it was fitted to the model."""
+        if not isinstance(self.grid, FittedGrid):
+            doubt_grid(self.denoiser.schedule, self.grid, self.settings.steps)
 
     def denoise(self, condition: Tensor | None) -> tuple[Denoise, Tensor]:
         """Return the wrapped denoiser for the condition of one batch, on the solver's clock, and the times there."""

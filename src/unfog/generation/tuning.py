@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from unfog.diffusion.denoiser import Denoise
-from unfog.diffusion.fitted import Fitted, followed, shares_of
-from unfog.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, PolynomialGrid, TimesGrid, UniformGrid
+from unfog.diffusion.fitted import Fitted, FittedGrid, followed, shares_of
+from unfog.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, PolynomialGrid, UniformGrid
 from unfog.diffusion.schedules import Schedule
 from unfog.diffusion.solvers import Solver
 from unfog.generation.sampler import Sampler
@@ -72,7 +72,7 @@ class Tuned:
     """
 
     solver: Solver
-    grid: TimesGrid
+    grid: FittedGrid
     before: float
     after: float
     better: float
@@ -279,9 +279,9 @@ def _moved(numbers: Numbers, schedule: Schedule, changes: Sequence[float], anyho
     return None
 
 
-def _grid(times: Tensor, schedule: Schedule) -> TimesGrid:
+def _grid(times: Tensor, schedule: Schedule) -> FittedGrid:
     """Return times as a grid."""
-    return TimesGrid(tuple((times / schedule.t_max).tolist()))
+    return FittedGrid(tuple((times / schedule.t_max).tolist()))
 
 
 def _last(sampler: Sampler, condition: Tensor | None, first: int) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from unfog.diffusion.fitted import Fitted
+from unfog.diffusion.fitted import Fitted, FittedGrid
 from unfog.diffusion.grids import TimesGrid
 from unfog.generation.sampler import Sampler
 from unfog.generation.tuning import Tuned
@@ -68,7 +68,7 @@ class Kept:
 
     def applied(self, sampler: Sampler) -> Sampler:
         """Return a sampler that draws by the rule."""
-        grid = TimesGrid(tuple(self.times))
+        grid = FittedGrid(tuple(self.times))
         if self.shares is None:
             return replace(sampler, grid=grid)
         times = grid(sampler.denoiser.schedule, self.steps)
