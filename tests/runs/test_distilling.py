@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import unfog
 from unfog.cli.main import main
+from unfog.data.codecs import Pixels
 from unfog.diffusion.targets import Prediction
 from unfog.generation.trajectories import Range, Trajectories, back, moved, portion
 from unfog.interop.export import export_model
-from unfog.recipes.objective import Draw
+from unfog.recipes.objective import Context, Draw
 from unfog.recipes.recipe import Recipe
 from unfog.runs.distilling import distill, student_of
 from unfog.runs.reading import read_recipe
@@ -334,6 +335,26 @@ def test_consistency_tuning_is_the_end_of_a_training_and_resumes(digits_run: Pat
     assert isinstance(objective, Distillation)
     assert [objective.consistent(progress) for progress in (0, 0.49, 0.5, 1)] == [False, False, True, True]
     assert not Distillation().consistent(1.0)
+
+
+def test_tuning_leads_from_nearer_and_nearer(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = load(digits_run, "cpu", "float32")
+    chosen = student_of(digits_run).set("objective.tuning=0.5", "objective.last=0.01", "objective.from_noise=1")
+    objective, given = chosen.objective, list[dict[str, Any]]()
+    assert isinstance(objective, Distillation)
+    monkeypatch.setattr(
+        "unfog.training.objectives.distillation.flow_map_loss",
+        lambda model, x0, cond, **named: given.append(named) or x0.flatten(1).mean(1),
+    )
+    zeros = torch.zeros(64, 1, 8, 8)
+    batch = Draw(zeros, torch.arange(64) % 10, torch.zeros(64) > 0, torch.rand(64).double(), zeros)
+    batch = batch._replace(numbers=torch.arange(64))
+    for progress in (0.5, 0.75, 1.0):
+        state = {"stage": torch.tensor(-1)}
+        objective.losses(run.denoiser, batch, Context(chosen, Pixels(), progress, state=state))
+    assert [round(one["ratio"], 6) for one in given] == [0.25, 0.05, 0.01]
+    assert all((one["t"] == 1).all() and (one["s"] < 1).all() for one in given)
+    assert 0.3 < float((given[0]["s"] == 0).double().mean()) < 0.7
 
 
 def test_tuning_out_of_range_is_refused() -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import unfog
+from unfog.generation.sampler import Sampler
 from unfog.networks.quantized import Int8, able
 from unfog.recipes.recipe import Recipe
 from unfog.runs.run import Run, load
@@ -194,6 +195,21 @@ def test_the_error_of_int8_is_that_of_its_network(digits_run: Path, monkeypatch:
     assert after is not None
     assert after.error > 3 * before.error
     assert after.rounding == before.rounding
+
+
+@products
+def test_what_is_calibrated_on_is_not_what_is_measured(digits: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, steps = [], Sampler.steps
+
+    def noted(sampler: Sampler, first: int, condition: torch.Tensor | None) -> object:
+        drawn.append((first, any(isinstance(part, Int8) for part in sampler.denoiser.modules())))
+        assert condition is not None
+        assert torch.equal(condition, torch.arange(first, first + 16) % 10)
+        return steps(sampler, first, condition)
+
+    monkeypatch.setattr(Sampler, "steps", noted)
+    digits.quantized()
+    assert drawn == [(16, False), (0, False)]  # those that tell the difference, then those of the calibration
 
 
 @products
