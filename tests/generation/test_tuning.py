@@ -82,6 +82,21 @@ def test_a_change_is_found_by_evaluating_no_more_than_it_changes(run: Run) -> No
         assert not torch.equal(portion.drawn(other)[0], portion.drawn(numbers)[0])
 
 
+def test_one_round_that_does_not_help_others_is_not_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    portions = _portions(run.sampler(steps=4, solver="dpmpp-2m", guidance=2.0, seed=7))
+    _, start, missed = tuning._best(portions[1], tuning.grids())
+    better, _ = tuning._changed(portions[0], start, tuning.DAMPING, lambda evaluations: None)
+    assert better is not None
+    assert start.shares is not None
+    worse = start._replace(shares=[[1.1 * one for one in row] for row in start.shares])
+    found = iter([worse, better, worse, worse, better])
+    monkeypatch.setattr(tuning, "_changed", lambda *given: (next(found), 0.01))
+    tuned = tune(*portions)
+    assert tuned.before == pytest.approx(float(missed.mean()))
+    assert tuned.after == pytest.approx(float(portions[1].missed(portions[1].drawn(better)[0]).mean()))
+    assert next(found) is better  # after two rounds that did not help it is
+
+
 def test_without_a_round_nothing_helps(run: Run) -> None:
     found = _tuned(run, 4, rounds=0)
     assert found.before == found.after

@@ -33,8 +33,8 @@ FINE = 48
 """Steps that lead to the end points."""
 ROUNDS = 10
 """Changes of all numbers, at most."""
-ENOUGH = 0.02
-"""Share by which a round must lower the distance of the other samples for another one to follow."""
+ENOUGH, PATIENCE = 0.02, 2
+"""Share by which a round must lower the distance of the other samples, and rounds after another that may fail to."""
 SHIFT, SHARE = 0.1, 0.05
 """By how much a time is changed in log(sigma/alpha), and a share."""
 DAMPING, TRIES = 1e-2, 6
@@ -168,7 +168,7 @@ def tune(fitted: Portion, others: Portion, *, rounds: int = ROUNDS, watch: Watch
     usual, numbers, missed = _best(others, {**grids(), "the run's": sampler.grid})
     if numbers.shares is None and steps == 1:
         raise UserError("a single step has nothing to tune: take two steps or more")
-    best, least, damping = numbers, missed, DAMPING
+    best, least, damping, poor = numbers, missed, DAMPING, 0
     for _ in range(rounds):
         changed, damping = _changed(fitted, numbers, damping, watch)
         if changed is None:
@@ -178,7 +178,8 @@ def tune(fitted: Portion, others: Portion, *, rounds: int = ROUNDS, watch: Watch
         gained = 1 - float(now.mean() / least.mean())
         if gained > 0:
             best, least = numbers, now
-        if gained < ENOUGH:
+        poor = poor + 1 if gained < ENOUGH else 0
+        if poor == PATIENCE:
             break
     less = (missed - least).double()
     error = float(less.std() / math.sqrt(len(less)))
