@@ -46,6 +46,7 @@ from unfog.runtime.tensors import write_tensors
 from unfog.training import loop, trainer
 from unfog.training.hooks import Hooks
 from unfog.training.objectives.distillation import Distillation
+from unfog.training.objectives.progressive import Progressive
 from unfog.training.reporting import Reporting
 from unfog.training.trainer import Trainer
 
@@ -539,6 +540,8 @@ def test_every_part_of_a_recipe_takes_steps(field: str, kind: str, data: dict[st
             chosen = chosen.set(*([fitting[kind]] if kind in fitting else []), f"target={kind}")
         elif field != "augment":
             chosen = replace(chosen, **{field: default(field, kind)})
+        if (field, kind) == ("objective", "progressive"):  # which is its own teacher at first
+            chosen = replace(chosen, objective=Progressive(teacher="the student"))
         if (field, kind) == ("conditioning", "none"):  # there is nothing to guide by
             chosen = chosen.set("sampling.guidance=1")
     with accelerator("mps"):
