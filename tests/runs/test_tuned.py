@@ -152,3 +152,11 @@ def test_a_grid_of_times_is_part_of_what_a_sample_is(run: Run) -> None:
     )
     assert repr(one) == repr(other)
     assert run.sampler(grid=one, steps=7).described != run.sampler(grid=other, steps=7).described
+
+
+def test_a_run_with_explicit_times_can_be_tuned(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are of one number of steps, and the end points need many."""
+    monkeypatch.setattr("unfog.generation.tuning.ROWS", 4)
+    own = replace(run, recipe=run.recipe.set("grid=times", "grid.shares=[1, 0.3, 0]", "sampling.steps=2"))
+    ((sampler, _),) = fit(own, [3], rounds=0, console=QUIET)
+    assert sampler.settings.steps == 3

@@ -63,7 +63,7 @@ def tune(
     except KeyboardInterrupt:
         if not found:
             raise
-        warnings.warn(f"stopped after {len(found)} numbers of steps, which are kept", stacklevel=1)
+        warnings.warn(f"stopped: what was found for {len(found)} numbers of steps is below", stacklevel=1)
     print(aligned(rows))
     print("misses: the mean square of the distance to where many steps end, of samples that were not fitted")
     better = [(sampler, tuned) for sampler, tuned in found if tuned.helps]

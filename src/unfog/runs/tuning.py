@@ -9,11 +9,13 @@ from rich.console import Console
 from torch import Tensor
 
 from unfog.diffusion.fitted import shares_of
+from unfog.diffusion.grids import TimesGrid
 from unfog.diffusion.solvers import DPMSolverPP2M
 from unfog.generation import tuning
 from unfog.generation.sampler import Sampler
 from unfog.generation.tuning import ROUNDS, Portion, Tuned, rows_for
 from unfog.recipes.conditions import Asked
+from unfog.recipes.fitting import default_grid
 from unfog.recipes.kinds import kind_of
 from unfog.runs import asking
 from unfog.runs.run import Run, load
@@ -95,9 +97,10 @@ def fit(
             f"{run.path} is a student, which jumps along trajectories: there is nothing to tune, raise steps"
         )
     chosen = solver or _usual(run)
+    explicit = isinstance(run.recipe.grid, TimesGrid)  # of one number of steps, while the ends need many
+    grid = default_grid(run.recipe.schedule) if explicit else run.recipe.grid
     samplers = [
-        run.sampler(solver=chosen, grid=run.recipe.grid, steps=one, guidance=guidance, seed=seed ^ SEED)
-        for one in numbers
+        run.sampler(solver=chosen, grid=grid, steps=one, guidance=guidance, seed=seed ^ SEED) for one in numbers
     ]
     if samplers[0].solver.stochastic:
         raise UserError(f"the solver {chosen} draws noise at each step and cannot be tuned: use ddim or dpmpp-2m")
