@@ -5,7 +5,7 @@ import json
 import signal
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -19,9 +19,11 @@ from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.solvers import RungeKutta45
 from unfog.evaluation.bench_plot import Curve, Point, draw_plot
 from unfog.evaluation.compare import number, span
+from unfog.evaluation.distances import Rows
 from unfog.evaluation.features import digest
 from unfog.evaluation.intervals import INTERVALS, plain
 from unfog.evaluation.judge import Asked, Judge
+from unfog.evaluation.leads import Cell, Lead, leads, read_features, write_features
 from unfog.evaluation.report import draw, heldout_conditions
 from unfog.evaluation.results import Measured, Setting, append_result, read_results
 from unfog.evaluation.wording import CEILING, FLOOR
@@ -45,10 +47,6 @@ NEAR = 0.1
 """How much worse than the best, as a share, the recommended setting may be."""
 
 
-Cell = tuple[Setting, int]
-"""A setting, and the requested number of evaluations."""
-
-
 @dataclass(frozen=True)
 class Bench:
     """A run under many settings.
@@ -59,6 +57,7 @@ class Bench:
         cells: For each setting and requested number, the longest sampling that takes no more evaluations.
         left_out: Settings that could not run, and why.
         doubtful: Cells whose rule is unreliable on so few steps of such a grid: measured, and not recommended.
+        leads: For each requested number how the best tuned grid compares with the best other one, where there are both.
     """
 
     name: str
@@ -66,6 +65,7 @@ class Bench:
     cells: dict[tuple[Setting, int], Measured]
     left_out: dict[str, str]
     doubtful: frozenset[Cell] = frozenset()
+    leads: dict[int, Lead] = field(default_factory=dict)
 
     __repr__ = brief
 
@@ -135,6 +135,7 @@ class Bench:
             "best": plain(self.best),
             "recommended": plain(self.recommended),
             "left_out": self.left_out,
+            "leads": {nfe: plain(lead._asdict()) for nfe, lead in self.leads.items()},
         }
 
     def table(self) -> str:
@@ -149,6 +150,7 @@ class Bench:
                 f"Fréchet distance{', in brackets adherence' if guided else ''}; * best with as many evaluations",
                 aligned(rows),
                 *lines_of(f"{FLOOR}: {number(score.floor)}; {CEILING}: {number(score.ceiling)} ({score.protocol})"),
+                *(part for nfe, lead in self.leads.items() for part in lines_of(f"tuned, {nfe} evaluations: {lead}")),
                 *(part for name, why in self.left_out.items() for part in lines_of(f"left out: {name}: {why}")),
                 *(part for doubt in self._doubts() for part in lines_of(doubt)),
                 *lines_of(f"best:        {self.describe(self.best)}", 13),
@@ -251,17 +253,21 @@ def bench(
     path = run.path / "bench" / "results.jsonl"
     with locked(path.parent):
         known = read_results(path)
-        todo = {keys[cell]: (cell[0], one) for cell, one in plan.items() if keys[cell] not in known}
-        done = len(known)
+        features = read_features(path.parent, {key for key in keys.values() if key in known}, count)
+        todo = {keys[cell]: (cell[0], one) for cell, one in plan.items() if keys[cell] not in features}
+        done = len(features)
         try:
-            for key, measured in _measure(run, judge, todo, count, condition, asked, console):
-                known[key] = measured
+            for key, measured, rows in _measure(run, judge, todo, count, condition, asked, console):
+                known[key], features[key] = measured, rows
+                write_features(path.parent, key, rows)
                 append_result(path, key, measured)
         except KeyboardInterrupt:
-            kept = f"{len(known) - done} of {len(todo)} measurements are kept"
+            kept = f"{len(features) - done} of {len(todo)} measurements are kept"
             raise Stopped(f"stopped; {kept}: run the same command again to resume", signal.SIGINT) from None
     doubtful = frozenset(cell for cell, (sampler, _) in plan.items() if _doubtful(sampler))
-    return Bench(str(run.path), wanted, {cell: known[key] for cell, key in keys.items()}, left_out, doubtful)
+    cells = {cell: known[key] for cell, key in keys.items()}
+    ahead = leads(cells, wanted, {cell: features[key] for cell, key in keys.items()}, judge)
+    return Bench(str(run.path), wanted, cells, left_out, doubtful, ahead)
 
 
 def _doubtful(sampler: Sampler) -> bool:
@@ -316,8 +322,8 @@ def _measure(
     condition: Tensor | None,
     asked: Asked,
     console: Console | None,
-) -> Iterator[tuple[str, Measured]]:
-    """Sample and score what is to be measured, cheapest first, and yield each with its key when it is done."""
+) -> Iterator[tuple[str, Measured, Rows]]:
+    """Sample and score what is to be measured, cheapest first, and yield each with its key and its features."""
     if not todo:
         return
     total = run.sampler().batches_of(count) * sum(planned.nfe for _, planned in todo.values())
@@ -328,7 +334,7 @@ def _measure(
             samples, nfe = draw(planned.sampler, count, condition, advance)
             scores = judge.fidelity(samples), judge.adherence(samples, asked)
             assert nfe is not None  # it is a sampler's
-            yield key, Measured(setting, planned.sampler.settings.steps, nfe, *scores)
+            yield key, Measured(setting, planned.sampler.settings.steps, nfe, *scores), judge.features(samples)
 
 
 def _plan(
@@ -403,9 +409,9 @@ def _dry_run(sampler: Sampler, condition: Tensor | None) -> int:
 def save(run: Run, chosen: Measured) -> None:
     """Write a setting into the run's recipe, so that `sample` uses it."""
     recipe = run.recipe
-    for field in ("solver", "grid"):
-        kind = getattr(chosen.setting, field)
-        if recipe.kind(field) != kind:  # of the same kind it keeps its options, which were measured
-            recipe = recipe.set(f"{field}={kind}")
+    for part in ("solver", "grid"):
+        kind = getattr(chosen.setting, part)
+        if recipe.kind(part) != kind:  # of the same kind it keeps its options, which were measured
+            recipe = recipe.set(f"{part}={kind}")
     recipe = recipe.set(f"sampling.steps={chosen.steps}", f"sampling.guidance={chosen.setting.guidance}")
     write_whole(run.path / "recipe.json", recipe.relocated(run.path, relative=True).to_json().encode())

@@ -404,7 +404,7 @@ def _differences(
         return gap(*(float(one.mean()) for one in rows))
 
     def distance(*rows: Rows) -> float:
-        return gap(*(_block_mean(one, blocks, reference) for one in rows))
+        return gap(*(block_mean(one, blocks, reference) for one in rows))
 
     for metric in [name for name in mine[0].scores if name in base[0].scores]:
         first = base[0].scores[metric]
@@ -423,6 +423,6 @@ def _differences(
     return differences
 
 
-def _block_mean(rows: Rows, blocks: int, reference: Moments) -> float:
+def block_mean(rows: Rows, blocks: int, reference: Moments) -> float:
     """Return the mean Fréchet distance of equal blocks of rows."""
     return float(np.mean([frechet_of_moments(moments(part), reference) for part in np.array_split(rows, blocks)]))
