@@ -20,7 +20,7 @@ from unfog.generation.trajectories import Range, Trajectories, back, moved, port
 from unfog.interop.export import export_model
 from unfog.recipes.objective import Context, Draw
 from unfog.recipes.recipe import Recipe
-from unfog.runs.distilling import distill, student_of
+from unfog.runs.distilling import distill, foreseen, student_of
 from unfog.runs.reading import read_recipe
 from unfog.runs.run import load, resume
 from unfog.runs.teaching import kept
@@ -28,6 +28,7 @@ from unfog.runtime.errors import UserError
 from unfog.training.hooks import Callback, Report
 from unfog.training.objectives.distillation import Distillation
 from unfog.training.objectives.teachers import guided
+from unfog.training.plan import plan
 
 QUIET = Console(quiet=True)
 FEW = ("training.reports=2", "optimizer.warmup=64")
@@ -165,8 +166,6 @@ def test_it_learns_to_jump(fast: Path, tmp_path: Path, digits_run: Path) -> None
     student(digits_run, tmp_path / "hardly", images=64, callbacks=[note])
     student(digits_run, tmp_path / "longer", images=2048, callbacks=[note])
     assert losses[-1] < 0.5 * losses[1], losses
-    print(losses)
-    print(losses)
 
 
 def test_the_last_trajectories_are_held_out(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,11 +229,95 @@ def test_missing_trajectories_are_made_again(fast: Path, digits_run: Path, tmp_p
     assert isinstance(plain.objective, Distillation)
     moved_away = replace(plain, objective=replace(plain.objective, teacher=str(tmp_path / "gone")))
     (run / "recipe.json").write_text(moved_away.to_json())
-    with pytest.raises(UserError, match="the teacher .*gone is not there"):
+    with pytest.raises(UserError, match="gone is not there: `unfog train --resume .*run --teacher FOLDER`"):
         resume(run, images=64, console=QUIET)
     (run / "recipe.json").write_text(replace(plain, objective=replace(plain.objective, weights="0" * 64)).to_json())
     with pytest.raises(UserError, match="holds other weights than the teacher had"):
         resume(run, images=64, console=QUIET)
+
+
+def test_a_teacher_that_was_moved_is_found_again(
+    fast: Path, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, away = tmp_path / "run", tmp_path / "gone"
+    shutil.copytree(fast, run)
+    file = sorted(trajectories_of(run).iterdir())[1]
+    before = file.read_bytes()
+    file.unlink()
+    plain = read_recipe(run)
+    assert isinstance(plain.objective, Distillation)
+    (run / "recipe.json").write_text(replace(plain, objective=replace(plain.objective, teacher=str(away))).to_json())
+    given = ["train", "--resume", str(run), "--images", "64", "--device", "cpu", "--teacher"]
+    shutil.copytree(digits_run, tmp_path / "other")
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    save_file({name: part + 1 for name, part in weights.items()}, tmp_path / "other" / "model.safetensors")
+    for wrong, sentence in ((away, "is not there"), (tmp_path / "other", "holds other weights than the teacher had")):
+        assert main([*given, str(wrong)]) == 2
+        assert sentence in " ".join(capsys.readouterr().err.split())
+    shutil.copytree(digits_run, tmp_path / "new")
+    assert main([*given, str(tmp_path / "new")]) == 0
+    assert file.read_bytes() == before
+    found = read_recipe(run).objective
+    assert isinstance(found, Distillation)
+    assert found.teacher == str((tmp_path / "new").resolve())
+    capsys.readouterr()
+    assert main([*given[:2], str(digits_run), "--teacher", str(tmp_path / "new")]) == 2
+    assert "needs no teacher to be resumed" in " ".join(capsys.readouterr().err.split())
+    assert main(["train", "digits", "--out", str(tmp_path / "x"), "--teacher", str(tmp_path / "new")]) == 2
+    assert "--teacher is for --resume" in capsys.readouterr().err
+
+
+def test_a_kept_teacher_is_not_needed_elsewhere(digits_run: Path, tmp_path: Path) -> None:
+    teacher, given = tmp_path / "teacher", {"rows": 128, "points": 4, "images": 512, "settings": FEW}
+    shutil.copytree(digits_run, teacher)
+    made = distill(teacher, tmp_path / "run", **given, keep_teacher=True, console=QUIET)  # type: ignore[arg-type]
+    shutil.rmtree(teacher)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    file = sorted(trajectories_of(tmp_path / "moved").iterdir())[1]
+    before = file.read_bytes()
+    file.unlink()
+    resume(tmp_path / "moved", images=64, console=QUIET)
+    assert file.read_bytes() == before
+    assert sorted(one.name for one in (tmp_path / "moved" / "teacher").iterdir()) == [
+        "model.safetensors",
+        "recipe.json",
+    ]
+    with pytest.raises(UserError, match="holds another run"):
+        distill(digits_run, tmp_path / "moved", keep_teacher=True, console=QUIET)
+    assert not made.path.exists()
+
+
+@pytest.mark.parametrize("how", ["trajectories", "progressive"])
+def test_the_training_of_a_student_can_be_planned(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    out = tmp_path / "fast"
+    given = ["distill", str(digits_run), "--out", str(out), "--how", how, "--images", "640", "--points", "4", "--plan"]
+    assert main([*given, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert not out.exists()
+    assert "640 images in" in printed
+    assert ("teacher sampled first, for about" in printed) == (how == "trajectories")
+
+
+def test_a_plan_counts_the_teachers_evaluations(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two a step under guidance, at most two fifths of a budget; no more trajectories than 1 GiB holds."""
+    chosen = foreseen(student_of(digits_run, rows=1024, points=8))
+    assert isinstance(chosen.objective, Distillation)
+    assert chosen.objective.ahead(chosen, (1, 8, 8)) == 1024 * 8 * 2
+    assert student_of(digits_run, rows=1024, how="progressive").objective.ahead(chosen, (1, 8, 8)) == 0
+    assert replace(chosen.objective, low=1.0, high=1.0).ahead(chosen, (1, 8, 8)) == 1024 * 8
+    assert replace(chosen.objective, rows=10**9).most(chosen, (1, 8, 8)) == 2**30 // (2 * 9 * 64)
+    default = replace(chosen.objective, rows=0)
+    lengths = {0: 4096, 200_000: 5000, 10**9: 65_536}
+    assert {images: default.wanted(chosen.set(f"training.images={max(images, 1)}")) for images in lengths} == lengths
+    assert default.wanted(chosen.set("training.seconds=60")) == 65_536
+    plans = [plan(chosen, device="cpu", console=QUIET), plan(chosen, budget=20.0, device="cpu", console=QUIET)]
+    assert plans[0].ahead > 0
+    assert plans[0].spent > plans[0].ahead
+    assert plans[1].ahead <= 8.0
+    monkeypatch.setattr("unfog.training.plan.SHARE", 0.0)
+    assert plan(chosen, budget=20.0, device="cpu", console=QUIET).ahead == 0
 
 
 def test_a_budget_bounds_the_trajectories(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ def train(
     init_from: SomePath = None,
     follow: SomePath = None,
     log: Trackers = (),
+    teacher: SomePath = None,
     accept_changed_data: AcceptChangedData = False,
 ) -> None:
     """Train a recipe into a run folder, or resume a run that was stopped.
@@ -70,29 +71,18 @@ def train(
             recipe, with its data and all of its settings.
         follow: Repeat the steps of this run folder, trained with --budget; the same recipe gives the same bits.
         log: Also log to this tracker, in addition to metrics.jsonl and the progress bar.
+        teacher: With --resume: where the teacher of a student is, if it was moved before all trajectories were made.
     """
     from unfog.runs import run
     from unfog.runs.reading import check_vacant, restarted
 
     if resume is not None:
-        kept = Training(training.data, budget=training.budget, images=training.images, device=training.device)
-        if recipe or out or init_from or follow or training != kept:
-            raise UserError(
-                "--resume continues a run unchanged: give it alone, or with --images or --budget to train it further. "
-                "Other settings need a new run, which keeps the network: unfog train --init-from "
-                f"{shlex.quote(str(resume))} --out NEW --set ...; another network or size begins anew"
-            )
+        if recipe or out or init_from or follow:
+            raise _unchanged(resume)
         folder = resume
-        run.refit(
-            folder,
-            images=training.images,
-            budget=training.seconds,
-            data=training.data,
-            accept_changed_data=accept_changed_data,
-            device=training.device,
-            log=log,
-            started=arguments.began,
-        )
+        _resume(folder, training, log, accept_changed_data, teacher)
+    elif teacher is not None:
+        raise UserError("--teacher is for --resume: a new student is trained by `unfog distill TEACHER --out NEW`")
     elif accept_changed_data:
         raise UserError("--accept-changed-data is for --resume: a new run takes the data as they are")
     else:
@@ -120,6 +110,36 @@ def train(
     _ended(folder, training.device)
 
 
+def _resume(folder: Path, training: Training, log: Trackers, accept_changed_data: bool, teacher: Path | None) -> None:
+    """Resume a run, whose teacher may have been moved."""
+    from unfog.runs import run
+    from unfog.runs.teaching import found_again
+
+    if training != Training(training.data, budget=training.budget, images=training.images, device=training.device):
+        raise _unchanged(folder)
+    if teacher is not None:
+        found_again(folder, teacher)
+    run.refit(
+        folder,
+        images=training.images,
+        budget=training.seconds,
+        data=training.data,
+        accept_changed_data=accept_changed_data,
+        device=training.device,
+        log=log,
+        started=arguments.began,
+    )
+
+
+def _unchanged(run: Path) -> UserError:
+    """Return the error of settings for a run that is resumed."""
+    return UserError(
+        "--resume continues a run unchanged: give it alone, or with --images or --budget to train it further. "
+        f"Other settings need a new run, which keeps the network: unfog train --init-from {shlex.quote(str(run))} "
+        "--out NEW --set ...; another network or size begins anew"
+    )
+
+
 def distill(
     teacher: RunFolder,
     /,
@@ -129,11 +149,13 @@ def distill(
     steps: int = 1,
     budget: SomeText = None,
     images: SomeInt = None,
-    rows: int = 4096,
+    rows: int = 0,
     points: int = 16,
     scales: Numbers = (),
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH=VALUE")] = (),
     data: MovedData = None,
+    keep_teacher: bool = False,
+    plan: bool = False,
     device: Device = "auto",
 ) -> None:
     """Train a student of a run, which draws in one to four steps what that draws in many.
@@ -155,16 +177,19 @@ def distill(
         steps: Steps in which it is sampled by default; it can be sampled in any number.
         budget: Time for the whole command, of which at most two fifths are for the trajectories.
         images: Rows to train on, repeats included. Default: as many images as the teacher.
-        rows: Trajectories.
+        rows: Trajectories; 0 for as many as suit the length of the training.
         points: Steps of each; with `--how progressive` those of the first teacher, halved until they are `--steps`.
         scales: The lowest and the highest scale of guidance that the student learns. Default: 1, which is off, and one
             and a half of the teacher's.
         set: Change a setting of the recipe.
+        keep_teacher: Copy the teacher into the new folder, so that it can be moved before all trajectories are made.
+        plan: Estimate time, memory and disk, and train nothing.
     """
     from unfog.runs import run
     from unfog.runs.data import moved
-    from unfog.runs.distilling import student_of
+    from unfog.runs.distilling import foreseen, student_of
     from unfog.runs.reading import check_vacant
+    from unfog.runs.teaching import copy_teacher
 
     if len(scales) not in (0, 2):
         raise UserError("--scales takes the lowest and the highest scale of guidance, for instance --scales 1 3")
@@ -172,9 +197,14 @@ def distill(
     length = None if budget is None else arguments.seconds(budget)
     between = (scales[0], scales[1]) if scales else None
     chosen = moved(student_of(teacher, how=how, steps=steps, rows=rows, points=points, scales=between), data)
-    own = () if images is None else (f"training.images={images}",)
+    chosen = chosen.set(*set, *(() if images is None else (f"training.images={images}",)))
+    if plan:
+        _planned(foreseen(chosen), length, device)
+        return
+    if keep_teacher:
+        copy_teacher(teacher, out)
     run.fit(
-        chosen.set(*set, *own),
+        chosen,
         out,
         budget=length,
         init_from=teacher,
@@ -214,6 +244,7 @@ def plan(
     Times steps of a few rows and counts the operations of the others. Trains nothing, and takes at most 20 seconds
     and 1.5 GB of memory. A budget that is too short for one step is refused with how long a step takes. For
     accelerators that you do not have (h100, a100, 8xh100) all is predicted from counted operations.
+    `unfog distill RUN --out OUT --plan` estimates the training of a student.
 
     For example:
 
@@ -222,20 +253,25 @@ def plan(
       unfog plan folder my_pictures --size 64x48 --epochs 20
       unfog plan cifar10 --device 8xh100
     """
+    chosen, size = training.at(path).proportioned(recipe)
+    if size is not None:
+        print(size, file=sys.stderr)
+    _planned(chosen, training.seconds, training.device)
+
+
+def _planned(recipe: "Recipe", budget: float | None, device: str) -> None:
+    """Print what a training takes on a device, be it there or not."""
     from unfog.interop.reach import line as exports
     from unfog.training.paper import named
     from unfog.training.plan import plan as measure
 
-    chosen, size = training.at(path).proportioned(recipe)
-    if size is not None:
-        print(size, file=sys.stderr)
-    if (cards := named(training.device)) is not None:
+    if (cards := named(device)) is not None:
         from unfog.training.forecast import forecast
 
-        print(forecast(chosen, *cards, training.seconds).table())
+        print(forecast(recipe, *cards, budget).table())
         return
-    print(measure(chosen, budget=training.seconds, device=training.device).table())
-    print(*lines_of(f"{'export':<8}{exports(chosen)}", 8), sep="\n")
+    print(measure(recipe, budget=budget, device=device).table())
+    print(*lines_of(f"{'export':<8}{exports(recipe)}", 8), sep="\n")
 
 
 def _say_what_to_expect(recipe: "Recipe", budget: float | None, device: str, size: str | None) -> None:

@@ -138,6 +138,10 @@ class Objective(Protocol):
         """Return the parameters to train, one list per optimizer, under the names of `losses`."""
         ...
 
+    def ahead(self, recipe: "Recipe", shape: tuple[int, ...]) -> int:
+        """Return how often the network is evaluated for a row of a shape before the first step."""
+        ...
+
     def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
         """Fail early, before training, on what would otherwise fail at the first report.
 
@@ -196,6 +200,10 @@ class OneLoss:
     def trained(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:
         """Return all parameters."""
         return {"loss": list(model.parameters())}
+
+    def ahead(self, recipe: "Recipe", shape: tuple[int, ...]) -> int:
+        """Return 0."""
+        return 0
 
     def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
         """Refuse nothing."""

@@ -15,8 +15,9 @@ from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Sampling
 from unfog.runs.dataset import Dataset
 from unfog.runs.origin import digest_of
-from unfog.runs.reading import drawing_recipe
+from unfog.runs.reading import check_vacant, drawing_recipe
 from unfog.runs.run import Run, train
+from unfog.runs.teaching import copy_teacher
 from unfog.runtime.errors import UserError, unknown, whole_number
 from unfog.training.hooks import Callback
 from unfog.training.objectives.denoising import Denoising
@@ -37,12 +38,13 @@ def distill(
     *,
     how: How = "trajectories",
     steps: int = 1,
-    rows: int = 4096,
+    rows: int = 0,
     points: int = 16,
     scales: tuple[float, float] | None = None,
     images: int | None = None,
     budget: float | None = None,
     settings: Sequence[str] = (),
+    keep_teacher: bool = False,
     dataset: Dataset | None = None,
     callbacks: Sequence[Callback] = (),
     log: Sequence[str] = (),
@@ -61,13 +63,14 @@ def distill(
         out: The new run folder; must not hold another run.
         how: "trajectories" or "progressive".
         steps: In which the student is sampled by default; it can be sampled in any number.
-        rows: Trajectories.
+        rows: Trajectories; 0 for as many as suit the length of the training.
         points: Steps of each, or of the first teacher.
         scales: The lowest and the highest scale of guidance that it learns. Default: 1 to one and a half of the
             teacher's.
         images: Rows to train on, repeats included. Default: as many images as the teacher.
         budget: Seconds for all of it, instead.
         settings: Settings of the recipe, as those of `Recipe.set`.
+        keep_teacher: Copy the teacher into the new folder, so that it can be moved before all trajectories are made.
         dataset: The dataset that the teacher was given, if it was given one.
         callbacks: As those of `train`.
         log: Names of trackers.
@@ -80,6 +83,9 @@ def distill(
     recipe = student_of(teacher, how=how, steps=steps, rows=rows, points=points, scales=scales).set(*settings)
     if images is not None:
         recipe = recipe.set(f"training.images={whole_number('the number of images', images, 1)}")
+    if keep_teacher:
+        check_vacant(Path(out))
+        copy_teacher(Path(teacher), Path(out))
     return train(
         recipe,
         out,
@@ -99,7 +105,7 @@ def student_of(
     *,
     how: How = "trajectories",
     steps: int = 1,
-    rows: int = 4096,
+    rows: int = 0,
     points: int = 16,
     scales: tuple[float, float] | None = None,
 ) -> Recipe:
@@ -109,7 +115,7 @@ def student_of(
         teacher: Run folder of a trained denoiser.
         how: As for `distill`.
         steps: In which the student is sampled by default; it can be sampled in any number.
-        rows: Trajectories of the teacher.
+        rows: Trajectories of the teacher; 0 for as many as suit the length of the training.
         points: Steps of each, or of the first teacher.
         scales: The lowest and the highest scale of guidance that it learns. Default: 1 to one and a half of the
             teacher's, where that was trained with conditions that are dropped at times.
@@ -158,6 +164,13 @@ def student_of(
         sampling=sampling,
         training=replace(training, began=0),
     )
+
+
+def foreseen(student: Recipe) -> Recipe:
+    """Return a student's recipe for `unfog.training.plan.plan`, which makes no trajectories."""
+    if not isinstance(student.objective, Distillation):
+        return student
+    return replace(student, objective=replace(student.objective, teacher="", weights=""))
 
 
 def _scales(recipe: Recipe) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Trajectories of a teacher, which a distillation learns from: made once, and kept in the run folder."""
 
+import shutil
 import time
 import warnings
 from dataclasses import replace
@@ -13,25 +14,25 @@ from unfog.data.source import Data, ordered
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.solvers import DPMSolverPP2M
 from unfog.generation.sampler import Sampler
-from unfog.generation.trajectories import MOST, bytes_of, portion
+from unfog.generation.trajectories import portion
 from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.recipe import Recipe
 from unfog.runs.origin import digest_of
-from unfog.runs.reading import drawing_recipe, read_model
+from unfog.runs.reading import drawing_recipe, read_model, read_recipe
 from unfog.runtime import distributed
 from unfog.runtime.device import choose_device
 from unfog.runtime.errors import UserError
-from unfog.runtime.files import disk, unreadable
+from unfog.runtime.files import disk, locked, unreadable, whole, write_whole
 from unfog.runtime.progress import track
 from unfog.runtime.randomness import uniform
 from unfog.runtime.tensors import write_tensors
 from unfog.training.budget import Budget
-from unfog.training.objectives.distillation import Distillation
+from unfog.training.objectives.distillation import SHARE, Distillation
 
 SEED = 0x7E4C4E2
 """Set in the seed of the teacher's noise, so that no sample of the same seed is learned from."""
-SHARE = 0.4
-"""Of a budget for the trajectories, at most."""
+COPY, PARTS = "teacher", ("recipe.json", "model.safetensors", "autoencoder", "text")
+"""Where a student's folder holds a copy of its teacher, and what of it."""
 
 
 def taught(
@@ -57,8 +58,8 @@ def taught(
     if not objective.teacher:
         raise UserError("objective=distillation needs a teacher: train with `unfog distill RUN`, or unfog.distill")
     folder = out / objective.folder(recipe.seed)
-    if not distributed.rank() and kept(folder) < objective.rows:
-        _make(recipe, objective, folder, data, device, budget, console)
+    if not distributed.rank() and kept(folder) < objective.wanted(recipe):
+        _make(recipe, objective, out, data, device, budget, console)
     distributed.agreed(0)
     return replace(recipe, objective=replace(objective, rows=kept(folder)))
 
@@ -81,18 +82,18 @@ def kept(folder: Path) -> int:
 def _make(
     recipe: Recipe,
     objective: Distillation,
-    folder: Path,
+    out: Path,
     data: Data,
     device: str,
     budget: Budget | None,
     console: Console | None,
 ) -> None:
-    """Make the trajectories that are missing."""
-    sampler = _teacher(recipe, objective, device)
-    rows = min(objective.rows, MOST // bytes_of(sampler.shape, objective.points))
-    if rows < objective.rows:
+    """Make the trajectories that are missing in a run folder."""
+    sampler, folder = _teacher(objective, out, device), out / objective.folder(recipe.seed)
+    rows, wanted = objective.most(recipe, sampler.shape), objective.wanted(recipe)
+    if rows < wanted and objective.rows:
         warnings.warn(
-            f"{rows:,} trajectories are made, since {objective.rows:,} would take more than 1 GiB: objective.points=8 "
+            f"{rows:,} trajectories are made, since {wanted:,} would take more than 1 GiB: objective.points=8 "
             "allows more",
             stacklevel=2,
         )
@@ -111,16 +112,59 @@ def _make(
             write_tensors(where, made.tensors())
 
 
-def _teacher(recipe: Recipe, objective: Distillation, device: str) -> Sampler:
-    """Return the sampler of a student's teacher.
+def copy_teacher(teacher: Path, out: Path) -> None:
+    """Copy what samples are drawn with from a run into the folder of its student.
+
+    Raises: EnvironmentFailure: If the disk fails.
+    """
+    if not distributed.rank():
+        for name in PARTS:
+            for file in (teacher / name, *(teacher / name).rglob("*")):
+                if file.is_file():
+                    own = out / COPY / file.relative_to(teacher)
+                    with disk(own):
+                        own.parent.mkdir(parents=True, exist_ok=True)
+                    with whole(own) as part:
+                        shutil.copyfile(file, part)
+    distributed.agreed(0)
+
+
+def found_again(student: Path, teacher: Path) -> None:
+    """Write into the recipe of a student where its teacher is now.
+
+    Raises: UserError: If the run has no teacher, or this is another one.
+    """
+    recipe = read_recipe(student)
+    if not isinstance(recipe.objective, Distillation):
+        raise UserError(f"{student} needs no teacher to be resumed: omit `teacher`")
+    _checked(teacher, student, recipe.objective)
+    objective = replace(recipe.objective, teacher=str(teacher.resolve()))
+    if not distributed.rank():
+        found = replace(recipe, objective=objective).relocated(student, relative=True)
+        with locked(student):
+            write_whole(student / "recipe.json", found.to_json().encode())
+    distributed.agreed(0)
+
+
+def _checked(teacher: Path, student: Path, objective: Distillation) -> Path:
+    """Return the folder of a student's teacher.
 
     Raises: UserError: If it is not there, or is another one.
     """
-    path = Path(objective.teacher)
-    if not (path / "model.safetensors").is_file():
-        raise UserError(f"the teacher {path} is not there: put it back, or distil another run")
-    if digest_of(path) != objective.weights:
-        raise UserError(f"{path} holds other weights than the teacher had: put those back, or distil it anew")
+    helps = f"`unfog train --resume {student} --teacher FOLDER` takes it from where it is"
+    if not (teacher / "model.safetensors").is_file():
+        raise UserError(f"the teacher {teacher} is not there: {helps}")
+    if digest_of(teacher) != objective.weights:
+        raise UserError(f"{teacher} holds other weights than the teacher had: {helps}, or distil it anew")
+    return teacher
+
+
+def _teacher(objective: Distillation, out: Path, device: str) -> Sampler:
+    """Return the sampler of a student's teacher, which its own folder may hold.
+
+    Raises: UserError: If it is not there, or is another one.
+    """
+    path = _checked(out / COPY if (out / COPY).exists() else Path(objective.teacher), out, objective)
     own = drawing_recipe(path)
     model = read_model(path, own, choose_device(device))
     assert isinstance(model, Denoiser)

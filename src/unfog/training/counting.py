@@ -1,7 +1,7 @@
 """What a step costs, counted and not measured: operations and memory of one row, without computing or storing any."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def _counted(recipe: Recipe, source: Source, device: torch.device) -> Cost:
         kept[storage._cdata] = storage
         return tensor
 
-    context = Context(recipe, build_codec(recipe))
+    context = started(Context(recipe, build_codec(recipe)))
     parameters = list(model.parameters())
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -83,6 +83,11 @@ def _counted(recipe: Recipe, source: Source, device: torch.device) -> Cost:
     stored = sum(storage.nbytes() for key, storage in kept.items() if key not in own)
     conditional = getattr(model, "embedder", None) is not None
     return Cost(operations, forward, stored, sum(parameter.numel() for parameter in parameters), conditional)
+
+
+def started(context: Context) -> Context:
+    """Return the context of a training's first step."""
+    return replace(context, state=context.recipe.objective.state(context))
 
 
 def row(recipe: Recipe, source: Source, device: torch.device) -> Draw:

@@ -1,5 +1,6 @@
 """What a training will take in time, memory and disk, from a few timed rows and counted operations."""
 
+import math
 import tempfile
 import time
 import warnings
@@ -21,7 +22,7 @@ from unfog.data.folder import IN_MEMORY, notes_of
 from unfog.data.source import Data
 from unfog.generation.portion import LONG, first_good
 from unfog.generation.sampler import Sampler
-from unfog.recipes.build import build_codec, build_data, check_latents
+from unfog.recipes.build import build_codec, build_data, check_latents, known_of
 from unfog.recipes.latents import LatentCodec
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import PORTION
@@ -37,6 +38,7 @@ from unfog.training.counting import rows_within
 from unfog.training.ema import GAMMAS
 from unfog.training.latents import check_time
 from unfog.training.objectives.denoising import PORTIONS
+from unfog.training.objectives.distillation import SHARE
 from unfog.training.objectives.reconstruction import SHOWN, autoencoder_recipe, settled_on
 from unfog.training.outlook import kind_of, sentence
 from unfog.training.pace import Pace
@@ -97,6 +99,7 @@ class Plan:
         share: Operations of a timed row, as a share of a whole one: less than 1 if that is too large.
         expected: What to expect of the pictures, where something was measured.
         chosen: What it computes with, and how much faster other ways were; empty where nothing was timed.
+        ahead: Seconds before the first step in which a teacher is sampled.
     """
 
     headline: str
@@ -118,6 +121,7 @@ class Plan:
     share: float = 1.0
     expected: str | None = None
     chosen: str = ""
+    ahead: float = 0.0
 
     @property
     def images(self) -> int:
@@ -157,6 +161,8 @@ class Plan:
             "disk": f"{_bytes(self.disk)}: {KEPT} checkpoints of {_bytes(self.checkpoint)}, one more while it is "
             f"written, and {_bytes(self.rest)} of weights and samples",
         }
+        if self.ahead:
+            lines["teacher"] = f"sampled first, for about {timedelta(seconds=math.ceil(self.ahead))}"
         if self.chosen:
             lines["choices"] = self.chosen
         if self.portion is not None:
@@ -281,6 +287,8 @@ def _planned(
     spent += choosing + each * encoded + (time.monotonic() - began) / 4
     if share == 1:
         spent += look.listed + len(look) * (look.each + look.sought) * (not look.later or each > 0)
+    ahead = _ahead(small, found, budget)
+    spent += ahead
     step = found.step(recipe)
     if look.later and not each:  # worker processes share the processor with the network
         step += look.each * recipe.training.batch / max(1, torch.get_num_threads())
@@ -311,7 +319,15 @@ def _planned(
         found.tried.operations / max(1, found.whole.operations),
         _expected(recipe, look, found, steps, first, spent + pace.seconds(steps, reports)),
         _chosen(found),
+        ahead,
     )
+
+
+def _ahead(recipe: Recipe, found: Rehearsal, budget: float | None) -> float:
+    """Return the seconds in which a student's teacher is sampled, at most their share of a budget."""
+    portions = recipe.objective.ahead(recipe, known_of(recipe).shape) / PORTION
+    took = portions * found.evaluation(PORTION)
+    return took if budget is None else min(took, SHARE * budget)
 
 
 def _chosen(found: Rehearsal) -> str:

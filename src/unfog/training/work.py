@@ -17,7 +17,7 @@ from unfog.recipes.build import build_codec, weightless
 from unfog.recipes.objective import Context
 from unfog.recipes.recipe import Recipe
 from unfog.runtime.device import Precision, arithmetic, in_channels_last, place
-from unfog.training.counting import META, row
+from unfog.training.counting import META, row, started
 
 READ = 0.5
 """What is read from a tensor that has no numbers: a time on every clock, and true."""
@@ -92,7 +92,7 @@ def work_of(recipe: Recipe, source: Source, rows: int, precision: Precision = "b
     recipe = copy.deepcopy(recipe)  # its schedule keeps what it computed, which here has no numbers
     model, batch = weightless(recipe), row(recipe, source, CPU)
     place(model, META)
-    context = Context(recipe, build_codec(recipe), precision=precision)
+    context = started(Context(recipe, build_codec(recipe), precision=precision))
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         trained = recipe.objective.trained(model.to_empty(device="cpu"))

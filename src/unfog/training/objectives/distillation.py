@@ -5,35 +5,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from unfog.data.source import Indices, shuffled
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.objectives import flow_map_loss, jump_loss
 from unfog.diffusion.targets import Prediction
-from unfog.generation.trajectories import Range, Trajectories
+from unfog.generation.trajectories import MOST, Trajectories, bytes_of
 from unfog.networks.conditioning import Cond
-from unfog.recipes.build import PARAMETERS, build_denoiser, stored_shape
-from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss, Seen
+from unfog.recipes.build import PARAMETERS, stored_shape
+from unfog.recipes.objective import Context, Draw, Seen
 from unfog.recipes.recipe import Recipe
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import uniform
 from unfog.runtime.tensors import read_tensors
-from unfog.training.objectives.denoising import Denoising
-from unfog.training.objectives.teachers import asked, guided, room, taken, teacher_of
+from unfog.training.objectives.teachers import Student, asked, guided, room, taken, teacher_of
 
-_PLAIN = Denoising()
+SHARE = 0.4
+"""Of a budget for the trajectories, at most."""
+FEW, MANY, REPEATED = 4096, 65_536, 40
+"""The fewest and the most trajectories that are made by default, and how often a training sees each in between."""
+IMAGINED = 64
+"""Trajectories of a training that is only planned."""
 NEARER = 0.25
 """How much nearer the target of consistency tuning leads from at first."""
 
 
 @dataclass(frozen=True)
-class Distillation(OneLoss):
+class Distillation(Student):
     """|output - (a·x0* + b·eps*)|² for the pair that leads from one state of a teacher's trajectory to a later one.
 
     x_t = alpha_t·x0* + sigma_t·eps* and x_s = alpha_s·x0* + sigma_s·eps*: with rectified flow the mean velocity between
@@ -44,7 +46,7 @@ class Distillation(OneLoss):
         weights: SHA-256 of its weights.
         low: Lowest scale of guidance.
         high: Highest scale of guidance; where it is above `low`, the student takes the scale as a number.
-        rows: Trajectories.
+        rows: Trajectories; 0 for as many as suit the length of the training.
         points: Steps of each.
         from_noise: Share of the rows that start at pure noise; the others start anywhere on the way.
         to_data: Share of the rows that lead to clean data; the others lead to any later point.
@@ -57,23 +59,20 @@ class Distillation(OneLoss):
         Made Easy, for the tuning.
     """
 
-    teacher: str = ""
-    weights: str = ""
-    low: float = 1.0
-    high: float = 1.0
-    rows: int = 4096
+    rows: int = 0
     points: int = 16
     from_noise: float = 0.25
     to_data: float = 0.5
     tuning: float = 0.0
     last: float = 0.01
-    draws: ClassVar[bool] = True
-    jumps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if not (0 <= self.low <= self.high and self.rows >= 64 and self.points >= 2):
-            raise UserError("objective.rows must be 64 or more, points 2 or more, and low not above high")
+        if not (0 <= self.low <= self.high and (self.rows >= 64 or not self.rows) and self.points >= 2):
+            raise UserError(
+                "objective.rows must be 64 or more, or 0 for as many as suit the training, points 2 or more, and low "
+                "not above high"
+            )
         if not (0 <= self.from_noise <= 1 and 0 <= self.to_data <= 1):
             raise UserError("objective.from_noise and objective.to_data must lie between 0 and 1")
         if not (0 <= self.tuning <= 1 and 0 < self.last <= NEARER):
@@ -83,19 +82,6 @@ class Distillation(OneLoss):
         """Return where a run folder holds the trajectories: its name says of which weights, drawn how."""
         drawn = repr((self.weights, self.low, self.high, self.points, seed))
         return f"trajectories-{hashlib.sha256(drawn.encode()).hexdigest()[:12]}"
-
-    @property
-    def scales(self) -> Range:
-        """Between which the guidance lies."""
-        return Range(self.low, self.high)
-
-    def build(self, recipe: Recipe, most: int) -> nn.Module:
-        """Return the student."""
-        return build_denoiser(recipe, most, span=True, guidance=self.scales if self.low < self.high else None)
-
-    def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
-        """Refuse what `Denoising` refuses."""
-        _PLAIN.check(model, held_out, context)
 
     def state(self, context: Context) -> dict[str, Tensor]:
         """Return room for the teacher, whose guidance consistency tuning needs."""
@@ -192,8 +178,12 @@ class Distillation(OneLoss):
     def trajectories(self, context: Context) -> Trajectories:
         """Return the trajectories in the run folder.
 
+        Without a teacher, as in a training that is only planned, all states are 0.
+
         Raises: UserError: If there are none, or they are damaged.
         """
+        if not self.teacher:
+            return self.imagined(context)
         assert context.folder is not None
         where = context.folder / self.folder(context.recipe.seed)
         files = sorted(where.glob("*.safetensors"))
@@ -205,13 +195,31 @@ class Distillation(OneLoss):
             raise UserError(f"{where} holds trajectories of other data: remove the folder to have them made again")
         return found
 
-    def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> Image.Image:
-        """Return a sheet of samples."""
-        return _PLAIN.preview(model, held_out, context)
+    def imagined(self, context: Context) -> Trajectories:
+        """Return trajectories of zeros, which take no memory."""
+        schedule = context.recipe.schedule
+        shape = (IMAGINED, self.points + 1)
+        x = torch.zeros((), dtype=torch.float16).expand(*shape, *context.codec.shape(stored_shape(context.recipe)))
+        times = torch.linspace(schedule.t_max, 0, self.points + 1, dtype=torch.float64).expand(shape)
+        return Trajectories(x, times, torch.full((IMAGINED,), self.high), None)
 
-    def generator(self, recipe: Recipe, model: nn.Module) -> Generator:
-        """Return the recipe's sampler."""
-        return _PLAIN.generator(recipe, model)
+    def wanted(self, recipe: Recipe) -> int:
+        """Return how many trajectories are to be made: `rows`, or by the length of the training.
+
+        Within a budget as many as its share allows, else so many that making them takes about a fifth of the time: a
+        trajectory of 16 steps under guidance is 32 evaluations, as many as training on ten rows takes.
+        """
+        if self.rows:
+            return self.rows
+        return MANY if recipe.training.seconds else min(MANY, max(FEW, recipe.training.images // REPEATED))
+
+    def most(self, recipe: Recipe, shape: tuple[int, ...]) -> int:
+        """Return how many trajectories are made of states of a shape: as many as are wanted and 1 GiB holds."""
+        return min(self.wanted(recipe), MOST // bytes_of(shape, self.points))
+
+    def ahead(self, recipe: Recipe, shape: tuple[int, ...]) -> int:
+        """Return the evaluations of the trajectories: a step of each is one, or two under guidance."""
+        return self.most(recipe, shape) * self.points * (2 if self.low < self.high else 1)
 
 
 def held_out_of(found: Trajectories) -> int:

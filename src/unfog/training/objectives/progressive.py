@@ -2,29 +2,22 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.objectives import jump_loss
 from unfog.diffusion.targets import Prediction
-from unfog.generation.trajectories import Range
-from unfog.recipes.build import PARAMETERS, build_denoiser
-from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss, Seen
-from unfog.recipes.recipe import Recipe
+from unfog.recipes.build import PARAMETERS
+from unfog.recipes.objective import Context, Draw, HeldOut, Seen
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import uniform
-from unfog.training.objectives.denoising import Denoising
-from unfog.training.objectives.teachers import STAGE, asked, guided, room, taken, teacher_of
-
-_PLAIN = Denoising()
+from unfog.training.objectives.teachers import STAGE, Student, asked, guided, room, taken, teacher_of
 
 
 @dataclass(frozen=True)
-class Progressive(OneLoss):
+class Progressive(Student):
     """|output - target|², the target leading in one step where two steps of the teacher lead; then half as many steps.
 
     In stage r of log2(first/last) the student takes first/2^(r+1) steps on the recipe's grid, its teacher twice as
@@ -43,14 +36,8 @@ class Progressive(OneLoss):
         2023, On Distillation of Guided Diffusion Models, for the scale.
     """
 
-    teacher: str = ""
-    weights: str = ""
-    low: float = 1.0
-    high: float = 1.0
     first: int = 16
     last: int = 1
-    draws: ClassVar[bool] = True
-    jumps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -68,20 +55,11 @@ class Progressive(OneLoss):
         """How often the steps are halved."""
         return round(math.log2(self.first / self.last))
 
-    @property
-    def scales(self) -> Range:
-        """Between which the guidance lies."""
-        return Range(self.low, self.high)
-
-    def build(self, recipe: Recipe, most: int) -> nn.Module:
-        """Return the student."""
-        return build_denoiser(recipe, most, span=True, guidance=self.scales if self.low < self.high else None)
-
     def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
         """Refuse a student without a teacher, and what `Denoising` refuses."""
         if not self.teacher:
             raise UserError("objective=progressive needs a teacher: train with `unfog distill RUN --how progressive`")
-        _PLAIN.check(model, held_out, context)
+        super().check(model, held_out, context)
 
     def state(self, context: Context) -> dict[str, Tensor]:
         """Return room for the teacher of a stage."""
@@ -146,11 +124,3 @@ class Progressive(OneLoss):
         assert batch.numbers is not None
         drawn = uniform(context.recipe.seed, "scales", 0, int(batch.numbers[0]), len(batch.numbers))[:, 0]
         return torch.from_numpy(self.low + (self.high - self.low) * drawn).float()
-
-    def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> Image.Image:
-        """Return a sheet of samples."""
-        return _PLAIN.preview(model, held_out, context)
-
-    def generator(self, recipe: Recipe, model: nn.Module) -> Generator:
-        """Return the recipe's sampler."""
-        return _PLAIN.generator(recipe, model)

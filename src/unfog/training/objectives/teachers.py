@@ -2,20 +2,69 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.schedules import expand
 from unfog.diffusion.targets import Prediction
+from unfog.generation.trajectories import Range
 from unfog.networks.conditioning import Cond
-from unfog.recipes.objective import Context, Draw
+from unfog.recipes.build import build_denoiser
+from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss
+from unfog.recipes.recipe import Recipe
+from unfog.training.objectives.denoising import Denoising
+
+_PLAIN = Denoising()
 
 _FROZEN: WeakKeyDictionary[nn.Module, tuple[int, Denoiser]] = WeakKeyDictionary()
 """Of each model that is trained the stage and its teacher, which is made of the objective's state."""
 STAGE, TEACHER = "stage", "teacher/"
+
+
+@dataclass(frozen=True)
+class Student(OneLoss):
+    """What all students have: a flow map with the network of a teacher, which begins with its weights.
+
+    Attributes:
+        teacher: Run folder of the teacher.
+        weights: SHA-256 of its weights.
+        low: Lowest scale of guidance.
+        high: Highest scale of guidance; where it is above `low`, the student takes the scale as a number.
+    """
+
+    teacher: str = ""
+    weights: str = ""
+    low: float = 1.0
+    high: float = 1.0
+    draws: ClassVar[bool] = True
+    jumps: ClassVar[bool] = True
+
+    @property
+    def scales(self) -> Range:
+        """Between which the guidance lies."""
+        return Range(self.low, self.high)
+
+    def build(self, recipe: Recipe, most: int) -> nn.Module:
+        """Return the student."""
+        return build_denoiser(recipe, most, span=True, guidance=self.scales if self.low < self.high else None)
+
+    def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
+        """Refuse what `Denoising` refuses."""
+        _PLAIN.check(model, held_out, context)
+
+    def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> Image.Image:
+        """Return a sheet of samples."""
+        return _PLAIN.preview(model, held_out, context)
+
+    def generator(self, recipe: Recipe, model: nn.Module) -> Generator:
+        """Return the recipe's sampler."""
+        return _PLAIN.generator(recipe, model)
 
 
 def room(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
