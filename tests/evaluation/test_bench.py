@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,16 @@ from unfog.cli.main import main
 from unfog.diffusion.solvers import UniPC
 from unfog.evaluation import bench as module
 from unfog.evaluation import contest
-from unfog.evaluation.bench import Bench, bench, save
+from unfog.evaluation.bench import bench, heads_of, save
+from unfog.evaluation.benched import Bench
 from unfog.evaluation.contest import schedules
 from unfog.evaluation.intervals import Protocol, Scored, Sets, plain
-from unfog.evaluation.judge import Judge
+from unfog.evaluation.judge import Asked, Judge
 from unfog.evaluation.results import Measured, Setting
 from unfog.recipes.build import build_data, build_denoiser
 from unfog.recipes.recipe import Recipe
 from unfog.runs import run as runs
+from unfog.runs.distilling import distill
 from unfog.runs.run import Run, load, read_recipe
 from unfog.runtime.errors import Stopped, UserError
 from unfog.training.trainer import Trainer
@@ -35,6 +38,7 @@ COUNT = 130
 """The least that the judge of the digits compares."""
 QUIET = Console(quiet=True)
 PROTOCOL = Protocol("frechet/pixels", "pixels 0123", Sets("4567", 130, 0))
+RECALL = Scored(0.5, None, None, 10, 0.9, 0, PROTOCOL)
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +83,22 @@ def test_an_adaptive_solver_is_left_out_with_a_reason(found: Bench) -> None:
     assert "left out: rk45, grid uniform, guidance 1: it takes as many evaluations as its" in found.table()
 
 
-def test_solvers_that_the_schedule_does_not_suit_are_left_out(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_solvers_that_the_schedule_does_not_suit_are_left_out(
+    tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = ("solver=ancestral", "solver.variance=learned")
     recipe = build_data(tiny("schedule=zero-terminal-snr", "target=v", "times=discrete", *own))[0]
     model = Run(tmp_path, recipe, build_denoiser(recipe).requires_grad_(False), "float32")
     settings = [Setting(solver, "uniform", 1.0) for solver in ("ddim", "ancestral")]
-    plan, left_out = module._plan(model, settings, [5], 0, torch.zeros(1, dtype=torch.long))
-    assert [(cell, one.nfe) for cell, one in plan.items()] == [((settings[0], 5), 5)]
-    assert "needs a model that was trained with variance=learned" in left_out["ancestral, grid uniform, guidance 1"]
+    monkeypatch.setattr(module, "heldout_conditions", lambda *given: (torch.zeros(1, dtype=torch.long), None))
+    judge: Any = None
+    plan = module._plan(model, settings, [5], 0, judge, 1)
+    assert [(cell, one.nfe) for cell, one in plan.cells.items()] == [((settings[0], 5), 5)]
+    assert (
+        "needs a model that was trained with variance=learned" in plan.left_out["ancestral, grid uniform, guidance 1"]
+    )
     with pytest.raises(UserError, match="none of these settings can be measured: ancestral.*variance=learned"):
-        module._plan(model, settings[1:], [5], 0, torch.zeros(1, dtype=torch.long))
+        module._plan(model, settings[1:], [5], 0, judge, 1)
 
 
 def test_measurements_are_reused(run: Run, found: Bench, evaluations: list[int]) -> None:
@@ -148,15 +158,15 @@ def test_lines_of_an_earlier_version_are_measured_again(run: Run, found: Bench, 
 def test_what_was_measured_before_a_stop_is_kept(
     run: Run, monkeypatch: pytest.MonkeyPatch, evaluations: list[int]
 ) -> None:
-    fidelity, calls = Judge.fidelity, []
+    adherence, calls = Judge.adherence, []
 
-    def stop(judge: Judge, samples: torch.Tensor) -> Scored:
+    def stop(judge: Judge, samples: torch.Tensor, asked: Asked) -> Scored | None:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return fidelity(judge, samples)
+        return adherence(judge, samples, asked)
 
-    monkeypatch.setattr(Judge, "fidelity", stop)
+    monkeypatch.setattr(Judge, "adherence", stop)
     with pytest.raises(Stopped, match="1 of 2 measurements are kept: run the same command again") as stopped:
         bench(run, ("ancestral",), (), (), (1, 2), count=COUNT, console=QUIET)
     assert stopped.value.code == 130
@@ -169,7 +179,7 @@ def test_a_saved_setting_is_what_sample_uses(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     own = load(tmp_path / "run", "cpu")
     score = Scored(1, 1, 1, 1, 0, 2, PROTOCOL)
-    save(own, Measured(Setting("heun", "karras", 2.0), 3, 10, score, None))
+    save(own, Measured(Setting("heun", "karras", 2.0), 3, 10, score, score, None))
     again = load(tmp_path / "run", "cpu")
     asked = run.sample(4, solver="heun", grid="karras", steps=3, guidance=2.0)
     assert torch.equal(again.sample(4), asked)
@@ -182,7 +192,8 @@ def test_a_saved_setting_is_what_sample_uses(run: Run, tmp_path: Path) -> None:
 def test_saving_keeps_the_options_that_were_measured(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     own = replace(run, path=tmp_path / "run", recipe=run.recipe.set("solver=unipc", "solver.p=3"))
-    save(own, Measured(Setting("unipc", "uniform", 1.0), 3, 3, Scored(1, 1, 1, 1, 0, 2, PROTOCOL), None))
+    score = Scored(1, 1, 1, 1, 0, 2, PROTOCOL)
+    save(own, Measured(Setting("unipc", "uniform", 1.0), 3, 3, score, score, None))
     assert load(own.path, "cpu").recipe.solver == UniPC(p=3)
 
 
@@ -196,7 +207,7 @@ scores = st.lists(
 def test_best_recommended_and_front_by_brute_force(rows: list[tuple[int, float, str]]) -> None:
     cells = {
         (Setting(name, "uniform", 1.0), nfe): Measured(
-            Setting(name, "uniform", 1.0), nfe, nfe, Scored(value, value, value, 10, 0, 1, PROTOCOL), None
+            Setting(name, "uniform", 1.0), nfe, nfe, Scored(value, value, value, 10, 0, 1, PROTOCOL), RECALL, None
         )
         for nfe, value, name in rows
     }
@@ -212,17 +223,21 @@ def test_best_recommended_and_front_by_brute_force(rows: list[tuple[int, float, 
     )
 
 
-def test_a_rule_that_extrapolates_too_far_is_measured_and_not_recommended(run: Run) -> None:
+def test_a_rule_that_extrapolates_too_far_is_measured_and_not_recommended(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A third-order multistep rule in few steps of most grids, however well it scored by chance."""
     settings = [Setting(solver, grid, 1.0) for solver in ("dpmpp-3m", "dpmpp-2m") for grid in ("karras", "log-snr")]
-    plan, _ = module._plan(run, settings, [10, 12, 24, 30], 0, torch.zeros(1, dtype=torch.long))
+    monkeypatch.setattr(module, "heldout_conditions", lambda *given: (torch.zeros(1, dtype=torch.long), None))
+    judge: Any = None
+    plan = module._plan(run, settings, [10, 12, 24, 30], 0, judge, 1).cells
     doubtful = frozenset(cell for cell, (sampler, _) in plan.items() if module._doubtful(sampler))
     assert {(setting.grid, nfe) for setting, nfe in doubtful} == {("log-snr", 10)} | {
         ("karras", n) for n in (10, 12, 24)
     }
     assert {setting.solver for setting, _ in doubtful} == {"dpmpp-3m"}
     scores = {True: Scored(1.0, 0.9, 1.1, 10, 0, 2, PROTOCOL), False: Scored(1.5, 1.4, 1.6, 10, 0, 2, PROTOCOL)}
-    cells = {cell: Measured(cell[0], cell[1], cell[1], scores[cell in doubtful], None) for cell in plan}
+    cells = {cell: Measured(cell[0], cell[1], cell[1], scores[cell in doubtful], RECALL, None) for cell in plan}
     found = Bench("run", (10, 12, 24, 30), cells, {}, doubtful)
     assert found.best.setting.solver == "dpmpp-3m"
     assert found.recommended == cells[settings[2], 10]
@@ -232,7 +247,11 @@ def test_a_rule_that_extrapolates_too_far_is_measured_and_not_recommended(run: R
 
 
 def test_the_table_marks_the_best_of_each_column_and_shows_adherence_under_guidance(found: Bench) -> None:
-    rows = {line.split("  ")[0].strip(): line for line in found.table().splitlines()}
+    distances, recalls = found.table().split("\n\n")
+    rows = {line.split("  ")[0].strip(): line for line in distances.splitlines()}
+    shown = [line.split()[-3:] for line in recalls.splitlines() if line.startswith("ddim ×1")]
+    setting = Setting("ddim", "uniform", 1.0)
+    assert shown == [[f"{found.cells[setting, nfe].recall.value:.3f}" for nfe in found.nfe]]
     assert rows["evaluations up to"].split()[-3:] == ["1", "4", "5"]
     assert rows["heun ×2"].split()[2] == "-"  # one evaluation is too few for guidance
     for place, nfe in enumerate(found.nfe):
@@ -261,6 +280,8 @@ def test_the_verb_writes_plot_and_numbers_and_says_how_to_save(
     assert len(written["measured"]) == len(set(found.cells.values()))
     assert written["recommended"] == plain(found.recommended)
     assert written["recommended"]["fidelity"]["protocol"] == str(found.recommended.fidelity.protocol)
+    assert f"recall {found.recommended.recall.value:.3f}" in " ".join(out.split())
+    assert "near training rows in classifier: " in out
     assert main([*arguments, "--save"]) == 0
     assert "uses the recommended setting now" in capsys.readouterr().out
     recipe = read_recipe(tmp_path / "run")
@@ -284,6 +305,7 @@ def test_the_verb_writes_plot_and_numbers_and_says_how_to_save(
         (["--schedules", "cosine,flow", "--data", "tutorial"], "'index' needs a schedule of discrete steps"),
         (["RUN", "--solvers", "dimm"], "unknown solver 'dimm': did you mean 'ddim'"),
         (["RUN", "--nfe", "0"], "1 network evaluation or more, not 0"),
+        (["RUN", "RUN", "--save"], "--save stores a setting in one run folder: name one"),
         (["RUN", "-n", "20"], "20 samples are too few"),
     ],
 )
@@ -300,6 +322,47 @@ def test_mistakes(
     assert main(["bench", *given, "--device", "cpu"]) == 2
     assert sentence in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+# Several runs
+
+
+def test_runs_are_compared_at_as_many_evaluations(
+    run: Run, digits_run: Path, points_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A student takes its own solver, keeps its measurements in its own folder, and is set against its teacher."""
+    teacher = Run(tmp_path / "teacher", run.recipe, run.model, run.precision)
+    shutil.copytree(run.path, teacher.path, ignore=shutil.ignore_patterns("bench"))
+    settings = ("training.reports=2", "optimizer.warmup=64")
+    student = distill(digits_run, tmp_path / "fast", rows=64, points=2, images=64, settings=settings, console=QUIET)
+    given: Any = {"guidance": (2,), "nfe": (1, 4), "count": COUNT, "console": QUIET}
+    found = bench([teacher, student], ("ddim",), **given)
+    cells = {(setting.run, setting.solver, nfe): one.steps for (setting, nfe), one in found.cells.items()}
+    assert cells == {("teacher", "ddim", 4): 2, ("fast", "ddim", 1): 1, ("fast", "ddim", 4): 4}
+    (lead,) = found.leads
+    assert (lead.nfe, lead.one.setting.run, lead.other.setting.run) == (4, "fast", "teacher")
+    assert str(lead) in " ".join(found.table().split())
+    assert "fast ddim ×2" in found.table()
+    said = " ".join(found.near)
+    assert [f"near training rows in classifier, {name}: " in said for name in ("teacher", "fast")] == [True, True]
+    alone = bench(student, **given)
+    assert {setting.solver for setting, _ in alone.cells} == {"ddim"}, "the others do not jump"
+    assert {one.fidelity.value for one in alone.measured} < {one.fidelity.value for one in found.measured}
+    assert not alone.leads
+    arguments = ["bench", str(teacher.path), str(student.path), "--solvers", "ddim", "--guidance", "2", "--nfe", "4"]
+    assert main([*arguments, "-n", str(COUNT), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "4 evaluations: fast, ddim, grid uniform less teacher, ddim, grid uniform: " in " ".join(out.split())
+    assert "--save" not in out
+    with pytest.raises(UserError, match="cannot be compared: their data differ"):
+        bench([teacher, load(points_run, "cpu")], ("ddim",), **given)
+
+
+def test_runs_are_called_by_their_folders_or_paths(run: Run, tmp_path: Path) -> None:
+    others = [replace(run, path=tmp_path / name) for name in ("a/run", "b/run", "b/x")]
+    assert heads_of(others[:1]) == [""]
+    assert heads_of(others[1:]) == ["run", "x"]
+    assert heads_of(others) == [str(one.path) for one in others]
 
 
 # Schedules

@@ -23,12 +23,13 @@ QUIET = Console(quiet=True)
 
 def _measured(grid: str, guidance: float, value: float) -> Measured:
     protocol = Protocol("frechet/x", "x", Sets("y", COUNT, 0))
-    return Measured(Setting("ddim", grid, guidance), 4, 4, Scored(value, value, value, COUNT, 0, 9, protocol), None)
+    score = Scored(value, value, value, COUNT, 0, 9, protocol)
+    return Measured(Setting("ddim", grid, guidance), 4, 4, score, score, None)
 
 
 def _lead(
     shift: float, values: tuple[float, float] = (1.0, 2.0), seed: int = 0, noise: float = 0.02
-) -> dict[int, Lead]:
+) -> tuple[Lead, ...]:
     """Compare a set with one that lies `shift` farther from the reference, of the same draws but for some noise."""
     draw = np.random.default_rng(seed)
     base: Rows = draw.normal(0.4, 1.0, (COUNT, 3))
@@ -48,15 +49,14 @@ def _lead(
 
 def test_the_interval_holds_the_known_difference_and_is_of_pairs() -> None:
     """|0.3 + 0.2|² - 0.3² = 0.16; unpaired, the chances of either set alone make it four times as wide."""
-    found = _lead(0.2)
-    assert found.keys() == {4}, "no other tuned one, and none to compare with"
-    lead = found[4]
-    assert (lead.tuned.setting.grid, lead.other.setting) == ("tuned", Setting("ddim", "uniform", 2.0))
-    intervals = [_lead(0.2, seed=seed)[4].interval for seed in range(16)]
+    (lead,) = _lead(0.2)
+    assert lead.nfe == 4, "no other tuned one, and none to compare with"
+    assert (lead.one.setting.grid, lead.other.setting) == ("tuned", Setting("ddim", "uniform", 2.0))
+    intervals = [_lead(0.2, seed=seed)[0].interval for seed in range(16)]
     assert sum(low < -0.16 < high for low, high in intervals) >= 13, "95 % of them, about"
     assert all(high < 0 and high - low < 0.1 for low, high in intervals)
-    assert _lead(-0.2, seed=1)[4].interval.low > 0, "the other is nearer"
-    assert str(lead).startswith("ddim in 4 steps: -1 [-")
+    assert _lead(-0.2, seed=1)[0].interval.low > 0, "the other is nearer"
+    assert str(lead).startswith("4 evaluations: ddim, grid tuned less ddim, grid uniform: -1 [-0.")
 
 
 def test_features_are_kept_and_damaged_ones_are_not_used(tmp_path: Path) -> None:
@@ -79,11 +79,11 @@ def test_bench_compares_what_was_tuned(digits_run: Path, tmp_path: Path) -> None
     tuned.keep(run.path, fit(run, [3], solver="dpmpp-2m", guidance=2.0, rounds=2, console=QUIET))
     given: Any = {"solvers": ("dpmpp-2m",), "guidance": (2,), "nfe": (6,), "count": 130, "console": QUIET}
     found = bench(run, grids=("uniform", "tuned"), **given)
-    lead = found.leads[6]
-    values = [one.fidelity.value for one in (lead.tuned, lead.other)]
-    assert [one.setting.grid for one in (lead.tuned, lead.other)] == ["tuned", "uniform"]
+    (lead,) = found.leads
+    values = [one.fidelity.value for one in (lead.one, lead.other)]
+    assert [one.setting.grid for one in (lead.one, lead.other)] == ["tuned", "uniform"]
     assert lead.interval.low <= values[0] - values[1] <= lead.interval.high
-    assert f"tuned, 6 evaluations: {lead}" in " ".join(found.table().split())
+    assert str(lead) in " ".join(found.table().split())
     assert plain(lead._asdict())
     for file in (run.path / "bench" / "features").iterdir():
         file.unlink()
@@ -104,4 +104,6 @@ def test_one_and_the_same_set_is_not_told_apart(seed: int) -> None:
     cells = {(Setting("ddim", grid, 1.0), 4): base for grid in ("tuned", "uniform")}
     judge: Any = SimpleNamespace(m=COUNT, first=SimpleNamespace(train=base + 0.1))
     scores = {cell: _measured(cell[0].grid, 1.0, 0.5) for cell in cells}
-    assert leads(scores, (4,), cells, judge)[4].interval == (0, 0)
+    (lead,) = leads(scores, (4,), cells, judge)
+    assert lead.interval == (0, 0)
+    assert str(lead).endswith("not told apart")

@@ -235,7 +235,9 @@ def _evaluate_samples(
 
 
 def bench(
-    run: Annotated[tyro.conf.Positional[SomePath], tyro.conf.arg(metavar="[RUN]")] = None,
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]", help_behavior_hint="")
+    ] = (),
     /,
     *,
     solvers: Names = (),
@@ -253,19 +255,21 @@ def bench(
 ) -> None:
     """Measure quality against network evaluations and recommend sampling settings for a run; or compare schedules.
 
-    Every combination starts from the same noise. The Fréchet distances are printed as a table and written to
-    RUN/bench/bench.png and bench.json; earlier measurements are reused. With --schedules, it instead trains one small
-    model per schedule, all else equal, and ranks them.
+    Every combination starts from the same noise. Fréchet distances and recall are printed as tables and written to
+    RUN/bench/bench.png and bench.json; earlier measurements are reused. Of several runs, for instance a teacher and its
+    student, each is also compared with the first one at as many evaluations. With --schedules, it instead trains one
+    small model per schedule, all else equal, and ranks them.
 
     For example:
 
       unfog bench runs/mnist
       unfog bench runs/mnist --solvers dpmpp-2m unipc --grids uniform karras --guidance 1 2 --save
+      unfog bench runs/mnist runs/fast --guidance 2 --nfe 1 2 4 10 20
       unfog bench --schedules linear,quadratic,cosine,flow --data digits --budget 2m
 
     Args:
-        run: Run folder.
-        solvers: Solvers to measure; default: eight of them.
+        runs: Run folders.
+        solvers: Solvers to measure; default: eight of them, of flow maps the one whose steps are jumps.
         grids: Grids to measure them on; default: the recipe's.
         guidance: Scales of classifier-free guidance; default: 1, which is off.
         nfe: Network evaluations per sample; default: 5 8 10 15 20 35.
@@ -283,7 +287,7 @@ def bench(
     from unfog.runtime.files import locked
 
     console = Console(stderr=True)
-    of_runs: dict[str, object] = {"a run": run, "--solvers": solvers, "--grids": grids, "--guidance": guidance}
+    of_runs: dict[str, object] = {"a run": runs, "--solvers": solvers, "--grids": grids, "--guidance": guidance}
     if schedules is not None:
         misplaced = {**of_runs, "--nfe": nfe, "--save": save}
         _refuse(misplaced, "does not go with --schedules, which trains: omit it")
@@ -297,15 +301,19 @@ def bench(
             print(ranking.write(folder))
         return
     _refuse({"--data": data, "--budget": budget, "--out": out}, "goes with --schedules only: omit it")
-    if run is None:
+    if not runs:
         raise UserError("nothing to measure: name a run folder, or the --schedules to train on")
-    loaded = load(run, device)
+    if save and len(runs) > 1:
+        raise UserError("--save stores a setting in one run folder: name one")
+    loaded, run = [load(one, device) for one in runs], runs[0]
     with locked(run if save else run / "bench"):
         measured = measure.bench(loaded, solvers, grids, guidance, nfe, count=n, seed=seed, console=console)
         print(measured.table())
         print(measured.write(run / "bench"))
         if save:
-            measure.save(loaded, measured.recommended)
+            measure.save(loaded[0], measured.recommended)
+    if len(runs) > 1:
+        return
     if save:
         print(f"stored in {run / 'recipe.json'}: `unfog sample {run}` uses the recommended setting now")
     else:

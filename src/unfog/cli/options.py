@@ -29,6 +29,7 @@ Counts = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavi
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")]
 RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Run folder.", metavar="RUN")]
 RunFolders = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...", help_behavior_hint="")]
+SomeRuns = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]", help_behavior_hint="")]
 Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
 SomeCount = Annotated[int | None, tyro.conf.arg(aliases=["-n"], metavar="INT", help_behavior_hint="")]
 Prompts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT")]

@@ -175,7 +175,7 @@ def distill(
         out: The new run folder.
         how: What it learns from.
         steps: Steps in which it is sampled by default; it can be sampled in any number.
-        budget: Time for the whole command, of which at most two fifths are for the trajectories.
+        budget: Time for the whole command, of which at most a quarter is for the trajectories.
         images: Rows to train on, repeats included. Default: as many images as the teacher.
         rows: Trajectories; 0 for as many as suit the length of the training.
         points: Steps of each; with `--how progressive` those of the first teacher, halved until they are `--steps`.

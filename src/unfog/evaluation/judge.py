@@ -216,6 +216,15 @@ class Judge:
         """Return the Fréchet distance of samples to training rows, in the first features."""
         return self._frechet(self.first, self.features(samples))["frechet/" + self.first.extractor.name]
 
+    def fidelity_and_recall(self, features: Rows) -> tuple[Scored, Scored]:
+        """Return what `fidelity` and `recall` return of samples with these `features`."""
+        distance = self._frechet(self.first, features)["frechet/" + self.first.extractor.name]
+        return distance, self._diversity(features)["recall"]
+
+    def near(self, features: Rows) -> Memorised:
+        """Ask whether samples with these `features` lie nearer to training rows than held-out rows do."""
+        return memorised(features, self.train_features, self.heldout_features, alpha=ALPHA)
+
     def recall(self, samples: Tensor) -> Scored:
         """Return how much of the training rows the samples reach."""
         return self._diversity(self.features(samples))["recall"]

@@ -1,6 +1,6 @@
-"""By how much what was tuned leads: the distances of samples from the same noises, compared in pairs."""
+"""By how much one measurement leads another: distances of samples from the same noises, compared in pairs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,25 +19,33 @@ Cell = tuple[Setting, int]
 
 
 class Lead(NamedTuple):
-    """The best tuned measurement of so many evaluations next to the best other one.
+    """One measurement next to another of as many evaluations and the same guidance.
 
     Attributes:
-        tuned: The one.
-        other: The other, with the same guidance.
-        interval: Of the difference of their distances, tuned less other.
+        nfe: The requested number of evaluations.
+        one: The one.
+        other: The other.
+        interval: Of the difference of their distances, one less other.
     """
 
-    tuned: Measured
+    nfe: int
+    one: Measured
     other: Measured
     interval: Interval
 
     def __str__(self) -> str:
         """Return the comparison as a sentence."""
-        value = self.tuned.fidelity.value - self.other.fidelity.value
-        other = f"{self.other.setting.solver}, grid {self.other.setting.grid}"
+        value = self.one.fidelity.value - self.other.fidelity.value
         low, high = map(number, self.interval)
-        said = f"{number(value)} [{low}, {high}] from {other}, the best that is not"
-        return f"{self.tuned.setting.solver} in {self.tuned.steps} steps: {said}"
+        apart = "" if self.interval.low > 0 or self.interval.high < 0 else ", not told apart"
+        names = f"{_named(self.one)} less {_named(self.other)}"
+        return f"{self.nfe} evaluations: {names}: {number(value)} [{low}, {high}]{apart}"
+
+
+def _named(one: Measured) -> str:
+    """Return what was measured in a few words."""
+    setting = one.setting
+    return f"{f'{setting.run}, ' if setting.run else ''}{setting.solver}, grid {setting.grid}"
 
 
 def write_features(folder: Path, key: str, rows: Rows) -> None:
@@ -72,8 +80,8 @@ def _file(folder: Path, key: str) -> Path:
 
 def leads(
     cells: Mapping[Cell, Measured], nfe: Sequence[int], features: Mapping[Cell, Rows], judge: Judge
-) -> dict[int, Lead]:
-    """Return for each number of evaluations that has both a tuned and another measurement how they compare.
+) -> tuple[Lead, ...]:
+    """Return how the best of each run compares with that of the first, or of one run the tuned with the other grids.
 
     Args:
         cells: The measurements.
@@ -81,20 +89,31 @@ def leads(
         features: Those of a measurement's samples, `(n, d)`, from the same noises for all.
         judge: What measured them.
     """
-    found, reference = {}, moments(judge.first.train)
-    for wanted in nfe:
-        here = sorted((cell for cell in cells if cell[1] == wanted), key=lambda cell: cells[cell].fidelity.value)
-        best = next((cell for cell in here if cell[0].grid == GRID), None)
-        others = (cell for cell in here if cell[0].grid != GRID and best and cell[0].guidance == best[0].guidance)
-        other = next(others, None)
-        if best is None or other is None:
-            continue
-        blocks = cells[best].fidelity.n // judge.m
+    found, reference = list[Lead](), moments(judge.first.train)
+    for wanted, one, other in _pairs(cells, nfe):
+        blocks = cells[one].fidelity.n // judge.m
 
-        def gap(tuned: Rows, usual: Rows, blocks: int = blocks) -> float:
-            return block_mean(tuned, blocks, reference) - block_mean(usual, blocks, reference)
+        def gap(mine: Rows, others: Rows, blocks: int = blocks) -> float:
+            return block_mean(mine, blocks, reference) - block_mean(others, blocks, reference)
 
-        rows = (features[cell][: blocks * judge.m] for cell in (best, other))
+        rows = (features[cell][: blocks * judge.m] for cell in (one, other))
         interval = bootstrap(gap, *rows, resamples=RESAMPLES, method="halves", paired=True)
-        found[wanted] = Lead(cells[best], cells[other], interval)
-    return found
+        found.append(Lead(wanted, cells[one], cells[other], interval))
+    return tuple(found)
+
+
+def _pairs(cells: Mapping[Cell, Measured], nfe: Sequence[int]) -> Iterator[tuple[int, Cell, Cell]]:
+    """Yield the measurements to compare for each number of evaluations: the best of two sides under one guidance."""
+    runs = list(dict.fromkeys(setting.run for setting, _ in cells))
+
+    def side(setting: Setting) -> str:
+        return setting.run if len(runs) > 1 else GRID if setting.grid == GRID else ""
+
+    base = runs[0] if len(runs) > 1 else ""
+    for wanted in nfe:
+        best: dict[tuple[str, float], Cell] = {}
+        for cell in sorted((cell for cell in cells if cell[1] == wanted), key=lambda cell: cells[cell].fidelity.value):
+            best.setdefault((side(cell[0]), cell[0].guidance), cell)
+        for (name, guidance), cell in best.items():
+            if name != base and (base, guidance) in best:
+                yield wanted, cell, best[base, guidance]

@@ -17,7 +17,7 @@ Read = TypeVar("Read")
 
 
 class OutdatedError(ValueError):
-    """A measurement that an earlier version wrote: its protocol is a sentence, or its interval of something else."""
+    """Of an earlier version: its protocol is a sentence, its interval of something else, or it lacks a score."""
 
 
 def _typed(kind: type[Read], values: dict[str, Any]) -> Read:
@@ -42,11 +42,12 @@ def _scored(values: dict[str, Any]) -> Scored:
 
 @dataclass(frozen=True)
 class Setting:
-    """A solver on a grid with a scale of guidance."""
+    """A solver on a grid with a scale of guidance, of one of several runs if `run` names it."""
 
     solver: str
     grid: str
     guidance: float
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Measured:
         steps: Steps of the solver.
         nfe: Network evaluations for each sample, counted while sampling.
         fidelity: Fréchet distance.
+        recall: Share of the training rows that the samples reach.
         adherence: Share of samples that show what was asked, of conditional models.
     """
 
@@ -65,6 +67,7 @@ class Measured:
     steps: int
     nfe: int
     fidelity: Scored
+    recall: Scored
     adherence: Scored | None
 
     @classmethod
@@ -76,8 +79,14 @@ class Measured:
         steps, nfe, adherence = values["steps"], values["nfe"], values["adherence"]
         if not fits([steps, nfe], list[int]):
             raise ValueError("steps and nfe are whole numbers")
-        setting, fidelity = _typed(Setting, values["setting"]), _scored(values["fidelity"])
-        return cls(setting, steps, nfe, fidelity, None if adherence is None else _scored(adherence))
+        if "recall" not in values and "fidelity" in values:
+            raise OutdatedError("no recall")
+        setting, fidelity, recall = (
+            _typed(Setting, values["setting"]),
+            _scored(values["fidelity"]),
+            _scored(values["recall"]),
+        )
+        return cls(setting, steps, nfe, fidelity, recall, None if adherence is None else _scored(adherence))
 
 
 def read_results(path: Path) -> dict[str, Measured]:

@@ -40,7 +40,7 @@ def taught(
 ) -> Recipe:
     """Return the recipe of a training after making the trajectories that it learns from, if it is a distillation.
 
-    What the run folder holds of them is kept. Within a budget there are as many as two fifths of it allow.
+    What the run folder holds of them is kept. Within a budget there are as many as a quarter of it allows.
 
     Args:
         recipe: The recipe, with its shape filled in.

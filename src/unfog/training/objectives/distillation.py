@@ -24,7 +24,7 @@ from unfog.runtime.randomness import uniform
 from unfog.runtime.tensors import read_tensors
 from unfog.training.objectives.teachers import Student, asked, guided, room, taken, teacher_of
 
-SHARE = 0.4
+SHARE = 0.25
 """Of a budget for the trajectories, at most."""
 FEW, MANY, REPEATED = 4096, 65_536, 40
 """The fewest and the most trajectories that are made by default, and how often a training sees each in between."""
