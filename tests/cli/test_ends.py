@@ -1,5 +1,6 @@
 """How commands end: by Ctrl-C, in folders that are not for us to write, and with names and files that are no text."""
 
+import gc
 import io
 import os
 import signal
@@ -23,10 +24,11 @@ from unfog.training import checkpoint
 
 @pytest.fixture
 def interrupts() -> None:
-    """Put the handler of Ctrl-C back."""
-    before = signal.getsignal(signal.SIGINT)
+    """Put the handler of Ctrl-C back, and the pace of the garbage collection."""
+    before, pace = signal.getsignal(signal.SIGINT), gc.get_threshold()
     yield
     signal.signal(signal.SIGINT, before)
+    gc.set_threshold(*pace)
 
 
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
@@ -38,6 +40,8 @@ def test_ctrl_c_outside_of_a_verb_leaves_no_traceback(
     signal.signal(signal.SIGINT, handler)
     monkeypatch.setattr(commands, "main", lambda started: seen.append(signal.getsignal(signal.SIGINT)) or 0)
     assert program.start() == 0
+    assert gc.isenabled()
+    assert gc.get_threshold()[0] == program.OBJECTS
     seen.append(signal.getsignal(signal.SIGINT))
     assert seen == [handler, signal.SIG_DFL if handler is signal.default_int_handler else handler]
 
