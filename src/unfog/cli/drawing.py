@@ -47,12 +47,12 @@ def sample(
     from rich.console import Console
 
     from unfog.generation.sampler import Sampler
+    from unfog.runs.model import opened
     from unfog.runs.requests import sample_into
-    from unfog.runs.run import load
     from unfog.runs.tuned import told
 
     folder = arguments.folder(out or run / "samples" / f"seed-{drawing.seed}")
-    loaded = load(run, drawing.device, "auto" if precision == "int8" else precision)
+    loaded = opened(run, drawing.device, "auto" if precision == "int8" else precision)
     arguments.folder(folder, loaded.recipe)
     asked = drawing.asked(loaded.recipe)
     if precision == "int8":

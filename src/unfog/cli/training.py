@@ -74,7 +74,8 @@ def train(
         teacher: With --resume: where the teacher of a student is, if it was moved before all trajectories were made.
     """
     from unfog.runs import run
-    from unfog.runs.reading import check_vacant, restarted
+    from unfog.runs.reading import check_vacant
+    from unfog.runs.reopening import restarted
 
     if resume is not None:
         if recipe or out or init_from or follow:

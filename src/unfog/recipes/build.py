@@ -198,7 +198,7 @@ def weightless(recipe: Recipe) -> nn.Module:
 
     hook = register_module_parameter_registration_hook(emptied)  # type: ignore[arg-type]  # what it returns is taken
     try:
-        with _Undrawn():
+        with Undrawn():
             return build_model(recipe).to("meta")
     finally:
         hook.remove()
@@ -267,7 +267,7 @@ def _check_parameters(recipe: Recipe, most: int, build: Callable[[], object]) ->
 
     hook = register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"), _Undrawn():
+        with torch.device("meta"), Undrawn():
             build()
     except (UserError, RuntimeError):  # any other error shows up in the actual build
         if parameters > most or tensors > TENSORS:
@@ -287,7 +287,7 @@ def check_latents(recipe: Recipe, channels: int, factor: int) -> None:
     Raises: UserError: If the sides do not fit.
     """
     sizes = {"channels": channels, "outputs": channels, "dims": len(stored_shape(recipe)) - 1}
-    with torch.device("meta"), _Undrawn():
+    with torch.device("meta"), Undrawn():
         network = recipe.network.build(**sizes, context=recipe.conditioning.context)
     for shape in (stored_shape(recipe), *recipe.shapes):
         _check_sides(recipe, factor * network.multiple, shape)
@@ -305,8 +305,11 @@ def _check_sides(recipe: Recipe, multiple: int, shape: tuple[int, ...]) -> None:
             )
 
 
-class _Undrawn(TorchFunctionMode):
-    """Skips the initialisation of weights, which on the meta device loads torch's compiler, most of a second."""
+class Undrawn(TorchFunctionMode):
+    """Skips the initialisation of weights, for models that get others, or none.
+
+    It takes most of the time in which a model is built; on the meta device it loads torch's compiler.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function, unless it belongs to torch.nn.init."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unfog.data.codecs import Codec, Latents
 from unfog.networks.autoencoder import Autoencoder
-from unfog.recipes.build import build_autoencoder
+from unfog.recipes.build import Undrawn, build_autoencoder
 from unfog.recipes.networks import AutoencoderSpec
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import positive
@@ -87,7 +87,8 @@ def _loaded(where: Path, changed: int) -> Autoencoder:
         if recipe.shape is None or not isinstance(recipe.network, AutoencoderSpec):
             raise UserError(f"its network is {recipe.kind('network')!r}, not an autoencoder")
         most = max(SMALL, sum(tensor.numel() for tensor in weights.values()))
-        made = build_autoencoder(recipe, most).autoencoder
+        with Undrawn():
+            made = build_autoencoder(recipe, most).autoencoder
     except UserError as error:
         raise UserError(f"{where / 'recipe.json'}: {error}: check codec.path") from None
     own = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}

@@ -19,7 +19,7 @@ from unfog.generation.sampler import shown
 from unfog.recipes.build import build_codec
 from unfog.recipes.conditions import captions
 from unfog.recipes.objective import Draw, Seen
-from unfog.runs.reading import reopen
+from unfog.runs.reopening import reopen
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
 from unfog.runtime.lines import aligned

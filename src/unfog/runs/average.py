@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from unfog.recipes.build import build_model
+from unfog.recipes.build import Undrawn, build_model
 from unfog.recipes.settings import PowerAverage
 from unfog.runs.reading import check_vacant, read_recipe
 from unfog.runs.taking import taken_in
@@ -42,7 +42,8 @@ def _average(path: Path, length: float, out: Path) -> Reconstruction:
         )
     check_vacant(out)
     averaged = reconstruct(where, length)
-    model = build_model(recipe)
+    with Undrawn():
+        model = build_model(recipe)
     load_into(model, averaged.tensors, where)
     recipe = replace(taken_in(recipe, out), ema=PowerAverage(averaged.gamma))
     write_whole(out / "recipe.json", recipe.relocated(out, relative=True).to_json().encode())

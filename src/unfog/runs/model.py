@@ -25,8 +25,9 @@ from unfog.recipes.recipe import Recipe
 from unfog.runs import asking, tuned
 from unfog.runs.asking import Label, Picture, Prompt, Values
 from unfog.runs.progress import Progress, watched
+from unfog.runs.reading import drawing_recipe, read_model
 from unfog.runtime.brief import parameters
-from unfog.runtime.device import Arithmetic, arithmetic
+from unfog.runtime.device import Arithmetic, Precision, arithmetic, choose_device, keep_memory
 from unfog.runtime.errors import UserError
 
 Part = TypeVar("Part")
@@ -395,3 +396,20 @@ def _chosen(field: str, own: Part, wanted: str | Part | None) -> Part:
     if isinstance(wanted, str):
         return own if wanted == kind_of(field, own) else cast(Part, named(field, wanted))
     return own if wanted is None else wanted
+
+
+def opened(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Run:
+    """Load a run folder, as `unfog.load` does, for use and not to be trained on: that takes nothing of a training.
+
+    Args:
+        path: The folder that a training wrote.
+        device: Where the network computes.
+        precision: Its arithmetic.
+    """
+    keep_memory()
+    path = Path(path)
+    recipe = drawing_recipe(path)
+    place_at = choose_device(device)
+    assert recipe.shape is not None
+    wanted = recipe.training.precision_on(place_at, recipe.shape) if precision == "auto" else precision
+    return Run(path, recipe, read_model(path, recipe, place_at), wanted)

@@ -1,25 +1,20 @@
-"""Reading a run folder: its recipe, its model, and its training as it began."""
+"""Reading a run folder: its recipe and its model."""
 
-import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from unfog.recipes.build import build_model
+from unfog.recipes.build import Undrawn, build_model
 from unfog.recipes.choices import apply
 from unfog.recipes.recipe import Recipe
-from unfog.recipes.sources import Given
-from unfog.runs.data import Changed, moved, read_data
-from unfog.runs.dataset import Read
 from unfog.runtime.contained import check_contained
-from unfog.runtime.device import choose_device, place
+from unfog.runtime.device import place
 from unfog.runtime.errors import UserError, nearby
 from unfog.runtime.files import read_bounded
 from unfog.runtime.tensors import load_into, read_tensors
 from unfog.training.checkpoint import steps
 from unfog.training.objectives.reconstruction import Reconstruction
-from unfog.training.trainer import Trainer
 
 SMALL = 10_000_000
 """Parameters that a network may have even if the run's file holds fewer: the weights are then compared by name."""
@@ -28,7 +23,8 @@ SMALL = 10_000_000
 def read_model(path: Path, recipe: Recipe, device: torch.device) -> nn.Module:
     """Return the averaged weights of a run on a device, ready to use."""
     weights = read_tensors(path / "model.safetensors")
-    model = build_model(recipe, max(SMALL, sum(tensor.numel() for tensor in weights.values())))
+    with Undrawn():
+        model = build_model(recipe, max(SMALL, sum(tensor.numel() for tensor in weights.values())))
     load_into(model, weights, path / "model.safetensors")
     place(model, device)
     apply(model, recipe.training.choices)
@@ -73,42 +69,6 @@ def drawing_recipe(path: Path) -> Recipe:
     if not recipe.objective.draws:
         raise UserError(f"{path} holds a model of the objective {recipe.kind('objective')!r}, which draws no samples")
     return recipe
-
-
-def reopen(
-    path: Path,
-    device: str = "auto",
-    dataset: Read | None = None,
-    data: str | None = None,
-    accept_changed_data: bool = False,
-) -> Trainer:
-    """Return the trainer of a run folder as it began, before any checkpoint is restored.
-
-    Args:
-        path: The run folder.
-        device: Where to compute.
-        dataset: The dataset that it was trained on, if one was given.
-        data: Folder of the data, if it was moved.
-        accept_changed_data: Whether data that are not those of the training will do.
-
-    Raises: UserError: If the folder is no run folder, or its data changed.
-    """
-    recipe = read_recipe(path)
-    if dataset is not None and not isinstance(recipe.data, Given):
-        raise UserError(f"{path} was not trained on a dataset that was given, and reads its own data: drop `dataset`")
-    if dataset is not None and dataset.given != recipe.data:
-        raise UserError(f"the dataset is not the one that {path} was trained on: give the same rows in the same order")
-    recipe = moved(recipe, data)
-    changed: Changed = "accept" if accept_changed_data else "refuse"
-    found, rows = read_data(path, recipe, changed, None if dataset is None else dataset.data)
-    if (found.shape, found.classes) != (recipe.shape, recipe.classes):
-        raise UserError(f"the data of {path} changed since it was trained: shape or classes differ from its recipe")
-    return Trainer(recipe, rows, path, choose_device(device))
-
-
-def restarted(out: Path) -> bool:
-    """Return whether torchrun began a training again after a process was lost: it then resumes from its checkpoint."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and bool(steps(out / "checkpoints"))
 
 
 def check_vacant(out: Path) -> None:

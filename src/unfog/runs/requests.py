@@ -21,8 +21,8 @@ from unfog.generation.drawing import Drawing
 from unfog.recipes.conditions import Asked
 from unfog.recipes.words import in_words
 from unfog.runs.asking import in_turn
+from unfog.runs.model import Run
 from unfog.runs.naming import INDEX, file_name, in_a_line, numbered, settings_of, write_index
-from unfog.runs.run import Run
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, locked, parse_json, read_bounded, write_whole

@@ -22,14 +22,16 @@ from unfog.recipes.versions import corrections
 from unfog.runs.data import check_apart, remember
 from unfog.runs.dataset import Dataset, Read, fitted, read
 from unfog.runs.model import Run as Model
+from unfog.runs.model import opened
 from unfog.runs.origin import remember_origin
-from unfog.runs.reading import check_vacant, read_model, reopen, restarted
+from unfog.runs.reading import check_vacant
 from unfog.runs.reading import drawing_recipe as drawing_recipe
 from unfog.runs.reading import read_recipe as read_recipe
+from unfog.runs.reopening import reopen, restarted
 from unfog.runs.taking import taken_in
 from unfog.runs.teaching import taught
 from unfog.runtime import distributed
-from unfog.runtime.device import Precision, choose_device, keep_memory
+from unfog.runtime.device import Precision, choose_device
 from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, seconds, warning_of, whole_number
 from unfog.runtime.files import check_name, disk, locked, write_whole
 from unfog.runtime.tensors import read_tensors
@@ -104,13 +106,8 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     Raises: UserError: If the folder is no run folder, its recipe is from a newer version, or its weights are
         missing, truncated or of other shapes.
     """
-    keep_memory()
-    path = Path(path)
-    recipe = drawing_recipe(path)
-    place_at = choose_device(device)
-    assert recipe.shape is not None
-    wanted = recipe.training.precision_on(place_at, recipe.shape) if precision == "auto" else precision
-    return Run(path, recipe, read_model(path, recipe, place_at), wanted)
+    found = opened(path, device, precision)
+    return Run(found.path, found.recipe, found.model, found.precision)
 
 
 def train(
