@@ -998,7 +998,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(act: str) -> None:
 def test_sampling_imports_no_library_that_it_does_not_use(digits_run: Path, tmp_path: Path) -> None:
     """Each of these takes a sixth of a second; a sheet's letters come from matplotlib's folder all the same."""
     words = ["sample", str(digits_run), "-n", "1", "--steps", "1", "--out", str(tmp_path / "one"), "--device", "cpu"]
-    unused = ("matplotlib", "scipy", "sklearn")
+    unused = ("matplotlib", "scipy", "sklearn", "unfog.training.trainer", "unfog.data.folder", "unfog.data.inspect")
     found = python(
         f"import sys; from unfog.cli.main import main; code = main({words}); "
         f"print('found', [n for n in {unused} if n in sys.modules]); sys.exit(code)"

@@ -306,6 +306,7 @@ def test_the_verb_writes_plot_and_numbers_and_says_how_to_save(
         (["RUN", "--solvers", "dimm"], "unknown solver 'dimm': did you mean 'ddim'"),
         (["RUN", "--nfe", "0"], "1 network evaluation or more, not 0"),
         (["RUN", "RUN", "--save"], "--save stores a setting in one run folder: name one"),
+        (["RUN", "RUN"], "one run is named twice"),
         (["RUN", "-n", "20"], "20 samples are too few"),
     ],
 )
@@ -328,7 +329,12 @@ def test_mistakes(
 
 
 def test_runs_are_compared_at_as_many_evaluations(
-    run: Run, digits_run: Path, points_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run,
+    digits_run: Path,
+    points_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A student takes its own solver, keeps its measurements in its own folder, and is set against its teacher."""
     teacher = Run(tmp_path / "teacher", run.recipe, run.model, run.precision)
@@ -345,7 +351,9 @@ def test_runs_are_compared_at_as_many_evaluations(
     assert "fast ddim ×2" in found.table()
     said = " ".join(found.near)
     assert [f"near training rows in classifier, {name}: " in said for name in ("teacher", "fast")] == [True, True]
-    alone = bench(student, **given)
+    monkeypatch.setattr(module, "FEW", (1, 4))
+    alone = bench(student, **{**given, "nfe": ()})
+    assert alone.nfe == (1, 4), "of a flow map fewer evaluations are of interest"
     assert {setting.solver for setting, _ in alone.cells} == {"ddim"}, "the others do not jump"
     assert {one.fidelity.value for one in alone.measured} < {one.fidelity.value for one in found.measured}
     assert not alone.leads

@@ -284,6 +284,11 @@ def test_a_kept_teacher_is_not_needed_elsewhere(digits_run: Path, tmp_path: Path
     ]
     with pytest.raises(UserError, match="holds another run"):
         distill(digits_run, tmp_path / "moved", keep_teacher=True, console=QUIET)
+    copy = tmp_path / "moved" / "teacher" / "model.safetensors"  # of another teacher it is not taken
+    save_file({name: part + 1 for name, part in load_file(copy).items()}, copy)
+    file.unlink()
+    with pytest.raises(UserError, match="the teacher .*/teacher is not there"):
+        resume(tmp_path / "moved", images=64, console=QUIET)
     assert not made.path.exists()
 
 

@@ -67,7 +67,7 @@ def folder(path: Path, recipe: "Recipe | None" = None) -> Path:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: choose another --out")
     if recipe is not None:
-        from unfog.runs.data import check_apart
+        from unfog.runs.reading import check_apart
 
         check_apart(path, recipe)
     return path

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def _model(run: Path, showing: Showing, sampling: "SamplingOptions", out: Path | None) -> "tuple[Sampler, Asked]":
     """Return the sampler of a run, and the requested condition; refuse an `out` among the run's data."""
     from unfog.runs import asking
-    from unfog.runs.data import check_apart
+    from unfog.runs.reading import check_apart
     from unfog.runs.run import load
 
     loaded = load(run, showing.device)

@@ -272,7 +272,7 @@ def bench(
         solvers: Solvers to measure; default: eight of them, of flow maps the one whose steps are jumps.
         grids: Grids to measure them on; default: the recipe's.
         guidance: Scales of classifier-free guidance; default: 1, which is off.
-        nfe: Network evaluations per sample; default: 5 8 10 15 20 35.
+        nfe: Network evaluations per sample; default: 5 8 10 15 20 35, with a flow map 1 2 4 8 16 32.
         save: Store the recommended setting in the run folder, so that `unfog sample` uses it.
         schedules: Noise schedules to compare, separated by commas.
         data: Recipe to train with each schedule; default: digits.

@@ -18,7 +18,7 @@ from unfog.data.classic import existing
 from unfog.data.current import list_current, located
 from unfog.data.earlier import list_earlier
 from unfog.data.heldout import Parts, findings, parts_of
-from unfog.data.labels import AUTO
+from unfog.data.labels import AUTO, RULES
 from unfog.data.levels import LOOKED, Survey, survey
 from unfog.data.listing import Annotations, Listing
 from unfog.data.packed import Packed
@@ -52,8 +52,6 @@ UNSEEN = "near-duplicates were not sought, since the pictures do not fit in memo
 """What is said of a set that is decoded as it is trained on."""
 PLANES = 1024
 """Channels, at most."""
-RULES = 4
-"""Version of the rules by which folders are read; runs of before read theirs by those of their time."""
 
 
 def list_pictures(path: str, where: str = "", rules: int = RULES, label_from: str = AUTO) -> Listing:

@@ -11,6 +11,8 @@ from unfog.runtime.errors import UserError, unknown
 
 AUTO = "auto"
 """Metadata decide, else `.cls` files, else the first folders."""
+RULES = 4
+"""Version of the rules by which folders are read; runs of before read theirs by those of their time."""
 CSV = "csv"
 """The column `label` of the metadata, or `csv:COLUMN` another one."""
 PARTS: dict[str, Callable[[PurePosixPath], str]] = {

@@ -37,7 +37,8 @@ from unfog.runtime.progress import working
 from unfog.runtime.version import __version__
 
 SOLVERS = ("ddim", "euler", "heun", "dpmpp-2m", "dpmpp-3m", "unipc", "adams-bashforth", "ancestral")
-NFE = (5, 8, 10, 15, 20, 35)
+NFE, FEW = (5, 8, 10, 15, 20, 35), (1, 2, 4, 8, 16, 32)
+"""Numbers of evaluations by default, and where a flow map is measured."""
 
 
 def bench(
@@ -58,8 +59,8 @@ def bench(
         solvers: Names of solvers. Default: `SOLVERS`; of flow maps their own, whose steps are jumps.
         grids: Names of grids; default: the recipe's.
         guidance: Scales of guidance; 1, which is off, if empty.
-        nfe: Network evaluations for each sample, `NFE` if empty: of each combination the most steps that cost no more
-            are measured.
+        nfe: Network evaluations for each sample: of each combination the most steps that cost no more are measured.
+            Default: `NFE`, or `FEW` where a run is a flow map.
         count: Samples of each.
         seed: Seed of the noises.
         console: Shows the progress.
@@ -67,14 +68,16 @@ def bench(
     Raises: UserError: If a name is unknown, nothing can run, there are too few samples, or the data differ.
         Stopped: After Ctrl-C; finished measurements are kept.
     """
-    wanted = tuple(sorted(set(nfe or NFE)))
+    each = [runs] if isinstance(runs, Run) else list(runs)
+    wanted = tuple(sorted(set(nfe or (FEW if any(run.recipe.objective.jumps for run in each) else NFE))))
     if wanted[0] < 1:
         raise UserError(f"a sample takes 1 network evaluation or more, not {wanted[0]}")
-    each = [runs] if isinstance(runs, Run) else list(runs)
     settings = [_settings(run, solvers, grids, guidance) for run in each]
     first = each[0]
     for run in each[1:]:
         check_alike(first, run)
+    if len({run.path.resolve() for run in each}) < len(each):
+        raise UserError("one run is named twice: name each once")
     judge = Judge(read_data(first.path, first.recipe)[1], build_codec(first.recipe).plain, count, console=console)
     heads = heads_of(each)
     plans = [_plan(run, own, wanted, seed, judge, count) for run, own in zip(each, settings, strict=True)]

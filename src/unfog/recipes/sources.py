@@ -1,11 +1,11 @@
-"""Data sources: where data are and how to read them."""
+"""Data sources: where data are and how to read them. What reads them is imported when it does: sampling never does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from unfog.data import classic, elsewhere, folder, idx, points, shapes, shards
-from unfog.data.labels import AUTO
+from unfog.data import points
+from unfog.data.labels import AUTO, RULES
 from unfog.data.source import Data
 from unfog.runtime.errors import UserError
 
@@ -47,6 +47,8 @@ class Digits:
 
     def build(self) -> Data:
         """Read the digits."""
+        from unfog.data import classic
+
         return classic.digits()
 
 
@@ -58,6 +60,8 @@ class MNIST:
 
     def build(self) -> Data:
         """Read the set."""
+        from unfog.data import classic
+
         return classic.mnist(self.path)
 
 
@@ -69,6 +73,8 @@ class Fashion:
 
     def build(self) -> Data:
         """Read the set."""
+        from unfog.data import classic
+
         return classic.fashion(self.path)
 
 
@@ -80,6 +86,8 @@ class CIFAR10:
 
     def build(self) -> Data:
         """Read the set."""
+        from unfog.data import classic
+
         return classic.cifar10(self.path)
 
 
@@ -94,6 +102,8 @@ class Idx:
 
     def build(self) -> Data:
         """Read the set."""
+        from unfog.data import idx
+
         return idx.idx(self.path, self.size, self.transposed, self.names)
 
 
@@ -109,12 +119,14 @@ class Folder:
     where: str = ""
     together: str = ""
     range: Sequence[float] | None = None
-    rules: int = folder.RULES
+    rules: int = RULES
     label_from: str = AUTO
     buckets: int | Sequence[Sequence[int]] = 1
 
     def build(self, glance: bool = False) -> Data:
         """Read the folder, or with `glance` only what its files are."""
+        from unfog.data import folder
+
         return folder.folder(
             self.path,
             self.size,
@@ -143,6 +155,8 @@ class Shards:
 
     def build(self) -> Data:
         """Index the shards."""
+        from unfog.data import shards
+
         return shards.shards(self.path, self.size, self.channels, self.heldout, self.window)
 
 
@@ -159,6 +173,8 @@ class CaptionedShapes:
 
     def build(self) -> Data:
         """Return the set."""
+        from unfog.data import shapes
+
         return shapes.shapes(self.count, self.side, self.objects, self.seed, self.heldout)
 
 
@@ -168,6 +184,8 @@ class Elsewhere:
 
     def build(self) -> Data:
         """Raise a UserError with the reason."""
+        from unfog.data import elsewhere
+
         return elsewhere.elsewhere()
 
 

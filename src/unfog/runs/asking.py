@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from unfog.data.folder import pictures_at
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import build_codec, known_of
@@ -146,6 +145,8 @@ def _of_each(given: dict[str, Any], conditioning: SeveralConditions) -> Asked:
 
 def _encoded_pictures(image: Picture, recipe: Recipe) -> Tensor:
     """Return pictures to condition on, encoded, `(count, channels, height, width)`."""
+    from unfog.data.folder import pictures_at  # which reads folders, and takes long to load
+
     if isinstance(image, Tensor | np.ndarray):
         rows = torch.as_tensor(image)
         rows = rows[None] if rows.ndim == 3 else rows
@@ -191,6 +192,8 @@ def _pixels(image: Tensor | NDArray[Any]) -> Tensor:
 
 def _read(path: Path, shape: tuple[int, ...], own_size: bool) -> Tensor:
     """Return a picture from its file."""
+    from unfog.data.folder import pictures_at
+
     if own_size:
         try:
             shape = (shape[0], *describe_picture(path)[1:])

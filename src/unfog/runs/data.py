@@ -66,22 +66,6 @@ def remember(folder: Path, recipe: Recipe, data: Data) -> None:
     write_whole(folder / NAME, json.dumps({"version": 1, **kept, **files}, indent=0).encode())
 
 
-def check_apart(folder: Path, recipe: Recipe) -> None:
-    """Refuse to write into the folder of a recipe's data, where the next training would read what is written as data.
-
-    Raises: UserError: If the folder is that of the data, or lies in it.
-    """
-    where = getattr(recipe.data, "path", None)
-    if not isinstance(where, str) or not where:
-        return
-    data = Path(where).expanduser()
-    if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
-        raise UserError(
-            f"{folder} lies in {where}, the data of the model, and the next training would read what is written there "
-            "as data: choose another `out`"
-        )
-
-
 def moved(recipe: Recipe, where: str | None) -> Recipe:
     """Return a recipe whose data are read from another folder.
 

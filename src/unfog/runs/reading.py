@@ -78,3 +78,19 @@ def check_vacant(out: Path) -> None:
         raise UserError(f"{out} holds another run: choose another `out`, or resume it with {resuming}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another `out`")
+
+
+def check_apart(folder: Path, recipe: Recipe) -> None:
+    """Refuse to write into the folder of a recipe's data, where the next training would read what is written as data.
+
+    Raises: UserError: If the folder is that of the data, or lies in it.
+    """
+    where = getattr(recipe.data, "path", None)
+    if not isinstance(where, str) or not where:
+        return
+    data = Path(where).expanduser()
+    if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
+        raise UserError(
+            f"{folder} lies in {where}, the data of the model, and the next training would read what is written there "
+            "as data: choose another `out`"
+        )

@@ -19,12 +19,12 @@ from unfog.recipes.several import words_read
 from unfog.recipes.sources import Given
 from unfog.recipes.text_encoders import PretrainedConditioning, fetch_encoder
 from unfog.recipes.versions import corrections
-from unfog.runs.data import check_apart, remember
+from unfog.runs.data import remember
 from unfog.runs.dataset import Dataset, Read, fitted, read
 from unfog.runs.model import Run as Model
 from unfog.runs.model import opened
 from unfog.runs.origin import remember_origin
-from unfog.runs.reading import check_vacant
+from unfog.runs.reading import check_apart, check_vacant
 from unfog.runs.reading import drawing_recipe as drawing_recipe
 from unfog.runs.reading import read_recipe as read_recipe
 from unfog.runs.reopening import reopen, restarted

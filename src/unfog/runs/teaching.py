@@ -154,9 +154,14 @@ def _checked(teacher: Path, student: Path, objective: Distillation) -> Path:
     helps = f"`unfog train --resume {student} --teacher FOLDER` takes it from where it is"
     if not (teacher / "model.safetensors").is_file():
         raise UserError(f"the teacher {teacher} is not there: {helps}")
-    if digest_of(teacher) != objective.weights:
+    if not _same(teacher, objective):
         raise UserError(f"{teacher} holds other weights than the teacher had: {helps}, or distil it anew")
     return teacher
+
+
+def _same(folder: Path, objective: Distillation) -> bool:
+    """Return whether a folder holds the weights of a student's teacher."""
+    return (folder / "model.safetensors").is_file() and digest_of(folder) == objective.weights
 
 
 def _teacher(objective: Distillation, out: Path, device: str) -> Sampler:
@@ -164,7 +169,8 @@ def _teacher(objective: Distillation, out: Path, device: str) -> Sampler:
 
     Raises: UserError: If it is not there, or is another one.
     """
-    path = _checked(out / COPY if (out / COPY).exists() else Path(objective.teacher), out, objective)
+    copy = out / COPY
+    path = copy if _same(copy, objective) else _checked(Path(objective.teacher), out, objective)
     own = drawing_recipe(path)
     model = read_model(path, own, choose_device(device))
     assert isinstance(model, Denoiser)
