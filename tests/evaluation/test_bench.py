@@ -22,6 +22,7 @@ from unfog.evaluation import bench as module
 from unfog.evaluation import contest
 from unfog.evaluation.bench import bench, heads_of, save
 from unfog.evaluation.benched import Bench
+from unfog.evaluation.compare import compare, load_alike
 from unfog.evaluation.contest import schedules
 from unfog.evaluation.intervals import Protocol, Scored, Sets, plain
 from unfog.evaluation.judge import Asked, Judge
@@ -362,6 +363,14 @@ def test_runs_are_compared_at_as_many_evaluations(
     out = capsys.readouterr().out
     assert "4 evaluations: fast, ddim, grid uniform less teacher, ddim, grid uniform: " in " ".join(out.split())
     assert "--save" not in out
+    loaded = load_alike([teacher.path, student.path], "cpu")
+    ways = [(one.recipe.kind("solver"), one.recipe.sampling.steps, one.recipe.sampling.guidance) for (one,) in loaded]
+    assert ways == [("dpmpp-2m", 4, 1.5), ("ddim", 1, 1.5)], "a student's steps are jumps"
+    said = compare(loaded, ["teacher", "fast"], COUNT, console=QUIET).settings
+    assert said.startswith(
+        f"{COUNT} samples, solver dpmpp-2m, grid uniform, 4 steps, guidance 1.5, noises of seed 0; "
+    )
+    assert said.endswith("; fast: solver ddim, grid uniform, 1 step, guidance 1.5")
     with pytest.raises(UserError, match="cannot be compared: their data differ"):
         bench([teacher, load(points_run, "cpu")], ("ddim",), **given)
 

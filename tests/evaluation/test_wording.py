@@ -75,6 +75,8 @@ def test_the_worst_figure_and_what_helps_are_named() -> None:
     assert said.startswith("Worst: recall (guidance 2), 0.5 where real data scores 0.9, 50% of the way to noise.")
     assert "What usually helps: guidance 1, which scores 0.9 here; train longer" in said
     assert "guidance" not in advice({"samples": poor}, guided=False)
+    assert "What usually helps: more steps (`--steps 2`); " in advice({"samples": poor}, guided=False, jumps=1)
+    assert "--steps" not in advice({"samples": poor}, guided=False, jumps=8), "enough"
     copied = Memorised(0.5, 0.5, 0.01, 0.0, True, 0.001, ())
     assert advice({"samples": good}, {"pixels": copied}).startswith("Worst: there are copies of training rows")
     assert advice({"samples": good}, {"pixels": replace(copied, copies=False)}) == advice({"samples": good})

@@ -303,6 +303,9 @@ def test_the_training_of_a_student_can_be_planned(
     assert not out.exists()
     assert "640 images in" in printed
     assert ("teacher sampled first, for about" in printed) == (how == "trajectories")
+    assert "expect" not in printed, "nothing was measured of students"
+    assert main([*given, "--device", "h100"]) == 2
+    assert "is not predicted: its steps depend on numbers" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_plan_counts_the_teachers_evaluations(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,9 @@ def test_plan_of_a_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert "8 H100s (predicted, not measured)" in " ".join(said.split())
     assert "bounds" in said
     assert main(["plan", "digits", "--device", "7xh100"]) == 2
+    capsys.readouterr()
+    assert main(["plan", "digits", "--device", "h100", "--set", "objective=flow-map"]) == 2
+    assert "what objective=flow-map takes on one H100 is not predicted" in " ".join(capsys.readouterr().err.split())
 
 
 def test_this_machine() -> None:

@@ -30,6 +30,7 @@ from unfog.runs import asking
 from unfog.runs.data import read_data
 from unfog.runs.run import Run, drawing_recipe, load
 from unfog.runtime.errors import UserError
+from unfog.runtime.lines import counted
 from unfog.runtime.randomness import normal
 from unfog.training.metrics import losses
 
@@ -324,7 +325,7 @@ def _readable(name: str | Path) -> str:
 def _progress(moment: Moment, passed: float, nfe: int) -> str:
     """Return the progress of samples while they are denoised, in words."""
     if moment.number == moment.last:
-        return f"{moment.last} steps, {nfe} network evaluations, {passed:.1f} s"
+        return f"{counted(moment.last, 'step')}, {counted(nfe, 'network evaluation')}, {passed:.1f} s"
     left = passed / (moment.number + 1) * (moment.last - moment.number)
     return f"step {moment.number} of {moment.last}, {nfe} network evaluations, {left:.1f} s left"
 

@@ -13,13 +13,14 @@ from pathlib import Path, PurePosixPath
 from unfog.data import labels
 from unfog.data.classic import existing
 from unfog.data.idx import sets_of
-from unfog.data.listing import Listing, Unused, annotate, counted, few, natural
+from unfog.data.listing import Listing, Unused, annotate, few, natural
 from unfog.data.metadata import NAMES, Line, metadata_lines, text_of
 from unfog.data.packed import ARCHIVES, SHARDS, Packed, packed
 from unfog.data.pictures import SUFFIXES
 from unfog.data.source import MissingDataError
 from unfog.data.walk import walk
 from unfog.runtime.errors import UserError
+from unfog.runtime.lines import counted
 
 TRAIN = frozenset({"train", "training"})
 HELD = ("val", "validation", "valid", "dev", "test", "testing", "eval")

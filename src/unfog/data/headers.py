@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unfog.data.listing import counted
 from unfog.data.packed import BLOCK, tar_members
 from unfog.data.pictures import SUFFIXES
 from unfog.data.tables import LABELS, TEXTS
+from unfog.runtime.lines import counted
 
 Bytes = NDArray[np.uint8]
 Whole = NDArray[np.int64]

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from unfog.data.alike import MOST, Look, Pairs, groups_of
-from unfog.data.listing import Listing, counted, few
+from unfog.data.listing import Listing, few
 from unfog.data.source import Indices, split_classes, split_groups, split_rows
 from unfog.runtime.errors import Remark, UserError
+from unfog.runtime.lines import counted
 
 
 class Parts(NamedTuple):

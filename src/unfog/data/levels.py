@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unfog.data.listing import Listing, counted
+from unfog.data.listing import Listing
 from unfog.data.pictures import AS_NOW, Levels, Reading, UnreadableError, holds_several, values_of
 from unfog.runtime.errors import UserError
+from unfog.runtime.lines import counted
 
 LOOKED = 1000
 """Pictures that are looked at in a set too large for memory, evenly spaced."""

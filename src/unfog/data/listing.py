@@ -50,11 +50,6 @@ def few(names: Sequence[str], most: int = NAMED) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def counted(count: int, what: str) -> str:
-    """Return a number of things in words."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 @dataclass(frozen=True)
 class Listing:
     """The contents of a folder.

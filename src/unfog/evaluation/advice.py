@@ -32,6 +32,8 @@ MORE, LESS = "more guidance; ", "less guidance; "
 """Advice that is for conditional models only."""
 WEAK = 0.8
 """Share of real rows that a classifier must read correctly to be believed where it contradicts the eye."""
+MANY = 8
+"""Steps of a flow map from which on more of them are not advised."""
 NEAR, BETTER = 0.05, 0.02
 """Of the way to noise: up to where a figure is near its floor, and from where on another guidance is better."""
 
@@ -44,6 +46,7 @@ def advice(
     helps: str | None = None,
     run: str = "RUN",
     width: int | None = None,
+    jumps: int | None = None,
 ) -> str:
     """Return which figure is the worst of the last set of samples, and what usually helps.
 
@@ -55,6 +58,7 @@ def advice(
         helps: Name of the score whose advice holds for all, for models that draw nothing.
         run: The run, in commands.
         width: Of its network, where it has one.
+        jumps: Of a flow map, in how many steps it was sampled.
     """
     *others, last = columns
     if copies and any(one.copies for one in copies.values()):
@@ -76,6 +80,8 @@ def advice(
         if (place := position(name, columns[other][name])) is not None and place < places[name] - BETTER
     ]
     cure = "".join(reversed(better)) + _helps(helps or name, list(columns) if guided else [])
+    if jumps is not None and jumps < MANY:
+        cure = f"more steps (`--steps {2 * jumps}`); {cure}"
     wider = WIDTH if width is None else f"`--set network.width={STEP * math.ceil(WIDER * width / STEP)}`, {width} now"
     cure = cure.replace("WIDER", wider).replace("RUN", run)
     return f"Worst: {figures}.{_failing(name, classes)} What usually helps: {cure}."

@@ -33,6 +33,7 @@ from unfog.runs.tuned import GRID, steps_of
 from unfog.runtime.brief import in_full
 from unfog.runtime.errors import Stopped, UserError
 from unfog.runtime.files import locked, write_whole
+from unfog.runtime.lines import counted
 from unfog.runtime.progress import working
 from unfog.runtime.version import __version__
 
@@ -210,7 +211,7 @@ def _measure(
     total = run.sampler().batches_of(count) * sum(planned.nfe for _, planned in todo.values())
     with working("sampling and scores", total, console=console) as work:
         for key, (setting, planned) in sorted(todo.items(), key=lambda item: item[1][1].nfe):
-            work.describe(f"{setting.solver}, {planned.nfe} evaluations")
+            work.describe(f"{setting.solver}, {counted(planned.nfe, 'evaluation')}")
             advance = partial(work.advance, planned.nfe)
             samples, nfe = draw(planned.sampler, count, plan.condition, advance)
             features = judge.features(samples)

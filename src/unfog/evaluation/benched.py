@@ -12,7 +12,7 @@ from unfog.evaluation.results import Measured, Setting
 from unfog.evaluation.wording import CEILING, FLOOR
 from unfog.runtime.brief import brief
 from unfog.runtime.files import write_whole
-from unfog.runtime.lines import aligned, lines_of
+from unfog.runtime.lines import aligned, counted, lines_of
 from unfog.runtime.provenance import provenance
 from unfog.runtime.version import __version__
 
@@ -87,8 +87,8 @@ class Bench:
         whose = f"{one.setting.run}, " if one.setting.run else ""
         guidance = f"guidance {one.setting.guidance:g}"
         return (
-            f"{whose}{one.setting.solver}, grid {one.setting.grid}, {one.steps} steps, {guidance}: "
-            f"{one.nfe} evaluations, distance {number(one.fidelity.value)}{span(one.fidelity)}, "
+            f"{whose}{one.setting.solver}, grid {one.setting.grid}, {counted(one.steps, 'step')}, {guidance}: "
+            f"{counted(one.nfe, 'evaluation')}, distance {number(one.fidelity.value)} {span(one.fidelity).strip()}, "
             f"recall {one.recall.value:.3f}{adherence}"
         )
 

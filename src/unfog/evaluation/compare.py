@@ -27,7 +27,7 @@ from unfog.runs.run import Run, load
 from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
-from unfog.runtime.lines import aligned, lines_of
+from unfog.runtime.lines import aligned, counted, lines_of
 from unfog.runtime.progress import duration, working
 from unfog.runtime.provenance import Provenance
 from unfog.runtime.version import __version__
@@ -246,6 +246,8 @@ def common_parent(paths: Sequence[Path]) -> Path:
 def load_alike(paths: Sequence[Path], device: str) -> list[list[Run]]:
     """Load the runs behind each argument, with the sampling of the first one, but each its own batch size.
 
+    Where some are flow maps and the first is not, or the other way round, they keep their own but for the guidance.
+
     Raises: UserError: If they were trained on different data.
     """
     models = [[load(one, device) for one in members(path)] for path in paths]
@@ -273,8 +275,10 @@ def check_alike(first: Run, run: Run) -> None:
 
 def _as_first(run: Run, first: Run) -> Run:
     """Return a run with the solver, grid and sampling of the first one."""
-    batch = run.recipe.sampling.batch
-    sampling = replace(first.recipe.sampling, batch=batch)
+    own = run.recipe.sampling
+    if run.recipe.objective.jumps != first.recipe.objective.jumps:
+        return replace(run, recipe=replace(run.recipe, sampling=replace(own, guidance=first.recipe.sampling.guidance)))
+    sampling = replace(first.recipe.sampling, batch=own.batch)
     return replace(
         run, recipe=replace(run.recipe, solver=first.recipe.solver, grid=first.recipe.grid, sampling=sampling)
     )
@@ -347,14 +351,21 @@ def compare(
         measured.append(Model(name, [str(run.path) for run in model], mine[0].nfe, scores, differences))
     settings = f"{count} samples, noises of seed {seed}"
     if isinstance(generator, Sampler):
-        rule, grid = in_words("solver", generator.solver), in_words("grid", generator.grid)
-        settings = (
-            f"{count} samples, solver {rule}, grid {grid}, {generator.settings.steps} steps, guidance "
-            f"{generator.settings.guidance:g}, noises of seed {seed}"
-        )
+        ways = {name: _way(generator_of(model[0], 0)) for name, model in zip(names, models, strict=True)}
+        others = "".join(f"; {name}: {way}" for name, way in ways.items() if way != ways[names[0]])
+        settings = f"{count} samples, {ways[names[0]]}, noises of seed {seed}{others}"
     shown = [mine[0].shown for mine in sampled]
     labels = _labels(first, judge, count, seed, len(shown[0]))
     return Comparison(measured, names[base], fidelity, settings, shown, labels, generator.modality, judge.measured)
+
+
+def _way(generator: Drawing) -> str:
+    """Return in words how samples are drawn."""
+    if not isinstance(generator, Sampler):
+        return "at once"
+    rule, grid = in_words("solver", generator.solver), in_words("grid", generator.grid)
+    steps = counted(generator.settings.steps, "step")
+    return f"solver {rule}, grid {grid}, {steps}, guidance {generator.settings.guidance:g}"
 
 
 def _labels(run: Run, judge: Judge, count: int, seed: int, many: int) -> list[str]:

@@ -13,6 +13,7 @@ from unfog.evaluation.judge import Judge
 from unfog.evaluation.results import Measured, Setting
 from unfog.runs.tuned import GRID
 from unfog.runtime.files import disk, whole
+from unfog.runtime.lines import counted
 
 Cell = tuple[Setting, int]
 """A setting, and the requested number of evaluations."""
@@ -39,7 +40,7 @@ class Lead(NamedTuple):
         low, high = map(number, self.interval)
         apart = "" if self.interval.low > 0 or self.interval.high < 0 else ", not told apart"
         names = f"{_named(self.one)} less {_named(self.other)}"
-        return f"{self.nfe} evaluations: {names}: {number(value)} [{low}, {high}]{apart}"
+        return f"{counted(self.nfe, 'evaluation')}: {names}: {number(value)} [{low}, {high}]{apart}"
 
 
 def _named(one: Measured) -> str:

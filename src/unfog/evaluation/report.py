@@ -25,7 +25,7 @@ from unfog.runs.run import Run
 from unfog.runtime import distributed
 from unfog.runtime.brief import brief
 from unfog.runtime.errors import UserError
-from unfog.runtime.lines import lines_of
+from unfog.runtime.lines import counted, lines_of
 from unfog.runtime.progress import working
 from unfog.runtime.randomness import uniform
 
@@ -46,6 +46,7 @@ class Evaluation:
         seed: Seed of the samples' noise.
         samples: The samples as stored.
         classes: The scores of each class; None where the classifier cannot read what was asked.
+        jumps: Whether the model is a flow map.
     """
 
     scores: dict[str, Scored]
@@ -56,6 +57,7 @@ class Evaluation:
     seed: int
     samples: Tensor = field(repr=False)
     classes: Classes | None = field(default=None, repr=False)
+    jumps: bool = False
 
     __repr__ = brief
 
@@ -150,7 +152,7 @@ def evaluate_run(
     with working(f"scores, guidance {guidance:g}", console=console):
         scores, copies, classes = judge.score(samples, asked), judge.copies(samples), by_class(judge, samples, asked)
     taken = generator.settings.steps if isinstance(generator, Sampler) else None
-    return Evaluation(scores, copies, guidance, taken, nfe, seed, samples, classes)
+    return Evaluation(scores, copies, guidance, taken, nfe, seed, samples, classes, run.recipe.objective.jumps)
 
 
 def table(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN", width: int | None = None) -> str:
@@ -164,7 +166,8 @@ def table(evaluations: Sequence[Evaluation], judge: Judge, run: str = "RUN", wid
     """
     first, columns = evaluations[0], _columns(evaluations)
     costs = ", ".join(str(one.nfe_per_sample) for one in evaluations)
-    effort = f" in {first.steps} steps ({costs} evaluations)" if first.steps else ""
+    times = "evaluation" if costs == "1" else "evaluations"
+    effort = f" in {counted(first.steps, 'step')} ({costs} {times})" if first.steps else ""
     asked = ", conditioned on what held-out rows show" if "adherence" in first.scores else ""
     drawn = f"{len(first.samples)} samples of seed {first.seed}{effort}{asked}."
     alone = (
@@ -204,7 +207,8 @@ def _advice(evaluations: Sequence[Evaluation], run: str, width: int | None) -> s
     """Return which figure of the last evaluation is the worst, and what helps."""
     last = evaluations[-1]
     guided = last.steps is not None and "adherence" in last.scores
-    return advice(_columns(evaluations), last.copies, last.classes, guided, run=run, width=width)
+    jumps = last.steps if last.jumps else None
+    return advice(_columns(evaluations), last.copies, last.classes, guided, run=run, width=width, jumps=jumps)
 
 
 def notes(judge: Judge) -> list[str]:
@@ -281,7 +285,9 @@ def draw_sheets(evaluation: Evaluation, judge: Judge, folder: Path, modality: Mo
     samples = evaluation.samples
     places = torch.from_numpy(spread(min(SHOWN, len(samples)), len(samples)))
     real = torch.from_numpy(spread(len(samples), len(judge.heldout.x)))[places]
-    taken = "" if evaluation.steps is None else f"{evaluation.steps} steps, guidance {evaluation.guidance:g}, "
+    taken = (
+        "" if evaluation.steps is None else f"{counted(evaluation.steps, 'step')}, guidance {evaluation.guidance:g}, "
+    )
     title = f"{taken}seed {evaluation.seed}"
     asked = known(pick(judge.heldout, real.numpy())) if "adherence" in evaluation.scores else None
     labels = told(asked, judge.classes) or [""] * len(places)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +24,9 @@ from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, locked, write_whole
 from unfog.runtime.version import __version__
+
+REGISTRY = logging.getLogger("torch.onnx._internal.exporter._registration")
+"""What says which operators can be exported."""
 
 
 class Bare(nn.Module):
@@ -169,6 +173,7 @@ def _write(module: nn.Module, inputs: list[Tensor], names: list[str], path: Path
     shapes = tuple({0: torch.export.Dim("rows", min=1, max=65_536)} for _ in inputs)
     with warnings.catch_warnings(), disk(path):
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
+        REGISTRY.setLevel(logging.ERROR)  # and of torchvision's operators, which no network here has
         torch.onnx.export(
             module.eval(),
             tuple(inputs),

@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 
 from unfog.data.codecs import Codec, Identity, Pixels
-from unfog.data.listing import counted
 from unfog.data.modality import MODALITIES, Modality, modality_of
 from unfog.data.source import Augment, Augmentation
 from unfog.diffusion.grids import Grid, UniformGrid
@@ -42,6 +41,7 @@ from unfog.recipes.sources import DataSpec, Folder
 from unfog.recipes.vocabulary import path_of, unknown_setting
 from unfog.runtime.errors import UserError, unknown
 from unfog.runtime.files import parse_json
+from unfog.runtime.lines import counted
 
 Part = TypeVar("Part")
 VERSION = 2

@@ -26,7 +26,7 @@ from unfog.runs.data import read_data
 from unfog.runs.run import Run
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
-from unfog.runtime.lines import aligned
+from unfog.runtime.lines import aligned, counted
 from unfog.runtime.randomness import normal, uniform
 
 STEPS = 1000
@@ -388,7 +388,7 @@ def _posterior(worked: Worked, seed: int) -> list[Line]:
         Line("its variance", "beta tilde = beta·sigma_s²/sigma_t²", _number(tilde)),
         Line("a DDPM step", "mean + sqrt(beta tilde)·z", f"{worked.shown(predicted + tilde**0.5 * z):+.4f}"),
         Line("a DDIM step", "alpha_s·x0 + sigma_s·eps", in_ddim),
-        Line("this run's own rule", "solver", f"{_named(recipe, 'solver')}, {recipe.sampling.steps} steps"),
+        Line("this run's own rule", "solver", f"{_named(recipe, 'solver')}, {counted(recipe.sampling.steps, 'step')}"),
     ]
 
 

@@ -17,6 +17,7 @@ from unfog.runs.origin import digest_of
 from unfog.runtime.brief import brief, in_full
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import parse_json, read_bounded, write_whole
+from unfog.runtime.lines import counted
 
 NAME, GRID = "tuned.json", "tuned"
 """The file, and the grid by which it can be asked for."""
@@ -179,8 +180,9 @@ def told(folder: Path, sampler: Sampler) -> str:
         sampler: The sampler as it draws.
     """
     if isinstance(sampler.solver, Fitted):
-        return f"{sampler.settings.steps} steps of {sampler.solver.start} as tuned; --grid restores the usual ones"
+        steps = counted(sampler.settings.steps, "step")
+        return f"{steps} of {sampler.solver.start} as tuned; --grid restores the usual ones"
     if not (folder / NAME).is_file() or isinstance(sampler.grid, TimesGrid):
         return ""
-    found = [f"{one.solver} in {one.steps} steps at guidance {one.guidance:g}" for one in kept(folder)]
+    found = [f"{one.solver} in {counted(one.steps, 'step')} at guidance {one.guidance:g}" for one in kept(folder)]
     return f"not tuned: tuned are {', '.join(found)}" if found else ""

@@ -23,6 +23,7 @@ from unfog.runs.tuned import keep
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError, whole_number
 from unfog.runtime.files import locked
+from unfog.runtime.lines import counted
 from unfog.runtime.progress import working
 
 STEPS = (4, 5, 6, 8, 10)
@@ -106,12 +107,12 @@ def fit(
         raise UserError(f"the solver {chosen} draws noise at each step and cannot be tuned: use ddim or dpmpp-2m")
     with working("fitting", None, console=console or Console(stderr=True)) as work:
         for sampler in samplers:
-            work.describe(f"{sampler.settings.steps} steps: where {chosen} should end")
+            work.describe(f"{counted(sampler.settings.steps, 'step')}: where {chosen} should end")
             rows = rows_for(sampler)
             few = replace(sampler, settings=replace(sampler.settings, batch=rows))
             condition = _condition(few, 2 * rows, asked)
             fitted, others = (Portion.of(few, condition, first) for first in (0, rows))
-            work.describe(f"{sampler.settings.steps} steps: fitting")
+            work.describe(f"{counted(sampler.settings.steps, 'step')}: fitting")
             yield sampler, tuning.tune(fitted, others, rounds=rounds, watch=work.advance)
 
 

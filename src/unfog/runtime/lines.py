@@ -7,6 +7,11 @@ WIDE = 100
 """Characters of a line."""
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def lines_of(sentence: str, hanging: int = 0) -> list[str]:
     """Return a sentence in lines, all but the first indented by so many characters; none for an empty one."""
     return textwrap.wrap(

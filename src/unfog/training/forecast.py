@@ -110,8 +110,14 @@ def forecast(recipe: Recipe, machine: Machine, count: int = 1, budget: float | N
         count: How many.
         budget: Seconds to use instead of the recipe's number of images.
 
-    Raises: UserError: If the recipe does not fit the data, or its batch the number of cards.
+    Raises: UserError: If the recipe does not fit the data, its batch the number of cards, or its model is a flow map.
     """
+    if recipe.objective.jumps:
+        raise UserError(
+            f"what objective={recipe.kind('objective')} takes on one {machine.name} is not predicted: its steps depend "
+            "on numbers, which are there only when it is computed: plan it on this machine, or an ordinary training of "
+            "the network there, which takes somewhat less"
+        )
     recipe, data = build_data(recipe)
     batch, accumulate = recipe.training.batch, recipe.training.accumulate
     if batch % (count * accumulate):

@@ -34,7 +34,7 @@ def suggested_side(recipe: Recipe, budget: float, device: str = "auto") -> int |
 
 
 def expectation(recipe: Recipe, budget: float | None = None, device: str = "auto") -> str | None:
-    """Return in one line what to expect of a training; None where nothing was measured.
+    """Return in one line what to expect of a training; None where nothing was measured, as of flow maps.
 
     Args:
         recipe: What is to be trained.
@@ -43,7 +43,7 @@ def expectation(recipe: Recipe, budget: float | None = None, device: str = "auto
     """
     recipe, look = seen(recipe)
     kind, latents = kind_of(recipe, look.x), isinstance(recipe.codec, LatentCodec)
-    if kind is None or not recipe.objective.draws or (latents and budget is None):
+    if kind is None or not recipe.objective.draws or recipe.objective.jumps or (latents and budget is None):
         return None
     speed = REACHED * fastest(recipe, choose_device(device))
     if budget is None:

@@ -19,6 +19,7 @@ from unfog.recipes.objective import Context, Draw, Generator, HeldOut, OneLoss
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.words import in_words
 from unfog.runtime import distributed
+from unfog.runtime.lines import counted
 from unfog.training.reporting import CROWD, SHEET
 
 BLANK = 1e-3
@@ -112,7 +113,9 @@ class Denoising(OneLoss):
             )
         labels = in_words(sampler.conditioning, sampler.known, condition, None, count)
         settings = sampler.settings
-        return sampler.modality.labelled(samples, labels, f"{settings.steps} steps, guidance {settings.guidance:g}")
+        return sampler.modality.labelled(
+            samples, labels, f"{counted(settings.steps, 'step')}, guidance {settings.guidance:g}"
+        )
 
     def generator(self, recipe: Recipe, model: nn.Module) -> Generator:
         """Return the recipe's sampler."""
