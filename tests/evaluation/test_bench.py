@@ -367,9 +367,7 @@ def test_runs_are_compared_at_as_many_evaluations(
     ways = [(one.recipe.kind("solver"), one.recipe.sampling.steps, one.recipe.sampling.guidance) for (one,) in loaded]
     assert ways == [("dpmpp-2m", 4, 1.5), ("ddim", 1, 1.5)], "a student's steps are jumps"
     said = compare(loaded, ["teacher", "fast"], COUNT, console=QUIET).settings
-    assert said.startswith(
-        f"{COUNT} samples, solver dpmpp-2m, grid uniform, 4 steps, guidance 1.5, noises of seed 0; "
-    )
+    assert said.startswith(f"{COUNT} samples, solver dpmpp-2m, grid uniform, 4 steps, guidance 1.5, noises of seed 0; ")
     assert said.endswith("; fast: solver ddim, grid uniform, 1 step, guidance 1.5")
     with pytest.raises(UserError, match="cannot be compared: their data differ"):
         bench([teacher, load(points_run, "cpu")], ("ddim",), **given)

@@ -17,6 +17,7 @@ from unfog.data.source import Batch
 from unfog.diffusion.schedules import Schedule
 from unfog.diffusion.targets import Prediction, Target
 from unfog.generation.sampler import Sampler, shown
+from unfog.networks.conditioning import Cond
 from unfog.recipes.build import build_codec
 from unfog.recipes.conditions import ClassConditioning, LabelsConditioning, captions
 from unfog.recipes.parse import options
@@ -234,6 +235,8 @@ def explain(run: Run, step: int, row: int = 0, seed: int = 0) -> Explanation:
         "The loss": _loss(worked),
         "One step back: the posterior q(x_s | x_t, x0)": _posterior(worked, seed),
     }
+    if run.denoiser.span is not None:
+        parts["A jump: f(x_t, t, 0), to clean data at once"] = _jump(worked)
     title = f"Step {step} of {worked.total}: {run.path.resolve().name}"
     axes = zip(_axes(run.recipe.modality, len(worked.place)), worked.place, strict=True)
     where = ", ".join(f"{axis} {index}" for axis, index in axes)
@@ -390,6 +393,34 @@ def _posterior(worked: Worked, seed: int) -> list[Line]:
         Line("a DDIM step", "alpha_s·x0 + sigma_s·eps", in_ddim),
         Line("this run's own rule", "solver", f"{_named(recipe, 'solver')}, {counted(recipe.sampling.steps, 'step')}"),
     ]
+
+
+def _jump(worked: Worked) -> list[Line]:
+    """Return where a flow map leads in one step, and in two."""
+    run, sampling = worked.run, worked.run.recipe.sampling
+    denoiser, condition = run.denoiser, worked.row.condition
+    cond = None
+    if denoiser.embedder is not None and condition is not None:
+        cond = denoiser.embedder(condition.to(worked.x_t.device))
+    if denoiser.guidance is not None:
+        cond = (cond or Cond()).plus(denoiser.guidance(torch.tensor([sampling.guidance], device=worked.x_t.device)))
+
+    def leads(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        pair: Prediction = denoiser(x, t, cond, s)
+        return worked.schedule.add_noise(pair.x0, pair.eps, s)
+
+    with run.arithmetic(), torch.inference_mode():
+        half, end = worked.at / 2, torch.zeros_like(worked.at)
+        once, twice = (leads(worked.x_t, worked.at, end), leads(leads(worked.x_t, worked.at, half), half, end))
+    ends = f"{worked.shown(once):+.4f}, in truth {worked.shown(worked.x0):+.4f}"
+    lines = [
+        Line("this run is", f"objective={run.recipe.kind('objective')}", "a flow map: a pair for each t and s"),
+        Line("it leads to s", "f = alpha_s·x0 + sigma_s·eps", f"at s = 0 {ends}"),
+        Line("by way of t/2", "f(f(x_t, t, t/2), t/2, 0)", f"{worked.shown(twice):+.4f}; of a perfect map the same"),
+    ]
+    if denoiser.guidance is not None:
+        lines.insert(1, Line("guidance", "a number that it takes", f"{sampling.guidance:g}"))
+    return lines
 
 
 def _pictures(worked: Worked) -> Tensor | None:
