@@ -77,6 +77,8 @@ def test_no_sampling_costs_more_than_was_asked_and_one_more_step_would(found: Be
                 if steps is not None:
                     expected[Setting(solver, "uniform", guidance), wanted] = (steps, rule(steps) * guidance)
     assert {cell: (one.steps, one.nfe) for cell, one in found.cells.items()} == expected
+    scores = {(one.fidelity.protocol.metric, one.recall.protocol.metric) for one in found.measured}
+    assert scores == {("frechet/classifier", "recall")}
 
 
 def test_an_adaptive_solver_is_left_out_with_a_reason(found: Bench) -> None:

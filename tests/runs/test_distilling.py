@@ -322,7 +322,9 @@ def test_a_plan_counts_the_teachers_evaluations(digits_run: Path, monkeypatch: p
     assert default.wanted(chosen.set("training.seconds=60")) == 65_536
     plans = [plan(chosen, device="cpu", console=QUIET), plan(chosen, budget=20.0, device="cpu", console=QUIET)]
     assert plans[0].ahead > 0
-    assert plans[0].spent > plans[0].ahead
+    many = replace(chosen, objective=replace(chosen.objective, rows=65_536, points=64))
+    assert (longer := plan(many, device="cpu", console=QUIET)).spent > longer.ahead > 20 * plans[0].ahead
+    assert longer.seconds > longer.ahead
     assert plans[1].ahead <= 5.0
     monkeypatch.setattr("unfog.training.plan.SHARE", 0.0)
     assert plan(chosen, budget=20.0, device="cpu", console=QUIET).ahead == 0
