@@ -47,8 +47,7 @@ from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.schema import MOST, fits
 from unfog.reports.report import kept
-from unfog.runs import reading
-from unfog.runs import run as run_module
+from unfog.runs import model, reading
 from unfog.runs.run import load, resume, train
 from unfog.runtime import contained
 from unfog.runtime.contained import check_contained, copy_flat
@@ -742,15 +741,15 @@ def test_an_idx_file_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache for an archive."""
     monkeypatch.setenv("UNFOG_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     return tmp_path / "cache"
 
 
-def pack(cache: Path, *members: tuple[tarfile.TarInfo, bytes]) -> None:
-    with tarfile.open(cache / "cifar-10-binary.tar.gz", "w:gz") as archive:
+def pack(shelf: Path, *members: tuple[tarfile.TarInfo, bytes]) -> None:
+    with tarfile.open(shelf / "cifar-10-binary.tar.gz", "w:gz") as archive:
         for member, data in members:
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
@@ -774,21 +773,21 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
     ],
     ids=["above", "around", "link", "hard link", "hard link to nothing", "device"],
 )
-def test_an_archive_stays_in_its_folder(cache: Path, tmp_path: Path, member: tarfile.TarInfo) -> None:
-    pack(cache, (member, b""))
+def test_an_archive_stays_in_its_folder(shelf: Path, tmp_path: Path, member: tarfile.TarInfo) -> None:
+    pack(shelf, (member, b""))
     with pytest.raises(UserError, match=r"cifar-10-binary\.tar\.gz is damaged .*remove it"):
         classic.cifar10()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
-    assert [path.name for path in cache.iterdir()] == ["cifar-10-binary.tar.gz"]
+    assert [path.name for path in shelf.iterdir()] == ["cifar-10-binary.tar.gz"]
 
 
-def test_an_archive_has_a_largest_size(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_has_a_largest_size(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "cifar-10-batches-bin/data_batch_1.bin"
     monkeypatch.setattr(classic, "LARGEST", 4000)
-    pack(cache, (tarfile.TarInfo(name), bytes(3073)), (tarfile.TarInfo(f"{name}2"), bytes(3073)))
+    pack(shelf, (tarfile.TarInfo(name), bytes(3073)), (tarfile.TarInfo(f"{name}2"), bytes(3073)))
     with pytest.raises(UserError, match="more than 100 files or 4,000 bytes"):
         classic.cifar10()
-    pack(cache, *((tarfile.TarInfo(f"{name}{number}"), b"") for number in range(102)))
+    pack(shelf, *((tarfile.TarInfo(f"{name}{number}"), b"") for number in range(102)))
     with pytest.raises(UserError, match="more than 100 files"):
         classic.cifar10()
 
@@ -882,7 +881,7 @@ def test_a_machine_that_refuses(
     def refuse(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(run_module, "load", refuse)
+    monkeypatch.setattr(model, "opened", refuse)
     assert main(["sample", "x"]) == code
     said = capsys.readouterr().err
     assert said.startswith("unfog: the system reports an error (")
@@ -893,7 +892,7 @@ def test_a_mistake_in_the_code_is_still_a_traceback(monkeypatch: pytest.MonkeyPa
     def fail(*arguments: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(run_module, "load", fail)
+    monkeypatch.setattr(model, "opened", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["sample", "x"])
 
@@ -915,6 +914,7 @@ MEASURED = {
     "steps": 5,
     "nfe": 5,
     "fidelity": {"value": 1.0, "low": 0.9, "high": 1.1, "n": 100, "floor": 0.1, "ceiling": 9.0, "protocol": PROTOCOL},
+    "recall": {"value": 0.5, "low": None, "high": None, "n": 100, "floor": 0.9, "ceiling": 0.0, "protocol": PROTOCOL},
     "adherence": None,
 }
 
@@ -931,6 +931,7 @@ MEASURED = {
         {"fidelity": {**MEASURED["fidelity"], "protocol": {**PROTOCOL, "sets": None}}},  # type: ignore[dict-item]
         {"fidelity": {**MEASURED["fidelity"], "value": "1"}},  # type: ignore[dict-item]
         {"fidelity": None},
+        {"recall": 0.5},
         {"adherence": 3},
         {"deep": json.loads("[" * 40 + "]" * 40)},
     ],
