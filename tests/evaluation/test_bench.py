@@ -376,6 +376,11 @@ def test_runs_are_compared_at_as_many_evaluations(
         bench([teacher, load(points_run, "cpu")], ("ddim",), **given)
 
 
+def test_no_runs_are_refused() -> None:
+    with pytest.raises(UserError, match="nothing to measure: give a run"):
+        bench([])
+
+
 def test_runs_are_called_by_their_folders_or_paths(run: Run, tmp_path: Path) -> None:
     others = [replace(run, path=tmp_path / name) for name in ("a/run", "b/run", "b/x")]
     assert heads_of(others[:1]) == [""]

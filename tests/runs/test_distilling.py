@@ -268,9 +268,10 @@ def test_a_teacher_that_was_moved_is_found_again(
 
 
 def test_a_kept_teacher_is_not_needed_elsewhere(digits_run: Path, tmp_path: Path) -> None:
-    teacher, given = tmp_path / "teacher", {"rows": 128, "points": 4, "images": 512, "settings": FEW}
+    teacher = tmp_path / "teacher"
+    given: dict[str, Any] = {"rows": 128, "points": 4, "images": 512, "settings": FEW}
     shutil.copytree(digits_run, teacher)
-    made = distill(teacher, tmp_path / "run", **given, keep_teacher=True, console=QUIET)  # type: ignore[arg-type]
+    made = distill(teacher, tmp_path / "run", **given, keep_teacher=True, console=QUIET)
     shutil.rmtree(teacher)
     (tmp_path / "run").rename(tmp_path / "moved")
     file = sorted(trajectories_of(tmp_path / "moved").iterdir())[1]

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import tyro
 
@@ -25,6 +25,7 @@ from unfog.cli.options import (
     SomeFloat,
     SomeInt,
     SomePath,
+    SomeRuns,
     SomeText,
     Steps,
 )
@@ -235,9 +236,7 @@ def _evaluate_samples(
 
 
 def bench(
-    runs: Annotated[
-        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]", help_behavior_hint="")
-    ] = (),
+    runs: SomeRuns = (),
     /,
     *,
     solvers: Names = (),

@@ -70,6 +70,8 @@ def bench(
         Stopped: After Ctrl-C; finished measurements are kept.
     """
     each = [runs] if isinstance(runs, Run) else list(runs)
+    if not each:
+        raise UserError("nothing to measure: give a run")
     wanted = tuple(sorted(set(nfe or (FEW if any(run.recipe.objective.jumps for run in each) else NFE))))
     if wanted[0] < 1:
         raise UserError(f"a sample takes 1 network evaluation or more, not {wanted[0]}")

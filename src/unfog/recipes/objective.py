@@ -139,7 +139,7 @@ class Objective(Protocol):
         ...
 
     def ahead(self, recipe: "Recipe", shape: tuple[int, ...]) -> int:
-        """Return how often the network is evaluated for a row of a shape before the first step."""
+        """Return the evaluations of the network, each of one row of this shape, that precede the first step."""
         ...
 
     def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
