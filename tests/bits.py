@@ -132,6 +132,7 @@ def edited(version: Version) -> Iterator[tuple[str, str]]:
         "invert": ("--image", first, "--steps", "10"),
         "interpolate": ("--images", first, second, "--steps", "10"),
         "vary": ("--image", first, "--steps", "10"),
+        "restore": ("--image", first, "--operator", "blur:1"),
     }
     for name, words in edits.items():
         out = version.where / f"edit-{name}"

@@ -239,15 +239,18 @@ def guided(name: str, device: str) -> unfog.Denoise:
         "classifier": lambda: ClassifierGuided(free, lambda x, t: -x.square().sum(1) * t, 0.5),
         "clipped": lambda: unfog.Clipped(cond),
         "inpainting": lambda: unfog.Inpainting(cond, torch.ones(1, 2), torch.tensor([0.0, 1.0])),
+        "pseudo-inverse": lambda: unfog.PseudoInverse(cond, lambda x: x[:, :1], torch.ones(1, 1), 0.1),
+        "gradient": lambda: unfog.GradientGuided(cond, lambda x: x[:, :1], torch.ones(1, 1), 0.1),
         "rescheduled": lambda: unfog.Rescheduled(cond, unfog.RectifiedFlow()),
     }
     return found[name]()
 
 
 GUIDED = ("classifier-free", "interval", "rescaled", "auto", "cfg++", "classifier", "clipped", "inpainting")
+MEASURED = ("pseudo-inverse", "gradient")
 
 
-@pytest.mark.parametrize("name", [*GUIDED, "rescheduled"])
+@pytest.mark.parametrize("name", [*GUIDED, *MEASURED, "rescheduled"])
 def test_every_guidance_and_wrapper(card: SimpleNamespace, name: str) -> None:
     """With one time for all, and in predictions with a time for each row, here and there."""
 
@@ -299,6 +302,7 @@ EDITED: dict[str, Callable[[unfog.Sampler], Tensor]] = {
     "invert": lambda one: edits.invert(one, PICTURE, 3)[1],
     "interpolate": lambda one: edits.interpolate(one, PICTURE, PICTURE.flip(1), 3, 3),
     "vary": lambda one: edits.vary(one, PICTURE, 0.5, 2, 3),
+    "restore": lambda one: unfog.restore(one, unfog.measured(PICTURE, unfog.Blur(1.0), 0.05), 2, 3),
 }
 
 

@@ -340,6 +340,7 @@ def edit(digits_run: Path, folder: Path) -> Edit:
         (["invert", "--image", "{folder}/three.png", "--steps", "10"], 1),
         (["interpolate", "--images", "{folder}/three.png", "{folder}/other.png", "-n", "4", "--steps", "10"], 4),
         (["vary", "--image", "{folder}/three.png", "-n", "2", "--steps", "10"], 2),
+        (["restore", "--image", "{folder}/three.png", "--operator", "blur:1", "-n", "2", "--steps", "4"], 2),
         (["restyle", "--image", "{folder}/odd.png", "--own-size", "-n", "1", "--steps", "4", "--negative", "5"], 1),
     ],
 )
@@ -374,12 +375,30 @@ IMAGE = ["--image", "{folder}/three.png"]
         (["inpaint", *IMAGE, "--mask", "{folder}/none.png"], "cannot be read"),
         (["outpaint", *IMAGE], "margins are pixels"),
         (["vary", *IMAGE, "--amount", "3"], "amount must lie between 0 and 1"),
+        (
+            ["restore", *IMAGE, "--operator", "blur"],
+            "the operator 'blur' needs a number of pixels, for instance blur:1.5",
+        ),
+        (["restore", *IMAGE, "--operator", "blur:0"], "a blur has a standard deviation above 0"),
+        (["restore", *IMAGE, "--operator", "downsample:x"], "needs a number of pixels, for instance downsample:4"),
+        (["restore", *IMAGE, "--operator", "downsample:1"], "downsampling is by a whole factor of 2 or more, not 1"),
+        (["restore", *IMAGE, "--operator", "downsample:3"], "sides of 8×8 cannot be divided by 3"),
+        (["restore", *IMAGE, "--operator", "crop:3"], "crop:LEFT,TOP says where the window begins"),
+        (["restore", *IMAGE, "--operator", "crop:5,0", "--clean"], "does not lie within (8, 8)"),
+        (["restore", *IMAGE, "--operator", "sharpen"], "the operator 'sharpen' is no file and none of blur:DEVIATION"),
+        (["restore", *IMAGE, "--operator", "{folder}/wrong.png"], "the kernel {folder}/wrong.png sums to 0"),
+        (["restore", *IMAGE, "--operator", "{folder}/mask.png", "--noise", "2"], "noise is a share of the range"),
+        (["restore", *IMAGE, "--operator", "mask:{folder}/black.png"], "is all one value: white is restored"),
+        (["restore", *IMAGE, "--operator", "kernel:{folder}/mask.png"], "a kernel has two odd sides"),
+        (["restore", *IMAGE, "--operator", "kernel:{folder}/none.npy"], "none.npy cannot be read"),
         (["interpolate", "--images", "{folder}/three.png", "{folder}/other.png", "-n", "1"], "2 pictures or more"),
     ],
 )
-def test_mistakes_in_edits(edit: Edit, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_edits(
+    edit: Edit, folder: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert edit(*words) == 2
-    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert sentence.format(folder=folder) in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_label_is_asked_for(digits_run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

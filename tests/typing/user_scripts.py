@@ -135,6 +135,8 @@ def edits(run: unfog.Run, picture: Tensor, mask: Tensor) -> Tensor:
     run.outpaint(picture.numpy(), right=4)
     run.interpolate(picture, again, count=5, label=3)
     run.vary(picture, amount=0.2, count=2)
+    run.restore("small.png", "downsample:4", noise=0.05, how="pseudo-inverse", count=2, own_size=True)
+    run.restore(picture, unfog.Blur(1.5), label=3)
     return run.restyle(picture, strength=0.6, label=3, count=noise.shape[0])
 
 

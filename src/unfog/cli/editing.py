@@ -1,7 +1,7 @@
 """Verbs that edit pictures with a trained model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from unfog.cli import arguments
 from unfog.cli.options import Count, Flat, Inverting, Redrawing, RunFolder, Showing, SomePath
@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     from unfog.runs.model import SamplingOptions
 
 
-def _model(run: Path, showing: Showing, sampling: "SamplingOptions", out: Path | None) -> "tuple[Sampler, Asked]":
-    """Return the sampler of a run, and the requested condition; refuse an `out` among the run's data."""
+def _model(
+    run: Path, showing: Showing, sampling: "SamplingOptions", out: Path | None, free: bool = False
+) -> "tuple[Sampler, Asked]":
+    """Return the sampler of a run, and the requested condition; refuse an `out` among the run's data.
+
+    With `free` there may be none: the model decides what the picture shows.
+    """
     from unfog.runs import asking
     from unfog.runs.reading import check_apart
     from unfog.runs.run import load
@@ -24,7 +29,7 @@ def _model(run: Path, showing: Showing, sampling: "SamplingOptions", out: Path |
     check_apart(out or run, loaded.recipe)
     sampler = loaded.sampler(**sampling)
     asked = asking.asked(loaded.recipe, label=showing.label, prompt=arguments.prompts(showing.prompt))
-    return sampler, asking.edited(loaded.recipe, sampler, asked)
+    return sampler, asked if free else asking.edited(loaded.recipe, sampler, asked)
 
 
 def _written(
@@ -55,14 +60,15 @@ def _written(
         modality.write(picture[None], folder / f"{place:05}{modality.suffix}")
     before = [one[None] for one in first if one.shape == pictures.shape[1:]]
     shown = torch.cat([*before, pictures])
-    words = in_words(sampler.conditioning, sampler.known, sampler.condition(1, asked), asked, 1)[0]
+    condition = None if asked is None else sampler.condition(1, asked)
+    words = in_words(sampler.conditioning, sampler.known, condition, asked, 1)[0]
     labels = ["the picture given"] * len(before) + [", ".join(filter(None, (what, words)))] * len(pictures)
     save_picture(modality.labelled(shown, labels, in_a_line(settings_of(sampler))), folder / "sheet.png")
     print(f"{len(pictures)} pictures: {folder / 'sheet.png'}{', after the original' if before else ''}")
 
 
 def edit() -> None:
-    """Edit pictures: restyle, inpaint, outpaint, invert, interpolate, vary; see `unfog edit --help`.
+    """Edit pictures: restyle, inpaint, outpaint, restore, invert, interpolate, vary; see `unfog edit --help`.
 
     For example:
 
@@ -179,6 +185,69 @@ def outpaint(
     with locked(folder := out or run / "edits" / "outpaint"):
         drawn = edits.outpaint(sampler, picture, (left, right, top, bottom), n, asked)
         _written(drawn, folder, [], sampler, asked, "outpainted")
+
+
+def restore(
+    run: RunFolder,
+    /,
+    *,
+    redrawing: Flat[Redrawing],
+    image: Path,
+    operator: str,
+    noise: float = 0.02,
+    how: Literal["gradient", "pseudo-inverse"] = "gradient",
+    clean: bool = False,
+    n: Count = 4,
+    out: SomePath = None,
+) -> None:
+    """Restore a picture that was blurred, made smaller, masked or cropped, and is noisy.
+
+    Draws pictures that give this one when the same happens to them. Without --label or --prompt they may show anything.
+    Writes each, a sheet, and mean.png, their mean, which is nearest to the truth on average.
+
+    For example:
+
+      unfog edit restore runs/mnist --image blurred.png --operator blur:1.5 --noise 0.05
+      unfog edit restore runs/mnist --image seven.png --operator downsample:4 --clean
+
+    Args:
+        image: The picture.
+        operator: What happened to it: blur:DEVIATION or downsample:FACTOR, in pixels; crop (the middle is left) or
+            crop:LEFT,TOP; or a file, PNG or NPY: a mask of the picture's size, white where nothing is known, or a
+            kernel (mask:FILE and kernel:FILE say which).
+        noise: Standard deviation of its noise, as a share of the range from black to white.
+        how: gradient, or pseudo-inverse, which is about four times as fast and less exact.
+        clean: The picture is a clean one: measure it so first, and report how well it is restored.
+        n: Number of pictures to draw.
+        out: Folder for the pictures. Default: RUN/edits/restore.
+    """
+    import torch
+
+    from unfog.data.modality import modality_of_rows
+    from unfog.data.pictures import resized
+    from unfog.evaluation.reconstruction import psnr
+    from unfog.generation import restoring
+    from unfog.runs import restoring as reading
+    from unfog.runtime.files import locked
+
+    sampler, asked = _model(run, redrawing, redrawing.sampling(), out, free=True)
+    given, known = reading.measurement(
+        image, operator, sampler, noise=noise, own_size=redrawing.own_size, clean=clean, seed=redrawing.seed
+    )
+    with locked(folder := out or run / "edits" / "restore"):
+        drawn = restoring.restore(sampler, given, n, asked, how)
+        enlarged = torch.from_numpy(resized(given.picture.numpy(), *given.size))
+        first = [enlarged] if known is None else [known, enlarged]
+        _written(drawn, folder, first, sampler, asked, f"restored, {operator}, noise {noise:g}")
+        mean = drawn.float().mean(0, keepdim=True).round().byte()
+        modality_of_rows(mean).write(mean, folder / "mean.png")
+        if known is not None:
+            modality_of_rows(mean).write(given.picture[None], folder / "measured.png")
+    misfit = given.misfit(drawn)
+    print(f"measured again, they differ from the picture given by {misfit:.2f} times its noise; about 1 is right")
+    if known is not None:
+        one, several, before = (float(psnr(rows, known[None])[0]) for rows in (drawn[:1], mean, enlarged[None]))
+        print(f"PSNR: {one:.1f} dB, their mean {several:.1f}, as measured {before:.1f}")
 
 
 def invert(

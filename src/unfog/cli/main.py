@@ -51,6 +51,7 @@ EDITS: dict[str, Callable[..., None]] = {
     "restyle": editing.restyle,
     "inpaint": editing.inpaint,
     "outpaint": editing.outpaint,
+    "restore": editing.restore,
     "invert": editing.invert,
     "interpolate": editing.interpolate,
     "vary": editing.vary,

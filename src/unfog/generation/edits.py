@@ -106,7 +106,12 @@ class Canvas:
         return normal(self.sampler.seed, purpose, step, first, count, shape).to(self.device)
 
     def batches(
-        self, count: int, asked: Asked, start: Callable[[Denoise, Tensor, int], Beginning], solver: Solver
+        self,
+        count: int,
+        asked: Asked,
+        start: Callable[[Denoise, Tensor, int], Beginning],
+        solver: Solver,
+        free: bool = False,
     ) -> Iterator[Tensor]:
         """Yield edited pictures in batches; number i is the same in whatever request it comes.
 
@@ -115,11 +120,12 @@ class Canvas:
             asked: What they should show.
             start: Maps (model, times, number of the first sample) to where the batch begins.
             solver: The rule of a step.
+            free: Whether they may show anything, so that `asked` does not matter.
         """
         if count < 1:
             raise UserError(f"the number of pictures must be 1 or more, not {count}")
         count = whole_number("the number of pictures", count, 1)
-        condition, size = self.sampler.condition(count, asked), self.sampler.size
+        condition, size = None if free else self.sampler.condition(count, asked), self.sampler.size
         for first in range(0, count, size):
             denoise, times = replace(self.sampler, solver=solver).denoise(self.sampler.padded(condition, first))
             yield self._end(start(denoise, times, first), solver, first)[: count - first]

@@ -163,12 +163,16 @@ class Sampler(Drawing):
             doubt_grid(self.denoiser.schedule, self.grid, self.settings.steps)
 
     def denoise(self, condition: Tensor | None) -> tuple[Denoise, Tensor]:
-        """Return the wrapped denoiser for the condition of one batch, on the solver's clock, and the times there."""
+        """Return the wrapped denoiser for the condition of one batch, on the solver's clock, and the times there.
+
+        Without a condition a conditional model predicts as it learned to where its condition was dropped.
+        """
         times = self.grid(self.denoiser.schedule, self.settings.steps)
         ends = times if self.solver.leads else None
-        denoise: Denoise = Conditioned(self.denoiser, None, ends)
-        if self.denoiser.embedder is not None and condition is not None:
-            embedder, device = self.denoiser.embedder, self.device
+        embedder, device = self.denoiser.embedder, self.device
+        nothing = None if embedder is None or condition is not None else _at(embedder.null(self.size), device)
+        denoise: Denoise = Conditioned(self.denoiser, nothing, ends)
+        if embedder is not None and condition is not None:
             embedded = embedder(condition.to(device))  # first, since it gathers the weights that are sharded
             free = embedder.null(len(condition))
             if self.negative is not None:
@@ -179,7 +183,7 @@ class Sampler(Drawing):
             denoise = self._guided(*pair) if self.denoiser.guidance is None else self._as_guided(pair[0])
         if self.negative is not None and self.settings.guidance == 1:
             raise UserError("a negative condition needs guidance: set guidance above 1")
-        if isinstance(denoise, Conditioned) and denoise.cond is None and self.settings.guidance != 1:
+        if condition is None and self.settings.guidance != 1:
             raise UserError(
                 "guidance needs a model that was trained with conditions: set it to 1 (sampling.guidance=1 in a recipe)"
             )

@@ -164,10 +164,16 @@ def edited(recipe: Recipe, sampler: Sampler, asked: Asked) -> Asked:
     return asked
 
 
-def picture(image: Picture, sampler: Sampler, own_size: bool) -> Tensor:
+def picture(image: Picture, sampler: Sampler, own_size: bool, sides: tuple[int, int] | None = None) -> Tensor:
     """Return a picture to edit, uint8 `(channels, height, width)`: of the model's size, or of its own.
 
     Tensors and arrays keep their size.
+
+    Args:
+        image: The picture.
+        sampler: Of the model.
+        own_size: Whether one of a file keeps its size.
+        sides: Height and width that it gets instead.
 
     Raises: UserError: If it cannot be read, or the model is of another kind of data.
     """
@@ -176,7 +182,8 @@ def picture(image: Picture, sampler: Sampler, own_size: bool) -> Tensor:
     if isinstance(image, Tensor | np.ndarray):
         return _pixels(image)
     with _file(image) as path:
-        return _read(path, sampler.stored, own_size)
+        shape = sampler.stored if sides is None else (sampler.stored[0], *sides)
+        return _read(path, shape, own_size and sides is None)
 
 
 def _pixels(image: Tensor | NDArray[Any]) -> Tensor:

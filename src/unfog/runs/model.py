@@ -14,7 +14,9 @@ from unfog.diffusion.grids import Grid
 from unfog.diffusion.solvers import Solver
 from unfog.generation import edits
 from unfog.generation.drawing import Drawing
+from unfog.generation.operators import Operator
 from unfog.generation.quantizing import ROWS, Quantization, in_int8
+from unfog.generation.restoring import How, restore
 from unfog.generation.sampler import Sampler
 from unfog.generation.whole import Whole
 from unfog.recipes.build import known_of, resized
@@ -22,7 +24,7 @@ from unfog.recipes.conditions import Asked
 from unfog.recipes.kinds import kind_of
 from unfog.recipes.parse import changed, named
 from unfog.recipes.recipe import Recipe
-from unfog.runs import asking, tuned
+from unfog.runs import asking, restoring, tuned
 from unfog.runs.asking import Label, Picture, Prompt, Values
 from unfog.runs.progress import Progress, watched
 from unfog.runs.reading import drawing_recipe, read_model
@@ -299,6 +301,36 @@ class Run:
         where = asking.mask(mask, picture, sampler, own_size)
         return edits.inpaint(sampler, asking.picture(picture, sampler, own_size), where, count, asked, repeats=repeats)
 
+    def restore(
+        self,
+        picture: Picture,
+        operator: str | Operator,
+        *,
+        noise: float = 0.02,
+        how: How = "gradient",
+        count: int = 1,
+        own_size: bool = False,
+        **options: Unpack[EditOptions],
+    ) -> Tensor:
+        """Return pictures that give a blurred, smaller, masked or cropped one when measured; see `unfog.restore`.
+
+        Args:
+            picture: What was measured.
+            operator: What measured it: a linear map, or its name such as "blur:1.5", "downsample:4", "crop", or the
+                path of a mask or kernel, see `unfog edit restore`.
+            noise: Standard deviation of its noise, as a share of the range from black to white.
+            how: "gradient", or "pseudo-inverse", which is faster and less exact.
+            count: How many.
+            own_size: Whether the result has the size that fits a picture from a file, instead of the model's.
+            **options: See `EditOptions`. Without a label or a prompt the pictures may show anything.
+
+        Returns: uint8, `(count, channels, height, width)`.
+        Raises: UserError: If picture, operator and model do not fit.
+        """
+        sampler, asked = self._editor(options, free=True)
+        given, _ = restoring.measurement(picture, operator, sampler, noise=noise, own_size=own_size)
+        return restore(sampler, given, count, asked, how)
+
     def outpaint(
         self,
         picture: Picture,
@@ -374,13 +406,13 @@ class Run:
         sampler, asked = self._inverter(options)
         return edits.vary(sampler, asking.picture(picture, sampler, False), amount, count, asked)
 
-    def _editor(self, options: EditOptions) -> tuple[Sampler, Asked]:
-        """Return the sampler of an edit, and what the result shows."""
+    def _editor(self, options: EditOptions, free: bool = False) -> tuple[Sampler, Asked]:
+        """Return the sampler of an edit, and what the result shows; with `free` that may be anything."""
         asked = asking.asked(self.recipe, label=options.get("label"), prompt=options.get("prompt"))
         drawing = {name: value for name, value in options.items() if name not in ("label", "prompt")}
         sampler = self.sampler(**cast(SamplingOptions, drawing))
         sampler.doubt()
-        return sampler, asking.edited(self.recipe, sampler, asked)
+        return sampler, asked if free else asking.edited(self.recipe, sampler, asked)
 
     def _inverter(self, options: EditOptions) -> tuple[Sampler, Asked]:
         """Return the sampler of an edit that goes through the noise of a picture, which knows no guidance."""
