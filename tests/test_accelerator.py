@@ -25,6 +25,7 @@ from tests.conftest import MakeRecipe
 from tests.data.test_source import IDX_NAMES, idx_bytes
 from tests.recipes.test_recipe import default
 from unfog.cli.main import EDITS, main
+from unfog.data.characters import GAP, Characters, codes
 from unfog.diffusion.defaults import target_of
 from unfog.diffusion.denoiser import Condition, Denoiser
 from unfog.diffusion.guidance import ClassifierGuided, Interval
@@ -32,7 +33,8 @@ from unfog.diffusion.names import NAMES
 from unfog.diffusion.schedules import Schedule
 from unfog.generation import edits
 from unfog.generation.trajectories import Trajectories
-from unfog.recipes.build import build_data
+from unfog.generation.unmasking import Unmasking
+from unfog.recipes.build import build_data, build_model
 from unfog.recipes.kinds import KINDS
 from unfog.recipes.latents import LatentCodec
 from unfog.recipes.presets import RECIPES, recipe
@@ -306,7 +308,31 @@ EDITED: dict[str, Callable[[unfog.Sampler], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", EDITS)
+def test_every_edit_of_pictures_is_here() -> None:
+    assert {*EDITED, "complete"} == set(EDITS)
+
+
+def test_texts(card: SimpleNamespace) -> None:
+    """Drawn and completed."""
+    codec = Characters("abc")
+    small = ("network.width=8", "network.middle=1", "sampling.steps=3", "sampling.batch=4")
+    chosen = replace(recipe("text").set(*small), shape=(1, 8), codec=codec, classes=("x", "y"))
+
+    def drawn(device: str) -> Tensor:
+        torch.manual_seed(0)
+        model = build_model(chosen)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.1)
+        found = chosen.objective.generator(chosen, model.to(device))
+        assert isinstance(found, Unmasking)
+        given = codes([f"ab{chr(GAP)}"], 8)
+        texts = found(5), found.completed(given, 5, None), found.bits(codes(["abc", "b"], 8), torch.tensor([0, 1]))
+        return torch.cat([one.float().flatten() for one in texts]).to(device)  # which come back on the CPU
+
+    on_both(card, drawn, 1e-3)
+
+
+@pytest.mark.parametrize("name", EDITED)
 def test_every_edit(card: SimpleNamespace, digits_run: Path, name: str) -> None:
     options: Any = {"steps": 3, "batch": 2}
     there, here = (

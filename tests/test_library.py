@@ -2,7 +2,10 @@
 
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -343,3 +346,23 @@ def test_everything_public_prints_on_a_screen(digits_run: Path, table_run: Path)
     assert re.search(
         r"Run\('.*': compact of [\d,]+ parameters, images of 1×8×8, 10 classes, float32 on cpu\)", repr(run)
     )
+
+
+@pytest.mark.parametrize(
+    ("loads", "spins"), [("0.1 0.2 0.3 1/80 7\n", "10000"), ("0.1 0.2 0.3 3/80 7\n", "1000"), ("what?", "10000")]
+)
+def test_threads_wait_briefly_only_next_to_other_programs(loads: str, spins: str, tmp_path: Path) -> None:
+    """A fresh interpreter reads what runs from a file that stands for Linux's own."""
+    (tmp_path / "loadavg").write_text(loads)
+    code = f"""
+import builtins, io, os
+opened = builtins.open
+def replaced(path, *words, **named):
+    return opened({str(tmp_path / "loadavg")!r} if path == "/proc/loadavg" else path, *words, **named)
+builtins.open = replaced
+import unfog
+print(os.environ["GOMP_SPINCOUNT"])
+"""
+    bare = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    found = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == spins

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from unfog.generation.drawing import Drawing as Generator
 
 
+TEXTS = 16
+"""Texts that are printed, at most."""
+
+
 def sample(
     run: RunFolder,
     /,
@@ -65,8 +69,22 @@ def sample(
         folder = sample_into(folder, loaded, generator, n, asked, beside=out is None, console=Console(stderr=True))
     except KeyboardInterrupt:
         raise Stopped("stopped: run the same command again to resume", signal.SIGINT) from None
+    for text in _texts(folder, generator, n):
+        print(text)
     print(f"{n} samples: {folder / 'sheet.png'}, listed in {folder / 'samples.json'}")
     print(_further(run, None if out is None else folder, generator))
+
+
+def _texts(folder: Path, generator: "Generator", n: int) -> list[str]:
+    """Return the first of the samples where they are texts; what a terminal would obey is spelled out."""
+    from unfog.data.characters import lines_of
+    from unfog.runs.naming import numbered
+
+    if generator.modality.suffix != ".txt":
+        return []
+    files = numbered(folder, ".txt", min(n, TEXTS))
+    rows = [generator.modality.read(files[place], generator.stored)[0] for place in sorted(files)]
+    return [text.encode("unicode_escape").decode() for row in rows for text in lines_of(generator.modality, row[None])]
 
 
 def _further(run: Path, folder: Path | None, generator: "Generator") -> str:

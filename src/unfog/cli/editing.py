@@ -68,7 +68,9 @@ def _written(
 
 
 def edit() -> None:
-    """Edit pictures: restyle, inpaint, outpaint, restore, invert, interpolate, vary; see `unfog edit --help`.
+    """Edit pictures: restyle, inpaint, outpaint, restore, invert, interpolate, vary; or texts: complete.
+
+    `unfog edit VERB --help` explains each.
 
     For example:
 

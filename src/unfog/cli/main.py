@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tyro
 
-from unfog.cli import arguments, editing, importing, terminal
+from unfog.cli import arguments, editing, importing, terminal, writing
 from unfog.cli.drawing import film, sample
 from unfog.cli.exchange import export, import_
 from unfog.cli.looking import explain, inspect, recipe, recipes, report
@@ -55,6 +55,7 @@ EDITS: dict[str, Callable[..., None]] = {
     "invert": editing.invert,
     "interpolate": editing.interpolate,
     "vary": editing.vary,
+    "complete": writing.complete,
 }
 """The verbs of `unfog edit`."""
 DESCRIPTION = """Train, sample and measure diffusion models.

@@ -66,7 +66,7 @@ def labelled_sheet(
         title, cells = " · ".join(part for part in (blocks[0][0], title) if part), blocks[0][1]
         across = max(1, round((len(cells) * cell[1] / cell[0]) ** 0.5))
         return _titled(_grid(cells, min(across, len(cells)), gap), title)
-    font = _font(min(max(12, cell[1] // 4), 20))
+    font = font_of(min(max(12, cell[1] // 4), 20))
     labels = [_wrapped(label, font, max(WIDEST, cell[0]), cell[1] - 2 * PAD) for label, _ in blocks]
     beside = max((round(font.getlength(line)) for lines in labels for line in lines), default=-2 * PAD) + 2 * PAD
     counts = [len(cells) for _, cells in blocks]
@@ -138,7 +138,7 @@ def _grid(cells: Sequence[Image.Image], across: int, gap: int) -> Image.Image:
 
 def _titled(picture: Image.Image, title: str) -> Image.Image:
     """Return a picture below its title."""
-    font = _font(14)
+    font = font_of(14)
     width = max(picture.width, min(400, round(font.getlength(readable(title))) + 2 * PAD)) if title else picture.width
     lines = _wrapped(title, font, width - 2 * PAD, 4 * _line(font))
     if not lines:
@@ -208,7 +208,7 @@ def _file() -> Path:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
     """Return the font in a size, in pixels."""
     return ImageFont.truetype(_file(), size)
 

@@ -134,7 +134,7 @@ def fit_classifier(
     outputs = targets.shape[1] if several else int(targets.max()) + 1
     if outputs < (1 if several else 2):
         return None
-    network = _network(tuple(rows.x.shape[1:]), outputs, features_of(len(rows.x)), thorough)
+    network = _network(codec.shape(tuple(rows.x.shape[1:])), outputs, features_of(len(rows.x)), thorough)
     version = f"classifier {VERSION}, words {words!r}" + (f", thorough {THOROUGH}, mirror {mirror}" if thorough else "")
     name = digest(version.encode(), *(part.numpy().tobytes() for part in (rows.x, targets)))
     path = cache_folder() / "features" / f"{name}.safetensors"
@@ -316,7 +316,7 @@ def trial_step(x: Tensor, codec: Codec, thorough: bool = False) -> float:
         codec: Encodes rows.
         thorough: Whether of the thorough one, in float32.
     """
-    network = _network(tuple(x.shape[1:]), 2, features_of(LARGE), thorough).train()
+    network = _network(codec.shape(tuple(x.shape[1:])), 2, features_of(LARGE), thorough).train()
     rows = codec.encode(x[torch.arange(BATCH) % len(x)])
     with torch.random.fork_rng(devices=[]):  # dropout draws
         for _ in range(2):

@@ -11,6 +11,7 @@ from unfog.data.source import Batch, Data, Source
 from unfog.diffusion.denoiser import Conditioned
 from unfog.diffusion.grids import UniformGrid
 from unfog.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
+from unfog.generation.unmasking import DRAWS, Unmasking
 from unfog.networks.conditioning import Cond
 from unfog.recipes.build import build_codec, known_of
 from unfog.runs.run import Run
@@ -27,14 +28,15 @@ class Bits:
     """Bits per dimension of some rows, with the standard error of the mean.
 
     Attributes:
-        flow: By the probability flow, with one random probe for each row (Hutchinson).
+        flow: By the probability flow, with one random probe for each row (Hutchinson); None for texts, which have none.
         flow_error: Its standard error.
-        bound: The variational bound, of the chain of Gaussian steps and so of another model than the flow.
+        bound: The variational bound, of the chain of Gaussian steps and so of another model than the flow; of texts
+            that of unmasking.
         bound_error: Its standard error.
     """
 
-    flow: float
-    flow_error: float
+    flow: float | None
+    flow_error: float | None
     bound: float
     bound_error: float
 
@@ -57,7 +59,7 @@ class Density:
         """Return the two rows as text."""
         lines = ["bits/dim             by the flow       variational bound"]
         for name, bits in (("training rows", self.train), ("held out", self.held_out)):
-            flow = f"{bits.flow:.3f} ± {bits.flow_error:.3f}"
+            flow = "-" if bits.flow is None else f"{bits.flow:.3f} ± {bits.flow_error:.3f}"
             lines.append(f"{name:18} {flow:>15}   {bits.bound:10.3f} ± {bits.bound_error:.3f}")
         return "\n".join([*lines, f"({self.protocol})"])
 
@@ -79,6 +81,11 @@ def density(run: Run, data: Data, count: int, seed: int = 0) -> Density:
     """
     if count < 1:
         raise UserError(f"the likelihood needs 1 row or more, not {count}")
+    generator = None if run.denoises or not run.recipe.objective.draws else run.generator(seed=seed)
+    if isinstance(generator, Unmasking):
+        protocol = f"{min(count, len(data.heldout))} held-out rows, seed {seed}; bits a character, {DRAWS} draws a row"
+        train, heldout = (_of_texts(run, generator, part, count) for part in data)
+        return Density(train, heldout, f"{protocol}; ± standard error")
     steps = run.denoiser.schedule.steps or STEPS
     protocol = (
         f"{min(count, len(data.train))} training and {min(count, len(data.heldout))} held-out rows, seed {seed}; "
@@ -104,6 +111,18 @@ def _bits(run: Run, source: Source, count: int, steps: int, seed: int) -> Bits:
         flows.append(flow)
         bounds.append(bound)
     return Bits(*_mean_and_error(torch.cat(flows)), *_mean_and_error(torch.cat(bounds)))
+
+
+def _of_texts(run: Run, generator: Unmasking, source: Source, count: int) -> Bits:
+    """Measure some texts of one split: their bound in bits a character."""
+    rows = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int64)
+    found = []
+    for first in range(0, len(rows), generator.size):
+        part = source.take(rows[first : first + generator.size])
+        box = torch.from_numpy(uniform(generator.seed, "likelihood condition", 0, first, len(part.x), 4))
+        condition = run.recipe.conditioning.read(generator.known, part, part.x, box)
+        found.append(generator.bits(part.x, condition, first))
+    return Bits(None, None, *_mean_and_error(torch.cat(found)))
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

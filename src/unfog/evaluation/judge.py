@@ -155,7 +155,7 @@ class Judge:
         with working("reading training rows", console=console):
             self.train = rows_of(data.train, min(TRAINING, most))
         self.references, self.compared = some(self.m, len(self.train.x)), some(self.m, len(self.heldout.x))
-        self.noise = codec.decode(normal(seed, "noise to judge", 0, 0, self.m, tuple(data.train.shape)))
+        self.noise = codec.decode(normal(seed, "noise to judge", 0, 0, self.m, codec.shape(tuple(data.train.shape))))
         self.classifier = fit_classifier(self.train, codec, console, thorough=thorough, mirror=mirror)
         self.spaces: dict[str, Space] = {}
         with working("features of real rows", console=console):

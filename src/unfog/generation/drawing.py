@@ -4,14 +4,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from unfog.data.modality import Modality
 from unfog.recipes.conditions import Asked, Conditioning, Known
-from unfog.runtime.device import free_memory
+from unfog.runtime.device import Arithmetic, free_memory
 from unfog.runtime.errors import UserError, whole_number
 
 
@@ -23,11 +23,15 @@ class Drawing(ABC):
         conditioning: Reads the condition of a request.
         known: What the model knows about its data.
         seed: Seed of the noise.
+        precision: Arithmetic of the network.
+        takes: The options of sampling that it has, besides the seed.
     """
 
+    takes: ClassVar[frozenset[str]] = frozenset()
     conditioning: Conditioning
     known: Known
     seed: int = 0
+    precision: Arithmetic = "float32"
 
     @property
     @abstractmethod

@@ -71,7 +71,6 @@ class Sampler(Drawing):
         known: What the model knows of its data.
         seed: Seed of the noise.
         negative: What the samples should not show: guidance leads away from it instead of from nothing.
-        precision: Arithmetic of the network.
     """
 
     denoiser: Denoiser
@@ -80,7 +79,6 @@ class Sampler(Drawing):
     grid: Grid
     settings: Sampling
     negative: Asked = None
-    precision: Arithmetic = "float32"
 
     __repr__ = brief
 
@@ -101,7 +99,7 @@ class Sampler(Drawing):
             recipe.grid,
             recipe.sampling,
             negative,
-            precision,
+            precision=precision,
             conditioning=recipe.conditioning,
             known=known_of(recipe),
             seed=seed,

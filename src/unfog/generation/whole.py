@@ -11,7 +11,7 @@ from unfog.generation.drawing import Drawing
 from unfog.recipes.conditions import ClassConditioning
 from unfog.recipes.objective import Generator
 from unfog.runtime.brief import brief
-from unfog.runtime.device import Arithmetic, arithmetic
+from unfog.runtime.device import arithmetic
 from unfog.runtime.errors import UserError
 
 
@@ -22,12 +22,10 @@ class Whole(Drawing):
     Attributes:
         generator: The objective's generator.
         device: Where the model computes.
-        precision: Arithmetic of the network.
     """
 
     generator: Generator
     device: torch.device
-    precision: Arithmetic = "float32"
 
     __repr__ = brief
 

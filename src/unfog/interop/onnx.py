@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unfog.data.characters import Characters
 from unfog.data.codecs import Latents, Pixels
 from unfog.interop.export import vacant
 from unfog.networks.autoencoder import Autoencoder
@@ -129,7 +130,7 @@ def fit(recipe: Recipe) -> None:
 
     Raises: UserError: If it cannot, with the reason.
     """
-    if not recipe.objective.draws:
+    if not recipe.objective.draws or isinstance(recipe.codec, Characters):
         raise UserError(f"only denoisers can be exported to ONNX, not the objective {recipe.kind('objective')!r}")
     if not isinstance(recipe.conditioning, NoConditioning | ClassConditioning):
         kind = recipe.kind("conditioning")

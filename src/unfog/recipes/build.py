@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from unfog.data.buckets import shapes_of
+from unfog.data.characters import Characters, alphabet_of
 from unfog.data.codecs import Codec
 from unfog.data.pictures import sides_of
 from unfog.data.source import Data, MissingDataError
@@ -54,6 +55,8 @@ def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
         if isinstance(spec.buckets, int) and spec.buckets > 1:
             spec = replace(spec, buckets=tuple((one.shape[1], one.shape[2]) for one in every))
         filled = replace(filled, data=spec)
+    if isinstance(recipe.codec, Characters) and not recipe.codec.alphabet:
+        filled = replace(filled, codec=Characters(alphabet_of(data)))
     if (epochs := recipe.training.epochs) is not None:
         filled = filled.set(f"training.images={max(1, round(epochs * sum(map(len, every))))}", "training.epochs=null")
     if recipe.conditioning.captioned:

@@ -38,6 +38,8 @@ KINDS: dict[str, dict[str, str | type]] = {
         "folder": "recipes.sources:Folder",
         "shards": "recipes.sources:Shards",
         "shapes": "recipes.sources:CaptionedShapes",
+        "grammar": "recipes.sources:Grammar",
+        "textfile": "recipes.sources:TextFile",
         "elsewhere": "recipes.sources:Elsewhere",
         "given": "recipes.sources:Given",
     },
@@ -46,6 +48,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "pixels": "data.codecs:Pixels",
         "identity": "data.codecs:Identity",
         "latents": "recipes.latents:LatentCodec",
+        "characters": "data.characters:Characters",
     },
     "network": {
         "compact": "recipes.networks:CompactSpec",
@@ -63,6 +66,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "distillation": "training.objectives.distillation:Distillation",
         "progressive": "training.objectives.progressive:Progressive",
         "flow-map": "training.objectives.flow_map:FlowMap",
+        "masked": "training.objectives.masked:Masked",
     },
     "conditioning": {
         "classes": "recipes.conditions:ClassConditioning",

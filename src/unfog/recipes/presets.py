@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unfog.data import idx
+from unfog.data.characters import Characters
 from unfog.data.classic import CLOTHES, existing
 from unfog.data.codecs import Identity, Pixels
 from unfog.data.geometry import Geometry
@@ -18,7 +19,7 @@ from unfog.diffusion.solvers import Ancestral
 from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import X0, Eps
 from unfog.diffusion.times import DiscreteTimes, LogitNormal, Uniform
-from unfog.recipes.conditions import NoConditioning, TextConditioning
+from unfog.recipes.conditions import ClassConditioning, NoConditioning, TextConditioning
 from unfog.recipes.latents import LatentCodec
 from unfog.recipes.networks import AutoencoderSpec, CompactSpec, MinimalSpec, MLPSpec, UNetSpec
 from unfog.recipes.optimizers import AdamW, Muon
@@ -33,9 +34,11 @@ from unfog.recipes.sources import (
     Digits,
     Fashion,
     Folder,
+    Grammar,
     Idx,
     Points,
     Shards,
+    TextFile,
 )
 from unfog.runtime.errors import UserError, unknown
 
@@ -318,6 +321,23 @@ def shapes(data: str | None = None, size: Size | None = None) -> Recipe:
     )
 
 
+def text(data: str | None = None, size: Size | None = None) -> Recipe:
+    """Text by masked diffusion: a text file of yours, or dates, sums and sentences, included."""
+    if size is not None:
+        raise UserError("texts have no size: omit it, and set data.length for the characters of a row")
+    return Recipe(
+        "text",
+        data=Grammar() if data is None else TextFile(str(Path(data).expanduser().resolve())),
+        network=CompactSpec(width=64, middle=3),
+        codec=Characters(),
+        objective=named("objective", "masked"),
+        conditioning=ClassConditioning() if data is None else NoConditioning(),
+        optimizer=Muon(lr=5e-3),
+        training=Training(images=300_000, batch=128),
+        sampling=Sampling(steps=48),
+    )
+
+
 def tutorial(data: str | None = None, size: Size | None = None) -> Recipe:
     """DDPM as in the tutorials, on digits: linear schedule, eps, discrete times, a two-level U-Net."""
     return replace(
@@ -346,6 +366,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "autoencoder": autoencoder,
     "text-to-image": text_to_image,
     "shapes": shapes,
+    "text": text,
     "tutorial": tutorial,
 }
 LABELLED = ("folder", "autoencoder", "text-to-image")

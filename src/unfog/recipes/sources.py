@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 from unfog.data import points
+from unfog.data.characters import texts
 from unfog.data.labels import AUTO, RULES
+from unfog.data.modality import Modality
 from unfog.data.source import Data
 from unfog.runtime.errors import UserError
 
@@ -176,6 +178,38 @@ class CaptionedShapes:
         from unfog.data import shapes
 
         return shapes.shapes(self.count, self.side, self.objects, self.seed, self.heldout)
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Dates, sums and sentences of a small grammar, see `unfog.data.grammar.grammar`."""
+
+    count: int = 60_000
+    seed: int = 0
+    modality: ClassVar[Modality] = texts
+    computed: ClassVar[bool] = True
+
+    def build(self) -> Data:
+        """Draw the texts."""
+        from unfog.data import grammar
+
+        return grammar.grammar(self.count, self.seed)
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A text in UTF-8, by lines or by windows, see `unfog.data.textfile.textfile`."""
+
+    path: str = ""
+    rows: Literal["auto", "lines", "windows"] = "auto"
+    length: int | None = None
+    modality: ClassVar[Modality] = texts
+
+    def build(self) -> Data:
+        """Read the file."""
+        from unfog.data import textfile
+
+        return textfile.textfile(self.path, self.rows, self.length)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from unfog.generation.whole import Whole
 from unfog.recipes.build import known_of, resized
 from unfog.recipes.conditions import Asked
 from unfog.recipes.kinds import kind_of
+from unfog.recipes.objective import Generator
 from unfog.recipes.parse import changed, named
 from unfog.recipes.recipe import Recipe
 from unfog.runs import asking, restoring, tuned
@@ -131,7 +132,7 @@ class Run:
         """Return what draws samples, whatever the objective.
 
         Args:
-            **options: See `SamplingOptions`. A model that is not sampled step by step takes no other than `seed`.
+            **options: See `SamplingOptions`. A model that is not a denoiser takes `seed`, and what its kind has.
 
         Raises: UserError: For an unknown name, a value out of range, or an option that the model does not take.
         """
@@ -157,13 +158,19 @@ class Run:
             return self._as_tuned(found, options.get("grid"))
         if found is None:
             raise UserError(f"{self._kind}, which draws no samples")
-        wanted = {name: value for name, value in options.items() if name != "seed" and value is not None}
+        drawing = found if isinstance(found, Drawing) else self._whole(found, recipe)
+        wanted = {name: value for name, value in options.items() if value is not None} | {"seed": None}
         if wanted.get("guidance") == 1:
             del wanted["guidance"]  # it is off
-        if wanted:
-            raise UserError(f"{self._kind}, which takes no {' and no '.join(wanted)}: omit what it does not take")
+        if refused := wanted.keys() - drawing.takes - {"seed"}:
+            names = " and no ".join(name for name in wanted if name in refused)
+            raise UserError(f"{self._kind}, which takes no {names}: omit what it does not take")
+        return replace(drawing, seed=seed, precision=self.precision)
+
+    def _whole(self, found: Generator, recipe: Recipe) -> Whole:
+        """Return a generator that draws all samples at once as one that draws them in batches."""
         known = known_of(recipe)
-        return Whole(found, self.device, self.precision, conditioning=recipe.conditioning, known=known, seed=seed)
+        return Whole(found, self.device, conditioning=recipe.conditioning, known=known)
 
     def _as_tuned(self, sampler: Sampler, grid: str | Grid | None) -> Sampler:
         """Return a sampler that draws as `unfog tune` found, unless another grid is asked for."""

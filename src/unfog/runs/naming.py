@@ -20,6 +20,8 @@ LONGEST, BYTES = 40, 120
 """Characters and bytes of a slug, at most: some file systems take 143 bytes in a name."""
 NAME = re.compile(r"(\d{5,8})(?:-[^.]+)?", re.ASCII)
 """The stem of a sample's file; before there were slugs, it was the number alone."""
+SHOWN = ("steps", "guidance")
+"""Options that titles name."""
 
 
 def slug(text: str) -> str:
@@ -74,9 +76,9 @@ def written_pictures(folder: Path) -> list[Path]:
 
 
 def settings_of(generator: Drawing) -> dict[str, object]:
-    """Return how samples are drawn, by the names of the options: the seed, and what a sampler has besides."""
+    """Return how samples are drawn, by the names of the options: the seed, and what the model has besides."""
     if not isinstance(generator, Sampler):
-        return {"seed": generator.seed}
+        return {"seed": generator.seed, **{key: generator.described[key] for key in SHOWN if key in generator.takes}}
     settings = generator.settings
     rule = generator.solver
     solver = f"{rule.start} (tuned)" if isinstance(rule, Fitted) else kind_of("solver", rule)

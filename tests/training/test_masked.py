@@ -1,0 +1,292 @@
+"""objective=masked: the loss and the sampler against a distribution that is known, and a run like any other."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import unfog
+from unfog.cli.main import main
+from unfog.data.characters import GAP, Characters, codes, lines_of, texts
+from unfog.data.grammar import grammar
+from unfog.evaluation.density import density
+from unfog.generation.unmasking import Unmasker, Unmasking, falling, surprise
+from unfog.networks.conditioning import Cond
+from unfog.recipes.conditions import Known, NoConditioning
+from unfog.recipes.objective import Context, Draw
+from unfog.recipes.presets import recipe
+from unfog.recipes.recipe import Recipe
+from unfog.recipes.settings import Sampling
+from unfog.runs.completing import complete
+from unfog.runs.run import Run, load, resume
+from unfog.runtime.errors import UserError
+from unfog.training.objectives.masked import Masked
+
+QUIET = Console(quiet=True)
+CODEC = Characters("ab")
+LANGUAGE = {"aab": 0.4, "abb": 0.1, "ba": 0.3, "b": 0.2}
+"""A language of four texts; shorter ones end in ends."""
+ENTROPY = -sum(chance * math.log2(chance) for chance in LANGUAGE.values()) / 3
+"""Bits a character."""
+
+
+class Exact(nn.Module):
+    """The probabilities of each character given what is seen, of the language above."""
+
+    def __init__(self) -> None:
+        """Lay out the texts."""
+        super().__init__()
+        self.rows: Tensor
+        self.weights = nn.Parameter(torch.tensor(list(LANGUAGE.values()), dtype=torch.float64))
+        self.register_buffer("rows", CODEC.encode(codes(list(LANGUAGE), 3)).double())
+        self.embedder = None
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """Return log p, shaped like `x`."""
+        seen = x.any(1)
+        hidden = (~seen).sum(1) / x.shape[-1]
+        assert torch.allclose(hidden.double(), t), "the network is told how much is hidden"
+        fits = torch.einsum("bcl,rcl->brl", x.double(), self.rows) + (~seen)[:, None].double()
+        joint = self.weights * (fits > 0.5).all(2)
+        posterior = joint / joint.sum(1, keepdim=True).clamp(min=1e-300)
+        return torch.einsum("br,rcl->bcl", posterior, self.rows).clamp(min=1e-30).log()
+
+
+def drawing(steps: int = 3, seed: int = 0, batch: int = 64) -> Unmasking:
+    known = Known((3, 3), (), (), (1, 3), texts)
+    model = cast(Unmasker, Exact())
+    return Unmasking(
+        model, CODEC, Sampling(steps=steps, batch=batch), conditioning=NoConditioning(), known=known, seed=seed
+    )
+
+
+def test_the_mean_loss_of_the_exact_model_is_the_entropy() -> None:
+    """Over every number of hidden characters and every order of them."""
+    total, orders = 0.0, list(itertools.permutations(range(3)))
+    for text, chance in LANGUAGE.items():
+        for hidden, order in itertools.product(range(3), orders):
+            noise = torch.zeros(1, 3, 3)
+            noise[0, 0] = torch.tensor(order).float()
+            drop, u = torch.zeros(1, dtype=torch.bool), torch.tensor([(hidden + 0.5) / 3], dtype=torch.float64)
+            draw = Draw(CODEC.encode(codes([text], 3)), None, drop, u, noise)
+            loss = _measured(draw)
+            total += chance * float(loss) / 3 / len(orders)
+    assert total / math.log(2) == pytest.approx(ENTROPY, abs=1e-6)
+
+
+def _measured(draw: Draw) -> Tensor:
+    """Return the loss of a batch under the exact model."""
+    model = Exact()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unfog.training.objectives.masked._unmasker", lambda given: given)
+        patch.setattr("unfog.training.objectives.masked.condition_of", lambda denoiser, batch: None)
+        patch.setattr(Exact, "denoiser", None, raising=False)
+        return Masked().measured(model, draw, Context(recipe("text"), CODEC)).detach()
+
+
+def test_bits_are_the_entropy() -> None:
+    rows = codes([text for text, chance in LANGUAGE.items() for _ in range(round(100 * chance))], 3)
+    assert float(drawing().bits(rows, None).mean()) == pytest.approx(ENTROPY, abs=0.02)
+
+
+def test_one_character_at_a_time_gives_the_language() -> None:
+    count = 6400
+    found = Counter(lines_of(texts, drawing(steps=3)(count)))
+    assert set(found) == set(LANGUAGE)
+    for text, chance in LANGUAGE.items():
+        assert found[text] / count == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / count))
+
+
+def test_all_at_once_gives_characters_apart() -> None:
+    """The places are then independent: each has its own probabilities, and texts appear that are none."""
+    count = 6400
+    rows = drawing(steps=1)(count)[:, 0]
+    share = float((rows[:, 1] == ord("a")).double().mean())
+    assert share == pytest.approx(0.7, abs=0.03)
+    both = float(((rows[:, 0] == ord("a")) & (rows[:, 1] == ord("a"))).double().mean())
+    assert both == pytest.approx(0.5 * 0.7, abs=0.03)
+
+
+def test_samples_are_the_same_in_any_request() -> None:
+    many = drawing(batch=8)(30)
+    assert torch.equal(drawing(batch=8)(5), many[:5])
+    assert torch.equal(torch.cat(list(drawing(batch=8).batches(None, 30, 1))), many[8:])
+    assert not torch.equal(drawing(batch=8, seed=1)(30), many)
+
+
+@pytest.mark.parametrize(("count", "steps", "left"), [(5, 2, [5, 2, 0]), (3, 9, [3, 2, 1, 0]), (4, 1, [4, 0])])
+def test_what_is_hidden_falls(count: int, steps: int, left: list[int]) -> None:
+    assert falling(count, steps) == left
+
+
+class Leaning(Exact):
+    """The first character by the condition alone."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """Lean to "a" where there is a condition."""
+        return torch.tensor([0.0, 0.0 if cond is None else 1.0, 0.0])[None, :, None].expand(len(x), 3, 3)
+
+
+def test_guidance_leads_further_from_no_condition() -> None:
+    """Log p is free + scale·(given - free)."""
+    found = drawing()
+    guided = Unmasking(
+        cast(Unmasker, Leaning()), CODEC, Sampling(guidance=3.0), conditioning=found.conditioning, known=found.known
+    )
+    logits = guided._logits(torch.zeros(1, 3, 3), torch.ones(1), [Cond(), None])[0, :, 0]
+    given, free = (torch.tensor([0.0, lean, 0.0]).log_softmax(0) for lean in (1.0, 0.0))
+    torch.testing.assert_close(logits, free + 3 * (given - free))
+    with pytest.raises(UserError, match="guidance needs a model that was trained with conditions"):
+        guided(3)
+
+
+def test_a_completion_keeps_what_is_known_and_fits_it() -> None:
+    count = 4000
+    given = codes([f"{chr(GAP)}{chr(GAP)}b"], 3)
+    found = Counter(lines_of(texts, drawing().completed(given, count, None)))
+    assert set(found) == {"aab", "abb"}
+    assert found["aab"] / count == pytest.approx(0.8, abs=0.03)
+    given = codes([f"b{chr(GAP)}"], 3)
+    assert set(lines_of(texts, drawing().completed(given, 300, None))) == {"ba", "b"}
+
+
+def test_surprise_is_that_of_the_characters() -> None:
+    logits = torch.tensor([[[2.0, 0.0], [0.0, 0.0], [0.0, 1.0]]])
+    x0 = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]])
+    wanted = [-math.log(math.exp(2) / (math.exp(2) + 2)), -math.log(math.exp(1) / (math.exp(1) + 2))]
+    torch.testing.assert_close(surprise(logits, x0)[0], torch.tensor(wanted))
+
+
+# A run
+
+
+SMALL = (
+    "network.width=8",
+    "network.middle=1",
+    "data.count=400",
+    "training.images=256",
+    "training.batch=32",
+    "training.reports=1",
+    "sampling.steps=6",
+    "sampling.batch=16",
+)
+
+
+@pytest.fixture(scope="module")
+def run(train_into: Callable[[Recipe, str], Path]) -> Run:
+    return load(train_into(recipe("text").set(*SMALL), "texts"), "cpu")
+
+
+def test_the_alphabet_is_that_of_the_data(run: Run) -> None:
+    assert isinstance(run.recipe.codec, Characters)
+    assert "J" in run.recipe.codec.alphabet
+    assert run.recipe.rows == "texts of up to 48 characters"
+    assert not run.denoises
+
+
+def test_it_resumes_to_the_bit(train_into: Callable[[Recipe, str], Path]) -> None:
+    chosen = recipe("text").set(*SMALL, "training.reports=4", "network.dropout=0.1")
+    whole = load(train_into(chosen, "whole"), "cpu")
+    steps: list[int] = []
+    out = whole.path.parent / "part"
+    unfog.train(chosen, out, stop=lambda: steps.append(1) or len(steps) > 3, device="cpu", console=QUIET)
+    again = resume(out, device="cpu", console=QUIET)
+    pairs = zip(whole.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_samples_are_files_and_printed(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "drawn"
+    assert main(["sample", str(run.path), "-n", "20", "--label", "sum", "--steps", "3", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    files = sorted(out.glob("*.txt"))
+    assert len(files) == 20
+    assert files[3].name == "00003-sum.txt"
+    assert texts.read(files[0], (1, 48)).tolist() == run.sample(1, label="sum", steps=3)[0:1].tolist()
+    assert len(shown.splitlines()) >= 16
+    assert (out / "sheet.png").is_file()
+    assert '"steps": 3' in (out / "samples.json").read_text()
+
+
+def test_completions_on_the_command_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["edit", "complete", str(run.path), "--device", "cpu", "--steps", "4", "-n", "3"]
+    assert main([*words, "--text", "1_ + __ = 42", "--label", "sum"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line[0] == "1" and line[2:5] == " + " for line in lines if len(line) > 5)
+    assert main([*words, "--text", "two old "]) == 0
+    assert all(line.startswith("two old ") for line in capsys.readouterr().out.splitlines())
+    assert main([*words, "--text", "two *ld", "--gap", "*", "--more"]) == 0
+    for wrong, sentence in (
+        (["--text", "x" * 60], "the text has 60 characters, and the model writes up to 48"),
+        (["--text", "a" * 48], "nothing of the text is unknown"),
+        (["--text", "a~b_"], "does not know the character '~'"),
+        (["--text", "ab_", "--gap", "__"], "a gap is marked by one character"),
+        (["--text", "ab_", "-n", "0"], "the number of texts must be a whole number, 1 or more"),
+        (["--text", "ab_", "--label", "novel"], "novel"),
+    ):
+        assert main([*words, *wrong]) == 2, wrong
+        assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_only_models_of_texts_complete(digits_run: Path) -> None:
+    with pytest.raises(UserError, match="holds no model of texts"):
+        complete(load(digits_run, "cpu"), "a_")
+
+
+def test_the_likelihood_is_a_bound_in_bits(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    found = density(run, grammar(400), 20)
+    assert found.held_out.flow is None
+    assert 1 < found.held_out.bound < 8
+    assert main(["evaluate", str(run.path), "--likelihood", "10"]) == 0
+    assert "-" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verb", "why"),
+    [
+        ("film RUN", "is not sampled step by step"),
+        ("sample RUN --solver ddim", "takes no solver"),
+        ("sample RUN --size 9", "a size goes with pictures"),
+        ("export RUN OUT", "not a denoiser"),
+        ("edit vary RUN --image x.png", "is not sampled step by step"),
+    ],
+)
+def test_what_texts_cannot_do(
+    verb: str, why: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [{"RUN": str(run.path), "OUT": str(tmp_path / "out")}.get(word, word) for word in verb.split()]
+    assert main(words) == 2
+    assert why in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_it_has_no_use_for_is_said(train_into: Callable[[Recipe, str], Path]) -> None:
+    with pytest.warns(UserWarning, match="objective=masked has no use for schedule=cosine, solver=ddim"):
+        train_into(recipe("text").set(*SMALL, "schedule=cosine", "solver=ddim"), "idle")
+
+
+def test_pictures_are_no_texts() -> None:
+    with pytest.raises(UserError, match="objective=masked goes with codec=characters: use the recipe 'text'"):
+        unfog.train(recipe("digits").set("objective=masked"), "never", console=QUIET)
+    assert not Path("never").exists()
+
+
+def test_a_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"{'ab' * (place % 5)}c{place}" for place in range(300)]
+    (tmp_path / "mine.txt").write_text("\n".join(lines))
+    settings = [word for one in SMALL if "data" not in one for word in ("--set", one)]
+    assert main(["train", "text", str(tmp_path / "mine.txt"), "--out", str(tmp_path / "run"), *settings]) == 0
+    assert main(["sample", str(tmp_path / "run"), "-n", "4"]) == 0
+    capsys.readouterr()
+    assert np.unique(load(tmp_path / "run", "cpu").sample(4).numpy()).max() < 128
+    (tmp_path / "mine.txt").unlink()
+    assert main(["evaluate", str(tmp_path / "run"), "-n", "200"]) == 2
+    assert "is no file" in capsys.readouterr().err
