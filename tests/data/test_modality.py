@@ -359,6 +359,7 @@ def test_nothing_else_asks_for_the_rank_of_a_row() -> None:
         "times",
         "value",
         "wanted",
+        "weights",  # of a kernel that filters pictures
         "x",  # in runtime/device.py, and in runs/dataset.py, where rows need an axis of their own
     }
     known = {"x": {"runtime/device.py", "runs/dataset.py"}, "shape": {"runtime/device.py"}}

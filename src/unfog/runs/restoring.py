@@ -141,8 +141,8 @@ def _corner(operator: str, size: Sides, window: Sides) -> Sides:
 def _file_sides(path: Path) -> Sides:
     """Return the height and width of what a file holds."""
     if path.suffix.lower() == ".npy":
-        shape = _opened(path).shape
-        return (shape[0], shape[1]) if len(shape) == 2 else (0, 0)
+        array = _opened(path)
+        return (array.shape[0], array.shape[1]) if array.ndim == 2 else (0, 0)
     try:
         return describe_picture(path)[1:]
     except UnreadableError as error:
