@@ -102,7 +102,7 @@ def _hidden(batch: Draw) -> tuple[Tensor, Tensor]:
     length = batch.x0.shape[-1]
     most = (batch.u * length).long().clamp(0, length - 1) + 1
     ranks = batch.noise[:, 0].argsort(1).argsort(1)
-    return ranks < most[:, None], most.to(torch.float64) / length
+    return ranks < most[:, None].to(ranks.device), most.to(torch.float64) / length
 
 
 def _unmasker(model: nn.Module) -> Unmasker:
