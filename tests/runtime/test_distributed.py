@@ -111,7 +111,7 @@ def test_a_report_between_steps_leaves_the_weights_shared_out(tmp_path: Path) ->
     """A budget times a report after the first steps, and the average goes on from there."""
     words = digits(tmp_path / "run", "training.sharded=true")
     length = next(place for place, word in enumerate(words) if word.startswith("training.images="))
-    printed = forked.together(2, *words[: length - 1], *words[length + 1 :], "--budget", "12s")
+    printed = forked.together(2, *words[: length - 1], *words[length + 1 :], "--budget", "24s")
     assert printed.count("trained:") == 1
 
 
