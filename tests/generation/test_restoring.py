@@ -20,6 +20,7 @@ from unfog.diffusion.solvers import DDIM, DPMSolverPP2M
 from unfog.generation.inverse import GradientGuided, Measured, PseudoInverse, adjoint, conjugate_gradients, largest
 from unfog.generation.operators import Blur, Crop, Downsample, Kernel, Masked, Operator
 from unfog.generation.restoring import Measurement, measured, restore
+from unfog.generation.restoring import restoring as restoring_sampler
 from unfog.runs import restoring
 from unfog.runs.run import Run, load
 from unfog.runtime.errors import UserError
@@ -241,6 +242,9 @@ def test_a_solver_without_noise_gives_way_to_one_with(run: Run, picture: Tensor)
     )
     assert torch.equal(found, wanted)
     assert not torch.equal(found, own)
+    used = restoring_sampler(run.sampler(solver=DPMSolverPP2M(), guidance=3.0), None)
+    assert (used.solver, used.settings.guidance) == (DDIM(eta=1.0), 1.0), "which titles say"
+    assert restoring_sampler(run.sampler(guidance=3.0), 3).settings.guidance == 3.0
 
 
 def test_an_odd_size_and_a_picture_as_it_was_measured(run: Run) -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from unfog.recipes.conditions import Asked
     from unfog.runs.model import SamplingOptions
 
+GIVEN = "the picture given"
+
 
 def _model(
     run: Path, showing: Showing, sampling: "SamplingOptions", out: Path | None, free: bool = False
@@ -33,14 +35,14 @@ def _model(
 
 
 def _written(
-    pictures: "Tensor", folder: Path, first: "list[Tensor]", sampler: "Sampler", asked: "Asked", what: str
+    pictures: "Tensor", folder: Path, first: "dict[str, Tensor]", sampler: "Sampler", asked: "Asked", what: str
 ) -> None:
     """Write each picture, and a sheet that begins with the given ones and says what the others are.
 
     Args:
         pictures: The results.
         folder: For them.
-        first: What was given.
+        first: What was given, by its name.
         sampler: Drew the results.
         asked: What they are to show.
         what: What they are.
@@ -58,11 +60,11 @@ def _written(
     modality = modality_of_rows(pictures)
     for place, picture in enumerate(pictures):
         modality.write(picture[None], folder / f"{place:05}{modality.suffix}")
-    before = [one[None] for one in first if one.shape == pictures.shape[1:]]
-    shown = torch.cat([*before, pictures])
+    before = {name: one[None] for name, one in first.items() if one.shape == pictures.shape[1:]}
+    shown = torch.cat([*before.values(), pictures])
     condition = None if asked is None else sampler.condition(1, asked)
     words = in_words(sampler.conditioning, sampler.known, condition, asked, 1)[0]
-    labels = ["the picture given"] * len(before) + [", ".join(filter(None, (what, words)))] * len(pictures)
+    labels = [*before] + [", ".join(filter(None, (what, words)))] * len(pictures)
     save_picture(modality.labelled(shown, labels, in_a_line(settings_of(sampler))), folder / "sheet.png")
     print(f"{len(pictures)} pictures: {folder / 'sheet.png'}{', after the original' if before else ''}")
 
@@ -111,7 +113,7 @@ def restyle(
     picture = asking.picture(image, sampler, redrawing.own_size)
     with locked(folder := out or run / "edits" / "restyle"):
         drawn = edits.restyle(sampler, picture, strength, n, asked)
-        _written(drawn, folder, [picture], sampler, asked, f"restyled, strength {strength:g}")
+        _written(drawn, folder, {GIVEN: picture}, sampler, asked, f"restyled, strength {strength:g}")
 
 
 def inpaint(
@@ -147,7 +149,7 @@ def inpaint(
     where = asking.mask(mask, image, sampler, redrawing.own_size)
     with locked(folder := out or run / "edits" / "inpaint"):
         drawn = edits.inpaint(sampler, picture, where, n, asked, repeats=repeats)
-        _written(drawn, folder, [picture], sampler, asked, "inpainted")
+        _written(drawn, folder, {GIVEN: picture}, sampler, asked, "inpainted")
 
 
 def outpaint(
@@ -186,7 +188,7 @@ def outpaint(
     picture = asking.picture(image, sampler, redrawing.own_size)
     with locked(folder := out or run / "edits" / "outpaint"):
         drawn = edits.outpaint(sampler, picture, (left, right, top, bottom), n, asked)
-        _written(drawn, folder, [], sampler, asked, "outpainted")
+        _written(drawn, folder, {}, sampler, asked, "outpainted")
 
 
 def restore(
@@ -239,8 +241,10 @@ def restore(
     with locked(folder := out or run / "edits" / "restore"):
         drawn = restoring.restore(sampler, given, n, asked, how)
         enlarged = torch.from_numpy(resized(given.picture.numpy(), *given.size))
-        first = [enlarged] if known is None else [known, enlarged]
-        _written(drawn, folder, first, sampler, asked, f"restored, {operator}, noise {noise:g}")
+        clean_too = {} if known is None else {GIVEN: known}
+        first = {**clean_too, "as measured": enlarged}
+        used = restoring.restoring(sampler, asked)
+        _written(drawn, folder, first, used, asked, f"restored, {operator}, noise {noise:g}")
         mean = drawn.float().mean(0, keepdim=True).round().byte()
         modality_of_rows(mean).write(mean, folder / "mean.png")
         if known is not None:
@@ -285,7 +289,7 @@ def invert(
     picture = asking.picture(image, sampler, False)
     with locked(folder := out or run / "edits" / "invert"):
         noise, again = edits.invert(sampler, picture, asked)
-        _written(again[None], folder, [picture], sampler, asked, "drawn from its noise")
+        _written(again[None], folder, {GIVEN: picture}, sampler, asked, "drawn from its noise")
         buffer = io.BytesIO()
         np.save(buffer, noise.numpy())
         write_whole(folder / "noise.npy", buffer.getvalue())
@@ -320,7 +324,7 @@ def interpolate(
     first, second = (asking.picture(image, sampler, False) for image in images)
     with locked(folder := out or run / "edits" / "interpolate"):
         drawn = edits.interpolate(sampler, first, second, n, asked)
-        _written(drawn, folder, [], sampler, asked, "from the first picture to the second")
+        _written(drawn, folder, {}, sampler, asked, "from the first picture to the second")
 
 
 def vary(
@@ -355,4 +359,4 @@ def vary(
     picture = asking.picture(image, sampler, False)
     with locked(folder := out or run / "edits" / "vary"):
         drawn = edits.vary(sampler, picture, amount, n, asked)
-        _written(drawn, folder, [picture], sampler, asked, f"varied, amount {amount:g}")
+        _written(drawn, folder, {GIVEN: picture}, sampler, asked, f"varied, amount {amount:g}")
