@@ -29,6 +29,7 @@ from unfog.runs.completing import complete
 from unfog.runs.run import Run, load, resume
 from unfog.runtime.errors import UserError
 from unfog.training.objectives.masked import Masked
+from unfog.training.reporting import evaluations
 
 QUIET = Console(quiet=True)
 CODEC = Characters("ab")
@@ -125,6 +126,11 @@ def test_samples_are_the_same_in_any_request() -> None:
 @pytest.mark.parametrize(("count", "steps", "left"), [(5, 2, [5, 2, 0]), (3, 9, [3, 2, 1, 0]), (4, 1, [4, 0])])
 def test_what_is_hidden_falls(count: int, steps: int, left: list[int]) -> None:
     assert falling(count, steps) == left
+
+
+def test_a_plan_counts_the_steps_of_a_report() -> None:
+    assert evaluations(drawing(steps=9)) == 3
+    assert evaluations(drawing(steps=2)) == 2
 
 
 class Leaning(Exact):
@@ -232,6 +238,7 @@ def test_completions_on_the_command_line(run: Run, capsys: pytest.CaptureFixture
         (["--text", "ab_", "--gap", "__"], "a gap is marked by one character"),
         (["--text", "ab_", "-n", "0"], "the number of texts must be a whole number, 1 or more"),
         (["--text", "ab_", "--label", "novel"], "novel"),
+        (["--text", "ab_", "--guidance", "2"], "guidance 2 needs something to guide by: give --label or --prompt"),
     ):
         assert main([*words, *wrong]) == 2, wrong
         assert sentence in " ".join(capsys.readouterr().err.split())

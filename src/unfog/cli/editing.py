@@ -220,7 +220,7 @@ def restore(
             crop:LEFT,TOP; or a file, PNG or NPY: a mask of the picture's size, white where nothing is known, or a
             kernel (mask:FILE and kernel:FILE say which).
         noise: Standard deviation of its noise, as a share of the range from black to white.
-        how: gradient, or pseudo-inverse, which is about four times as fast and less exact.
+        how: gradient, or pseudo-inverse, which is three to five times as fast and less exact.
         clean: The picture is a clean one: measure it so first, and report how well it is restored.
         n: Number of pictures to draw.
         out: Folder for the pictures. Default: RUN/edits/restore.
@@ -231,10 +231,12 @@ def restore(
     from unfog.data.pictures import resized
     from unfog.evaluation.reconstruction import psnr
     from unfog.generation import restoring
+    from unfog.runs import asking
     from unfog.runs import restoring as reading
     from unfog.runtime.files import locked
 
     sampler, asked = _model(run, redrawing, redrawing.sampling(), out, free=True)
+    asking.check_guided(asked, redrawing.guidance)
     given, known = reading.measurement(
         image, operator, sampler, noise=noise, own_size=redrawing.own_size, clean=clean, seed=redrawing.seed
     )

@@ -61,6 +61,19 @@ def surprise(logits: Tensor, x0: Tensor) -> Tensor:
     return -(logits.float().log_softmax(1) * x0).sum(1)
 
 
+def hiding(u: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which characters of rows are hidden, `(batch, length)`, and their share, `(batch,)`.
+
+    Args:
+        u: Uniform numbers in [0, 1), `(batch,)`, of which 1 to all characters are hidden.
+        chance: Numbers whose order says which, `(batch, length)`.
+    """
+    length = chance.shape[1]
+    most = (u * length).long().clamp(0, length - 1) + 1
+    ranks = chance.argsort(1).argsort(1)
+    return ranks < most[:, None].to(ranks.device), most.double() / length
+
+
 def falling(count: int, steps: int) -> list[int]:
     """Return how many of `count` characters are hidden at the beginning and after each step, from `count` to 0.
 
@@ -211,8 +224,7 @@ class Unmasking(Drawing):
         with arithmetic(self.precision, device):
             for draw in range(DRAWS):
                 drawn = torch.from_numpy(uniform(self.seed, "bits", draw, first, len(x0), 1 + length))
-                most = ((draw + drawn[:, 0]) / DRAWS * length).long().clamp(max=length - 1) + 1
-                hidden = drawn[:, 1:].argsort(1).argsort(1) < most[:, None]
-                logits = self.model((x0 * ~hidden[:, None]).to(device), most.double() / length, cond).cpu()
+                hidden, t = hiding((draw + drawn[:, 0]) / DRAWS, drawn[:, 1:])
+                logits = self.model((x0 * ~hidden[:, None]).to(device), t, cond).cpu()
                 total += (surprise(logits, x0) * hidden).sum(1) / hidden.sum(1)
         return total / DRAWS / math.log(2)

@@ -164,6 +164,12 @@ def edited(recipe: Recipe, sampler: Sampler, asked: Asked) -> Asked:
     return asked
 
 
+def check_guided(asked: Asked, guidance: float | None) -> None:
+    """Raise a UserError for a scale of guidance that was given without a condition to guide by."""
+    if asked is None and guidance not in (None, 1):
+        raise UserError(f"guidance {guidance:g} needs something to guide by: give `label` or `prompt`, or omit it")
+
+
 def picture(image: Picture, sampler: Sampler, own_size: bool, sides: tuple[int, int] | None = None) -> Tensor:
     """Return a picture to edit, uint8 `(channels, height, width)`: of the model's size, or of its own.
 

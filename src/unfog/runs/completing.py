@@ -3,6 +3,7 @@
 from unfog.data.characters import GAP, codes, lines_of
 from unfog.generation.unmasking import Unmasking
 from unfog.recipes.conditions import Asked
+from unfog.runs.asking import check_guided
 from unfog.runs.model import Run
 from unfog.runtime.errors import UserError, whole_number
 
@@ -34,8 +35,8 @@ def complete(
 
     Raises: UserError: If the run is no model of texts, or the text does not fit it.
     """
-    if asked is None:
-        guidance = 1.0
+    check_guided(asked, guidance)
+    guidance = 1.0 if asked is None else guidance
     found = run.generator(steps=steps, guidance=guidance, seed=seed)
     if not isinstance(found, Unmasking):
         raise UserError(f"{run.path} holds no model of texts: only those of the recipe 'text' complete texts")

@@ -335,6 +335,7 @@ class Run:
         Raises: UserError: If picture, operator and model do not fit.
         """
         sampler, asked = self._editor(options, free=True)
+        asking.check_guided(asked, options.get("guidance"))
         given, _ = restoring.measurement(picture, operator, sampler, noise=noise, own_size=own_size)
         return restore(sampler, given, count, asked, how)
 

@@ -16,8 +16,8 @@ from unfog.runs.asking import Picture
 from unfog.runtime.errors import UserError
 
 FORMS = "blur:DEVIATION, downsample:FACTOR, crop, crop:LEFT,TOP, mask:FILE, kernel:FILE, or the FILE alone"
-LARGEST = 255
-"""Side of a kernel, at most."""
+LARGEST, WIDEST = 255, 4096
+"""Side of a kernel and of a mask, at most."""
 Sides = tuple[int, int]
 """Height and width."""
 
@@ -181,7 +181,7 @@ def _kernel(path: Path) -> Tensor:
 
 def _mask(path: Path, size: Sides) -> Masked:
     """Return the operator of a mask, white where nothing is known, resized if need be."""
-    values = _values(path, 1 << 14)
+    values = _values(path, WIDEST)
     values = torch.nn.functional.interpolate(values[None, None], size=size, mode="nearest")[0, 0]
     known = (values <= float(values.max()) / 2).float()
     if bool(known.all()) or not bool(known.any()):

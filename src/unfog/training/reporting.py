@@ -7,6 +7,7 @@ import torch
 from unfog.data.buckets import rows_of_training
 from unfog.data.source import Data
 from unfog.generation.sampler import Sampler
+from unfog.generation.unmasking import Unmasking
 from unfog.recipes.choices import REFERENCE, Choices
 from unfog.recipes.recipe import Recipe
 
@@ -80,7 +81,7 @@ def fitting(seconds: float, report: float, reports: int) -> int:
 
 def evaluations(generator: object) -> int:
     """Return how many evaluations of the network a sample takes: 1 for what draws at once, 0 for what draws nothing."""
-    if isinstance(generator, Sampler):
+    if isinstance(generator, Sampler | Unmasking):
         return generator.evaluations
     return 0 if generator is None else 1
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from unfog.data.characters import Characters
 from unfog.diffusion.schedules import RectifiedFlow
 from unfog.diffusion.targets import X0
-from unfog.generation.unmasking import Unmasker, Unmasking, surprise
+from unfog.generation.unmasking import Unmasker, Unmasking, hiding, surprise
 from unfog.recipes.build import build_codec, build_denoiser, known_of
 from unfog.recipes.objective import Context, Draw, HeldOut, OneLoss, Seen
 from unfog.recipes.recipe import Recipe
@@ -63,13 +62,13 @@ class Masked(OneLoss):
     def measured(self, model: nn.Module, batch: Draw, context: Context) -> Tensor:
         """Return nats a character of each row."""
         model = _unmasker(model)
-        hidden, t = _hidden(batch)
+        hidden, t = hiding(batch.u, batch.noise[:, 0])
         logits = model(batch.x0 * ~hidden[:, None], t, condition_of(model.denoiser, batch))
         return (surprise(logits, batch.x0) * hidden).sum(1) / hidden.sum(1)
 
     def seen(self, batch: Draw, context: Context) -> Seen:
         """Return the rows without the characters that are hidden."""
-        hidden, t = _hidden(batch)
+        hidden, t = hiding(batch.u, batch.noise[:, 0])
         return Seen(batch.x0 * ~hidden[:, None], t, batch.x0)
 
     def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> Image.Image:
@@ -92,17 +91,6 @@ class Masked(OneLoss):
             conditioning=recipe.conditioning,
             known=known_of(recipe),
         )
-
-
-def _hidden(batch: Draw) -> tuple[Tensor, Tensor]:
-    """Return which characters of each row are hidden, `(batch, length)`, and their share, `(batch,)`.
-
-    The noise decides which, by its order.
-    """
-    length = batch.x0.shape[-1]
-    most = (batch.u * length).long().clamp(0, length - 1) + 1
-    ranks = batch.noise[:, 0].argsort(1).argsort(1)
-    return ranks < most[:, None].to(ranks.device), most.to(torch.float64) / length
 
 
 def _unmasker(model: nn.Module) -> Unmasker:
