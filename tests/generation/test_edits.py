@@ -383,10 +383,6 @@ IMAGE = ["--image", "{folder}/three.png"]
         (["restore", *IMAGE, "--operator", "downsample:x"], "needs a number of pixels, for instance downsample:4"),
         (["restore", *IMAGE, "--operator", "downsample:1"], "downsampling is by a whole factor of 2 or more, not 1"),
         (["restore", *IMAGE, "--operator", "downsample:3"], "sides of 8×8 cannot be divided by 3"),
-        (
-            ["restore", *IMAGE, "--operator", "{folder}/mask.png", "--negative", "4"],
-            "needs guidance: set guidance above",
-        ),
         (["restore", *IMAGE, "--operator", "crop:3"], "crop:LEFT,TOP says where the window begins"),
         (["restore", *IMAGE, "--operator", "crop:5,0", "--clean"], "does not lie within (8, 8)"),
         (["restore", *IMAGE, "--operator", "sharpen"], "the operator 'sharpen' is no file and none of blur:DEVIATION"),

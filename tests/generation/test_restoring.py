@@ -275,6 +275,8 @@ def test_in_the_library(run: Run, picture: Tensor) -> None:
         run.restore(picture, "downsample:2", steps=2)
     with pytest.raises(UserError, match="unknown way to restore 'best'"):
         run.restore(small, "downsample:2", how="best", steps=2)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="guidance 3 needs something to guide by"):
+        run.restore(small, "downsample:2", guidance=3.0)
     with pytest.raises(UserError, match="noise is a share"):
         run.restore(small, "downsample:2", noise=-0.1)
 
