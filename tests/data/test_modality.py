@@ -352,7 +352,8 @@ def test_nothing_else_asks_for_the_rank_of_a_row() -> None:
         "picture",  # which the reader of shapes is shown
         "pictures",  # of an IDX file
         "rows",  # of features, and of values that are asked for
-        "shape",  # in runtime/device.py, where large states are worth another precision
+        "shape",  # in runtime/device.py, where large states are worth another precision, and of a file
+        "squeezed",  # of a file
         "stack",
         "t",
         "targets",
@@ -362,7 +363,7 @@ def test_nothing_else_asks_for_the_rank_of_a_row() -> None:
         "weights",  # of a kernel that filters pictures
         "x",  # in runtime/device.py, and in runs/dataset.py, where rows need an axis of their own
     }
-    known = {"x": {"runtime/device.py", "runs/dataset.py"}, "shape": {"runtime/device.py"}}
+    known = {"x": {"runtime/device.py", "runs/dataset.py"}, "shape": {"runtime/device.py", "data/scans.py"}}
     found = [
         (match[1] or match[2], str(path.relative_to(SOURCE)))
         for path in SOURCE.rglob("*.py")

@@ -59,6 +59,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def made(name: str, pictures: str) -> Recipe:
+    if name == "table":
+        table = Path(pictures).parent / "table.csv"
+        table.write_text("a,b\n" + "".join(f"{place},{place % 7}\n" for place in range(200)))
+        return recipe(name, str(table))
     return recipe(name, pictures if name in OF_FOLDERS else None)
 
 
@@ -498,7 +502,7 @@ def test_values_out_of_range(field: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in (*OF_FOLDERS, "mnist", "fashion", "cifar10", "cifar10-edm")]
+    "name", [name for name in NAMES if name not in (*OF_FOLDERS, "table", "mnist", "fashion", "cifar10", "cifar10-edm")]
 )
 def test_own_data_build(name: str) -> None:
     chosen, data = build_data(recipe(name))
@@ -733,7 +737,10 @@ def test_recipes_with_own_data_take_no_path(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OF_FOLDERS, "shapes")])
 def test_only_folders_are_resized(name: str) -> None:
-    with pytest.raises(UserError, match="fixed size: omit size|texts have no size: omit it"):
+    with pytest.raises(
+        UserError,
+        match="fixed size: omit size|texts have no size: omit it|no pictures: omit size|sizes and labels of its own",
+    ):
         recipe(name, None, 16)
 
 

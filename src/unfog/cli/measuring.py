@@ -217,7 +217,8 @@ def _evaluate_samples(
     codec = build_codec(run.recipe).plain
     planned = begin(run, data, scales, steps, seed, codec, n, chosen, console, fitting["thorough"])
     n, scales = planned.count, planned.scales
-    judge = Judge(data, codec, n, seed=seed, console=console, mirror=run.recipe.augment.flip, **fitting)
+    mirror, reads = run.recipe.augment.flip, run.recipe.reads
+    judge = Judge(data, codec, n, seed=seed, console=console, mirror=mirror, reads=reads, **fitting)
     evaluations = []
     for scale in scales:
         evaluations.append(evaluate_run(run, judge, n, guidance=scale, steps=steps, seed=seed, console=console))

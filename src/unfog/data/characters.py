@@ -1,8 +1,8 @@
 """Texts as rows of characters: what such a row is, and how characters become vectors."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, final
+from typing import ClassVar, Self, final
 
 import numpy as np
 import torch
@@ -119,6 +119,10 @@ class Characters(Unlearned):
         """Check that no character stands twice."""
         if len(set(self.alphabet)) < len(self.alphabet) or {chr(END), chr(GAP)} & set(self.alphabet):
             raise UserError("codec.alphabet must hold each character once, and neither U+0000 nor ░")
+
+    def fitted(self, data: Data, modality: Modality) -> Self:
+        """Return it with the alphabet of the data, if it has none yet."""
+        return self if self.alphabet else replace(self, alphabet=alphabet_of(data))
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Return (characters and the end, length)."""

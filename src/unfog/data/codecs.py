@@ -1,5 +1,6 @@
 """Codecs map stored data to the diffusion space, about unit range, and back."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -42,9 +43,17 @@ class Codec(Protocol):
         """Map samples back to stored data."""
         ...
 
+    def compared(self, x: Tensor) -> Tensor:
+        """Return stored data as features are computed of them: encoded, or of sounds the spectrograms."""
+        ...
 
-class Unlearned:
+
+class Unlearned(ABC):
     """Shared by codecs without learned parts."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Map stored data to float32 of about unit range."""
 
     def build(self, stored: tuple[int, ...]) -> Self:
         """Return the codec itself, whatever the shape of a stored row."""
@@ -58,6 +67,10 @@ class Unlearned:
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Return the same shape."""
         return stored
+
+    def compared(self, x: Tensor) -> Tensor:
+        """Return encoded data."""
+        return self.encode(x)
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,10 @@ class Latents:
         return torch.cat([self.autoencoder.encode(part) for part in torch.split(x, PORTION)])
 
     @torch.no_grad()
+    def compared(self, x: Tensor) -> Tensor:
+        """Return encoded images."""
+        return self.plain.encode(x)
+
     def decode(self, z: Tensor) -> Tensor:
         """Map latents to images, 0..255."""
         self.autoencoder.to(z.device)

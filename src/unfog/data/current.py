@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from unfog.data import labels
 from unfog.data.classic import existing
 from unfog.data.idx import sets_of
-from unfog.data.listing import Listing, Unused, annotate, few, natural
+from unfog.data.listing import Kind, Listing, Unused, annotate, few, natural
 from unfog.data.metadata import NAMES, Line, metadata_lines, text_of
 from unfog.data.packed import ARCHIVES, SHARDS, Packed, packed
 from unfog.data.pictures import SUFFIXES
@@ -22,6 +22,8 @@ from unfog.data.walk import walk
 from unfog.runtime.errors import UserError
 from unfog.runtime.lines import counted
 
+PICTURES = Kind("picture", "pictures", SUFFIXES)
+"""What folders hold unless somebody asks for something else."""
 TRAIN = frozenset({"train", "training"})
 HELD = ("val", "validation", "valid", "dev", "test", "testing", "eval")
 """Names of folders that are held out, in lower case; where there are several, the first of them is."""
@@ -54,38 +56,41 @@ def located(path: str) -> tuple[Path | Packed, list[str]]:
     return packed(place, shards)
 
 
-def list_current(root: Path | Packed, twice: Sequence[str], where: str, label_from: str = labels.AUTO) -> Listing:
-    """List the images of a folder or of archives.
+def list_current(
+    root: Path | Packed, twice: Sequence[str], where: str, label_from: str = labels.AUTO, kind: Kind = PICTURES
+) -> Listing:
+    """List the files of a folder or of archives: its images, or those of another kind.
 
     Args:
         root: The folder, or the archives.
         twice: Names that several archives share.
         where: Filter for the lines of metadata, see `folder`.
         label_from: What the classes are, see `folder`.
+        kind: The kind of the files.
 
-    Raises: UserError: If there are no images or no such classes, or the metadata are damaged.
+    Raises: UserError: If there are no such files or no such classes, or the metadata are damaged.
     """
     labels.check(label_from)
-    names, unused = walk(root, SUFFIXES)
+    names, unused = walk(root, kind.suffixes)
     unused.add("files with the same name as another one in the archives", twice)
-    pictures = [name for name in names if _suffix(name) in SUFFIXES]
-    rest = [name for name in names if _suffix(name) not in SUFFIXES]
+    pictures = [name for name in names if kind.holds(name)]
+    rest = [name for name in names if not kind.holds(name)]
     sources = metadata_of(rest)
     if where and not sources:
         raise UserError(f"data.where selects lines of metadata.jsonl, but {root} has none: omit data.where")
     column = labels.column_of(label_from)
-    found = _from_metadata(root, sources, where, pictures, unused, column) if sources else None
+    found = _from_metadata(root, sources, where, pictures, unused, column, kind) if sources else None
     rest = [name for name in rest if name not in sources]
     if found is None and not pictures:
-        _sort_out(rest, set(), "", unused)
-        what = f"{root} contains no images ({', '.join(sorted(SUFFIXES))})"
+        _sort_out(rest, set(), "", unused, kind=kind)
+        what = f"{root} contains no {kind.many if kind != PICTURES else 'images'} ({', '.join(sorted(kind.suffixes))})"
         if isinstance(root, Path) and sets_of(root):
             raise UserError(f"{what}, but idx files: the recipe 'mnist' or 'folder' trains on them")
         raise MissingDataError("; ".join([what, *unused.sentences()]), "check the path")
     if found is None:
-        found = _from_folders(root, pictures, rest, unused)
+        found = _from_folders(root, pictures, rest, unused, kind)
     else:
-        _sort_out(rest, set(), "caption files, since there is a metadata file", unused)
+        _sort_out(rest, set(), "caption files, since there is a metadata file", unused, kind=kind)
     if label_from in labels.PARTS:
         found = replace(found, labels=None, classes=())
     elif label_from != labels.AUTO and (not sources or found.labels is None):
@@ -94,11 +99,11 @@ def list_current(root: Path | Packed, twice: Sequence[str], where: str, label_fr
             "another `label_from`"
         )
     rule = label_from if label_from in labels.PARTS or not sources else ""
-    found = replace(_split(replace(found, root=root), unused, rule), unused=unused)
-    return replace(found, notes=(*found.notes, *_about_captions(found, bool(sources))))
+    found = replace(_split(replace(found, root=root, many=kind.many), unused, rule, kind), unused=unused)
+    return replace(found, notes=(*found.notes, *_about_captions(found, bool(sources), kind)))
 
 
-def _about_captions(found: Listing, listed: bool) -> list[str]:
+def _about_captions(found: Listing, listed: bool, kind: Kind) -> list[str]:
     """Say which captions could not be decoded and, where metadata do not list them, which pictures have none."""
     captioned = list(zip(found.files, found.captions or (), strict=False))
     damaged = [name for name, text in captioned if set(text) & {"\ufffd", "\0"}]
@@ -107,7 +112,7 @@ def _about_captions(found: Listing, listed: bool) -> list[str]:
     if damaged:
         notes.append(f"{len(damaged):,} captions are neither UTF-8 nor marked as UTF-16: convert them ({few(damaged)})")
     if without:
-        notes.append(f"without a caption, and given an empty one: {counted(len(without), 'picture')} ({few(without)})")
+        notes.append(f"without a caption, and given an empty one: {counted(len(without), kind.one)} ({few(without)})")
     return notes
 
 
@@ -133,7 +138,8 @@ def _from_metadata(
     condition: str,
     pictures: Sequence[str],
     unused: Unused,
-    column: str = "",
+    column: str,
+    kind: Kind,
 ) -> Listing | None:
     """Return what metadata say of pictures, with the labels of a column, or None if they say nothing of any."""
     entries: dict[str, Mapping[str, object]] = {}
@@ -152,14 +158,18 @@ def _from_metadata(
     if not entries and condition:
         raise UserError(f"no line of {named} matches {condition}: check data.where")
     if not entries:
-        raise UserError(f"{named} lists no images: add lines with 'file_name', or remove it")
+        raise UserError(
+            f"{named} lists no {kind.many if kind != PICTURES else 'images'}: add lines with 'file_name', or remove it"
+        )
     if not condition:
-        unused.add(UNLISTED, [name for name in pictures if name not in entries])
+        unused.add(unlisted(kind), [name for name in pictures if name not in entries])
     unused.add(f"keys of {PurePosixPath(sources[0]).name}, which unfog does not read", others)
     return annotate(str(named), entries, rules=2)
 
 
-UNLISTED = "pictures that the metadata do not list"
+def unlisted(kind: Kind = PICTURES) -> str:
+    """Return why files are not used that metadata do not name."""
+    return f"{kind.many} that the metadata do not list"
 
 
 def _checked(root: Path | Packed, line: Line) -> tuple[str, Mapping[str, object]]:
@@ -172,7 +182,9 @@ def _checked(root: Path | Packed, line: Line) -> tuple[str, Mapping[str, object]
     return str(line.entry["file_name"]), line.entry
 
 
-def _from_folders(root: Path | Packed, pictures: Sequence[str], rest: Sequence[str], unused: Unused) -> Listing:
+def _from_folders(
+    root: Path | Packed, pictures: Sequence[str], rest: Sequence[str], unused: Unused, kind: Kind
+) -> Listing:
     """Return pictures with what lies beside them: captions, and classes."""
     there = set(rest)
     captions: dict[str, str] = {}
@@ -186,8 +198,9 @@ def _from_folders(root: Path | Packed, pictures: Sequence[str], rest: Sequence[s
     captioned = 2 * len(captions) >= len(pictures)
     marked = len(marks) == len(pictures)
     used = {*(captions.values() if captioned else ()), *(marks.values() if marked else ())}
-    few_of = f"captions, since {len(pictures) - len(captions):,} of {len(pictures):,} pictures have none"
-    _sort_out(rest, used, few_of if captions else "captions without a picture", unused, set(captions.values()))
+    few_of = f"captions, since {len(pictures) - len(captions):,} of {len(pictures):,} {kind.many} have none"
+    lonely = f"captions without a {kind.one}"
+    _sort_out(rest, used, few_of if captions else lonely, unused, set(captions.values()), kind)
     entries: dict[str, dict[str, object]] = {name: {} for name in pictures}
     if captioned:
         for name in pictures:
@@ -199,7 +212,12 @@ def _from_folders(root: Path | Packed, pictures: Sequence[str], rest: Sequence[s
 
 
 def _sort_out(
-    rest: Sequence[str], used: set[str], why: str, unused: Unused, captions: set[str] | frozenset[str] = frozenset()
+    rest: Sequence[str],
+    used: set[str],
+    why: str,
+    unused: Unused,
+    captions: set[str] | frozenset[str] = frozenset(),
+    kind: Kind = PICTURES,
 ) -> None:
     """Record the files that are no pictures and are not used, each with its reason.
 
@@ -209,6 +227,7 @@ def _sort_out(
         why: Why captions are not.
         unused: Where to record them.
         captions: Captions that belong to a picture.
+        kind: The kind of the files.
     """
     for name in rest:
         if name in used:
@@ -218,14 +237,14 @@ def _sort_out(
         elif PurePosixPath(name).name in NAMES:
             unused.add("further metadata, since there are others or they list nothing", [name])
         elif _suffix(name) in SIDECARS:
-            unused.add(why if name in captions or not captions else "captions without a picture", [name])
-        elif _suffix(name) in OTHER:
+            unused.add(why if name in captions or not captions else f"captions without a {kind.one}", [name])
+        elif kind == PICTURES and _suffix(name) in OTHER:
             unused.add("pictures of a kind that is not read: convert them to PNG or JPEG", [name])
         else:
             unused.add("of a kind that is not read", [name])
 
 
-def _split(found: Listing, unused: Unused, label_from: str) -> Listing:
+def _split(found: Listing, unused: Unused, label_from: str, kind: Kind) -> Listing:
     """Return a listing with what is held out, where folders say so, and with the classes that its names say."""
     parts = {name: PurePosixPath(name).parts[0].lower() if "/" in name else "" for name in found.files}
     kinds = set(parts.values())
@@ -237,8 +256,8 @@ def _split(found: Listing, unused: Unused, label_from: str) -> Listing:
         chosen = next(name for name in HELD if name in kinds)
         held = {name: part == chosen for name, part in parts.items()}
         keep = {name: part in TRAIN or part == chosen for name, part in parts.items()}
-        unused.add(f"pictures of a part that is not held out, since {chosen}/ is", _dropped(keep))
-        notes.append(f"held out: {counted(sum(held.values()), 'picture')} in {chosen}/; data.heldout is not used")
+        unused.add(f"{kind.many} of a part that is not held out, since {chosen}/ is", _dropped(keep))
+        notes.append(f"held out: {counted(sum(held.values()), kind.one)} in {chosen}/; data.heldout is not used")
     inner = {name: name.split("/", 1)[1] if seen_through else name for name in found.files}
     below = {part.lower() for path in inner.values() for part in PurePosixPath(path).parts[1:-1]} & {*TRAIN, *HELD}
     if below & TRAIN and below - TRAIN:
@@ -247,18 +266,18 @@ def _split(found: Listing, unused: Unused, label_from: str) -> Listing:
     classes: dict[str, str] = {}
     if label_from in labels.PARTS:
         kept = {name: path for name, path in inner.items() if keep[name]}
-        classes = labels.by_name(label_from, found.root, kept, notes, unused)
+        classes = labels.by_name(label_from, found.root, kept, notes, unused, kind)
         keep = {name: name in classes for name in keep}
     elif label_from and found.labels is None:
-        classes = _classes(inner, keep, notes, unused)
+        classes = _classes(inner, keep, notes, unused, kind)
     if classes and held is not None:
         known = {label for name, label in classes.items() if keep[name] and not held[name]}
         strange = [name for name, label in classes.items() if keep[name] and label not in known]
-        unused.add("held-out pictures of a class that is not in the training part", strange)
+        unused.add(f"held-out {kind.many} of a class that is not in the training part", strange)
         keep |= dict.fromkeys(strange, False)
     rows = [row for row, name in enumerate(found.files) if keep[name]]
     chosen_held = None if held is None else tuple(held[found.files[row]] for row in rows)
-    found = replace(_some(found, rows), held=chosen_held, notes=tuple(notes))
+    found = replace(found.some(rows), held=chosen_held, notes=tuple(notes))
     if not classes:
         return found
     order = tuple(sorted({classes[name] for name in found.files}, key=natural))
@@ -271,7 +290,9 @@ def _dropped(keep: Mapping[str, bool]) -> list[str]:
     return [name for name, kept in keep.items() if not kept]
 
 
-def _classes(inner: Mapping[str, str], keep: dict[str, bool], notes: list[str], unused: Unused) -> dict[str, str]:
+def _classes(
+    inner: Mapping[str, str], keep: dict[str, bool], notes: list[str], unused: Unused, kind: Kind
+) -> dict[str, str]:
     """Return the class of each picture by its folder; empty without two folders or more.
 
     Args:
@@ -279,13 +300,15 @@ def _classes(inner: Mapping[str, str], keep: dict[str, bool], notes: list[str], 
         keep: Which pictures are used; pictures beside class folders are dropped.
         notes: Where to say what was done.
         unused: Where to record what is not used.
+        kind: The kind of the files.
     """
     tops = {name: path.split("/")[0] if "/" in path else "" for name, path in inner.items() if keep[name]}
     loose = [name for name, top in tops.items() if not top]
     folders = {top for top in tops.values() if top}
     if folders and all(REPEATS.fullmatch(top) for top in folders):
         notes.append(
-            f"the numbers in names such as {min(folders)} are not used as repeats (kohya's): each picture counts once"
+            f"the numbers in names such as {min(folders)} are not used as repeats (kohya's): each {kind.one} "
+            "counts once"
         )
     spelled = {top: unicodedata.normalize("NFC", top) for top in folders}
     if len(set(spelled.values())) < len(folders):
@@ -294,22 +317,9 @@ def _classes(inner: Mapping[str, str], keep: dict[str, bool], notes: list[str], 
         return {}
     if 2 * len(loose) >= len(tops):
         notes.append(
-            f"the folders ({few(sorted(folders))}) are not used as classes, since most pictures lie outside of them"
+            f"the folders ({few(sorted(folders))}) are not used as classes, since most {kind.many} lie outside of them"
         )
         return {}
-    unused.add("pictures outside of the class folders, which have no class: move them into one", loose)
+    unused.add(f"{kind.many} outside of the class folders, which have no class: move them into one", loose)
     keep |= dict.fromkeys(loose, False)
     return {name: spelled[top] for name, top in tops.items() if top}
-
-
-def _some(found: Listing, rows: Sequence[int]) -> Listing:
-    """Return a listing of some of its files."""
-    if len(rows) == len(found.files):
-        return found
-    return replace(
-        found,
-        files=tuple(found.files[row] for row in rows),
-        labels=None if found.labels is None else tuple(found.labels[row] for row in rows),  # type: ignore[arg-type]
-        captions=None if found.captions is None else tuple(found.captions[row] for row in rows),
-        values=None if found.values is None else tuple(found.values[row] for row in rows),
-    )

@@ -45,7 +45,9 @@ def parts_of(
     if listing.held is not None:
         held = np.array([listing.held[row] for row in rows])
         if held.all() or not held.any():
-            raise UserError(f"{listing.root} has no readable pictures in one of its parts: add some, or remove it")
+            raise UserError(
+                f"{listing.root} has no readable {listing.many} in one of its parts: add some, or remove it"
+            )
         return Parts(np.flatnonzero(~held), np.flatnonzero(held), _leaks(names, held, look))
     leads = _leads(listing, rows, together) if together else None
     if rules < 3:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from unfog.data.alike import MOST, SMALLEST
 from unfog.data.classic import PACKED
-from unfog.data.current import UNLISTED, located, metadata_of
+from unfog.data.current import located, metadata_of, unlisted
 from unfog.data.findings import FINDINGS, NOTES, compare, reduced
 from unfog.data.folder import list_pictures, look, notes_of
 from unfog.data.labels import AUTO, check
@@ -260,7 +260,7 @@ def inspect(path: str | Path, console: Console | None = None, label_from: str = 
     _judge(pictures, shape or (3, 0, 0), found)
     listing = seen.listing
     if refusal and entries:
-        listing.unused.add(UNLISTED, sorted({*below} - {*entries} - {*listing.unused.names.get(UNLISTED, ())}))
+        listing.unused.add(unlisted(), sorted({*below} - {*entries} - {*listing.unused.names.get(unlisted(), ())}))
     found["unused"] = {name: why for why, names in listing.unused.names.items() for name in names}
     classes = _classes(listing, entries if label_from == AUTO else {})
     texts = _texts(listing, entries)

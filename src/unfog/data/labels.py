@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 
-from unfog.data.listing import Unused, few
+from unfog.data.listing import Kind, Unused, few
 from unfog.runtime.errors import UserError, unknown
 
 AUTO = "auto"
@@ -38,7 +38,7 @@ def column_of(label_from: str) -> str:
 
 
 def by_name(
-    label_from: str, where: object, names: Mapping[str, str], notes: list[str], unused: Unused
+    label_from: str, where: object, names: Mapping[str, str], notes: list[str], unused: Unused, kind: Kind
 ) -> dict[str, str]:
     """Return the class of each picture that has one.
 
@@ -48,6 +48,7 @@ def by_name(
         names: Names of the pictures, and their names below `train/`, where there is one.
         notes: Where to say what was done.
         unused: Where to record pictures without a class.
+        kind: The kind of the files.
 
     Raises: UserError: If there is one class for all pictures, or for each its own.
     """
@@ -61,10 +62,10 @@ def by_name(
         )
     if label_from == "prefix" and len(classes) == len(found):
         raise UserError(
-            f"labels from prefix make each picture in {where} its own class ({few(classes)}): the first part of a "
+            f"labels from prefix make each {kind.one} in {where} its own class ({few(classes)}): the first part of a "
             "file's name ends at _, - or a space; choose another `label_from`, or omit it"
         )
-    unused.add(f"pictures that have no class by their {label_from}", [name for name in names if name not in found])
+    unused.add(f"{kind.many} that have no class by their {label_from}", [name for name in names if name not in found])
     places: dict[str, set[PurePosixPath]] = defaultdict(set)
     for name, label in found.items():
         places[label].add(paths[name].parent)

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,24 @@ MARKS = 1 << 27
 """Entries of the multi-label table, at most."""
 NAMED = 3
 """Names that a sentence lists, at most."""
+
+
+class Kind(NamedTuple):
+    """The kind of files that a folder of data holds.
+
+    Attributes:
+        one: What a file is called in sentences.
+        many: The plural.
+        suffixes: Their suffixes, in lower case.
+    """
+
+    one: str
+    many: str
+    suffixes: frozenset[str]
+
+    def holds(self, name: str) -> bool:
+        """Return whether a file is of this kind, by its name."""
+        return name.lower().endswith(tuple(self.suffixes))
 
 
 class Annotations(NamedTuple):
@@ -64,6 +82,7 @@ class Listing:
         held: Whether each file is held out, where the folder itself says so.
         unused: What is there but not used.
         notes: Sentences about what was done with what is there.
+        many: What the files are called.
     """
 
     root: Path | Packed
@@ -75,6 +94,20 @@ class Listing:
     held: tuple[bool, ...] | None = None
     unused: Unused = field(default_factory=Unused, compare=False)
     notes: tuple[str, ...] = ()
+    many: str = "pictures"
+
+    def some(self, rows: Sequence[int]) -> "Listing":
+        """Return the listing of some of its files."""
+        if len(rows) == len(self.files):
+            return self
+        return replace(
+            self,
+            files=tuple(self.files[row] for row in rows),
+            labels=None if self.labels is None else tuple(self.labels[row] for row in rows),  # type: ignore[arg-type]
+            captions=None if self.captions is None else tuple(self.captions[row] for row in rows),
+            values=None if self.values is None else tuple(self.values[row] for row in rows),
+            held=None if self.held is None else tuple(self.held[row] for row in rows),
+        )
 
     def annotated(self, rows: Sequence[int]) -> Annotations:
         """Return the annotations of these files."""

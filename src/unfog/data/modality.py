@@ -294,7 +294,7 @@ class Arrays(Modality):
         """Draw curves, or a grid of slices."""
         samples = samples.reshape(len(samples), -1, samples.shape[-1]) if samples.ndim < 3 else samples
         if samples.ndim == 3:
-            return tile(_curves(_as_bytes(samples), side or 72), columns)
+            return tile(curves(samples, side or 72), columns)
         slices = samples[:, :, samples.shape[2] // 2] if samples.ndim == 5 else samples
         return _tiled(_as_bytes(slices), columns, side)
 
@@ -380,10 +380,10 @@ def _as_bytes(values: Tensor) -> Tensor:
     return (share.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _curves(series: Tensor, side: int) -> Tensor:
-    """Return pictures of series, `(count, channels, length)` of bytes: a curve for each channel, 2·`side` wide."""
+def curves(series: Tensor, side: int) -> Tensor:
+    """Return pictures of series, `(count, channels, length)`, on one scale: a curve a channel, 2·`side` wide."""
     pictures = []
-    for one in series.numpy().astype(int):
+    for one in _as_bytes(series).numpy().astype(int):
         canvas = Image.new("RGB", (2 * side, side), "white")
         draw = ImageDraw.Draw(canvas)
         across = np.linspace(2, 2 * side - 3, one.shape[1])

@@ -90,7 +90,7 @@ def read_picture(path: Path | Member, channels: int, height: int, width: int, re
     Returns: Pixels, `(channels, height, width)`.
     Raises: UnreadableError: If the file is not a readable image.
     """
-    with _readable(path):
+    with readable(path):
         if path.suffix.lower() == ".npy":
             planes = [Image.fromarray(plane) for plane in _array_planes(path, channels, reading)]
         else:
@@ -148,7 +148,7 @@ def describe_picture(path: Path | Member) -> tuple[int, int, int]:
 
     Raises: UnreadableError: If the file is not an image.
     """
-    with _readable(path):
+    with readable(path):
         if path.suffix.lower() == ".npy":
             array = _array(path)
             if array.ndim not in (2, 3):
@@ -166,12 +166,12 @@ def decoded(path: Path) -> Image.Image:
 
     Raises: UnreadableError: If the file is not a readable image.
     """
-    with _readable(path), opened(path) as picture:
+    with readable(path), opened(path) as picture:
         return picture.convert("RGB")
 
 
 @contextmanager
-def _readable(path: Path | Member) -> Iterator[None]:
+def readable(path: Path | Member) -> Iterator[None]:
     """Say in one sentence why an image cannot be read.
 
     Raises: UnreadableError: If it cannot.
@@ -271,7 +271,7 @@ def values_of(path: Path | Member) -> NDArray[Any] | None:
 
     Raises: UnreadableError: If the file is not a readable image.
     """
-    with _readable(path):
+    with readable(path):
         if path.suffix.lower() == ".npy":
             array = _array(path)
             return None if array.dtype == np.uint8 else _finite(array)

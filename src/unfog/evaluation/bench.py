@@ -81,7 +81,8 @@ def bench(
         check_alike(first, run)
     if len({run.path.resolve() for run in each}) < len(each):
         raise UserError("one run is named twice: name each once")
-    judge = Judge(read_data(first.path, first.recipe)[1], build_codec(first.recipe).plain, count, console=console)
+    data, codec = read_data(first.path, first.recipe)[1], build_codec(first.recipe).plain
+    judge = Judge(data, codec, count, console=console, reads=first.recipe.reads)
     heads = heads_of(each)
     plans = [_plan(run, own, wanted, seed, judge, count) for run, own in zip(each, settings, strict=True)]
     found = Bench(", ".join(str(run.path) for run in each), wanted, {}, {})

@@ -1,4 +1,4 @@
-"""The classifier that pictures are compared by: a small network that is trained here, once for each set."""
+"""The classifier that rows are compared by: a small network that is trained here, once for each set."""
 
 import math
 import time
@@ -34,6 +34,12 @@ SHIFT, SMOOTHING, DECAY = 16, 0.1, 0.05
 """It sees pictures shifted by up to a sixteenth of their side, with smoothed labels, under this weight decay."""
 SIDE = 32
 """Positions of the shorter side of a picture after the first layer, from twice as many pixels on."""
+LAYERS: dict[int, tuple[type[nn.Module], type[nn.Module], type[nn.Module]]] = {
+    1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d),
+    2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d),
+    3: (nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d),
+}
+"""Layers by the number of sides."""
 DROPOUT = 0.3
 """Without it the features separate training rows from held-out ones: their precision is 0.75, not 0.86 (digits)."""
 FREQUENT = 0.01
@@ -66,7 +72,7 @@ class Classifier:
 
     def __call__(self, x: Tensor, batch: int = 256) -> Rows:
         """Return the features of rows, `(n, d)`, `batch` rows at a time."""
-        return in_batches(x, batch, lambda part: self.network[0](self.codec.encode(part)))
+        return in_batches(x, batch, lambda part: self.network[0](self.codec.compared(part)))
 
     def right(self, features: Rows, asked: Tensor | Sequence[str]) -> Rows:
         """Return how right each row is, `(n,)`: whether its class is, or the share of its labels or words that are.
@@ -134,7 +140,7 @@ def fit_classifier(
     outputs = targets.shape[1] if several else int(targets.max()) + 1
     if outputs < (1 if several else 2):
         return None
-    network = _network(codec.shape(tuple(rows.x.shape[1:])), outputs, features_of(len(rows.x)), thorough)
+    network = _network(tuple(codec.compared(rows.x[:1]).shape[1:]), outputs, features_of(len(rows.x)), thorough)
     version = f"classifier {VERSION}, words {words!r}" + (f", thorough {THOROUGH}, mirror {mirror}" if thorough else "")
     name = digest(version.encode(), *(part.numpy().tobytes() for part in (rows.x, targets)))
     path = cache_folder() / "features" / f"{name}.safetensors"
@@ -221,7 +227,7 @@ def _network(shape: tuple[int, ...], outputs: int, features: int, thorough: bool
         if thorough and images.fits(shape):
             layers, wide = _blocks(*shape)
         else:
-            layers, wide = _convolutions(*shape) if images.fits(shape) else _perceptron(math.prod(shape))
+            layers, wide = _convolutions(*shape) if shape[1:] else _perceptron(math.prod(shape))
             layers += [nn.Flatten(), nn.Dropout(DROPOUT)]
         layers += [nn.Linear(wide, features), nn.BatchNorm1d(features), nn.ReLU()]
         return nn.Sequential(nn.Sequential(*layers), nn.Linear(features, outputs))
@@ -248,28 +254,29 @@ def _blocks(channels: int, height: int, width: int) -> tuple[list[nn.Module], in
     return [*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten()], inner
 
 
-def _convolutions(channels: int, height: int, width: int) -> tuple[list[nn.Module], int]:
-    """Return the first layers for pictures, and how many numbers they give: pooled down to a side of 8 or less.
+def _convolutions(channels: int, *sides: int) -> tuple[list[nn.Module], int]:
+    """Return the first layers for rows with sides, and how many numbers they give: pooled to a side of 8 or less.
 
     The first one steps over large pictures so that 32 to 63 positions remain of the shorter side: it sees every pixel,
     and a picture of 128 pixels costs as much as one of 32.
     """
+    convolution, norm, pool = LAYERS[len(sides)]
     layers: list[nn.Module] = []
-    stride = max(1, min(height, width) // SIDE)
+    stride = max(1, min(sides) // SIDE)
     for depth in (32, 64, 128, 128, 128):
-        layers += [nn.Conv2d(channels, depth, stride + 2, stride, padding=1), nn.BatchNorm2d(depth), nn.ReLU()]
-        height, width, stride = height // stride, width // stride, 1
-        if min(height, width) > 4:
-            layers.append(nn.MaxPool2d(2))
-            height, width = height // 2, width // 2
+        layers += [convolution(channels, depth, stride + 2, stride, padding=1), norm(depth), nn.ReLU()]
+        sides, stride = tuple(side // stride for side in sides), 1
+        if min(sides) > 4:
+            layers.append(pool(2))
+            sides = tuple(side // 2 for side in sides)
         channels = depth
-        if depth > 32 and max(height, width) <= 8:
+        if depth > 32 and max(sides) <= 8:
             break
-    return layers, channels * height * width
+    return layers, channels * math.prod(sides)
 
 
 def _perceptron(numbers: int) -> tuple[list[nn.Module], int]:
-    """Return the first layers for points, and how many numbers they give."""
+    """Return the first layers for rows without sides, and how many numbers they give."""
     wide = 128
     return [nn.Flatten(), nn.Linear(numbers, wide), nn.ReLU()], wide
 
@@ -289,7 +296,7 @@ def _train(
     with working(what, lesson.steps, console=console) as work:
         for step in range(lesson.steps):
             rows = torch.from_numpy(shuffled(len(x), 0, step * lesson.batch, lesson.batch))
-            seen, wanted = lesson.varied(codec.encode(x[rows])), targets[rows]
+            seen, wanted = lesson.varied(codec.compared(x[rows])), targets[rows]
             with arithmetic(precision, device):
                 logits = network(in_channels_last(seen) if lesson.shift else seen).float()
             if wanted.ndim == 1:
@@ -316,8 +323,8 @@ def trial_step(x: Tensor, codec: Codec, thorough: bool = False) -> float:
         codec: Encodes rows.
         thorough: Whether of the thorough one, in float32.
     """
-    network = _network(codec.shape(tuple(x.shape[1:])), 2, features_of(LARGE), thorough).train()
-    rows = codec.encode(x[torch.arange(BATCH) % len(x)])
+    network = _network(tuple(codec.compared(x[:1]).shape[1:]), 2, features_of(LARGE), thorough).train()
+    rows = codec.compared(x[torch.arange(BATCH) % len(x)])
     with torch.random.fork_rng(devices=[]):  # dropout draws
         for _ in range(2):
             began = time.monotonic()

@@ -332,7 +332,8 @@ def compare(
         less = f"; a quarter of that with -n {count // 4}" if seconds > LIMIT and count >= 800 else ""
         console.print(said + less + (f"; {ONCE}" if thorough else ""), highlight=False)
     mirror = first.recipe.augment.flip
-    judge = Judge(data, codec, count, console=console, thorough=thorough, mirror=mirror)
+    reads = first.recipe.reads
+    judge = Judge(data, codec, count, console=console, thorough=thorough, mirror=mirror, reads=reads)
     sampled: list[list[Sampled]] = []
     total = sum(generator_of(run, 0).batches_of(count) for model in models for run in model)
     with working(names[0], total, console=console) as work:

@@ -97,7 +97,7 @@ class Components:
 
 def flat(x: Tensor, codec: Codec) -> Rows:
     """Return encoded rows, `(n, pixels)`, in float64."""
-    rows: Rows = codec.encode(x).flatten(1).double().numpy()
+    rows: Rows = codec.compared(x).flatten(1).double().numpy()
     return rows
 
 

@@ -49,6 +49,8 @@ ALPHA = 0.001
 
 Asked = Tensor | Sequence[str] | None
 """What samples were to show: labels, or captions."""
+Reads = Callable[[Tensor], NDArray[np.int64]]
+"""Rows as stored to classes, -1 for what cannot be read."""
 Measure = Callable[[Rows], dict[str, float]]
 """Features to scores by their names."""
 
@@ -97,6 +99,7 @@ class Judge:
         train: Training rows, at most 60,000, evenly spread.
         heldout: Held-out rows, at most 10,000, evenly spread.
         thorough: Whether the classifier is the thorough one.
+        reads: Reads classes by formulas, where the data can be read so.
         classifier: Trained on `train`; None where the rows have neither classes nor captions.
         spaces: By the names of the features; the first is what diversity is measured in.
         sets: What samples are compared with, as a value.
@@ -117,6 +120,7 @@ class Judge:
         split: Split = "held out",
         thorough: bool = False,
         mirror: bool = False,
+        reads: Reads | None = None,
     ) -> None:
         """Read the rows, and fit or load what extracts features.
 
@@ -132,13 +136,15 @@ class Judge:
             split: How training and held-out rows were separated.
             thorough: Whether the classifier is a larger one, trained for minutes.
             mirror: Whether a mirror image of a row is as good a row.
+            reads: Maps rows to classes by formulas, -1 for what it cannot read; in the classifier's place where it is
+                asked whether samples show what they should.
 
         Raises: UserError: If there are too few samples or held-out rows for the number of features.
         """
         self.codec, self.batch, self.seed, self.classes = codec, batch, seed, data.train.classes
         self.source = data.train
         self.split: Split = split
-        self.thorough = thorough
+        self.thorough, self.reads = thorough, reads
         if batch < 1:
             raise UserError(f"the batch must be 1 or more, not {batch}")
         with working("reading held-out rows", console=console):
@@ -295,7 +301,7 @@ class Judge:
     @cached_property
     def _versions(self) -> Rows:
         """Return the encoded training rows, each as it is and shifted, `(rows, 5, pixels)`."""
-        wide = F.pad(self.codec.encode(self.train.x), (1, 1, 1, 1), mode="replicate")
+        wide = F.pad(self.codec.compared(self.train.x), (1, 1, 1, 1), mode="replicate")
         height, width = self.train.x.shape[2:]
         places = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
         parts = [wide[..., down : down + height, right : right + width].flatten(1) for down, right in places]
@@ -377,7 +383,8 @@ class Judge:
             floor, ceiling = ({name: float(rows.mean()) for name, rows in end.items()} for end in ends)
             self._ends["adherence"] = floor, ceiling
         floors, ceilings = self._ends["adherence"]
-        how = "the exact reader" if len(marks) > 1 or self.classifier is None else f"classifier {self.classifier.key}"
+        exact = len(marks) > 1 or self.reads is not None or self.classifier is None
+        how = "the exact reader" if exact or self.classifier is None else f"classifier {self.classifier.key}"
         scores = {}
         for name, rows in marks.items():
             low, high = of_mean(rows, self.seed)
@@ -391,6 +398,8 @@ class Judge:
         if scenes:
             return _scene_marks(samples, scenes)
         wanted = self.readable(asked)
+        if self.reads is not None and isinstance(wanted, Tensor):
+            return {"adherence": (self.reads(samples) == wanted.numpy()).astype(float)}
         if self.classifier is None or wanted is None:
             return {}
         return {"adherence": self.classifier.right(self.classifier(samples, self.batch), wanted)}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfog.networks.conditioning import Cond
+from unfog.networks.factorised import Factorised
 from unfog.networks.layers import (
     ChannelNorm,
     CrossAttention,
@@ -65,6 +66,7 @@ class Compact(nn.Module):
         blocks: int = 1,
         middle: int = 2,
         dropout: float = 0.0,
+        factorised: bool = False,
     ) -> None:
         """Build the network.
 
@@ -78,12 +80,15 @@ class Compact(nn.Module):
             blocks: Blocks per level, in the encoder and in the decoder.
             middle: Blocks with attention at the coarser resolution.
             dropout: Dropout inside the blocks.
+            factorised: Whether attention is over space and then over time, the first of the dimensions.
 
-        Raises: ValueError: If a number is too small, or `width` is odd.
+        Raises: ValueError: If a number is too small, `width` is odd, or there is no time to factorise.
         """
         super().__init__()
         at_least(1, patch=patch)
         at_least(0, blocks=blocks, middle=middle)
+        if factorised and dims < 2:
+            raise ValueError("factorised attention needs time and space: two dimensions or more")
         self.embedding_dim = 4 * width
         self.multiple = 2 * patch
         self.time_embedding = TimeEmbedding(width, self.embedding_dim)
@@ -96,7 +101,11 @@ class Compact(nn.Module):
         self.encoder, self.encoder_coarse = run(blocks, width), run(blocks, wide)
         self.down = gather(dims, width, wide, 2)
         self.middle = run(middle, wide)
-        self.attention = nn.ModuleList(SelfAttention(ChannelNorm(wide), wide) for _ in range(middle))
+
+        def attention() -> nn.Module:
+            return SelfAttention(ChannelNorm(wide), wide)
+
+        self.attention = nn.ModuleList(Factorised(attention) if factorised else attention() for _ in range(middle))
         self.cross = nn.ModuleList(CrossAttention(wide, context) for _ in range(middle) if context)
         self.merge_coarse = conv(dims, 2 * wide, wide, kernel=1)
         self.decoder_coarse, self.decoder = run(blocks, wide), run(blocks, width)

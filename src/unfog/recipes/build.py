@@ -14,7 +14,6 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from unfog.data.buckets import shapes_of
-from unfog.data.characters import Characters, alphabet_of
 from unfog.data.codecs import Codec
 from unfog.data.pictures import sides_of
 from unfog.data.source import Data, MissingDataError
@@ -24,7 +23,7 @@ from unfog.networks.conditioning import Embedder
 from unfog.networks.critic import Critic, Criticised
 from unfog.networks.layers import Network, ScalarEmbedding
 from unfog.recipes.conditions import Known, captions
-from unfog.recipes.recipe import VALUES, Recipe
+from unfog.recipes.recipe import VALUES, Fitted, Recipe
 from unfog.recipes.settings import LearnedVariance
 from unfog.recipes.sources import Folder
 from unfog.runtime.errors import UserError
@@ -55,8 +54,8 @@ def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
         if isinstance(spec.buckets, int) and spec.buckets > 1:
             spec = replace(spec, buckets=tuple((one.shape[1], one.shape[2]) for one in every))
         filled = replace(filled, data=spec)
-    if isinstance(recipe.codec, Characters) and not recipe.codec.alphabet:
-        filled = replace(filled, codec=Characters(alphabet_of(data)))
+    if isinstance(recipe.codec, Fitted):
+        filled = replace(filled, codec=recipe.codec.fitted(data, filled.modality))
     if (epochs := recipe.training.epochs) is not None:
         filled = filled.set(f"training.images={max(1, round(epochs * sum(map(len, every))))}", "training.epochs=null")
     if recipe.conditioning.captioned:

@@ -66,6 +66,7 @@ class CompactSpec(Spec):
     blocks: int = 1
     middle: int = 2
     dropout: float = 0.0
+    factorised: bool = False
 
 
 @dataclass(frozen=True)

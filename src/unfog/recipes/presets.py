@@ -21,6 +21,7 @@ from unfog.diffusion.targets import X0, Eps
 from unfog.diffusion.times import DiscreteTimes, LogitNormal, Uniform
 from unfog.recipes.conditions import ClassConditioning, NoConditioning, TextConditioning
 from unfog.recipes.latents import LatentCodec
+from unfog.recipes.media import audio, series, table, video, volumes
 from unfog.recipes.networks import AutoencoderSpec, CompactSpec, MinimalSpec, MLPSpec, UNetSpec
 from unfog.recipes.optimizers import AdamW, Muon
 from unfog.recipes.parse import named
@@ -367,9 +368,14 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "text-to-image": text_to_image,
     "shapes": shapes,
     "text": text,
+    "audio": audio,
+    "video": video,
+    "volumes": volumes,
+    "series": series,
+    "table": table,
     "tutorial": tutorial,
 }
-LABELLED = ("folder", "autoencoder", "text-to-image")
+LABELLED = ("folder", "autoencoder", "text-to-image", "audio", "video", "volumes", "series")
 """Recipes whose classes may come from different places."""
 
 

@@ -5,13 +5,16 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from unfog.data.codecs import Codec, Identity, Pixels
 from unfog.data.modality import MODALITIES, Modality, modality_of
-from unfog.data.source import Augment, Augmentation
+from unfog.data.source import Augment, Augmentation, Data
 from unfog.diffusion.grids import Grid, UniformGrid
 from unfog.diffusion.schedules import EDM, RectifiedFlow, Schedule
 from unfog.diffusion.solvers import DDIM, DPMSolverPP2M, Solver, VelocitySolver
@@ -72,6 +75,15 @@ class CodecSpec(Protocol):
 
         Raises: UserError: If it needs an autoencoder that is missing or for rows of another shape.
         """
+        ...
+
+
+@runtime_checkable
+class Fitted(CodecSpec, Protocol):
+    """A codec with numbers that are filled in from the data of a training."""
+
+    def fitted(self, data: Data, modality: Modality) -> CodecSpec:
+        """Return the codec with its numbers; itself if it has them already."""
         ...
 
 
@@ -174,6 +186,12 @@ class Recipe:
         """What the rows are, in words: "images of 1×28×28"."""
         others = f" and {counted(len(self.shapes), 'other shape')}" if self.shapes else ""
         return self.modality.describe(self.shape or ()) + others
+
+    @property
+    def reads(self) -> Callable[[Tensor], NDArray[np.int64]] | None:
+        """What reads the classes of rows by formulas, where the data can be read so."""
+        found: Callable[[Tensor], NDArray[np.int64]] | None = getattr(self.data, "reads", None)
+        return found
 
     @property
     def _own(self) -> Modality | None:

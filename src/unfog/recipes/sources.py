@@ -4,11 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from unfog.data import points
 from unfog.data.characters import texts
+from unfog.data.clips import Clips
 from unfog.data.labels import AUTO, RULES
 from unfog.data.modality import Modality
+from unfog.data.series import Series, Table
+from unfog.data.sounds import Sounds
 from unfog.data.source import Data
+from unfog.data.volumes import volumes
 from unfog.runtime.errors import UserError
 
 
@@ -16,7 +24,8 @@ class DataSpec(Protocol):
     """A data set that is read on demand.
 
     Where its rows are neither points, images nor arrays, a class attribute `modality` says what they are. Where they
-    are a function of the spec alone, `computed = True` says that they cannot change.
+    are a function of the spec alone, `computed = True` says that they cannot change. Where what a row shows can be read
+    by formulas, a method `reads` maps rows to classes, -1 for what it cannot read, and takes the classifier's place.
     """
 
     def build(self) -> Data:
@@ -210,6 +219,181 @@ class TextFile:
         from unfog.data import textfile
 
         return textfile.textfile(self.path, self.rows, self.length)
+
+
+@dataclass(frozen=True)
+class Tones:
+    """Synthesised sounds of ten kinds, see `unfog.data.tones.tones`."""
+
+    count: int = 10_000
+    seed: int = 0
+    modality: ClassVar[Modality] = Sounds(8000)
+    computed: ClassVar[bool] = True
+
+    def build(self) -> Data:
+        """Synthesise the sounds."""
+        from unfog.data import tones
+
+        return tones.tones(self.count, self.seed)
+
+    @staticmethod
+    def reads(rows: Tensor) -> NDArray[np.int64]:
+        """Return the kind of each sound, -1 where none can be read."""
+        from unfog.data import tones
+
+        return tones.kinds(rows.numpy())
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """A folder of sounds, see `unfog.data.recordings.recordings`."""
+
+    path: str = ""
+    rate: int | None = None
+    length: int | None = None
+    channels: int | None = None
+    rows: Literal["auto", "clips", "windows"] = "auto"
+    loudness: bool = True
+    heldout: float = 0.1
+    where: str = ""
+    label_from: str = AUTO
+
+    @property
+    def modality(self) -> Modality:
+        """Sounds of this rate."""
+        return Sounds(self.rate or Sounds.rate)
+
+    def build(self) -> Data:
+        """Read the folder."""
+        from unfog.data import recordings
+
+        return recordings.recordings(**vars(self))
+
+
+@dataclass(frozen=True)
+class Videos:
+    """A folder of videos, or of folders of frames, see `unfog.data.videos.videos`."""
+
+    path: str = ""
+    size: int | Sequence[int] | None = None
+    frames: int | None = None
+    fps: float | None = None
+    channels: int | None = None
+    rows: Literal["auto", "clips", "windows"] = "auto"
+    heldout: float = 0.1
+    where: str = ""
+    label_from: str = AUTO
+
+    @property
+    def modality(self) -> Modality:
+        """Clips at this rate."""
+        return Clips(self.fps or Clips.fps)
+
+    def build(self) -> Data:
+        """Read the folder."""
+        from unfog.data import videos
+
+        return videos.videos(**vars(self))
+
+
+@dataclass(frozen=True)
+class Scans:
+    """A folder of volumes, see `unfog.data.scans.scans`."""
+
+    path: str = ""
+    size: int | Sequence[int] | None = None
+    span: Sequence[float] | None = None
+    heldout: float = 0.1
+    where: str = ""
+    label_from: str = AUTO
+    modality: ClassVar[Modality] = volumes
+
+    def build(self) -> Data:
+        """Read the folder."""
+        from unfog.data import scans
+
+        return scans.scans(**vars(self))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Series or a table, from a file or a folder, see `unfog.data.columns.columns`."""
+
+    path: str = ""
+    names: Sequence[str] = ()
+    length: int | None = None
+    rows: Literal["auto", "windows", "table"] = "auto"
+    heldout: float = 0.1
+    where: str = ""
+    label_from: str = AUTO
+
+    @property
+    def modality(self) -> Modality:
+        """Series or rows with these columns."""
+        return Table(tuple(self.names)) if self.rows == "table" else Series(tuple(self.names))
+
+    def build(self) -> Data:
+        """Read the file or the folder."""
+        from unfog.data import columns
+
+        return columns.columns(**vars(self))
+
+
+@dataclass(frozen=True)
+class MovingDigits:
+    """Digits that fly and bounce off the walls, see `unfog.data.moving.moving`."""
+
+    count: int = 20_000
+    frames: int = 16
+    seed: int = 0
+    modality: ClassVar[Modality] = Clips(10.0)
+    computed: ClassVar[bool] = True
+
+    def build(self) -> Data:
+        """Return the set, which is drawn as it is trained on."""
+        from unfog.data import moving
+
+        return moving.moving(self.count, self.frames, self.seed)
+
+
+@dataclass(frozen=True)
+class Solids:
+    """Solids of voxels, see `unfog.data.solids.solids`."""
+
+    count: int = 20_000
+    seed: int = 0
+    modality: ClassVar[Modality] = volumes
+    computed: ClassVar[bool] = True
+
+    def build(self) -> Data:
+        """Draw the solids."""
+        from unfog.data import solids
+
+        return solids.solids(self.count, self.seed)
+
+    @staticmethod
+    def reads(rows: Tensor) -> NDArray[np.int64]:
+        """Return the kind of each solid, -1 where none can be read."""
+        from unfog.data import solids
+
+        return solids.kinds(rows.numpy())
+
+
+@dataclass(frozen=True)
+class Oscillators:
+    """Noisy oscillations, see `unfog.data.oscillators.oscillators`."""
+
+    count: int = 50_000
+    noise: float = 0.05
+    seed: int = 0
+    modality: ClassVar[Modality] = Series(("displacement",))
+    computed: ClassVar[bool] = True
+
+    def build(self) -> Data:
+        """Draw the series."""
+        from unfog.data import oscillators
+
+        return oscillators.oscillators(self.count, self.noise, self.seed)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,10 @@ def choose_precision(wanted: Precision, device: torch.device, shape: tuple[int, 
     return "bfloat16" if device.type == "cpu" and has_bfloat16() and large else "float32"
 
 
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The channels-last format by the number of axes."""
+
+
 def has_bfloat16() -> bool:
     """Return whether the CPU has instructions for bf16."""
     return any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
@@ -92,17 +96,17 @@ def channels_last(model: nn.Module, device: torch.device) -> bool:
 
 
 def in_channels_last(x: Tensor) -> Tensor:
-    """Return a batch in channels-last format where it has a height and a width."""
-    return x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
+    """Return a batch in channels-last format where it has a height and a width, or these and a depth."""
+    return x.to(memory_format=FORMATS[x.ndim]) if x.ndim in FORMATS else x
 
 
 def place(model: nn.Module, device: torch.device) -> None:
     """Move a model to a device, with its weights in channels-last format where that is faster."""
     model.to(device)
-    if channels_last(model, device) and all(parameter.ndim in (0, 1, 2, 4) for parameter in model.parameters()):
+    if channels_last(model, device) and all(parameter.ndim != 3 for parameter in model.parameters()):
         for parameter in model.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            if parameter.ndim in FORMATS:
+                parameter.data = parameter.data.contiguous(memory_format=FORMATS[parameter.ndim])
 
 
 def arithmetic(precision: Arithmetic, device: torch.device) -> AbstractContextManager[object]:
