@@ -125,7 +125,6 @@ if TYPE_CHECKING:
     from unfog.networks.unet import UNet as UNet
     from unfog.proofs.verify import verify as verify
     from unfog.recipes.conditions import ClassConditioning as ClassConditioning
-    from unfog.recipes.conditions import ImageConditioning as ImageConditioning
     from unfog.recipes.conditions import LabelsConditioning as LabelsConditioning
     from unfog.recipes.conditions import NoConditioning as NoConditioning
     from unfog.recipes.conditions import TextConditioning as TextConditioning
@@ -142,6 +141,7 @@ if TYPE_CHECKING:
     from unfog.recipes.networks import UNetSpec as UNetSpec
     from unfog.recipes.optimizers import AdamW as AdamW
     from unfog.recipes.optimizers import Muon as Muon
+    from unfog.recipes.planes import ImageConditioning as ImageConditioning
     from unfog.recipes.presets import recipe as recipe
     from unfog.recipes.recipe import Recipe as Recipe
     from unfog.recipes.settings import ExponentialAverage as ExponentialAverage
@@ -243,9 +243,8 @@ _NAMES = {
     "networks.mlp": "MLP",
     "networks.unet": "UNet",
     "proofs.verify": "verify",
-    "recipes.conditions": (
-        "ClassConditioning ImageConditioning LabelsConditioning NoConditioning TextConditioning ValuesConditioning"
-    ),
+    "recipes.conditions": ("ClassConditioning LabelsConditioning NoConditioning TextConditioning ValuesConditioning"),
+    "recipes.planes": "ImageConditioning",
     "recipes.kinds": "register",
     "recipes.latents": "LatentCodec",
     "recipes.networks": (

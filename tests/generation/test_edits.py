@@ -293,7 +293,7 @@ def test_variations_lie_around_the_picture(run: Run, picture: Tensor) -> None:
 
 
 def test_what_cannot_be_edited(run: Run, points_run: Path) -> None:
-    with pytest.raises(UserError, match="only models of pictures can edit"):
+    with pytest.raises(UserError, match="trained on points in 2 dimensions, and the row given is of shape"):
         edits.restyle(load(points_run, "cpu").sampler(), torch.zeros(1, 8, 8, dtype=torch.uint8), 0.5)
     with pytest.raises(UserError, match="was trained on pictures of 1 channels, and this one has 3"):
         edits.restyle(run.sampler(), torch.zeros(3, 8, 8, dtype=torch.uint8), 0.5, 1, 3)

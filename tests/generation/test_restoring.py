@@ -283,7 +283,7 @@ def test_in_the_library(run: Run, picture: Tensor) -> None:
 
 def test_who_cannot_restore(run: Run, picture: Tensor, points_run: Path) -> None:
     given = Measurement(picture, Blur(1.0), (8, 8), 0.05)
-    with pytest.raises(UserError, match="only models of pictures can edit"):
+    with pytest.raises(UserError, match="only models of pictures can restore"):
         restore(load(points_run, "cpu").sampler(), given)
     with pytest.raises(UserError, match="int8 has no gradients"):
         restore(replace(run.sampler(), precision="int8"), given)

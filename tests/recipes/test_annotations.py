@@ -21,7 +21,8 @@ from unfog.data.text import tokenise
 from unfog.generation.sampler import Sampler
 from unfog.networks.conditioning import TextEncoder
 from unfog.recipes.build import build_codec, build_data
-from unfog.recipes.conditions import ClassConditioning, ImageConditioning, Known, TextConditioning, ValuesConditioning
+from unfog.recipes.conditions import ClassConditioning, Known, TextConditioning, ValuesConditioning
+from unfog.recipes.planes import ImageConditioning
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.runs.naming import written_pictures

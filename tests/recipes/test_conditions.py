@@ -24,7 +24,6 @@ from unfog.networks.unet import UNet
 from unfog.recipes.conditions import (
     ClassConditioning,
     Conditioning,
-    ImageConditioning,
     Known,
     LabelsConditioning,
     NoConditioning,
@@ -32,6 +31,7 @@ from unfog.recipes.conditions import (
     ValuesConditioning,
     captions,
 )
+from unfog.recipes.planes import ImageConditioning
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.runs.run import load

@@ -48,7 +48,7 @@ def table_of(path: Path, most: int = LARGEST) -> tuple[tuple[str, ...], list[lis
         raise UnreadableError(f"line {data.count(chr(10).encode(), 0, error.start) + 1} is not UTF-8") from error
     mark = max(",;\t", key=text.partition("\n")[0].count)
     try:
-        lines = [line for line in csv.reader(io.StringIO(text), delimiter=mark) if any(cell.strip() for cell in line)]
+        lines = [line for line in csv.reader(io.StringIO(text), delimiter=mark) if line]
     except csv.Error as error:
         raise UnreadableError(str(error)) from error
     if not lines:

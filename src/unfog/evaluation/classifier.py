@@ -32,8 +32,8 @@ WIDTHS = (64, 128, 192)
 """Channels of its blocks, each of which halves the sides; the last holds for all further ones."""
 SHIFT, SMOOTHING, DECAY = 16, 0.1, 0.05
 """It sees pictures shifted by up to a sixteenth of their side, with smoothed labels, under this weight decay."""
-SIDE = 32
-"""Positions of the shorter side of a picture after the first layer, from twice as many pixels on."""
+SIDE, DEEP = 32, 8
+"""Positions of the shorter side after the first layer, from twice as many pixels on; of volumes and clips fewer."""
 LAYERS: dict[int, tuple[type[nn.Module], type[nn.Module], type[nn.Module]]] = {
     1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d),
     2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d),
@@ -262,7 +262,7 @@ def _convolutions(channels: int, *sides: int) -> tuple[list[nn.Module], int]:
     """
     convolution, norm, pool = LAYERS[len(sides)]
     layers: list[nn.Module] = []
-    stride = max(1, min(sides) // SIDE)
+    stride = max(1, min(sides) // (DEEP if len(sides) > 2 else SIDE))
     for depth in (32, 64, 128, 128, 128):
         layers += [convolution(channels, depth, stride + 2, stride, padding=1), norm(depth), nn.ReLU()]
         sides, stride = tuple(side // stride for side in sides), 1

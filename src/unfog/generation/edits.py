@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import update_wrapper
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -46,9 +46,11 @@ class Beginning(NamedTuple):
 class Canvas:
     """A picture as the model sees it: continued to sides that the network can halve, and encoded.
 
+    Rows of other kinds, of series, clips or volumes, have the shape that the model was trained on.
+
     Attributes:
         sampler: The sampler whose model edits it.
-        picture: uint8, `(1, channels, height, width)`.
+        picture: uint8, `(1, channels, height, width)`, or another row as stored.
     """
 
     sampler: Sampler
@@ -57,8 +59,17 @@ class Canvas:
     def __post_init__(self) -> None:
         """Check that the model is one of such pictures."""
         stored, shape = self.sampler.stored, tuple(self.picture.shape[1:])
-        if not self.sampler.modality.pixels or not images.fits(shape, self.picture.dtype):
-            raise UserError("only models of pictures can edit, and this one was trained on another kind of data")
+        if not self.sampler.modality.pixels:
+            if shape != stored:
+                what = self.sampler.modality.describe(stored)
+                raise UserError(f"the model was trained on {what}, and the row given is of shape {shape}")
+            if self.sampler.codec.shape(stored) != stored:
+                raise UserError(
+                    "the model diffuses something else than what is stored, such as spectrograms of sounds, whose "
+                    "places cannot be kept: only pictures, series, tables, clips and volumes can be edited"
+                )
+        elif not images.fits(shape, self.picture.dtype):
+            raise UserError("a picture to edit is uint8 of shape (channels, height, width)")
         if shape[0] != stored[0]:
             raise UserError(f"the model was trained on pictures of {stored[0]} channels, and this one has {shape[0]}")
         if self.sampler.conditioning.planes(self.sampler.known):
@@ -92,13 +103,13 @@ class Canvas:
     @torch.no_grad()
     def encode(self, picture: Tensor) -> Tensor:
         """Return a picture of this size as the model sees it, `(1, *shape)`."""
-        padded = F.pad(picture.float(), self.behind, mode="replicate").to(torch.uint8)
+        padded = F.pad(picture.float(), self.behind, mode="replicate").to(picture) if any(self.behind) else picture
         return self.codec.encode(padded.to(self.device))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return states as pictures of this size, on the CPU."""
-        height, width = self.picture.shape[2:]
-        return self.codec.decode(z)[..., :height, :width].cpu()
+        inside: tuple[Any, ...] = (..., *(slice(side) for side in self.picture.shape[2:]))
+        return self.codec.decode(z)[inside].cpu()
 
     def noise(self, purpose: str, step: int, first: int, shape: tuple[int, ...]) -> Tensor:
         """Return the noise of a batch of samples."""
@@ -201,25 +212,28 @@ def inpaint(
 
     Args:
         sampler: Of the model.
-        picture: uint8, `(channels, height, width)`.
-        mask: Where something new is wanted, `(height, width)` of bool.
+        picture: uint8, `(channels, height, width)`, or another row as stored.
+        mask: Where something new is wanted: bool, `(height, width)`, or of the shape of the picture.
         count: How many versions.
         asked: What they should show.
         repeats: How often each step is walked, so that new and known come to fit; 1 is no climb.
         jump: Steps down before a climb.
 
-    Returns: uint8, `(count, channels, height, width)`.
+    Returns: As many rows as stored: uint8, `(count, channels, height, width)`.
     Raises: UserError: If the mask is of another size, or all of it is one value.
     """
     canvas, repeats = Canvas(sampler, picture[None]), whole_number("the number of repeats", repeats, 1)
-    if mask.shape != picture.shape[1:]:
+    if mask.shape not in (picture.shape[1:], picture.shape):
         raise UserError(f"the mask is of {tuple(mask.shape)} pixels, and the picture of {tuple(picture.shape[1:])}")
     if bool(mask.all()) or not bool(mask.any()):
         what = "white: nothing is known; to draw a new picture use `unfog sample`" if mask.any() else "black"
         raise UserError(f"the mask is all {what}; white is redrawn, and black is kept")
+    mask = mask.expand(picture.shape)
     known = canvas.encode(torch.where(mask, _mean_of(canvas.picture, ~mask), canvas.picture))
-    wide = F.pad(mask[None, None].float(), canvas.behind, mode="replicate")
-    new = F.adaptive_max_pool2d(wide, known.shape[2:]).to(known)
+    new = mask[None].float()
+    if any(canvas.behind):
+        new = F.pad(new, canvas.behind, mode="replicate")
+    new = (new if new.shape == known.shape else F.adaptive_max_pool2d(new[:, :1], known.shape[2:])).to(known)
     solver = sampler.solver if repeats == 1 or sampler.solver.stochastic else DDIM(eta=1.0)
 
     def start(denoise: Denoise, times: Tensor, first: int) -> Beginning:
@@ -234,9 +248,11 @@ def inpaint(
 
 
 def _mean_of(picture: Tensor, known: Tensor) -> Tensor:
-    """Return the mean colour of the known pixels, as a picture."""
-    mean = (picture.float() * known).sum((2, 3), keepdim=True) / known.sum()
-    return mean.round().to(torch.uint8).expand_as(picture)
+    """Return the mean of the known places of each channel, 0 where there are none, as a picture."""
+    channels = len(known)
+    total = torch.where(known, picture.float(), 0.0).reshape(channels, -1).sum(1)
+    mean = (total / known.reshape(channels, -1).sum(1).clamp(min=1)).reshape(1, channels, *[1] * (known.ndim - 1))
+    return (mean if picture.is_floating_point() else mean.round()).to(picture).expand_as(picture)
 
 
 @_in_its_arithmetic

@@ -112,6 +112,8 @@ def restore(
         raise unknown("way to restore", how, get_args(How))
     if not 0 <= measurement.noise <= 1:
         raise UserError(f"noise is a share of the range from black to white, from 0 to 1, not {measurement.noise}")
+    if not sampler.modality.pixels:
+        raise UserError("only models of pictures can restore, and this one was trained on another kind of data")
     if isinstance(sampler.codec, Latents):
         raise UserError("only models of pixels can restore, and this one is of latents")
     if sampler.denoiser.span is not None:

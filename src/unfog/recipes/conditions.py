@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from unfog.data.modality import Modality, modality_of
 from unfog.data.source import Batch
 from unfog.data.text import WORDS, tokenise
-from unfog.networks.conditioning import ClassEmbedding, Embedder, NumbersEmbedding, PlanesEmbedding, TextEncoder
+from unfog.networks.conditioning import ClassEmbedding, Embedder, NumbersEmbedding, TextEncoder
 from unfog.runtime.errors import UserError, unknown
 
 Asked = int | float | str | Sequence[Any] | Mapping[str, Any] | Tensor | None
@@ -249,63 +249,6 @@ class TextConditioning(WithNull):
         else:
             prompts = each(asked, count, (str,))
         return tokenise(prompts, self.length, warn=True)
-
-
-@dataclass(frozen=True)
-class ImageConditioning(WithNull):
-    """Conditions on a degraded version of the picture, concatenated to the state as further channels.
-
-    Attributes:
-        task: "colour" gives the grey picture, "enlarge" one that is `factor` times smaller, "fill" the picture with a
-            box cut out, and a mask of the box.
-        factor: How many times smaller the picture is.
-    """
-
-    task: Literal["colour", "enlarge", "fill"] = "enlarge"
-    factor: int = 4
-
-    def planes(self, known: Known) -> int:
-        """Return the number of planes, including the one that marks a dropped condition."""
-        return {"colour": 1, "enlarge": known.shape[0], "fill": known.shape[0] + 1}[self.task] + 1
-
-    def build(self, known: Known, dim: int) -> Embedder | None:
-        """Return the embedder."""
-        if not known.modality.pixels or known.shape != (known.stored or known.shape):
-            raise UserError("conditioning=image is for pictures in pixels: use another conditioning, or codec=pixels")
-        if self.task == "colour" and known.shape[0] == 1:
-            raise UserError("conditioning.task=colour needs pictures in colour, but these are grey: use another task")
-        if self.task == "enlarge" and (self.factor < 1 or any(side % self.factor for side in known.shape[1:])):
-            raise UserError(f"conditioning.factor {self.factor} does not divide the sides {known.shape[1:]}")
-        return PlanesEmbedding((self.planes(known) - 1, *known.shape[1:]))
-
-    def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
-        """Return the planes, `(batch, planes, height, width)`; a box spans a quarter to three quarters of each side."""
-        if self.task == "colour":
-            return x0.mean(1, keepdim=True)
-        if self.task == "enlarge":
-            small = F.avg_pool2d(x0, self.factor)
-            return F.interpolate(small, scale_factor=float(self.factor), mode="nearest")
-        mask = torch.ones(len(x0), 1, *x0.shape[2:])
-        for axis, (size, place) in enumerate(zip(u.T[:2], u.T[2:], strict=True)):
-            side = x0.shape[2 + axis]
-            length = ((0.25 + 0.5 * size) * side).round()
-            first = (place * (side - length + 1)).floor()
-            at = torch.arange(side)
-            inside = (at >= first[:, None]) & (at < (first + length)[:, None])
-            mask = mask * inside.reshape(len(x0), 1, *((-1, 1) if axis == 0 else (1, -1)))
-        return torch.cat([x0 * (1 - mask), mask], 1)
-
-    def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
-        """Return the planes of pictures `(count, channels, height, width)` in [-1, 1]; one is used for all samples."""
-        if not isinstance(asked, Tensor):
-            raise UserError("this model is conditioned on images: give one as `image`")
-        if tuple(asked.shape[1:]) != known.shape or not len(asked):
-            raise UserError(f"this model is conditioned on images of shape {known.shape}, not {tuple(asked.shape[1:])}")
-        if not asked.is_floating_point():
-            raise UserError("this model is conditioned on images in [-1, 1]: convert bytes v to v/127.5 - 1 first")
-        x0 = asked.float()
-        planes = self.read(known, Batch(x0), x0, torch.full((len(x0), 4), 0.5))
-        return None if planes is None else planes[torch.arange(count) % len(x0)]
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "values": "recipes.conditions:ValuesConditioning",
         "text": "recipes.conditions:TextConditioning",
         "pretrained": "recipes.text_encoders:PretrainedConditioning",
-        "image": "recipes.conditions:ImageConditioning",
+        "image": "recipes.planes:ImageConditioning",
         "several": "recipes.several:SeveralConditions",
         "none": "recipes.conditions:NoConditioning",
     },

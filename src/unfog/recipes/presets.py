@@ -25,6 +25,7 @@ from unfog.recipes.media import audio, series, table, video, volumes
 from unfog.recipes.networks import AutoencoderSpec, CompactSpec, MinimalSpec, MLPSpec, UNetSpec
 from unfog.recipes.optimizers import AdamW, Muon
 from unfog.recipes.parse import named
+from unfog.recipes.planes import ImageConditioning
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import ExponentialAverage, Inputs, PowerAverage, Sampling, Training
 from unfog.recipes.sources import (
@@ -229,6 +230,27 @@ def text_to_image(data: str | None = None, size: Size | None = None, label_from:
     )
 
 
+def super_resolution(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
+    """Your own pictures from smaller ones: learns to enlarge, by itself or as the second stage of a cascade.
+
+    The small pictures are half as large; `--set conditioning.from=16` says otherwise. In training they get noise of up
+    to half, and the model is given how much, so that it can enlarge what another model has drawn. The compact network
+    works on patches of 2 pixels, 4 above 64; half of the pictures are mirrored.
+    """
+    look = _looked("super-resolution", data, size, label_from)
+    if look.side < 16:
+        raise UserError(f"pictures of {look.side} pixels are too small to be made from smaller ones: set size")
+    return Recipe(
+        "super-resolution",
+        data=look.data,
+        augment=Augment(flip=True),
+        network=CompactSpec(width=48, patch=2 if look.side <= PIXELS else 4),
+        conditioning=ImageConditioning(dropout=0.0, small=look.side // 2, noise=0.5),
+        optimizer=Muon(lr=5e-3),
+        training=Training(images=max(200_000, 30 * look.rows), batch=32),
+    )
+
+
 PIXELS = 64
 """The largest side that the recipe 'folder' trains on in pixels, not in latents."""
 
@@ -366,6 +388,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "folder": folder,
     "autoencoder": autoencoder,
     "text-to-image": text_to_image,
+    "super-resolution": super_resolution,
     "shapes": shapes,
     "text": text,
     "audio": audio,
@@ -375,7 +398,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "table": table,
     "tutorial": tutorial,
 }
-LABELLED = ("folder", "autoencoder", "text-to-image", "audio", "video", "volumes", "series")
+LABELLED = ("folder", "autoencoder", "text-to-image", "super-resolution", "audio", "video", "volumes", "series")
 """Recipes whose classes may come from different places."""
 
 

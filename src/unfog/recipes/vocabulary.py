@@ -20,6 +20,8 @@ SHORT = {
     "guidance": "sampling.guidance",
 }
 """Short names that `set` takes for the long ones, which is what `recipe.json` holds."""
+RESERVED = {"conditioning.from": "conditioning.small"}
+"""Names that Python keeps for itself, by those of the options that they are."""
 STEPS = ("sampling.steps", "training.images", "schedule.steps")
 DROPOUT = ("network.dropout", "conditioning.dropout")
 OTHERS: dict[str, tuple[str, ...]] = {
@@ -148,7 +150,7 @@ MOST = 3
 def path_of(setting: str) -> str:
     """Return the full path of what a setting `path=value` sets, whose path may be a short name."""
     path = setting.partition("=")[0].strip()
-    return SHORT.get(path, path)
+    return SHORT.get(path) or RESERVED.get(path, path)
 
 
 def unknown_setting(path: str, meanings: Mapping[str, str], kinds: Mapping[str, str]) -> UserError:

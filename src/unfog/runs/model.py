@@ -25,10 +25,11 @@ from unfog.recipes.kinds import kind_of
 from unfog.recipes.objective import Generator
 from unfog.recipes.parse import changed, named
 from unfog.recipes.recipe import Recipe
-from unfog.runs import asking, restoring, tuned
+from unfog.runs import asking, restoring, rowing, tuned
 from unfog.runs.asking import Label, Picture, Prompt, Values
 from unfog.runs.progress import Progress, watched
 from unfog.runs.reading import drawing_recipe, read_model
+from unfog.runs.rowing import Row
 from unfog.runtime.brief import parameters
 from unfog.runtime.device import Arithmetic, Precision, arithmetic, choose_device, keep_memory
 from unfog.runtime.errors import UserError
@@ -307,6 +308,34 @@ class Run:
         sampler, asked = self._editor(options)
         where = asking.mask(mask, picture, sampler, own_size)
         return edits.inpaint(sampler, asking.picture(picture, sampler, own_size), where, count, asked, repeats=repeats)
+
+    def complete(
+        self,
+        row: Row,
+        missing: Tensor | None = None,
+        *,
+        after: float | None = None,
+        count: int = 1,
+        repeats: int = 4,
+        **options: Unpack[EditOptions],
+    ) -> Tensor:
+        """Return versions of a series, a clip, a volume or a row of a table with what is missing drawn anew.
+
+        Args:
+            row: As stored, `(channels, ...)`, or a file of the run's kind; missing numbers are NaN, or empty cells.
+            missing: What is drawn anew: bool, of the row's shape or without its channels. Default: missing numbers.
+            after: Instead, the share of moments or frames that is kept: the rest is drawn anew, as a forecast.
+            count: How many versions.
+            repeats: How often each step is walked (RePaint); 1 is quick.
+            **options: See `EditOptions`. Without a label or a prompt the row may show anything.
+
+        Returns: As many rows as stored; what is known stays as it is, to the bit.
+        Raises: UserError: If the row cannot be read, nothing or all of it is missing, or the model cannot edit it.
+        """
+        sampler, asked = self._editor(options, free=True)
+        asking.check_guided(asked, options.get("guidance"))
+        given, where = rowing.incomplete(row, missing, after, sampler)
+        return edits.inpaint(sampler, given, where, count, asked, repeats=repeats)
 
     def restore(
         self,
