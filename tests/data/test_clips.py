@@ -72,7 +72,7 @@ def test_a_sheet_shows_frames_from_left_to_right() -> None:
 def test_a_moving_sheet_is_an_mp4(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     x = torch.randint(0, 256, (4, 1, 6, 16, 16), dtype=torch.uint8)
-    assert Clips().moving(x, 2, tmp_path / "sheet.mp4") == tmp_path / "sheet.mp4"
+    assert Clips().play(x, tmp_path, "sheet") == [tmp_path / "sheet.mp4"]
     with av.open(str(tmp_path / "sheet.mp4")) as file:
         assert sum(1 for _ in file.decode(video=0)) >= 6
 

@@ -104,6 +104,7 @@ class Playground:
                 with gr.Row():
                     x = answer("x_t: as it is now")
                     x0 = answer("x0: what the model predicts from it")
+                playing = gr.HTML(label="Sounds and videos play here", min_height=0)
                 place = gr.Slider(0, 1, 0, step=1, label="Moment of the film", interactive=True)
                 command = gr.Textbox(label="The same on the command line", interactive=False, buttons=["copy"])
                 with gr.Row():
@@ -121,9 +122,10 @@ class Playground:
                 shots.append((shot.x, shot.x0))
                 if len(shots) == 1 or time.monotonic() - seen > studio.PAUSE:
                     seen = time.monotonic()
-                    yield shot.x, shot.x0, shot.words, line, gr.skip(), gr.skip(), gr.skip(), gr.skip()
+                    yield shot.x, shot.x0, shot.words, line, gr.skip(), gr.skip(), gr.skip(), gr.skip(), ""
             last = len(shots) - 1
-            yield shot.x, shot.x0, shot.words, line, *_saved(shots), shots, gr.Slider(maximum=last, value=last)
+            slider = gr.Slider(maximum=last, value=last)
+            yield shot.x, shot.x0, shot.words, line, *_saved(shots), shots, slider, shot.player
 
         @said
         def scrub(shots: Frames, number: float | None) -> tuple[Image.Image, Image.Image]:
@@ -132,7 +134,7 @@ class Playground:
                 raise UserError("there is no film yet: generate something first")
             return shots[min(_whole(number), len(shots) - 1)]
 
-        outputs = [x, x0, status, command, png, gif, film, place]
+        outputs = [x, x0, status, command, png, gif, film, place, playing]
         begun = go.click(generate, wish, outputs, api_name="generate", show_progress="hidden", **MODEL)
         stop.click(lambda: "stopped", None, status, cancels=[begun], queue=False, api_visibility="private")
         place.input(scrub, [film, place], [x, x0], queue=False, api_visibility="private", **LIVE)

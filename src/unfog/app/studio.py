@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unfog.data.modality import Modality, modality_of_rows
+from unfog.data.modality import Modality, Playing, modality_of_rows
 from unfog.data.pictures import UnreadableError, describe_picture, opened, read_picture
 from unfog.diffusion.schedules import Schedule
 from unfog.generation import edits
@@ -25,6 +25,7 @@ from unfog.interop.card import facts, text
 from unfog.recipes.conditions import Asked
 from unfog.recipes.parse import named
 from unfog.reports.film import STILLS
+from unfog.reports.html import embedded
 from unfog.reports.report import LOSSES, kept
 from unfog.runs import asking
 from unfog.runs.data import read_data
@@ -93,11 +94,13 @@ class Shot(NamedTuple):
         x: The states.
         x0: The predicted x0.
         words: The progress.
+        player: HTML that plays the samples, once they are drawn, where they last.
     """
 
     x: Image.Image
     x0: Image.Image
     words: str
+    player: str = ""
 
 
 class Studio:
@@ -185,8 +188,9 @@ class Studio:
         if isinstance(generator, Sampler):
             yield from self._denoised(generator, wish, begun)
             return
-        drawn = laid_out(self.pictures(wish), generator.modality)
-        yield Shot(drawn, drawn, f"drawn in one go, {time.monotonic() - begun:.1f} s")
+        samples = self.pictures(wish)
+        drawn, passed = laid_out(samples, generator.modality), f"drawn in one go, {time.monotonic() - begun:.1f} s"
+        yield Shot(drawn, drawn, passed, player(samples, generator.modality))
 
     def _denoised(self, sampler: Sampler, wish: Wish, begun: float) -> Iterator[Shot]:
         """Yield the samples of a sampler as they are denoised."""
@@ -208,10 +212,10 @@ class Studio:
                 if not moment.kept(STILLS):
                     continue
                 with sampler.arithmetic():
-                    x, x0 = (
-                        laid_out(sampler.codec.decode(state).cpu(), sampler.modality) for state in (moment.x, moment.x0)
-                    )
-            yield Shot(x, x0, _progress(moment, time.monotonic() - begun, evaluations // rows))
+                    states = [sampler.codec.decode(state).cpu() for state in (moment.x, moment.x0)]
+                x, x0 = (laid_out(state, sampler.modality) for state in states)
+                playing = player(states[0], sampler.modality) if moment.number == moment.last else ""
+            yield Shot(x, x0, _progress(moment, time.monotonic() - begun, evaluations // rows), playing)
 
     def pictures(self, wish: Wish) -> Tensor:
         """Return the samples of a wish, as stored, `(count, *shape)`."""
@@ -340,6 +344,16 @@ def _read(image: str | None, sampler: Sampler) -> Tensor:
 def laid_out(samples: Tensor, modality: Modality | None = None) -> Image.Image:
     """Lay samples out in a square, each pixel as it is; a single one fills the picture."""
     return (modality or modality_of_rows(samples)).sheet(samples, max(1, round(len(samples) ** 0.5)), 0)
+
+
+def player(samples: Tensor, modality: Modality) -> str:
+    """Return HTML that plays samples, with all of it inside; nothing where they do not last."""
+    if not isinstance(modality, Playing):
+        return ""
+    with TemporaryDirectory() as folder:
+        files = modality.play(samples, Path(folder), "sample")
+        names = [f"sample {place}" for place in range(len(files))]
+        return "\n".join(embedded(file, name) for file, name in zip(files, names, strict=True))
 
 
 def schedules() -> dict[str, Schedule]:

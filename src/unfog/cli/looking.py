@@ -27,37 +27,47 @@ def inspect(
     path: tyro.conf.Positional[Path],
     /,
     *,
+    kind: SomeText = None,
     label_from: LabelFrom = None,
     json: SomePath = None,
     sheet: SomePath = None,
     budget: SomeText = None,
 ) -> None:
-    """Check a folder of pictures before training: what it holds, what is not used, what is wrong, how to train on it.
+    """Check data before training: what they are, what is not used, what is wrong, how to train on them.
 
-    Reads every picture. Problems with the pictures do not change the exit code, which is 0.
+    Reads every picture, sound, video, volume, series, or a text. Problems do not change the exit code, which is 0.
 
     For example:
 
       unfog inspect my_pictures
+      unfog inspect my_sounds
+      unfog inspect scans --kind volumes
       unfog inspect my_pictures --label-from prefix
       unfog inspect my_pictures --json found.json --sheet found.png
       unfog inspect my_pictures --budget 10m
 
     Args:
-        path: Folder or archive of pictures, as for `unfog train folder`.
+        path: Folder or archive of pictures, as for `unfog train folder`; a folder of other files; a text or a series.
+        kind: What the files are: pictures, audio, video, volumes, series or text. Default: what most of them are, where
+            arrays count as pictures.
         label_from: What the class of a picture is, as for `unfog train folder`: folder, parent, path, prefix, csv or
             csv:COLUMN.
         json: Also write all findings to this file, picture by picture.
         sheet: Also write this PNG of the pictures as training sees them, faulty ones first.
-        budget: Also suggest the size for this training time, for instance 10m, and say what to expect.
+        budget: Also suggest the size for this training time, for instance 10m, and say what to expect of pictures.
     """
     from unfog.data.inspect import inspect as look_over
+    from unfog.data.inspecting import kind_of
     from unfog.data.labels import AUTO
     from unfog.data.pictures import save_picture
     from unfog.runtime.files import output, write_output
 
     if sheet is not None and sheet.resolve().is_relative_to(path.resolve()):
         raise UserError(f"{sheet} would be one of the pictures: choose a --sheet outside of {path}")
+    chosen = kind_of(path) if kind is None else kind
+    if chosen not in (None, "pictures"):
+        _inspect_other(path, chosen, label_from or AUTO, json, sheet, budget)
+        return
     with arguments.writing(json, "--json"), arguments.writing(sheet, "--sheet"):
         report = look_over(path, label_from=label_from or AUTO)
         side, expected = _within(path, budget) if budget is not None and report.refusal is None else (None, None)
@@ -71,6 +81,30 @@ def inspect(
             with output(sheet) as part:
                 save_picture(drawn, part)
             print(f"pictures: {sheet}")
+
+
+def _inspect_other(
+    path: Path, kind: str, label_from: str, json: Path | None, sheet: Path | None, budget: str | None
+) -> None:
+    """Inspect data that are no pictures."""
+    from unfog.data.inspecting import look_over
+    from unfog.data.pictures import save_picture
+    from unfog.runtime.files import output, write_output
+
+    if budget is not None:
+        raise UserError(
+            f"--budget goes with pictures; `unfog plan {kind} --data {path} --budget {budget}` says what it gives"
+        )
+    with arguments.writing(json, "--json"), arguments.writing(sheet, "--sheet"):
+        report = look_over(path, kind, label_from)
+        print(report.text())
+        if json is not None:
+            write_output(json, report.to_json().encode())
+            print(f"all findings: {json}")
+        if sheet is not None and (drawn := report.sheet()) is not None:
+            with output(sheet) as part:
+                save_picture(drawn, part)
+            print(f"rows: {sheet}")
 
 
 def _within(path: Path, budget: str) -> tuple[int | None, str | None]:

@@ -1,5 +1,6 @@
 """Clips of video as rows of frames: what such a row is, and how it is written and read."""
 
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from unfog.data.modality import Modality
-from unfog.data.pictures import UnreadableError, enlargement, opened, save_video, tile
+from unfog.data.pictures import UnreadableError, enlargement, opened, save_film, save_video, tile
 from unfog.runtime.files import whole
 
 SHOWN = 8
@@ -83,14 +84,15 @@ class Clips(Modality):
             raise UnreadableError(f"its frames are {x.shape}, which is none of the {self.describe(shape)}")
         return torch.from_numpy(x.copy())[None]
 
-    def moving(self, samples: Tensor, columns: int, path: Path) -> Path | None:
-        """Write all clips side by side as one MP4, where PyAV can encode it; return where it is."""
-        if not find_spec("av"):
-            return None
-        scale = enlargement(min(samples.shape[-2:]), 64)
+    def play(self, samples: Tensor, folder: Path, stem: str) -> list[Path]:
+        """Write all clips side by side as one MP4, where PyAV can encode it, else as a GIF."""
+        scale, columns = enlargement(min(samples.shape[-2:]), 64), math.ceil(len(samples) ** 0.5)
         pictures = [tile(frame, columns, scale) for frame in samples.unbind(2)]
-        save_video(pictures, path, self.milliseconds)
-        return path
+        if find_spec("av"):
+            save_video(pictures, path := folder / f"{stem}.mp4", self.milliseconds)
+        else:
+            save_film(pictures, path := folder / f"{stem}.gif", self.milliseconds)
+        return [path]
 
 
 def frames_of(clip: Tensor) -> list[Image.Image]:

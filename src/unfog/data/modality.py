@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, final
+from typing import ClassVar, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -163,6 +163,21 @@ class Modality(ABC):
             return [self.sheet(row[None], 1, side) for row in samples], 0
         lefts = range(0, len(samples) * pitch, pitch)
         return [strip.crop((left, 0, left + one, strip.height)) for left in lefts], one - pitch
+
+
+@runtime_checkable
+class Playing(Protocol):
+    """A modality whose rows last: beside a sheet there is something to play."""
+
+    def play(self, samples: Tensor, folder: Path, stem: str) -> list[Path]:
+        """Write what plays some rows, and return the files: a sound for each, or all clips in one video.
+
+        Args:
+            samples: Rows as stored, `(count, *shape)`.
+            folder: Where.
+            stem: How the files' names begin.
+        """
+        ...
 
 
 @final

@@ -105,7 +105,7 @@ def _package() -> Any:
 
 def _reason(error: Exception) -> str:
     """Return why a file cannot be read, without its path."""
-    return str(error).rpartition(": ")[2].strip() or type(error).__name__
+    return str(error).rpartition(": ")[2].strip().rstrip(".") or type(error).__name__
 
 
 def surveyed(path: str, where: str = "", label_from: str = AUTO) -> Survey[Header]:

@@ -54,6 +54,13 @@ class Sounds(Modality):
         cells = [_cell(sound.numpy(), level.numpy(), wide) for sound, level in zip(mixed, levels, strict=True)]
         return tile(torch.stack(cells), columns)
 
+    def play(self, samples: Tensor, folder: Path, stem: str) -> list[Path]:
+        """Write a WAV for each sound."""
+        paths = [folder / f"{stem}-{place:02}.wav" for place in range(len(samples))]
+        for path, sound in zip(paths, samples, strict=True):
+            self.write(sound[None], path)
+        return paths
+
     def write(self, samples: Tensor, path: Path) -> None:
         """Write a WAV of 16 bits."""
         target = io.BytesIO()

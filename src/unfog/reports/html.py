@@ -20,10 +20,10 @@ th, td { text-align: left; padding: .25em .8em .25em 0; border-bottom: 1px solid
 code { font: .92em ui-monospace, monospace; }
 pre { overflow: auto; max-height: 24rem; background: #8881; padding: 1em; }
 """
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 """What the page may load: only what it holds itself."""
-KINDS = {".png": "image/png", ".gif": "image/gif"}
-"""Types of the pictures that a page may hold."""
+KINDS = {".png": "image/png", ".gif": "image/gif", ".wav": "audio/wav", ".mp4": "video/mp4"}
+"""Types of the pictures, sounds and videos that a page may hold."""
 
 
 def page(markdown: str, title: str, folder: Path) -> str:
@@ -32,7 +32,7 @@ def page(markdown: str, title: str, folder: Path) -> str:
     Args:
         markdown: CommonMark with tables; HTML in it is shown as text.
         title: Title of the page.
-        folder: Where the pictures lie; those outside are not shown.
+        folder: Where the pictures, sounds and videos lie; those outside are not shown.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
 
@@ -43,8 +43,7 @@ def page(markdown: str, title: str, folder: Path) -> str:
         name = html.escape(tokens[at].content)
         if path.suffix not in KINDS or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
             return f"<em>{name}: missing</em>"
-        data = base64.b64encode(path.read_bytes()).decode()
-        return f'<img alt="{name}" src="data:{KINDS[path.suffix]};base64,{data}">'
+        return embedded(path, name)
 
     reader.add_render_rule("image", image)
     head = (
@@ -53,6 +52,22 @@ def page(markdown: str, title: str, folder: Path) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
     )
     return f"{head}\n{reader.render(markdown)}</body></html>\n"
+
+
+def embedded(path: Path, name: str) -> str:
+    """Return HTML that shows a picture or plays a sound or a video, with all of it inside.
+
+    Args:
+        path: The file, of one of the `KINDS`.
+        name: What it is, escaped.
+    """
+    kind = KINDS[path.suffix]
+    data = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    if kind.startswith("audio"):
+        return f'<audio controls title="{name}" src="{data}"></audio>'
+    if kind.startswith("video"):
+        return f'<video controls loop muted autoplay playsinline title="{name}" src="{data}"></video>'
+    return f'<img alt="{name}" src="{data}">'
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from unfog.data.modality import Modality, Playing
 from unfog.data.pictures import UnreadableError, decoded, save_picture
 from unfog.data.source import Data, Source
 from unfog.generation.drawing import Drawing
@@ -35,6 +36,8 @@ SHOWN, FRAMED = 64, 8
 """Most samples on the sheet, and in the film."""
 DRAWN = 1 << 20
 """Numbers in the samples that are drawn, at most, unless one batch has more: large pictures take long."""
+PLAYED = 10
+"""Samples that can be heard or seen moving."""
 PAIRS = 16
 """Samples that are shown with their neighbours."""
 ROWS, NUMBERS = 10_000, 1 << 26
@@ -170,10 +173,25 @@ def _drawn(run: Run, data: Data | UserError, folder: Path, generator: Drawing) -
     shows = in_words(generator.conditioning, generator.known, generator.condition(count, asked), asked, count)
     save_picture(generator.modality.labelled(samples, shows, settings), folder / "samples.png")
     return {
-        "Samples": [*_image("samples.png", f"{count} samples"), f"{count} samples: {settings}."],
+        "Samples": [
+            *_image("samples.png", f"{count} samples"),
+            *_played(generator.modality, samples, shows, folder),
+            f"{count} samples: {settings}.",
+        ],
         "Film": [] if shot is None else _film(shot, folder),
         "Nearest neighbours": _neighbours(run, data, samples, folder),
     }
+
+
+def _played(modality: Modality, samples: Tensor, shows: list[str], folder: Path) -> list[str]:
+    """Write what plays some samples that last, and return it as lines of Markdown."""
+    if not isinstance(modality, Playing):
+        return []
+    files = modality.play(samples[:PLAYED], folder, "playing")
+    said = [show or f"sample {place}" for place, show in enumerate(shows[:PLAYED])]
+    if len(files) < len(said):
+        said = [f"the first {len(said)} samples"] * len(files)
+    return [line for file, what in zip(files, said, strict=True) for line in (f"{what}:", "", *_image(file.name, what))]
 
 
 def _asked(run: Run, data: Data | UserError) -> Any:

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from unfog.data.modality import Modality
+from unfog.data.modality import Modality, Playing
 from unfog.data.pictures import UnreadableError, save_picture
 from unfog.generation.drawing import Drawing
 from unfog.recipes.conditions import Asked
@@ -28,8 +28,8 @@ from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, locked, parse_json, read_bounded, write_whole
 from unfog.runtime.progress import track
 
-SHEET, MOST = 400, 10_000_000
-"""Samples on a sheet, and in a request, at most."""
+SHEET, PLAYED, MOST = 400, 64, 10_000_000
+"""Samples on a sheet, in a film of it, and in a request, at most."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,8 @@ def sample_into(
         write_index(folder, map(file_of, range(count)), shows, settings)
         sheet = modality.labelled(samples, shows[: len(samples)], _title(request, len(samples), settings))
         save_picture(sheet, folder / "sheet.png")
+        if isinstance(modality, Playing) and modality.suffix != ".wav":  # a sound has a file of its own that plays it
+            modality.play(samples[:PLAYED], folder, "sheet")
     return folder
 
 
