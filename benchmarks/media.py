@@ -47,7 +47,7 @@ def scores(judge: Judge, samples: Tensor, labels: Tensor | None) -> dict[str, ob
         if name in ("adherence", "recall", "precision", "frechet/classifier", "frechet/pixels"):
             found[name] = [one.value, one.low, one.high, one.floor]
     for name, one in judge.copies(samples).items():
-        found[f"copies/{name}"] = [one.rate, 0.01]
+        found[f"near training rows/{name}"] = [one.near, one.expected]
     found["classifier reads held-out rows"] = judge.accuracy
     return found
 

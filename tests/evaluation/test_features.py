@@ -13,10 +13,12 @@ from torch import Tensor
 from unfog.data.classic import digits
 from unfog.data.codecs import Identity, Pixels
 from unfog.data.points import points
+from unfog.data.sounds import Spectrogram
 from unfog.data.source import Batch, Source
 from unfog.evaluation import classifier as classifiers
 from unfog.evaluation.classifier import Classifier, Lesson, fit_classifier
 from unfog.evaluation.features import dinov2, fit_components, inception
+from unfog.evaluation.judge import Judge
 from unfog.runtime.errors import UserError
 
 
@@ -254,3 +256,40 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         dinov2(tmp_path)
     with pytest.raises(UserError, match="inception needs torch-fidelity, .*: pip install torch-fidelity"):
         inception(tmp_path / "file")
+
+
+# ------------------------------------------------------------------------------------- rows of other kinds
+
+
+def test_series_volumes_and_sounds_are_read_by_convolutions(quick: Path) -> None:
+    """Of one, three and, as spectrograms, two sides: each learns two classes that a mean does not tell apart."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(240) % 2
+    for shape in ((2, 32), (1, 16, 16, 16)):
+        x = 0.3 * torch.randn(240, *shape, generator=draw)
+        wave = torch.sin(torch.arange(shape[-1]) * 1.0)
+        x = x + torch.where(labels == 1, 1.0, 0.0).reshape(-1, *[1] * len(shape)) * wave
+        found = fitted(Batch(x, labels))
+        assert sum("Conv" in type(part).__name__ for part in found.network.modules()) >= 2
+        assert found.right(found(x), labels).mean() > 0.95
+    beeps = torch.sin(torch.arange(4096) * torch.where(labels == 1, 0.3, 0.9)[:, None])
+    sounds = (beeps[:, None] * 20_000).to(torch.int16)
+    heard = fit_classifier(Batch(sounds, labels), Spectrogram())
+    assert heard is not None
+    assert heard.right(heard(sounds), labels).mean() > 0.95
+
+
+def test_an_exact_reader_takes_the_classifier_s_place(quick: Path) -> None:
+    """It says whether samples show what they should; features stay the network's."""
+    data = digits()
+    asked = torch.arange(150) % 10
+
+    def reads(rows: Tensor) -> np.ndarray:
+        return np.where(np.arange(len(rows)) % 3 == 0, -1, np.arange(len(rows)) % 10)
+
+    judge = Judge(data, Pixels(), 150, reads=reads)
+    samples = data.heldout.take(np.arange(150)).x
+    found = judge.score(samples, asked)["adherence"]
+    assert found.value == pytest.approx(2 / 3)
+    assert found.protocol.features == "the exact reader"
+    assert judge.first.extractor is judge.classifier

@@ -16,7 +16,7 @@ from rich.console import Console
 from unfog.cli.main import main
 from unfog.data.folder import Streamed, _read_or_reason, folder, list_pictures, pictures_at
 from unfog.data.pictures import read_picture
-from unfog.data.source import Data
+from unfog.data.source import Batch, Data
 from unfog.data.text import tokenise
 from unfog.generation.sampler import Sampler
 from unfog.networks.conditioning import TextEncoder
@@ -413,3 +413,71 @@ def test_what_is_said_of_pictures_is_not_mirrored(tmp_path: Path, known: dict[st
         lines.append(json.dumps({"file_name": f"{number}.png", **known}))
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     assert recipe("folder", str(tmp_path)).augment.flip is flips
+
+
+# ------------------------------------------------------------------------------- noise in the small picture
+
+SMALL = ImageConditioning(small=4, noise=0.6, noise_at=0.3)
+
+
+def noisy(pictures: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    planes = SMALL.read(KNOWN, Batch(pictures), pictures, u)
+    assert planes is not None
+    return planes
+
+
+def test_the_small_picture_has_noise_of_the_level_that_the_model_is_given() -> None:
+    """(1 - s)·small + s·eps, eps of unit variance and of its own in each row, and s as the last plane."""
+    x = (torch.rand(1, 3, 8, 8) * 2 - 1).expand(400, -1, -1, -1)
+    u = torch.rand(400, 4, dtype=torch.float64)
+    planes = noisy(x, u)
+    assert planes.shape == (400, 4, 8, 8)
+    share = planes[:, 3, 0, 0].double()
+    assert torch.allclose(share, 0.6 * u[:, 0])
+    small = torch.nn.functional.avg_pool2d(x, 2)
+    eps = (planes[:, :3, ::2, ::2].double() - (1 - share[:, None, None, None]) * small) / share[:, None, None, None]
+    clear = share > 0.05
+    assert float(eps[clear].std()) == pytest.approx(1, abs=0.03)
+    assert float(eps[clear].mean()) == pytest.approx(0, abs=0.03)
+    assert not torch.allclose(eps[0], eps[1])
+    assert torch.equal(noisy(x, u), planes)  # a function of the row's numbers
+    assert torch.equal(noisy(x[3:5], u[3:5]), planes[3:5])
+
+
+def test_without_noise_the_small_picture_is_what_it_was() -> None:
+    x = torch.rand(2, 3, 8, 8)
+    still = ImageConditioning(factor=2).read(KNOWN, Batch(x), x, torch.rand(2, 4))
+    u = torch.zeros(2, 4, dtype=torch.float64)
+    assert still is not None
+    assert torch.allclose(noisy(x, u)[:, :3], still)
+    assert torch.equal(noisy(x, u)[:, 3], torch.zeros(2, 8, 8))
+
+
+def test_each_sample_has_noise_of_its_own_at_the_level_of_sampling() -> None:
+    picture = torch.rand(1, 3, 8, 8)
+    planes = SMALL.ask(KNOWN, picture, 3)
+    assert planes is not None
+    assert torch.allclose(planes[:, 3], torch.full((3, 8, 8), 0.3))
+    assert not torch.allclose(planes[0], planes[1])
+    assert torch.equal(SMALL.ask(KNOWN, picture, 5)[:3], planes)  # type: ignore[index]  # sample i is sample i
+    assert SMALL.planes(KNOWN) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"noise": 1.0}, "conditioning.noise must be"),
+        ({"noise": 0.1, "noise_at": 0.2}, "at most as large"),
+        ({"noise": 0.1, "task": "fill"}, "goes with conditioning.task=enlarge"),
+    ],
+)
+def test_noise_that_does_not_fit_is_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        ImageConditioning(**options)  # type: ignore[arg-type]
+
+
+def test_a_small_side_that_does_not_divide_is_refused() -> None:
+    for small in (3, 0, 16):
+        with pytest.raises(UserError, match=f"conditioning.from {small} does not divide the side 8"):
+            ImageConditioning(small=small).build(KNOWN, 8)
+    assert recipe("digits").set("conditioning=image", "conditioning.from=4").conditioning.small == 4  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import tyro
 
 from unfog.cli import arguments, editing, importing, terminal, writing
+from unfog.cli.cascading import cascade
 from unfog.cli.drawing import film, sample
 from unfog.cli.exchange import export, import_
 from unfog.cli.looking import explain, inspect, recipe, recipes, report
@@ -35,6 +36,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "compare": compare,
     "average": average,
+    "cascade": cascade,
     "replay": replay,
     "verify": verify,
     "explain": explain,

@@ -77,6 +77,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "progressive": "training.objectives.progressive:Progressive",
         "flow-map": "training.objectives.flow_map:FlowMap",
         "masked": "training.objectives.masked:Masked",
+        "cascade": "training.objectives.cascade:Cascade",
     },
     "conditioning": {
         "classes": "recipes.conditions:ClassConditioning",

@@ -300,6 +300,7 @@ class Recipe:
             self,
             codec=_placed(self.codec, folder, relative),
             conditioning=_placed(self.conditioning, folder, relative),
+            objective=_placed(self.objective, folder, relative),
         )
 
     def to_json(self) -> str:

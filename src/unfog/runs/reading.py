@@ -7,6 +7,7 @@ from torch import nn
 
 from unfog.recipes.build import Undrawn, build_model
 from unfog.recipes.choices import apply
+from unfog.recipes.inside import check_inside
 from unfog.recipes.recipe import Recipe
 from unfog.runtime.contained import check_contained
 from unfog.runtime.device import place
@@ -49,9 +50,7 @@ def read_recipe(path: Path) -> Recipe:
     if recipe.shape is None:
         raise UserError(f"{where}: the recipe names no shape, so the run never began: train it")
     recipe = recipe.relocated(path)
-    for part in (recipe.codec, recipe.conditioning):
-        if (inner := getattr(part, "path", "")) and not Path(inner).resolve().is_relative_to(path.resolve()):
-            raise UserError(f"{where}: {inner} is outside of the run folder, where nothing is read: copy it there")
+    check_inside(recipe, path)
     return recipe
 
 
