@@ -112,6 +112,7 @@ if TYPE_CHECKING:
     from unfog.generation.restoring import measured as measured
     from unfog.generation.restoring import restore as restore
     from unfog.generation.sampler import Sampler as Sampler
+    from unfog.generation.thresholding import Thresholded as Thresholded
     from unfog.interop.diffusers import import_model as import_model
     from unfog.interop.export import export_model as export_model
     from unfog.networks.autoencoder import Autoencoder as Autoencoder
@@ -231,6 +232,7 @@ _NAMES = {
     "generation.operators": "Blur Crop Downsample Kernel Masked",
     "generation.restoring": "Measurement measured restore",
     "generation.sampler": "Sampler",
+    "generation.thresholding": "Thresholded",
     "interop.diffusers": "import_model",
     "interop.export": "export_model",
     "networks.autoencoder": "Autoencoder",

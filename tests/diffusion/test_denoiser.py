@@ -5,16 +5,24 @@ import torch
 from torch import Tensor, nn
 
 from tests.diffusion.test_solvers import MIXTURE
-from unfog.diffusion.denoiser import Clipped, Conditioned, Denoiser, Rescheduled, edm_clock, side_by_side
+from unfog.diffusion.denoiser import (
+    Clipped,
+    Conditioned,
+    Denoiser,
+    Rescheduled,
+    edm_clock,
+    side_by_side,
+)
 from unfog.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, TimesGrid, UniformGrid
 from unfog.diffusion.guidance import ClassifierFree
 from unfog.diffusion.objectives import denoising_loss
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.schedules import EDM, CosineContinuous, LinearContinuous, RectifiedFlow, Schedule
 from unfog.diffusion.tables import Linear
-from unfog.diffusion.targets import X0, EDMTarget, Eps, Flow, Target, V
+from unfog.diffusion.targets import X0, EDMTarget, Eps, Flow, Prediction, Target, V
 from unfog.diffusion.times import Uniform
 from unfog.diffusion.weightings import MinSNR, Unit
+from unfog.generation.thresholding import Thresholded
 from unfog.networks.compact import Compact
 from unfog.networks.conditioning import ClassEmbedding, Cond
 from unfog.runtime.errors import UserError
@@ -127,6 +135,24 @@ def test_clipped() -> None:
     assert held.x0.abs().max() == 0.3
     torch.testing.assert_close(flow.add_noise(held.x0, held.eps, t), x)
     torch.testing.assert_close(Clipped(denoise, -0.3, 0.3, keep_eps=True)(x, t).eps, free.eps)
+
+
+def test_dynamic_thresholding() -> None:
+    """Rows that reach beyond the range are scaled into it by their own percentile; others are only clipped."""
+
+    def fixed(x: torch.Tensor, t: torch.Tensor) -> Prediction:
+        return Prediction(x0, torch.zeros_like(x0))
+
+    x0 = torch.linspace(-1, 1, 201).double() * torch.tensor([[0.5], [4.0], [1.0]]).double()
+    x0[2, 0] = -9  # one outlier is beyond the percentile
+    fixed.schedule = RectifiedFlow()  # type: ignore[attr-defined]
+    held = Thresholded(fixed, percentile=0.9)(torch.zeros_like(x0), torch.tensor(0.4).double())  # type: ignore[arg-type]
+    assert torch.equal(held.x0[0], x0[0])
+    s = float(x0[1].abs().quantile(0.9))
+    torch.testing.assert_close(held.x0[1], x0[1].clamp(-s, s) / s)
+    torch.testing.assert_close(held.x0[2], x0[2].clamp(-1, 1))
+    torch.testing.assert_close(fixed.schedule.add_noise(held.x0, held.eps, torch.tensor(0.4).double()), 0 * x0)  # type: ignore[attr-defined]
+    assert float(Clipped(fixed)(torch.zeros_like(x0), torch.tensor(0.4).double()).x0[1].abs().mean()) > 0.8  # type: ignore[arg-type]
 
 
 def test_rescheduled_predicts_the_same() -> None:

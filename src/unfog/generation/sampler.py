@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unfog.data.codecs import Codec
-from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser, on_clock
+from unfog.diffusion.denoiser import Conditioned, Denoise, Denoiser, on_clock
 from unfog.diffusion.fitted import FittedGrid
 from unfog.diffusion.grids import Grid
 from unfog.diffusion.guidance import CFGPlusPlus, ClassifierFree, Interval
@@ -19,6 +19,7 @@ from unfog.diffusion.schedules import Schedule, expand
 from unfog.diffusion.solvers import Ancestral, Solver, Step
 from unfog.diffusion.targets import Prediction
 from unfog.generation.drawing import Drawing
+from unfog.generation.thresholding import bounded
 from unfog.networks.conditioning import ClassEmbedding, Cond
 from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.conditions import Asked
@@ -185,9 +186,7 @@ class Sampler(Drawing):
             raise UserError(
                 "guidance needs a model that was trained with conditions: set it to 1 (sampling.guidance=1 in a recipe)"
             )
-        if self.settings.clip and self.codec.bounds is not None:
-            keep_eps = self.settings.keep_eps or self.settings.guidance_kind == "cfg++"
-            denoise = Clipped(denoise, *self.codec.bounds, keep_eps=keep_eps)
+        denoise = bounded(denoise, self.settings, self.codec.bounds)
         learned = isinstance(self.solver, Ancestral) and self.solver.variance == "learned"
         if learned and not self.denoiser.learned_variance:
             raise UserError("solver.variance 'learned' needs a model that was trained with variance=learned")

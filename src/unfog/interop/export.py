@@ -73,6 +73,8 @@ def _export(run: Run, folder: Path) -> tuple[str, ...]:
         notes = ("its pipeline is unconditional: call the U-Net with class_labels, of which the last means 'no label'",)
     if schedulers.clips(recipe) and not scheduler.get("clip_sample"):
         notes += ("diffusers does not clip x0 to the range of pixels, unlike sampling.clip here",)
+    if recipe.sampling.threshold is not None:
+        notes += ("the exported scheduler clips x0 plainly or not at all, unlike sampling.threshold here",)
     pipeline, parts = _pipeline(scheduler["_class_name"], recipe.conditioning, isinstance(codec, Latents))
     with disk(folder):
         for part in ("unet", "scheduler", *(part for part in parts if part in ("vae", "vqvae"))):

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unfog.data.characters import Characters
-from unfog.data.codecs import Latents, Pixels
+from unfog.data.codecs import Identity, Latents, Pixels
 from unfog.interop.export import vacant
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditioning import Cond
 from unfog.recipes.build import known_of
 from unfog.recipes.choices import Choices, compute_by
 from unfog.recipes.conditions import ClassConditioning, NoConditioning
+from unfog.recipes.latents import LatentCodec
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import FixedVariance
 from unfog.runs.run import Run
@@ -130,8 +130,16 @@ def fit(recipe: Recipe) -> None:
 
     Raises: UserError: If it cannot, with the reason.
     """
-    if not recipe.objective.draws or isinstance(recipe.codec, Characters):
+    if not recipe.objective.draws or recipe.kind("objective") in ("masked", "cascade"):
         raise UserError(f"only denoisers can be exported to ONNX, not the objective {recipe.kind('objective')!r}")
+    if not isinstance(recipe.codec, Pixels | Identity | LatentCodec):
+        raise UserError(
+            f"the exported sampler has no codec {recipe.kind('codec')!r}: it knows pixels, identity and latents"
+        )
+    if recipe.sampling.threshold is not None:
+        raise UserError(
+            "the exported sampler knows no dynamic thresholding: set sampling.threshold=null in recipe.json"
+        )
     if not isinstance(recipe.conditioning, NoConditioning | ClassConditioning):
         kind = recipe.kind("conditioning")
         raise UserError(f"only unconditional and class-conditional models can be exported to ONNX, not {kind}")

@@ -193,6 +193,8 @@ class Sampling:
         guidance_interval: The two times, on the schedule's clock, between which guidance is on; null is always.
         guidance_rescale: How far, from 0 to 1, x0 is rescaled to the deviation of the conditional x0.
         clip: Whether x0 is clipped to the range of the data.
+        threshold: Dynamic thresholding instead of plain clipping: the share of the numbers of x0, 0.995 is usual, whose
+            range is brought to that of the data where it is wider. It keeps contrast at high guidance.
         keep_eps: Whether eps is kept when x0 is clipped; else it is recomputed, so that the pair still makes x_t.
         batch: Samples that go through the network together; always as many, the last batch padded. null, in a recipe
             that was not trained: measured when its training begins.
@@ -204,6 +206,7 @@ class Sampling:
     guidance_interval: Sequence[float] | None = None
     guidance_rescale: float = 0.0
     clip: bool = True
+    threshold: float | None = None
     keep_eps: bool = False
     batch: int | None = None
 
@@ -212,6 +215,10 @@ class Sampling:
         positive(**{"sampling.steps": self.steps, "sampling.batch": self.batch})
         if not 0 <= self.guidance <= 1000:
             raise UserError(f"guidance must lie between 0 and 1000, where 1 is off, not {self.guidance}")
+        if self.threshold is not None and not (0 < self.threshold <= 1 and self.clip):
+            raise UserError(
+                f"sampling.threshold must be a share above 0 and up to 1, with sampling.clip=true, not {self.threshold}"
+            )
         if self.guidance_interval is not None and len(self.guidance_interval) != 2:
             raise UserError(f"sampling.guidance_interval must be two times, not {list(self.guidance_interval)}")
         if self.guidance_kind == "cfg++" and (self.guidance_interval is not None or self.guidance_rescale):
