@@ -85,7 +85,7 @@ def continued(run: Run, clips: Tensor) -> dict[str, float]:
     half = clips.shape[2] // 2
     known = torch.zeros(clips.shape[1:], dtype=torch.bool)
     known[:, :half] = True
-    drawn = torch.cat([run.complete(clip, ~known) for clip in clips])
+    drawn = torch.cat([run.complete(clip, ~known, batch=1) for clip in clips])
     there = tracked_apart(drawn[:, :, half:], clips[:, :, half:])
     still = tracked_apart(clips[:, :, half - 1 : half].expand(-1, -1, half, -1, -1), clips[:, :, half:])
     return {
@@ -119,7 +119,7 @@ def of_oscillators(run: Run, count: int) -> dict[str, object]:
     gaps = torch.zeros(samples.shape[1:], dtype=torch.bool)
     gaps[:, 20:44] = True
     rows = held.take(np.arange(32)).x
-    drawn = torch.cat([run.complete(row, gaps) for row in rows])
+    drawn = torch.cat([run.complete(row, gaps, batch=1) for row in rows])
     whole = oscillators.curve(oscillators.read(rows[:, 0].double().numpy()))
     found["imputed: known points are equal"] = bool((drawn[:, ~gaps] == rows[:, ~gaps]).all())
     found["imputed: off the curve by (RMS; the noise is 0.05)"] = float(

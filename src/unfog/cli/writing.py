@@ -43,7 +43,7 @@ def complete(
     Args:
         text: The text, with a gap for each character that is not known. Without gaps it is a beginning.
         file: A CSV, GIF or array file of the run's kind, instead of a text. Empty cells are missing.
-        after: The share of the file's moments or frames that is kept; the rest is drawn anew.
+        after: The share of the file's moments or frames that is kept; the rest is redrawn.
         label: Class of the results, by name or number. Default: any.
         gap: The character that marks an unknown one.
         more: Characters may follow the text, too.

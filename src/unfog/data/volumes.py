@@ -15,8 +15,8 @@ from unfog.data.modality import Modality
 from unfog.data.pictures import UnreadableError, enlargement, tile
 from unfog.runtime.files import whole
 
-SURFACES, SURFACE = 32, 96
-"""Volumes on a sheet up to which their surfaces are drawn, and the pixels of one."""
+SURFACES, SURFACE, FACES = 32, 96, 5000
+"""Volumes on a sheet up to which their surfaces are drawn, the pixels of one, and its triangles, at most."""
 
 
 @final
@@ -39,10 +39,10 @@ class Volumes(Modality):
         return f"volumes of {'×'.join(map(str, shape[1:]))} voxels{channels}"
 
     def sheet(self, samples: Tensor, columns: int, side: int | None = None) -> Image.Image:
-        """Draw the slices, and the surfaces of a few."""
+        """Draw the slices, and of a few the surfaces, but where a side is asked for, as in films: they take long."""
         first = samples[:, 0]
         scale = enlargement(min(first.shape[1:]), 48 if side is None else max(side, 1))
-        surfaces = len(first) <= SURFACES and bool(find_spec("skimage"))
+        surfaces = side is None and len(first) <= SURFACES and bool(find_spec("skimage"))
         return tile(torch.stack([_cell(one, scale, surfaces) for one in first.numpy()]), columns)
 
     def write(self, samples: Tensor, path: Path) -> None:
@@ -96,6 +96,8 @@ def _surface(volume: NDArray[np.uint8]) -> Image.Image:
         return empty
     mesh: Any = marching_cubes
     points, faces, *_ = mesh(padded, float(padded.max()) / 2)
+    if len(faces) > FACES:  # of noise, which takes seconds to draw
+        points, faces, *_ = mesh(padded, float(padded.max()) / 2, step_size=3)
     figure = Figure(figsize=(1, 1), dpi=SURFACE)
     canvas: Any = FigureCanvasAgg(figure)
     plot: Any = figure.add_axes((-0.2, -0.2, 1.4, 1.4), projection="3d")
