@@ -19,7 +19,8 @@ from tests.app.playground import served
 from tests.conftest import PATIENCE
 from unfog.data.pictures import read_picture, tile
 from unfog.recipes.build import build_data
-from unfog.runs.run import load
+from unfog.recipes.presets import recipe
+from unfog.runs.run import load, train
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 FLAGS = (
@@ -286,6 +287,28 @@ def test_a_strangers_names_are_text(visit: Visit, digits_run: Path, tmp_path: Pa
         asked = [url for url in visit.requests if url.rstrip("/").endswith(("/x", "/digits"))]
         visit.page.close()
     assert asked == []
+
+
+@pytest.mark.parametrize(("name", "tag"), [("audio", "audio"), ("video", "video")])
+def test_what_lasts_plays(visit: Visit, tmp_path: Path, name: str, tag: str) -> None:
+    """Sounds and clips play in the page, from what it holds itself, and their clock moves."""
+    own = ("codec.rounds=2",) if name == "audio" else ("data.frames=8",)
+    quick = ("data.count=100", "network.width=8", "network.middle=1", "batch=8", "images=32", "training.reports=1")
+    train(recipe(name).set(*quick, *own, "sampling.steps=2"), tmp_path / name)
+    with served(tmp_path / name) as address:
+        visit.page.goto(address)
+        visit.page.get_by_role("button", name="Generate").wait_for()
+        visit.press("Generate")
+        media = visit.page.locator(tag).first
+        media.wait_for(state="attached")
+        length = visit.until(lambda: media.evaluate("one => one.readyState >= 2 && one.duration"))
+        assert 0.3 < length < 10
+        media.evaluate("one => { one.muted = true; one.loop = true; return one.play(); }")
+        visit.until(lambda: media.evaluate("one => one.currentTime > 0.1"))
+        visit.shoot(f"plays-{name}")
+        visit.page.goto(visit.address)
+        visit.page.get_by_role("button", name="Generate").wait_for()
+    visit.requests[:] = [url for url in visit.requests if not url.startswith(address)]
 
 
 def test_a_denoising_is_stopped(visit: Visit) -> None:

@@ -79,6 +79,8 @@ def test_levels_come_back_as_a_sound_of_these_levels() -> None:
     assert back.shape == x.shape
     assert float((codec.encode(back) - z).abs().mean()) < 0.06
     assert codec.compared(x).shape[1:] == (1, 40, 48)
+    loud = codec.decode(torch.full((1, 1, 64, 8), 1.0))
+    assert int(loud.abs().max()) == round(0.99 * FULL)  # what would clip is made quieter
     assert torch.equal(codec.decode(z[3:4]), back[3:4])  # sound i is sound i, whatever stands beside it
 
 

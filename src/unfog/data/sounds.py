@@ -20,8 +20,8 @@ from unfog.data.spectra import Mel, griffin_lim, linear, log_mel, power_of
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import write_whole
 
-FULL = 32767
-"""The largest number of a sample of 16 bits."""
+FULL, LOUDEST = 32767, 0.99
+"""The largest number of a sample of 16 bits, and the largest share of it in a sound that is made here."""
 WIDE, TALL, MARGIN = 128, 40, 3
 """Pixels of a waveform on a sheet: its width, its height, and those between it and the spectrogram."""
 
@@ -175,10 +175,12 @@ class Spectrogram(Unlearned):
         return levels.reshape(*x.shape[:2], *levels.shape[1:])
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map levels to samples, as many as reach to the middle of the last frame."""
+        """Map levels to samples, as many as reach to the middle of the last frame; what would clip is made quieter."""
         length = (z.shape[-1] - 1) * self.hop
-        waves = [self._sound(one, length) for one in torch.split(z.float().flatten(0, 1), 1)]
-        return (torch.cat(waves).reshape(*z.shape[:2], length) * FULL).round().clamp(-FULL, FULL).to(torch.int16)
+        waves = torch.cat([self._sound(one, length) for one in torch.split(z.float().flatten(0, 1), 1)])
+        waves = waves.reshape(*z.shape[:2], length)
+        peaks = waves.abs().amax((1, 2), keepdim=True)
+        return (waves * (LOUDEST / peaks.clamp(min=LOUDEST)) * FULL).round().to(torch.int16)
 
     def _sound(self, level: Tensor, length: int) -> Tensor:
         """Return one sound of such levels: by itself, since rounding would depend on what stands beside it."""

@@ -316,7 +316,7 @@ class Run:
         *,
         after: float | None = None,
         count: int = 1,
-        repeats: int = 4,
+        repeats: int = 10,
         **options: Unpack[EditOptions],
     ) -> Tensor:
         """Return versions of a series, a clip, a volume or a row of a table with what is missing drawn anew.
@@ -326,7 +326,8 @@ class Run:
             missing: What is drawn anew: bool, of the row's shape or without its channels. Default: missing numbers.
             after: Instead, the share of moments or frames that is kept: the rest is drawn anew, as a forecast.
             count: How many versions.
-            repeats: How often each step is walked (RePaint); 1 is quick.
+            repeats: How often each step is walked (RePaint); 1 is quick. On oscillations with a gap of three eighths 4 is
+                three times as far off as 10.
             **options: See `EditOptions`. Without a label or a prompt the row may show anything.
 
         Returns: As many rows as stored; what is known stays as it is, to the bit.
