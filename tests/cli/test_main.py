@@ -92,7 +92,7 @@ def write_pictures(folder: Path, count: int = 12, side: int = 8, seed: int = 0) 
     ("arguments", "sentence"),
     [
         (["digitz"], "unknown recipe 'digitz': did you mean 'digits'"),
-        (["xyzzyq"], "unknown recipe 'xyzzyq': choose one of autoencoder, cifar10, cifar10-edm, digits"),
+        (["xyzzyq"], "unknown recipe 'xyzzyq': choose one of audio, autoencoder, cifar10, cifar10-edm"),
         ([], "name a recipe to train"),
         (["digits", "--set", "network.widht=8"], r"unknown setting 'network\.widht': did you mean 'network\.width'"),
         (["digits", "--set", "netwrok=unet"], "unknown setting 'netwrok': did you mean 'network'"),

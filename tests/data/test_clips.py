@@ -166,6 +166,8 @@ def test_the_tracker_follows_real_clips_and_sees_those_that_jump() -> None:
     assert np.percentile(moving.strayed(x), 95) < 0.25
     jumping = np.concatenate([x[:60, :, :8], x[60:, :, 8:]], 2)
     assert moving.strayed(jumping).mean() > 1
+    turning = np.concatenate([x[:, :, :8], x[:, :, 7::-1]], 2)  # not at a wall
+    assert moving.strayed(turning).mean() > 0.4
     still = np.repeat(x[:, :, :1], 16, 2)
     assert moving.strayed(still).mean() < 0.1  # not to move is a path: the speed is for others to look at
     assert np.allclose(moving.bounced(np.array([1.0]), np.array([-3.0]), np.arange(3)), [1, 2, 5])

@@ -39,7 +39,7 @@ from unfog.recipes.versions import corrections
 from unfog.runtime.errors import UserError
 from unfog.training.trainer import Trainer
 
-OF_FOLDERS = ("folder", "autoencoder", "text-to-image")
+OF_FOLDERS = ("folder", "autoencoder", "text-to-image", "super-resolution")
 NAMES = sorted(RECIPES)
 TABLES = ("linear", "quadratic", "cosine")
 
@@ -63,7 +63,8 @@ def made(name: str, pictures: str) -> Recipe:
         table = Path(pictures).parent / "table.csv"
         table.write_text("a,b\n" + "".join(f"{place},{place % 7}\n" for place in range(200)))
         return recipe(name, str(table))
-    return recipe(name, pictures if name in OF_FOLDERS else None)
+    size = 16 if name == "super-resolution" else None  # of pictures that are smaller there is nothing to be made
+    return recipe(name, pictures, size) if name in OF_FOLDERS else recipe(name)
 
 
 def looked_at(chosen: Recipe, *shape: int) -> Recipe:

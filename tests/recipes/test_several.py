@@ -15,13 +15,13 @@ from unfog.data.shapes import SHAPES, Scene, Shapes
 from unfog.data.source import Batch, Data, InMemory
 from unfog.recipes.conditions import (
     ClassConditioning,
-    ImageConditioning,
     Known,
     LabelsConditioning,
     TextConditioning,
     ValuesConditioning,
 )
 from unfog.recipes.kinds import KINDS, register
+from unfog.recipes.planes import ImageConditioning
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.several import SeveralConditions

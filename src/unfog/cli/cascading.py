@@ -1,15 +1,12 @@
 """The verb cascade."""
 
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from unfog.cli.options import SomeFloat
+from unfog.cli.options import RunFolders, SomeFloat
 
 
 def cascade(
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN RUN ...")],
+    runs: RunFolders,
     /,
     *,
     out: Path,

@@ -116,10 +116,10 @@ class Inspected:
 def kind_of(path: str | Path) -> str | None:
     """Return the recipe for what most files at a path are; None for pictures, or where there is nothing."""
     place = Path(os.path.expanduser(path))
-    if place.is_file():
+    if os.path.isfile(place):  # unlike the path's own method, False for a name that is too long
         suffix = place.suffix.lower()
         return "text" if suffix in (".txt", ".md") else "series" if suffix in Series.suffixes else None
-    if not place.is_dir():
+    if not os.path.isdir(place):
         return None
     groups = {
         "audio": Sounds.suffixes,

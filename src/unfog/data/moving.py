@@ -22,6 +22,8 @@ ROOM = SIDE - DIGIT
 """Pixels that a digit can move along each axis."""
 FEWEST, MOST = 100, 10_000_000
 """Rows, at least and at most."""
+OFFSETS = (2.0, 5.0)
+"""Pixels from the upper left corner of a digit to its centre of mass, least and largest."""
 TURNS, MOVES = 24, 41
 """Places and velocities from which a path is sought, along each axis."""
 Reals = NDArray[np.float64]
@@ -160,7 +162,9 @@ def _misfit(centres: Reals) -> Reals:
     paths = bounced(starts[:, None, None], speeds[:, None], time)  # (starts, speeds, frames)
     flat = (paths - paths.mean(-1, keepdims=True)).reshape(-1, len(time))
     own = centres - centres.mean(-1, keepdims=True)  # the best offset is the difference of the means
+    means = centres.mean(-1)[:, None]
     errors = (flat**2).mean(1) - 2 * own @ flat.T / len(time) + (own**2).mean(1, keepdims=True)
+    errors += _beyond(means - paths.mean(-1).reshape(-1))
     best = errors.argmin(1)
     start, speed = starts[best // MOVES], speeds[best % MOVES]
     wide, fast = starts[1] - starts[0], speeds[1] - speeds[0]
@@ -171,9 +175,15 @@ def _misfit(centres: Reals) -> Reals:
         tried_start, tried_speed = start[:, None] + wide * steps[:, 0], speed[:, None] + fast * steps[:, 1]
         paths = bounced(tried_start[..., None], tried_speed[..., None], time)
         gaps = paths - paths.mean(-1, keepdims=True) - own[:, None]
-        errors = (gaps**2).mean(-1)
+        errors = (gaps**2).mean(-1) + _beyond(means - paths.mean(-1))
         pick = errors.argmin(1)[:, None]
         start, speed = np.take_along_axis(tried_start, pick, 1)[:, 0], np.take_along_axis(tried_speed, pick, 1)[:, 0]
         least = np.minimum(least, errors.min(1))
     misfit: Reals = least.clip(min=0)
     return misfit
+
+
+def _beyond(offsets: Reals) -> Reals:
+    """Return the squares by which offsets of the mass are beyond those that digits have."""
+    squares: Reals = (offsets - offsets.clip(*OFFSETS)) ** 2
+    return squares

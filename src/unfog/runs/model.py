@@ -326,8 +326,8 @@ class Run:
             missing: What is drawn anew: bool, of the row's shape or without its channels. Default: missing numbers.
             after: Instead, the share of moments or frames that is kept: the rest is drawn anew, as a forecast.
             count: How many versions.
-            repeats: How often each step is walked (RePaint); 1 is quick. On oscillations with a gap of three eighths 4 is
-                three times as far off as 10.
+            repeats: How often each step is walked (RePaint); 1 is quick. In a gap of three eighths of an oscillation 4
+                is three times as far off as 10.
             **options: See `EditOptions`. Without a label or a prompt the row may show anything.
 
         Returns: As many rows as stored; what is known stays as it is, to the bit.
