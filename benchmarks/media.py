@@ -69,7 +69,7 @@ def of_moving(run: Run, count: int) -> dict[str, object]:
             float((change**2).mean()),
         ]
         found[f"speed, {name}: 5 %, median, 95 %"] = np.percentile(speeds(x), (5, 50, 95)).tolist()
-    found["second half from the first"] = continued(run, real[:64])
+    found["second half from the first"] = continued(run, real[:24])
     return found
 
 

@@ -495,8 +495,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         rows[:, 0] %= 10
         (names["cifar10"] / name).write_bytes(rows.tobytes())
     pictures, idx, batches = (str(names[name]) for name in ("pictures", "idx", "cifar10"))
-    of_folders = dict.fromkeys(("folder", "autoencoder", "text-to-image"), pictures)
-    return {**of_folders, "mnist": idx, "fashion": idx, "cifar10": batches, "cifar10-edm": batches}
+    of_folders = dict.fromkeys(("folder", "autoencoder", "text-to-image", "super-resolution"), pictures)
+    table = names["pictures"].parent / "table.csv"
+    table.write_text("a,b\n" + "".join(f"{place},{place % 7}\n" for place in range(200)))
+    return {**of_folders, "table": str(table), "mnist": idx, "fashion": idx, "cifar10": batches, "cifar10-edm": batches}
+
+
+FEW = {
+    "audio": ("data.count=100", "codec.rounds=1"),
+    "video": ("data.count=100", "data.frames=4"),
+    "volumes": ("data.count=100",),
+    "series": ("data.count=200",),
+}
+"""Small versions of included sets."""
 
 
 @pytest.fixture
@@ -516,7 +527,8 @@ def test_every_recipe_trains_stops_resumes_and_samples(
 ) -> None:
     """To the bit as without the stop; what was trained there draws the same pictures here."""
     made = recipe(name, data.get(name))
-    made = made.set(*SMALL[made.kind("network")], *QUICK, *FIXED)
+    made = made.set(*SMALL[made.kind("network")], *QUICK, *FIXED, *FEW.get(name, ()))
+    asked = {"image": torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)} if name == "super-resolution" else {}
     with accelerator(kind):
         fit(made, tmp_path / "whole", device=kind, console=QUIET)
         steps = iter([False, True])
@@ -527,15 +539,16 @@ def test_every_recipe_trains_stops_resumes_and_samples(
         assert weights[0] == weights[1]
         if not made.objective.draws:
             return
-        there = load(tmp_path / "whole", kind).sample(3)
-    here = load(tmp_path / "whole", "cpu").sample(3)
-    torch.testing.assert_close(there.float(), here.float(), rtol=0, atol=1 if there.dtype == torch.uint8 else 1e-4)
+        there = load(tmp_path / "whole", kind).sample(3, **asked)
+    here = load(tmp_path / "whole", "cpu").sample(3, **asked)
+    apart = {torch.uint8: 1.0, torch.int16: 3.0}.get(there.dtype, 1e-4)
+    torch.testing.assert_close(there.float(), here.float(), rtol=0, atol=apart)
 
 
 TRAINED = ("augment", "codec", "network", "objective", "conditioning", "inputs", "schedule", "target", "variance")
 TRAINED += ("times", "weighting", "optimizer", "ema")
-APART = {("conditioning", "pretrained"), ("codec", "identity"), ("network", "mlp")}
-"""What needs a pretrained encoder, floats, or points; the last two are those of the recipe points."""
+APART = {("conditioning", "pretrained"), ("codec", "identity"), ("network", "mlp"), ("objective", "cascade")}
+"""What needs a pretrained encoder, floats, or points, which are those of the recipe points; and what is not trained."""
 
 
 def parts() -> Iterator[tuple[str, str]]:
@@ -556,6 +569,8 @@ def test_every_part_of_a_recipe_takes_steps(field: str, kind: str, data: dict[st
         chosen = recipe("autoencoder", data["folder"]).set(*SMALL["autoencoder"], "objective.adversarial=0.1")
     elif (field, kind) in {("codec", "characters"), ("objective", "masked")}:
         chosen = recipe("text").set(*SMALL["compact"], "data.count=200")
+    elif (field, kind) == ("codec", "spectrogram"):
+        chosen = recipe("audio").set(*SMALL["compact"], "data.count=100", "codec.rounds=1")
     else:
         chosen = recipe("folder", data["folder"]).set(*SMALL["compact"], "schedule=cosine", "target=v")
         fitting = {

@@ -56,13 +56,14 @@ def test_ten_at_once_each_get_the_picture_of_the_command_line(page: str, digits_
     clients = [client(page, tmp_path / str(number)) for number in range(10)]
     jobs = [generate(one, words=str(number), seed=100 + number) for number, one in enumerate(clients)]
     for number, job in enumerate(jobs):
-        x, x0, words, line, png, gif, _ = job.result(timeout=PATIENCE)
+        x, x0, words, line, png, gif, _, playing = job.result(timeout=PATIENCE)
         wanted = run.sample(1, str(number), steps=4, seed=100 + number)[0, 0].numpy().astype(int)
         for path in (x, x0, png):
             assert np.abs(pixels(path) - wanted).max() <= 1
         assert f"--label {number} " in line
         assert line.endswith(f"--seed {100 + number}")
         assert words.startswith("4 steps")
+        assert playing == ""  # pictures do not last
         with Image.open(gif) as film:
             assert film.n_frames == 5
 

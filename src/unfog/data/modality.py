@@ -159,7 +159,7 @@ class Modality(ABC):
         strip = self.sheet(samples, len(samples), side)
         one, two = (self.sheet(samples[[0] * count], count, side).width for count in (1, 2))
         pitch = two - one  # of a cell; the frame is drawn once more at the end of a strip
-        if strip.width != len(samples) * pitch + one - pitch:
+        if not pitch or strip.width != len(samples) * pitch + one - pitch:
             return [self.sheet(row[None], 1, side) for row in samples], 0
         lefts = range(0, len(samples) * pitch, pitch)
         return [strip.crop((left, 0, left + one, strip.height)) for left in lefts], one - pitch

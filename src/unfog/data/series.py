@@ -231,17 +231,17 @@ class Standardised(Unlearned):
     def encode(self, x: Tensor) -> Tensor:
         """Map numbers, `(batch, columns, ...)`, to float32 of unit variance."""
         mean, deviation = self._numbers(x)
-        return ((x.double() - mean) / deviation).float()
+        return (x.float() - mean) / deviation
 
     def decode(self, z: Tensor) -> Tensor:
         """Map states back to numbers, float32."""
         mean, deviation = self._numbers(z)
-        return (z.double() * deviation + mean).float()
+        return z.float() * deviation + mean
 
     def _numbers(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and deviations, over the axis of columns."""
         rank = (-1, *[1] * (like.ndim - 2))
         return tuple(  # type: ignore[return-value]  # two of them
-            torch.tensor(one or [default], dtype=torch.float64, device=like.device).reshape(rank)
+            torch.tensor(one or [default], dtype=torch.float32, device=like.device).reshape(rank)
             for one, default in ((self.mean, 0.0), (self.deviation, 1.0))
         )

@@ -147,7 +147,7 @@ def griffin_lim(power: Tensor, mel: Mel, length: int, rounds: int = 60, momentum
     window = torch.hann_window(mel.window, device=power.device)
     size = power.clamp(min=0).sqrt() * (window.sum() / 2)
     # a phase that turns by the hop of each bin's own frequency, and differs from bin to bin
-    bins, frames = (torch.arange(count, device=power.device, dtype=torch.float64) for count in size.shape[1:])
+    bins, frames = (torch.arange(count, dtype=torch.float64) for count in size.shape[1:])
     turned = 2 * math.pi * (mel.hop / mel.window * bins[:, None] * frames + (bins[:, None] * 0.618034) ** 2)
     waves = torch.polar(size, turned.remainder(2 * math.pi).to(size).expand_as(size))
     before = torch.zeros_like(waves)
