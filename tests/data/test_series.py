@@ -31,6 +31,7 @@ def test_a_series_comes_back_with_its_columns(tmp_path: Path) -> None:
     x[0, 1, 4] = float("nan")
     modality.write(x, tmp_path / "x.csv")
     assert (tmp_path / "x.csv").read_text().splitlines()[0] == 'wind,"warm, dry"'
+    assert "nan" not in (tmp_path / "x.csv").read_text()
     back = modality.read(tmp_path / "x.csv", (2, 9))
     assert torch.allclose(back, x, rtol=1e-6, equal_nan=True)
     turned = Series(("warm, dry", "wind")).read(tmp_path / "x.csv", (2, 9))  # columns are known by their names
@@ -128,6 +129,29 @@ def test_the_files_of_a_folder_are_series_and_classes_are_folders(tmp_path: Path
     for part in ("short.csv", "10 moments, fewer than 48", "lacks the column 'b': calm/other.csv", "broken.csv"):
         assert part in said
     assert "pickled.npy" in said
+
+
+def test_windows_of_a_file_with_missing_numbers_are_skipped(tmp_path: Path) -> None:
+    for place in range(6):
+        lines = drift(96, place)
+        if place == 2:
+            lines[70] = ",1"
+        write(tmp_path / f"{place}.csv", "a,b", *lines)
+    data = columns(str(tmp_path), length=48)
+    assert len(data.train) + len(data.heldout) == 11
+    assert all(bool(part.take(np.arange(len(part))).x.isfinite().all()) for part in data)
+    assert any("whose windows are skipped: 1 file (2.csv)" in note for note in notes_of(data))
+
+
+def test_the_codec_takes_its_numbers_from_the_training_rows(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "x.csv", "a,b", *[f"{40 + place % 9},7" for place in range(900)]))
+    data = columns(path)
+    codec = Standardised().fitted(data, Series(("a", "b")))
+    z = codec.encode(data.train.take(np.arange(len(data.train))).x)
+    assert float(z[:, 0].mean()) == pytest.approx(0, abs=1e-3)
+    assert float(z[:, 0].std()) == pytest.approx(1, abs=1e-3)
+    assert torch.equal(z[:, 1], torch.zeros_like(z[:, 1]))  # a column that never changes
+    assert codec.fitted(data, Series()) is codec
 
 
 def test_chosen_columns_are_used_in_their_order_and_missing_ones_are_named(tmp_path: Path) -> None:

@@ -168,6 +168,24 @@ def test_a_resampled_sound_keeps_its_pitch(tmp_path: Path) -> None:
     assert spectrum.argmax() * 8000 / len(x) == pytest.approx(440, abs=2)
 
 
+def test_all_channels_are_heard(tmp_path: Path) -> None:
+    for place in range(4):
+        sf.write(tmp_path / f"{place}.wav", np.stack([np.zeros(4000), beep(0.5)], 1), 8000)
+    mono = recordings(str(tmp_path), channels=1, length=4000, loudness=False)
+    x = mono.train.take(np.arange(1)).x[0, 0].numpy() / FULL
+    assert np.abs(x).max() == pytest.approx(0.15, abs=0.01)  # the mean of silence and 0.3
+    both = recordings(str(tmp_path), length=4000, loudness=False).train.take(np.arange(1)).x[0]
+    assert both.shape == (2, 4000)
+    assert int(both[0].abs().max()) == 0
+
+
+def test_another_container_is_refused_whatever_its_name(tmp_path: Path) -> None:
+    for place in range(3):
+        sf.write(tmp_path / f"{place}.wav", beep(0.4), 8000)
+    sf.write(str(tmp_path / "other.wav"), beep(0.4), 8000, format="AIFF")
+    assert any("its container AIFF is not read: other.wav" in note for note in notes_of(recordings(str(tmp_path))))
+
+
 def test_long_recordings_become_windows_and_those_of_one_stay_together(tmp_path: Path) -> None:
     for place in range(6):
         sf.write(tmp_path / f"{place}.wav", beep(3.0 + 0.1 * place), 8000)

@@ -69,4 +69,6 @@ def test_phases_are_found_for_a_sound() -> None:
         misses.append(float((again - spectrum(x)).norm() / spectrum(x).norm()))
     assert misses[0] > misses[1] > misses[2]
     assert misses[2] < 0.1
+    slower = spectrum(griffin_lim(wanted, MEL, 4096, 60, momentum=0.0))
+    assert float((slower - spectrum(x)).norm() / spectrum(x).norm()) > 1.3 * misses[2]
     assert torch.equal(griffin_lim(wanted, MEL, 4096), griffin_lim(wanted, MEL, 4096))  # nothing is random

@@ -115,7 +115,7 @@ def test_solids_are_read_exactly() -> None:
     found = solids.read(batch.x[0].numpy())
     assert found is not None
     again = solids.drawn(found.kind, found.axis, np.array([found.size]), np.array([found.centre]))[0]
-    assert np.abs(255 * again - batch.x[0, 0].numpy()).max() < 12
+    assert np.abs(255 * again - batch.x[0, 0].numpy()).max() < 2
 
 
 def test_what_is_no_solid_of_the_kinds_is_not_read() -> None:
