@@ -1,6 +1,5 @@
 """What a training will take in time, memory and disk, from a few timed rows and counted operations."""
 
-import math
 import tempfile
 import time
 import warnings
@@ -174,10 +173,7 @@ def _planned(
     small, each = _unencoded(recipe, first, device)
     with tempfile.TemporaryDirectory(prefix="unfog-") as name:
         found = rehearse(small, look.data, look.x, Path(name), device, allowed)
-    known = math.isfinite(found.speed)
-    timed = f", {found.speed / 1e9:,.0f} billion a second" if known else "; other programs disturbed its timing"
-    say = f"{found.whole.operations / 1e9:,.2f} billion operations an image{timed}"
-    console.print(f"{recipe.name}: {say}", highlight=False)
+    console.print(f"{recipe.name}: {found.cost}", highlight=False)
     portion, choosing = _portion(small, found, allowed)
     encoded = _encoded(recipe, look)
     if first is not None and budget is not None and isinstance(recipe.codec, LatentCodec):

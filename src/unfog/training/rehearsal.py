@@ -186,6 +186,13 @@ class Rehearsal:
         return self.whole.operations / self.line.row if self.line.row else math.inf
 
     @property
+    def cost(self) -> str:
+        """Operations of an image, and those of a second, in words."""
+        known = math.isfinite(self.speed)
+        timed = f", {self.speed / 1e9:,.0f} billion a second" if known else "; other programs disturbed its timing"
+        return f"{self.whole.operations / 1e9:,.2f} billion operations an image{timed}"
+
+    @property
     def evaluation(self) -> Line:
         """Seconds of the network's evaluation without gradients."""
         share = self.whole.forward / max(1, self.whole.operations)
