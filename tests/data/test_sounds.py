@@ -12,6 +12,7 @@ from unfog.data.folder import notes_of
 from unfog.data.pictures import UnreadableError
 from unfog.data.sounds import FULL, Sounds, Spectrogram
 from unfog.data.tones import KINDS, kinds, tones
+from unfog.recipes.build import build_data
 from unfog.recipes.presets import recipe
 from unfog.runtime.errors import UserError
 
@@ -228,6 +229,14 @@ def test_a_playlist_that_is_named_like_a_sound_reaches_nothing(tmp_path: Path) -
     (tmp_path / "in" / "x.mp3").write_text(f"#EXTM3U\n{tmp_path / 'secret.wav'}\n")
     with pytest.raises(UserError, match="none of the 1 recordings"):
         recordings(str(tmp_path / "in"))
+
+
+def test_a_rate_that_nobody_chose_is_that_of_the_files(tmp_path: Path) -> None:
+    """Samples are written at it: a wrong one would change their pitch."""
+    for place in range(12):
+        sf.write(tmp_path / f"{place}.wav", beep(0.4 + place / 100, rate=16_000), 16_000)
+    chosen = recipe("audio").set("data=recordings", f"data.path={tmp_path}", "data.length=6016")
+    assert build_data(chosen)[0].modality == Sounds(16_000)
 
 
 def test_the_recipe_fits_the_folder(folder: Path) -> None:

@@ -25,7 +25,7 @@ from unfog.networks.layers import Network, ScalarEmbedding
 from unfog.recipes.conditions import Known, captions
 from unfog.recipes.recipe import VALUES, Fitted, Recipe
 from unfog.recipes.settings import LearnedVariance
-from unfog.recipes.sources import Folder
+from unfog.recipes.sources import Folder, Looking
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import MOST_JSON
 
@@ -43,6 +43,8 @@ def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
 
     Raises: UserError: If they are missing, damaged or too few, or their classes are too many for a recipe.
     """
+    if data is None and isinstance(recipe.data, Looking):
+        recipe = replace(recipe, data=recipe.data.looked())
     data = _read(recipe) if data is None else data
     every = shapes_of(data.train)
     filled = replace(

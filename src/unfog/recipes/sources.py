@@ -1,8 +1,8 @@
 """Data sources: where data are and how to read them. What reads them is imported when it does: sampling never does."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,15 @@ class DataSpec(Protocol):
 
         Raises: UserError: If they are missing, damaged or too few.
         """
+        ...
+
+
+@runtime_checkable
+class Looking(DataSpec, Protocol):
+    """A data set whose modality depends on the files, and is filled in before they are read."""
+
+    def looked(self) -> DataSpec:
+        """Return the spec with what the files say of it; itself where all was chosen."""
         ...
 
 
@@ -263,6 +272,14 @@ class Recordings:
         """Sounds of this rate."""
         return Sounds(self.rate or Sounds.rate)
 
+    def looked(self) -> "Recordings":
+        """Return it with the rate that suits the folder, if none was chosen: files of samples are written at it."""
+        from unfog.data import recordings
+
+        if self.rate is not None:
+            return self
+        return replace(self, rate=recordings.suited(recordings.surveyed(self.path, self.where, self.label_from)).rate)
+
     def build(self) -> Data:
         """Read the folder."""
         from unfog.data import recordings
@@ -288,6 +305,14 @@ class Videos:
     def modality(self) -> Modality:
         """Clips at this rate."""
         return Clips(self.fps or Clips.fps)
+
+    def looked(self) -> "Videos":
+        """Return it with the rate that suits the folder, if none was chosen."""
+        from unfog.data import videos
+
+        if self.fps is not None:
+            return self
+        return replace(self, fps=videos.suited(videos.surveyed(self.path, self.where, self.label_from)).fps)
 
     def build(self) -> Data:
         """Read the folder."""
@@ -331,6 +356,14 @@ class Columns:
     def modality(self) -> Modality:
         """Series or rows with these columns."""
         return Table(tuple(self.names)) if self.rows == "table" else Series(tuple(self.names))
+
+    def looked(self) -> "Columns":
+        """Return it with the columns that hold numbers, if none were chosen."""
+        from unfog.data import columns
+
+        if self.names:
+            return self
+        return replace(self, names=columns.look(self.path, self.rows, self.length, self.label_from).columns)
 
     def build(self) -> Data:
         """Read the file or the folder."""
