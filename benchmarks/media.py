@@ -23,7 +23,7 @@ import unfog
 from unfog.data import moving, oscillators
 from unfog.data.sounds import FULL
 from unfog.evaluation.judge import Judge
-from unfog.recipes.build import build_codec
+from unfog.recipes.build import build_codec, known_of
 from unfog.runs.data import read_data
 from unfog.runs.run import Run
 
@@ -174,7 +174,7 @@ def of_enlarged(run: Run, count: int, each: int = 8) -> dict[str, object]:
     """Measure pictures that are made from smaller ones."""
     data = read_data(run.path, run.recipe)[1]
     x = data.heldout.take(np.linspace(0, len(data.heldout) - 1, min(count, len(data.heldout))).astype(int)).x
-    factor = run.recipe.conditioning.factor_of(unfog_known(run))
+    factor = run.recipe.conditioning.factor_of(known_of(run.recipe))
     small = F.avg_pool2d(x.float(), factor)
     bicubic = F.interpolate(small, scale_factor=float(factor), mode="bicubic").round().clamp(0, 255)
     drawn = torch.stack([run.sample(len(x), image=x, seed=seed) for seed in range(each)]).float()
@@ -190,13 +190,6 @@ def of_enlarged(run: Run, count: int, each: int = 8) -> dict[str, object]:
         "above the floor, as a share of bicubic's": (ours - floor) / (theirs - floor),
         "made small again, off by (RMS of 255)": float((again - small).square().mean().sqrt()),
     }
-
-
-def unfog_known(run: Run):  # type: ignore[no-untyped-def]
-    """Return what the model of a run knows about its data."""
-    from unfog.recipes.build import known_of
-
-    return known_of(run.recipe)
 
 
 def psnr(x: Tensor, wanted: Tensor) -> float:

@@ -54,6 +54,13 @@ def test_a_grey_clip_comes_back_to_the_bit(tmp_path: Path, still: bool) -> None:
         Clips(8.0).read(tmp_path / "x.gif", (1, 7, 9, 11))
 
 
+def test_a_broken_gif_is_named(tmp_path: Path) -> None:
+    for data in (b"", b"GIF89a and nothing"):
+        (tmp_path / "x.gif").write_bytes(data)
+        with pytest.raises(UnreadableError):
+            Clips().read(tmp_path / "x.gif", (1, 4, 8, 8))
+
+
 def test_a_clip_of_few_colours_comes_back(tmp_path: Path) -> None:
     x = torch.from_numpy(np.stack([np.asarray(one) for one in frames(5)])).permute(3, 0, 1, 2)[None]
     Clips(10.0).write(x, tmp_path / "x.gif")

@@ -17,6 +17,7 @@ from unfog.recipes.presets import recipe
 from unfog.runtime.errors import UserError
 
 sf = pytest.importorskip("soundfile")
+from unfog.data import recordings as readers  # noqa: E402
 from unfog.data.recordings import recordings  # noqa: E402
 
 
@@ -178,6 +179,12 @@ def test_all_channels_are_heard(tmp_path: Path) -> None:
     both = recordings(str(tmp_path), length=4000, loudness=False).train.take(np.arange(1)).x[0]
     assert both.shape == (2, 4000)
     assert int(both[0].abs().max()) == 0
+
+
+def test_a_file_of_too_many_samples_is_refused_by_its_header(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "SAMPLES", 4000)
+    with pytest.raises(UnreadableError, match="too large: its 4,720 samples are more than 4,000"):
+        readers.header(folder / "b_19.wav")
 
 
 def test_another_container_is_refused_whatever_its_name(tmp_path: Path) -> None:

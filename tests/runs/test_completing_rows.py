@@ -80,6 +80,7 @@ def test_a_file_with_empty_cells_is_completed_on_the_command_line(series: Run, t
     assert (out / "sheet.png").is_file()
     assert main(["edit", "complete", str(series.path), "--file", str(tmp_path / "no.csv")]) == 2
     assert main(["edit", "complete", str(series.path)]) == 2
+    assert main(["edit", "complete", str(series.path), "--file", str(tmp_path / "gaps.csv"), "--more"]) == 2
 
 
 def test_columns_of_a_table_are_filled_in_from_the_others(tmp_path: Path) -> None:

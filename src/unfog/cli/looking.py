@@ -1,7 +1,7 @@
 """Verbs that inspect data, recipes and runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -21,6 +21,10 @@ from unfog.cli.options import (
     Training,
 )
 from unfog.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from unfog.data.inspect import Report
+    from unfog.data.inspecting import Inspected
 
 
 def inspect(
@@ -59,8 +63,6 @@ def inspect(
     from unfog.data.inspect import inspect as look_over
     from unfog.data.inspecting import kind_of
     from unfog.data.labels import AUTO
-    from unfog.data.pictures import save_picture
-    from unfog.runtime.files import output, write_output
 
     if sheet is not None and sheet.resolve().is_relative_to(path.resolve()):
         raise UserError(f"{sheet} would be one of the pictures: choose a --sheet outside of {path}")
@@ -74,13 +76,7 @@ def inspect(
         print(report.text(side, budget))
         if expected is not None:
             print(expected)
-        if json is not None:
-            write_output(json, report.to_json().encode())
-            print(f"all findings: {json}")
-        if sheet is not None and (drawn := report.sheet()) is not None:
-            with output(sheet) as part:
-                save_picture(drawn, part)
-            print(f"pictures: {sheet}")
+        _write(report, json, sheet, "pictures")
 
 
 def _inspect_other(
@@ -88,8 +84,6 @@ def _inspect_other(
 ) -> None:
     """Inspect data that are no pictures."""
     from unfog.data.inspecting import look_over
-    from unfog.data.pictures import save_picture
-    from unfog.runtime.files import output, write_output
 
     if budget is not None:
         raise UserError(
@@ -98,13 +92,21 @@ def _inspect_other(
     with arguments.writing(json, "--json"), arguments.writing(sheet, "--sheet"):
         report = look_over(path, kind, label_from)
         print(report.text())
-        if json is not None:
-            write_output(json, report.to_json().encode())
-            print(f"all findings: {json}")
-        if sheet is not None and (drawn := report.sheet()) is not None:
-            with output(sheet) as part:
-                save_picture(drawn, part)
-            print(f"rows: {sheet}")
+        _write(report, json, sheet, "rows")
+
+
+def _write(report: "Report | Inspected", json: Path | None, sheet: Path | None, what: str) -> None:
+    """Write the findings and the sheet where they are wanted, and say where they are."""
+    from unfog.data.pictures import save_picture
+    from unfog.runtime.files import output, write_output
+
+    if json is not None:
+        write_output(json, report.to_json().encode())
+        print(f"all findings: {json}")
+    if sheet is not None and (drawn := report.sheet()) is not None:
+        with output(sheet) as part:
+            save_picture(drawn, part)
+        print(f"{what}: {sheet}")
 
 
 def _within(path: Path, budget: str) -> tuple[int | None, str | None]:

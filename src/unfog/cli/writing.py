@@ -59,6 +59,10 @@ def complete(
         raise UserError("give --text for a model of texts, or --file for a row of another kind")
     loaded = load(run, device)
     if file is not None:
+        if more or gap != "_":
+            raise UserError(
+                "--gap and --more go with --text: in a file empty cells are missing, or what is behind --after"
+            )
         _of_file(loaded, file, after, label, n, steps, guidance, seed, out)
         return
     if after is not None or out is not None:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from unfog.data.modality import Modality
-from unfog.data.pictures import UnreadableError, enlargement, opened, save_film, save_video, tile
+from unfog.data.pictures import UnreadableError, enlargement, opened, readable, save_film, save_video, tile
 from unfog.runtime.files import whole
 
 SHOWN = 8
@@ -72,7 +72,7 @@ class Clips(Modality):
     def read(self, path: Path, shape: tuple[int, ...]) -> Tensor:
         """Return the clip of a GIF as `write` writes it: equal frames are one that lasts longer."""
         frames = []
-        with opened(path) as file:
+        with readable(path), opened(path) as file:
             for number in range(min(getattr(file, "n_frames", 1), shape[1])):
                 file.seek(number)
                 frame = np.asarray(file.convert("RGB" if shape[0] == 3 else "L"))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unfog.data.labels import AUTO
 from unfog.data.listing import Kind, few
-from unfog.data.media import MOST, gathered, survey
+from unfog.data.media import MOST, Survey, gathered, survey
 from unfog.data.pictures import UnreadableError
 from unfog.data.series import Series, number_of, table_of
 from unfog.data.source import Data, InMemory, MissingDataError, Subset, split
@@ -147,7 +147,11 @@ def look(path: str, rows: Rows = "auto", length: int | None = None, label_from: 
             return Look(numbers.columns, 0, len(numbers.values), 0)
         length = length or min(WINDOW, max(MULTIPLE, len(numbers.values) // 8 // MULTIPLE * MULTIPLE))
         return Look(numbers.columns, length, 2 * len(numbers.values) // length, 0)
-    found = survey(path, FILES, numbers_of, "", label_from)
+    return _suited(survey(path, FILES, numbers_of, "", label_from), length)
+
+
+def _suited(found: Survey[Numbers], length: int | None) -> Look:
+    """Return what suits the files of a folder."""
     columns = Counter(one.columns for one in found.about).most_common(1)[0][0]
     median = int(np.median([len(one.values) for one in found.about]))
     length = length or max(MULTIPLE, min(LONGEST, median) // MULTIPLE * MULTIPLE)
@@ -266,7 +270,7 @@ def _of_windows(path: str, numbers: Numbers, length: int, heldout: float) -> Dat
 def _of_files(path: str, names: Sequence[str], length: int | None, heldout: float, where: str, label_from: str) -> Data:
     """Return the series in the files of a folder; longer ones are divided."""
     found = survey(path, FILES, numbers_of, where, label_from)
-    own = look(path, "auto", length, label_from)
+    own = _suited(found, length)
     wanted, moments = tuple(names) or own.columns, own.length
     gaps: list[str] = []
 

@@ -25,6 +25,8 @@ RATES, HIGHEST = (1000, 192_000), 16_000
 """Samples a second that are read, and the largest rate that is chosen."""
 LONGEST, MOST, TIMES = 30.0, 3600.0, 4.0
 """Seconds of a row, and of a file, at most; files that are so many times longer than a row are cut into windows."""
+SAMPLES = 1 << 28
+"""Samples of a file over all channels, at most: 1 GiB once they are decoded."""
 PEAK, SILENT, CLIPPED = 0.9, 10 ** (-60 / 20), 0.001
 """Largest sample of a row of full scale 1, below which a file is silent, and the share of samples at full scale from
 which it counts as clipped."""
@@ -86,6 +88,8 @@ def header(path: Path) -> Header:
     seconds = found.frames / found.samplerate
     if seconds > MOST:
         raise UnreadableError(f"it lasts {seconds:,.0f} s, more than {MOST:,.0f}")
+    if found.frames * found.channels > SAMPLES:
+        raise UnreadableError(f"too large: its {found.frames * found.channels:,} samples are more than {SAMPLES:,}")
     return Header(found.samplerate, found.channels, seconds)
 
 

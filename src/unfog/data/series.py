@@ -20,8 +20,8 @@ from unfog.data.source import Data
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import write_whole
 
-LARGEST = 1 << 28
-"""Bytes of a file of rows, at most."""
+LARGEST = 1 << 26
+"""Bytes of a CSV file, at most: its cells take thirty times as much memory."""
 LOOKED = 100_000
 """Rows in which means and deviations are measured, at most."""
 GAPS = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "?"})
@@ -41,7 +41,7 @@ def table_of(path: Path, most: int = LARGEST) -> tuple[tuple[str, ...], list[lis
     except OSError as error:
         raise UnreadableError(error.strerror or str(error)) from error
     if len(data) > most:
-        raise UnreadableError(f"it has more than {most:,} bytes")
+        raise UnreadableError(f"it has more than {most:,} bytes, and a larger table is read as Parquet")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -56,7 +56,7 @@ def table_of(path: Path, most: int = LARGEST) -> tuple[tuple[str, ...], list[lis
     plain = all(number_of(cell) is not None for cell in lines[0])
     names = tuple(map(str.strip, lines[0]))
     if plain:
-        names = tuple(f"column {place}" for place in range(1, 1 + len(names)))
+        names = _names((), len(names))
     if len(set(names)) < len(names):
         raise UnreadableError("two of its columns have one name")
     first = 1 if plain else 2
@@ -127,18 +127,14 @@ class Series(Modality):
 
     def write(self, samples: Tensor, path: Path) -> None:
         """Write a CSV file."""
-        write_whole(path, written(self._names(samples.shape[1]), samples[0].T.tolist()))
+        write_whole(path, written(_names(self.columns, samples.shape[1]), samples[0].T.tolist()))
 
     def read(self, path: Path, shape: tuple[int, ...]) -> Tensor:
         """Return the series of a CSV file; missing numbers are NaN."""
-        rows = _rows_of(path, self._names(shape[0]))
+        rows = _rows_of(path, _names(self.columns, shape[0]))
         if len(rows) != shape[1]:
             raise UnreadableError(f"it has {len(rows):,} moments where the model has {shape[1]:,}")
         return torch.tensor(rows, dtype=torch.float32).T[None].contiguous()
-
-    def _names(self, count: int) -> tuple[str, ...]:
-        """Return the names of the columns."""
-        return self.columns or tuple(f"column {place}" for place in range(1, 1 + count))
 
 
 @final
@@ -169,13 +165,17 @@ class Table(Modality):
 
     def write(self, samples: Tensor, path: Path) -> None:
         """Write a CSV file."""
-        names = self.columns or tuple(f"column {place}" for place in range(1, 1 + samples.shape[1]))
-        write_whole(path, written(names, samples.tolist()))
+        write_whole(path, written(_names(self.columns, samples.shape[1]), samples.tolist()))
 
     def read(self, path: Path, shape: tuple[int, ...]) -> Tensor:
         """Return the rows of a CSV file; missing numbers are NaN."""
-        rows = _rows_of(path, self.columns or tuple(f"column {place}" for place in range(1, 1 + shape[0])))
+        rows = _rows_of(path, _names(self.columns, shape[0]))
         return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), *shape)
+
+
+def _names(columns: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """Return the names of columns, numbers where they have none."""
+    return columns or tuple(f"column {place}" for place in range(1, 1 + count))
 
 
 def _rows_of(path: Path, columns: Sequence[str]) -> list[list[float]]:

@@ -15,7 +15,7 @@ from unfog.runtime.errors import UserError
 Size = int | tuple[int, int]
 """The size of frames: a side, or (height, width)."""
 EPOCHS = 60
-"""Passes over recordings, at least."""
+"""Passes over the rows, at least."""
 COARSE = 24
 """Side above which a network works on patches of four."""
 FRAMES = 8
@@ -69,7 +69,8 @@ def video(data: str | None = None, size: Size | None = None, label_from: str = A
     """
     if data is None:
         _own("video", size, label_from)
-        return _of_clips(MovingDigits(), CompactSpec(width=40, patch=2, middle=3, factorised=True), 10, 120_000)
+        network = CompactSpec(width=40, patch=2, middle=3, factorised=True)
+        return _of_pixels("video", MovingDigits(), network, 120_000, 32, 2.0)
     from unfog.data.videos import suited, surveyed
 
     look = suited(surveyed(data, label_from=label_from))
@@ -78,19 +79,8 @@ def video(data: str | None = None, size: Size | None = None, label_from: str = A
     sides = _rounded(sides, 2 * patch)
     source = Videos(_located(data), sides, look.frames, look.fps, look.channels, label_from=label_from)
     network = CompactSpec(width=48 if look.channels == 1 else 64, patch=patch, middle=3, factorised=True)
-    return _of_clips(source, network, look.classes, max(100_000, EPOCHS * look.rows))
-
-
-def _of_clips(source: MovingDigits | Videos, network: CompactSpec, classes: int, images: int) -> Recipe:
-    """Return the recipe of clips."""
-    return Recipe(
-        "video",
-        data=source,
-        network=network,
-        optimizer=Muon(lr=5e-3),
-        training=Training(images=images, batch=32),
-        sampling=Sampling(guidance=2.0 if classes > 1 else 1.0),
-    )
+    guidance = 2.0 if look.classes > 1 else 1.0
+    return _of_pixels("video", source, network, max(100_000, EPOCHS * look.rows), 32, guidance)
 
 
 def volumes(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
@@ -102,7 +92,7 @@ def volumes(data: str | None = None, size: Size | None = None, label_from: str =
     """
     if data is None:
         _own("volumes", size, label_from)
-        return _of_volumes(Solids(), CompactSpec(width=32, patch=2, middle=2), 5, 100_000)
+        return _of_pixels("volumes", Solids(), CompactSpec(width=32, patch=2, middle=2), 100_000, 64, 1.5)
     from unfog.data.scans import span_of, suited, surveyed
 
     if isinstance(size, tuple):
@@ -114,18 +104,26 @@ def volumes(data: str | None = None, size: Size | None = None, label_from: str =
     side = _rounded((side, side), 2 * patch)[0]
     source = Scans(_located(data), side, span_of(found), label_from=label_from)
     network = CompactSpec(width=48, patch=patch, middle=2)
-    return _of_volumes(source, network, look.classes, max(100_000, EPOCHS * look.rows))
+    guidance = 1.5 if look.classes > 1 else 1.0
+    return _of_pixels("volumes", source, network, max(100_000, EPOCHS * look.rows), 64, guidance)
 
 
-def _of_volumes(source: Solids | Scans, network: CompactSpec, classes: int, images: int) -> Recipe:
-    """Return the recipe of volumes."""
+def _of_pixels(
+    name: str,
+    source: MovingDigits | Videos | Solids | Scans,
+    network: CompactSpec,
+    images: int,
+    batch: int,
+    guidance: float,
+) -> Recipe:
+    """Return the recipe of clips or volumes."""
     return Recipe(
-        "volumes",
+        name,
         data=source,
         network=network,
         optimizer=Muon(lr=5e-3),
-        training=Training(images=images, batch=64),
-        sampling=Sampling(guidance=1.5 if classes > 1 else 1.0),
+        training=Training(images=images, batch=batch),
+        sampling=Sampling(guidance=guidance),
     )
 
 
