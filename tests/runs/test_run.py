@@ -18,7 +18,8 @@ from unfog.data.modality import images
 from unfog.diffusion.denoiser import Condition, Denoiser
 from unfog.diffusion.oracle import Mixture, MixtureDenoiser
 from unfog.diffusion.targets import Prediction, V
-from unfog.generation.sampler import Moment, Sampler
+from unfog.generation.drawing import Moment
+from unfog.generation.sampler import Sampler
 from unfog.recipes.conditions import NoConditioning
 from unfog.recipes.kinds import KINDS, class_of
 from unfog.recipes.presets import recipe

@@ -1,6 +1,7 @@
 """objective=masked: the loss and the sampler against a distribution that is known, and a run like any other."""
 
 import itertools
+import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from unfog.recipes.objective import Context, Draw
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Sampling
+from unfog.reports.film import film
+from unfog.reports.replay import replay
 from unfog.runs.completing import complete
 from unfog.runs.run import Run, load, resume
 from unfog.runtime.errors import UserError
@@ -260,7 +263,7 @@ def test_the_likelihood_is_a_bound_in_bits(run: Run, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("verb", "why"),
     [
-        ("film RUN", "is not sampled step by step"),
+        ("film RUN --solver ddim", "takes no solver"),
         ("sample RUN --solver ddim", "takes no solver"),
         ("sample RUN --size 9", "a size goes with pictures"),
         ("export RUN OUT", "not a denoiser"),
@@ -273,6 +276,34 @@ def test_what_texts_cannot_do(
     words = [{"RUN": str(run.path), "OUT": str(tmp_path / "out")}.get(word, word) for word in verb.split()]
     assert main(words) == 2
     assert why in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_film_of_texts_shows_the_characters_appear(run: Run, tmp_path: Path) -> None:
+    words = ["film", str(run.path), "-n", "2", "--steps", "5", "--out", str(tmp_path), "--device", "cpu"]
+    assert main(words) == 0
+    assert {file.name for file in tmp_path.iterdir()} >= {"strip.png", "film.gif"}
+    assert not (tmp_path / "paths.png").exists()
+    shot = film(run.generator(steps=5), 2)
+    assert (shot.stills[0].t, shot.stills[-1].t) == (1, 0)
+    assert torch.equal(shot.stills[-1].x, run.sample(2, steps=5))
+    assert bool((shot.stills[0].x == GAP).all())
+    for still, following in itertools.pairwise(shot.stills):
+        seen = still.state.amax(1, keepdim=True)
+        assert float(seen.mean()) == pytest.approx(1 - still.t)
+        assert torch.equal(following.state * seen, still.state)  # what was found stays
+        assert torch.equal(still.guess * seen, still.state)
+        assert bool((still.guess.sum(1) == 1).all())
+
+
+def test_a_step_of_texts_is_replayed(run: Run, tmp_path: Path) -> None:
+    found = replay(run.path, 1, "cpu")
+    kept = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert len(found.rows) == run.recipe.training.batch
+    assert all(row.log_snr is None and 0 < row.t <= 1 for row in found.rows)
+    assert "log-SNR" not in found.table()
+    assert kept
+    assert main(["replay", str(run.path), "--step", "1", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "step-1.png").is_file()
 
 
 def test_what_it_has_no_use_for_is_said(train_into: Callable[[Recipe, str], Path]) -> None:

@@ -19,8 +19,8 @@ from unfog.data.modality import Modality, Playing, modality_of_rows
 from unfog.data.pictures import UnreadableError, describe_picture, opened, read_picture
 from unfog.diffusion.schedules import Schedule
 from unfog.generation import edits
-from unfog.generation.drawing import Drawing
-from unfog.generation.sampler import Moment, Sampler, shown
+from unfog.generation.drawing import Drawing, Moment
+from unfog.generation.sampler import Sampler, shown
 from unfog.interop.card import facts, text
 from unfog.recipes.conditions import Asked
 from unfog.recipes.parse import named
@@ -39,6 +39,10 @@ MOST = 16
 """Most samples at once."""
 MOST_STEPS = 1000
 """Most steps of a request."""
+PICTURED = ("image", "embedding")
+"""Kinds of conditions that a picture can be."""
+PROMPTED = ("embedding", *(kind for kind, option in asking.TAKES.items() if option == "prompt"))
+"""Kinds of conditions that a text can be."""
 FOGGED = 256
 """Most pixels in a side of a picture that is noised."""
 PAUSE = 0.15
@@ -142,12 +146,12 @@ class Studio:
     def command(self, wish: Wish) -> str:
         """Return the command that draws the same pictures."""
         kind = self.run(wish.run).recipe.kind("conditioning")
-        option = {"text": "--prompt", "pretrained": "--prompt", "values": "--values"}.get(kind, "--label")
+        option = "--values" if kind == "values" else "--prompt" if kind in PROMPTED else "--label"
         words = ["unfog", "sample", _readable(self.paths[wish.run]), "-n", str(wish.count)]
         asked = wish.words.strip()
         if asked:
             words += [option, *(asked.replace(",", " ").split() if kind == "values" else [asked])]
-        if wish.image and kind == "image":
+        if wish.image and kind in PICTURED:
             words += ["--image", "FILE"]
         given: dict[str, object] = {"--negative": wish.negative, "--solver": wish.solver, "--steps": wish.steps}
         given["--guidance"] = wish.guidance
@@ -160,7 +164,7 @@ class Studio:
         """Return the condition, in the form that the model takes."""
         run, words = self.run(wish.run), wish.words.strip()
         kind = run.recipe.kind("conditioning")
-        image = Path(wish.image) if wish.image and kind == "image" else None
+        image = Path(wish.image) if wish.image and kind in PICTURED else None
         if kind == "values":
             try:
                 values = tuple(float(word) for word in words.replace(",", " ").split())
@@ -169,7 +173,7 @@ class Studio:
                     f"this model is conditioned on numbers, separated by commas, not on {words!r}"
                 ) from None
             return asking.asked(run.recipe, values=values or None)
-        if kind in ("text", "pretrained"):
+        if kind in PROMPTED:
             return asking.asked(run.recipe, prompt=words or None, image=image)
         return asking.asked(run.recipe, label=words or None, image=image)
 

@@ -112,7 +112,7 @@ def film(
     Each sample is shown as x_t, with the predicted x0 and the change in the next step below it. Writes strip.png,
     film.gif, paths.png (the value of some pixels over time, and the path of every sample along two principal
     components), and film.mp4 if the extra 'video' is installed. The animation has a frame for the start and for each
-    step, at most 60.
+    step, at most 60. Of texts the characters appear; they have no paths.
 
     For example:
 
@@ -123,6 +123,7 @@ def film(
         n: Samples in the animation; the strip shows the first three.
         out: Folder for the files. Default: RUN/film.
     """
+    from unfog.generation.drawing import Stepwise
     from unfog.reports.film import film as shoot
     from unfog.runs.run import load
     from unfog.runtime.files import locked
@@ -130,7 +131,8 @@ def film(
     folder = arguments.folder(out or run / "film")
     loaded = load(run, drawing.device)
     arguments.folder(folder, loaded.recipe)
-    sampler = loaded.sampler(**drawing.sampling())
+    drawn = loaded.generator(**drawing.sampling())
+    sampler = drawn if isinstance(drawn, Stepwise) else loaded.sampler(**drawing.sampling())  # which says why not
     asked = drawing.asked(loaded.recipe)
     with locked(folder):
         found = shoot(sampler, n, asked).write(folder)

@@ -3,16 +3,61 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import ClassVar, NamedTuple, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from unfog.data.codecs import Codec
 from unfog.data.modality import Modality
 from unfog.recipes.conditions import Asked, Conditioning, Known
 from unfog.runtime.device import Arithmetic, free_memory
 from unfog.runtime.errors import UserError, whole_number
+
+FILMED = 64
+"""Samples of a film, at most, unless a batch has more."""
+
+
+class Moment(NamedTuple):
+    """How samples stand at one time of their denoising, in the space of the diffusion.
+
+    Attributes:
+        t: The time.
+        x: The states, scaled down to unit variance where they exceed it, `(count, *shape)`.
+        x0: What the model takes them to become; at the last time the samples themselves.
+        number: Of the time, from 0.
+        last: Number of the last time.
+    """
+
+    t: float
+    x: Tensor
+    x0: Tensor
+    number: int
+    last: int
+
+    def kept(self, most: int) -> bool:
+        """Say whether this moment is one of at most `most` that show the whole, first and last among them."""
+        return self.number * (most - 1) % max(self.last, most - 1) < most - 1
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A `Drawing` whose samples can be watched as they emerge."""
+
+    @property
+    def codec(self) -> Codec:
+        """Maps states to what is stored."""
+        ...
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Return the context in which the network computes."""
+        ...
+
+    def moments(self, count: int, asked: Asked = None) -> Iterator[Moment]:
+        """Yield how samples 0 to `count` - 1 stand at every step, from the beginning to the samples themselves."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from unfog.diffusion.sampling import trajectory
 from unfog.diffusion.schedules import Schedule, expand
 from unfog.diffusion.solvers import Ancestral, Solver, Step
 from unfog.diffusion.targets import Prediction
-from unfog.generation.drawing import Drawing
+from unfog.generation.drawing import FILMED, Drawing, Moment
 from unfog.generation.thresholding import bounded
 from unfog.networks.conditioning import ClassEmbedding, Cond
 from unfog.recipes.build import build_codec, known_of
@@ -31,31 +30,6 @@ from unfog.runtime.brief import brief, in_full
 from unfog.runtime.device import Arithmetic, arithmetic, within
 from unfog.runtime.errors import UserError, out_of_memory
 from unfog.runtime.randomness import normal
-
-FILMED = 64
-"""Samples of a film, at most, unless a batch has more."""
-
-
-class Moment(NamedTuple):
-    """How samples stand at one time of their denoising, in the space of the diffusion.
-
-    Attributes:
-        t: The time.
-        x: The states, scaled down to unit variance where they exceed it, `(count, *shape)`.
-        x0: What the model takes them to become; at the last time the samples themselves.
-        number: Of the time, from 0.
-        last: Number of the last time.
-    """
-
-    t: float
-    x: Tensor
-    x0: Tensor
-    number: int
-    last: int
-
-    def kept(self, most: int) -> bool:
-        """Say whether this moment is one of at most `most` that show the whole, first and last among them."""
-        return self.number * (most - 1) % max(self.last, most - 1) < most - 1
 
 
 @dataclass(frozen=True)

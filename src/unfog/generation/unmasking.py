@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from unfog.data.codecs import Codec
 from unfog.diffusion.denoiser import Denoiser
-from unfog.generation.drawing import Drawing
+from unfog.generation.drawing import Drawing, Moment
 from unfog.networks.conditioning import ClassEmbedding, Cond, Embedder
+from unfog.recipes.conditions import Asked
 from unfog.recipes.settings import Sampling
 from unfog.runtime.brief import brief
 from unfog.runtime.device import arithmetic
@@ -160,7 +162,32 @@ class Unmasking(Drawing):
         return torch.cat(parts)[:count].cpu()
 
     def _drawn(self, first: int, condition: Tensor | None, known: Tensor) -> Tensor:
-        """Return a full batch as stored.
+        """Return a full batch as stored; see `_steps` for its arguments."""
+        with self.arithmetic():
+            *_, (_, x, _) = self._steps(first, condition, known)
+        return self.codec.decode(x)
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Return the context in which the network computes."""
+        return arithmetic(self.precision, next(self.model.parameters()).device)
+
+    @torch.inference_mode()
+    def moments(self, count: int, asked: Asked = None) -> Iterator[Moment]:
+        """Yield how samples 0 to `count` - 1 stand before every step, and at last; their time is the share hidden.
+
+        Raises: UserError: If `count` is not between 1 and the size of a batch.
+        """
+        if not 1 <= count <= self.size:
+            raise UserError(f"a film shows 1 to {self.size} texts, not {count}")
+        condition = self.condition(count, asked)
+        self.check(condition)
+        hidden = torch.full((1, 1, self.known.shape[-1]), math.nan)
+        last = len(falling(self.known.shape[-1], self.settings.steps)) - 1
+        for number, (t, x, x0) in enumerate(self._steps(0, condition, hidden)):
+            yield Moment(t, x[:count], x0[:count], number, last)
+
+    def _steps(self, first: int, condition: Tensor | None, known: Tensor) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """Yield a full batch before each step, and at last: the share hidden, the states, and all that would be drawn.
 
         Args:
             first: Number of its first sample.
@@ -175,17 +202,17 @@ class Unmasking(Drawing):
         shuffled = torch.from_numpy(uniform(self.seed, "order", 0, first, self.size, length))
         order = torch.where(gaps, shuffled, 2.0).argsort(1).to(device)  # what is known comes last, and never
         left = falling(int(gaps.sum()), self.settings.steps)
-        with arithmetic(self.precision, device):
-            for step, (now, then) in enumerate(pairwise(left)):
-                t = torch.full((self.size,), now / length, dtype=torch.float64)
-                drawn = uniform(self.seed, "characters", step, first, self.size, characters * length)
-                luck = torch.from_numpy(drawn).reshape(self.size, characters, length).clamp(min=1e-300)
-                logits = self._logits(x, t, conds).cpu().double() - (-luck.log()).log()  # Gumbel's trick
-                found = torch.nn.functional.one_hot(logits.argmax(1), characters).transpose(1, 2).to(x)
-                places = torch.zeros(self.size, length, dtype=torch.bool, device=device)
-                places.scatter_(1, order[:, left[0] - now : left[0] - then], True)
-                x = x + found * places[:, None]
-        return self.codec.decode(x)
+        for step, (now, then) in enumerate(pairwise(left)):
+            t = torch.full((self.size,), now / length, dtype=torch.float64)
+            drawn = uniform(self.seed, "characters", step, first, self.size, characters * length)
+            luck = torch.from_numpy(drawn).reshape(self.size, characters, length).clamp(min=1e-300)
+            logits = self._logits(x, t, conds).cpu().double() - (-luck.log()).log()  # Gumbel's trick
+            found = torch.nn.functional.one_hot(logits.argmax(1), characters).transpose(1, 2).to(x)
+            places = torch.zeros(self.size, length, dtype=torch.bool, device=device)
+            places.scatter_(1, order[:, left[0] - now : left[0] - then], True)
+            yield now / length, x, x + found * (x.amax(1, keepdim=True) == 0)
+            x = x + found * places[:, None]
+        yield 0.0, x, x
 
     def _conditions(self, condition: Tensor | None, first: int, device: torch.device) -> list[Cond | None]:
         """Return what the network is given of the condition, and with guidance what it is given without one."""

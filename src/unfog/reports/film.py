@@ -14,12 +14,14 @@ from torch import Tensor
 from unfog.data.lettering import labelled_sheet
 from unfog.data.modality import Modality
 from unfog.data.pictures import row_of, save_film, save_picture, save_video
+from unfog.generation.drawing import Drawing, Stepwise
 from unfog.generation.sampler import Sampler
 from unfog.recipes.conditions import Asked
 from unfog.recipes.words import in_words
 from unfog.runs.asking import in_turn
 from unfog.runs.naming import in_a_line, settings_of
 from unfog.runtime.device import within
+from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, whole
 
 MOMENTS, SAMPLES = 8, 3
@@ -61,12 +63,14 @@ class Film:
         modality: What a sample is.
         labels: What each sample is asked to show.
         title: How the samples were drawn.
+        numbers: Whether the states are numbers, which have paths.
     """
 
     stills: tuple[Still, ...]
     modality: Modality
     labels: tuple[str, ...] = ()
     title: str = ""
+    numbers: bool = True
 
     def rows(self, index: int) -> tuple[Tensor, ...]:
         """Return what is shown of one moment: x_t, the predicted x0, and what changes until the next moment.
@@ -149,40 +153,46 @@ class Film:
             figure.savefig(part, dpi=110, format="png")
 
     def write(self, folder: Path) -> dict[str, Path]:
-        """Write strip.png, film.gif, paths.png, and film.mp4 where PyAV can encode it; return where they are.
+        """Write strip.png, film.gif, paths.png of numbers, and film.mp4 where PyAV is there; return where they are.
 
         Raises: EnvironmentFailure: If the disk fails.
         """
         with disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        files = {"strip": folder / "strip.png", "film": folder / "film.gif", "paths": folder / "paths.png"}
+        files = {"strip": folder / "strip.png", "film": folder / "film.gif"}
         frames = self.frames()
         save_picture(self.strip(), files["strip"])
         save_film(frames, files["film"], MILLISECONDS)
-        self.draw_paths(files["paths"])
+        if self.numbers:
+            files["paths"] = folder / "paths.png"
+            self.draw_paths(files["paths"])
         if find_spec("av"):
             files["video"] = folder / "film.mp4"
             save_video(frames, files["video"], MILLISECONDS)
         return files
 
 
-def film(sampler: Sampler, count: int, asked: Asked = None) -> Film:
+def film(sampler: Drawing, count: int, asked: Asked = None) -> Film:
     """Return the denoising of some samples.
 
     Args:
-        sampler: Draws them.
+        sampler: Draws them, step by step.
         count: Number of samples.
         asked: The condition.
 
-    Raises: UserError: If the count is out of range, or the model cannot be conditioned on `asked`.
+    Raises: UserError: If they are not drawn step by step, the count is out of range, or the model cannot be conditioned
+        on `asked`.
     """
+    if not isinstance(sampler, Stepwise):
+        raise UserError("this model is not sampled step by step: only its samples can be drawn")
     asked = in_turn(asked, count)
     shot = tuple(within(sampler.arithmetic, stills(sampler, count, asked)))
     shows = in_words(sampler.conditioning, sampler.known, sampler.condition(count, asked), asked, count)
-    return Film(shot, sampler.modality, tuple(shows), in_a_line(settings_of(sampler)))
+    title = in_a_line(settings_of(sampler))
+    return Film(shot, sampler.modality, tuple(shows), title, isinstance(sampler, Sampler))
 
 
-def stills(sampler: Sampler, count: int, asked: Asked) -> Iterator[Still]:
+def stills(sampler: Stepwise, count: int, asked: Asked) -> Iterator[Still]:
     """Yield the stills of a film, at most `STILLS`, first and last among them; see `Sampler.moments`."""
     for moment in sampler.moments(count, asked):
         if moment.kept(STILLS):

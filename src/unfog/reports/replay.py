@@ -13,12 +13,13 @@ from torch import Tensor
 from unfog.data.buckets import rows_of_training
 from unfog.data.pictures import save_picture
 from unfog.data.source import Batch
+from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.schedules import Schedule
 from unfog.diffusion.times import Importance
 from unfog.generation.sampler import shown
 from unfog.recipes.build import build_codec
 from unfog.recipes.conditions import captions
-from unfog.recipes.objective import Draw, Seen
+from unfog.recipes.objective import Draw, OneLoss, Seen
 from unfog.runs.reopening import reopen
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
@@ -43,7 +44,7 @@ class Row:
         dropped: Whether its condition was dropped.
         t: Its time.
         s: The time that it leads to, for flow maps.
-        log_snr: The log-SNR at time `t`.
+        log_snr: The log-SNR at time `t`, of models of numbers.
         loss: Its loss.
     """
 
@@ -54,7 +55,7 @@ class Row:
     dropped: bool
     t: float
     s: float | None
-    log_snr: float
+    log_snr: float | None
     loss: float
 
 
@@ -118,7 +119,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     """Return a row of a batch as cells of a table."""
     dropped = "dropped" if row.dropped else ""
     leads = "" if row.s is None else f"{row.s:.4f}"
-    numbers = (f"{row.t:.4f}", leads, f"{row.log_snr:.2f}", f"{row.loss:.4g}")
+    ratio = "" if row.log_snr is None else f"{row.log_snr:.2f}"
+    numbers = (f"{row.t:.4f}", leads, ratio, f"{row.loss:.4g}")
     return (str(row.place), str(row.row), row.file, row.shows, dropped, *numbers)
 
 
@@ -134,14 +136,15 @@ def replay(path: str | Path, step: int, device: str = "auto") -> Replay:
         device: Where to compute.
 
     Returns: The step.
-    Raises: UserError: If the folder is no run folder, its data changed, its model is no denoiser, or there is no such
-        step.
+    Raises: UserError: If the folder is no run folder, its data changed, its model is no denoiser and its objective does
+        not say what the network is given, or there is no such step.
     """
     path = Path(path)
     if not 1 <= step <= LATEST:
         raise UserError(f"steps count from 1, as in metrics.jsonl: there is no step {step}")
     trainer = reopen(path, device)
-    schedule = trainer.denoiser.schedule
+    own = getattr(type(trainer.objective), "seen", None) is not OneLoss.seen  # it says what its network is given
+    schedule = trainer.recipe.schedule if own else trainer.denoiser.schedule
     weights, exact = _restore(trainer, path, step)
     note = ""
     if isinstance(trainer.recipe.times, Importance) and not exact:
@@ -173,8 +176,8 @@ def _restore(trainer: Trainer, path: Path, step: int) -> tuple[str, bool]:
         return f"the checkpoint of step {trainer.step}", trainer.step == step - 1
     except UserError:  # no checkpoint is so old
         where = path / "model.safetensors"
-        load_into(trainer.denoiser, read_tensors(where), where)
-        trainer.denoiser.eval()
+        load_into(trainer.model, read_tensors(where), where)
+        trainer.model.eval()
         return "the averaged weights of the run, since no checkpoint is from before it", False
 
 
@@ -186,17 +189,17 @@ def _rows(trainer: Trainer, draw: Draw, losses: Tensor, seen: Seen, schedule: Sc
         files, shows = list(batch.files or files), _shows(batch, trainer.recipe.classes)
     else:
         numbers = seen.rows.numpy()
-    log_snr = schedule.log_snr(seen.t)
+    log_snr = schedule.log_snr(seen.t).tolist() if isinstance(trainer.model, Denoiser) else [None] * len(seen.t)
     for place in range(len(seen.t)):
         yield Row(
             place,
             int(numbers[place]),
             files[place],
             shows[place],
-            bool(draw.drop[place]) if trainer.denoiser.embedder and seen.rows is None else False,
+            draw.condition is not None and seen.rows is None and bool(draw.drop[place]),
             float(seen.t[place]),
             None if seen.s is None else float(seen.s[place]),
-            float(log_snr[place]),
+            log_snr[place],
             float(losses[place]),
         )
 

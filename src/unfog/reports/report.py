@@ -16,8 +16,7 @@ from torch import Tensor
 from unfog.data.modality import Modality, Playing
 from unfog.data.pictures import UnreadableError, decoded, save_picture
 from unfog.data.source import Data, Source
-from unfog.generation.drawing import Drawing
-from unfog.generation.sampler import Sampler
+from unfog.generation.drawing import Drawing, Stepwise
 from unfog.interop.card import facts, text
 from unfog.interop.scores import scores
 from unfog.recipes.build import build_codec
@@ -42,6 +41,10 @@ PAIRS = 16
 """Samples that are shown with their neighbours."""
 ROWS, NUMBERS = 10_000, 1 << 26
 """Most training rows that are searched for neighbours, and most numbers in them."""
+PATHS = (
+    "Left, some pixels of the first sample while it is denoised: x_t, and dotted the x0 predicted from it. Right, the "
+    "paths of all samples in the plane in which they vary most: each begins as noise and ends at its dot."
+)
 WIDEST = 1200
 """Most pixels in the width of a film."""
 LOSSES = "The loss over the images seen"
@@ -153,7 +156,7 @@ def _image(name: str, caption: str) -> list[str]:
     return [f"![{caption}]({name})", ""]
 
 
-def _frames(sampler: Sampler) -> int:
+def _frames(sampler: Drawing) -> int:
     """Return how many samples stand side by side in a film."""
     return FRAMED if sampler.modality.together else max(1, min(FRAMED, WIDEST // max(64, sampler.stored[-1])))
 
@@ -165,7 +168,7 @@ def _drawn(run: Run, data: Data | UserError, folder: Path, generator: Drawing) -
         count = min(SHOWN, max(generator.size, DRAWN // math.prod(generator.stored)))
         samples = generator(count, asked)
         shot = None
-        if isinstance(generator, Sampler):
+        if isinstance(generator, Stepwise):
             shot = film(generator, min(_frames(generator), count), asked)
     except UserError as error:
         return {"Samples": [f"No samples could be drawn: {error}."]}
@@ -200,26 +203,30 @@ def _asked(run: Run, data: Data | UserError) -> Any:
     Raises: UserError: If that takes data that are not available.
     """
     kind = run.recipe.kind("conditioning")
-    if kind not in ("values", "image"):
+    if kind not in ("values", "image", "spectrogram", "embedding"):
         return None
     if isinstance(data, UserError):
         raise data
     batch = data.heldout.take(np.arange(1))
-    if kind == "image" or batch.values is None:
+    if kind == "image":
         return build_codec(run.recipe).encode(batch.x)
+    if kind != "values" or batch.values is None:
+        return batch.x
     return tuple(batch.values[0].tolist())
 
 
 def _film(shot: Film, folder: Path) -> list[str]:
     """Write a film, and return the section on it."""
     files = shot.write(folder)
+    paths = []
+    if "paths" in files:
+        paths = [*_image(files["paths"].name, "paths of some pixels, and of all samples"), PATHS]
+    below = ", and the change until the next moment" if shot.numbers else ""
     return [
         *_image(files["film"].name, "film"),
-        "From top to bottom: x_t, the x0 predicted from it, and the change until the next moment.",
+        f"From top to bottom: x_t, the x0 predicted from it{below}.",
         "",
-        *_image(files["paths"].name, "paths of some pixels, and of all samples"),
-        "Left, some pixels of the first sample while it is denoised: x_t, and dotted the x0 predicted from it. Right, "
-        "the paths of all samples in the plane in which they vary most: each begins as noise and ends at its dot.",
+        *paths,
     ]
 
 
