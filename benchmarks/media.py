@@ -3,6 +3,7 @@
     python benchmarks/media.py moving RUN          the digit as asked, the path, the speed, a second half from the first
     python benchmarks/media.py oscillators RUN     the distributions of frequency, amplitude and phase
     python benchmarks/media.py sounds RUN          read as asked, recall, copies, and faults one can hear
+    python benchmarks/media.py vocoded RUN         recordings rebuilt from their spectrograms, next to Griffin-Lim
     python benchmarks/media.py enlarged RUN        pictures from smaller ones, next to bicubic
 
 Each prints its figures and writes them to RUN/media.json.
@@ -22,8 +23,10 @@ from torch.nn import functional as F
 import unfog
 from unfog.data import moving, oscillators
 from unfog.data.sounds import FULL
+from unfog.data.spectra import griffin_lim, linear, power_of
 from unfog.evaluation.judge import Judge
 from unfog.recipes.build import build_codec, known_of
+from unfog.recipes.hearing import SpectrogramConditioning
 from unfog.runs.data import read_data
 from unfog.runs.run import Run
 
@@ -167,6 +170,44 @@ def faults(sounds: Tensor) -> dict[str, float]:
     }
 
 
+# ---------------------------------------------------------------------------------------------------- vocoding
+
+
+def of_vocoded(run: Run, count: int) -> dict[str, object]:
+    """Measure recordings that are rebuilt from their spectrograms, by the model and by Griffin and Lim."""
+    data = read_data(run.path, run.recipe)[1]
+    judge = Judge(data, build_codec(run.recipe).plain, count, console=Console(stderr=True), reads=run.recipe.reads)
+    held = data.heldout.take(np.linspace(0, len(data.heldout) - 1, min(count, len(data.heldout))).astype(int))
+    conditioning, known = run.recipe.conditioning, known_of(run.recipe)
+    assert isinstance(conditioning, SpectrogramConditioning)
+    levels, mel = conditioning.levels(known, held.x), conditioning.mel(known)
+    flat, length = levels.flatten(0, 1), held.x.shape[-1]
+    waves = [griffin_lim(linear(power_of(one, mel), mel), mel, length) for one in torch.split(flat, 64)]
+    theirs = (torch.cat(waves).view(held.x.shape).clamp(-1, 1) * FULL).round().to(torch.int16)
+    ours = run.sample(len(held.x), condition=levels)
+    found: dict[str, object] = {"classifier reads held-out rows": judge.accuracy}
+    for name, sounds in (("the recordings", held.x), ("rebuilt", ours), ("Griffin-Lim", theirs)):
+        own = judge.score(sounds, held.labels)
+        distance, read = own["frechet/classifier"], own["adherence"]
+        found[f"Fréchet distance and its floor, {name}"] = [distance.value, distance.floor]
+        found[f"read as they were, {name}"] = [read.value, read.low, read.high]
+        found[f"log-spectral distance in dB, {name}"] = apart(sounds, held.x)
+        off = (conditioning.levels(known, sounds) - levels).square().mean().sqrt()
+        found[f"spectrogram off by (dB, RMS), {name}"] = float(off) * -mel.floor / 2
+        found[f"faults, {name}"] = faults(sounds)
+    return found
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """Return the log-spectral distance: the RMS over frequencies of the difference in decibels, mean over frames."""
+
+    def levels(x: Tensor) -> Tensor:
+        waves = torch.stft(x.flatten(0, 1).float() / FULL, 256, 64, window=torch.hann_window(256), return_complex=True)
+        return 20 * torch.log10(waves.abs().clamp(min=1e-3))
+
+    return float((levels(one) - levels(other)).square().mean(1).sqrt().mean())
+
+
 # --------------------------------------------------------------------------------------------------- enlarging
 
 
@@ -216,7 +257,13 @@ def patch_distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> floa
     return frechet(one, other)
 
 
-KINDS = {"moving": of_moving, "oscillators": of_oscillators, "sounds": of_sounds, "enlarged": of_enlarged}
+KINDS = {
+    "moving": of_moving,
+    "oscillators": of_oscillators,
+    "sounds": of_sounds,
+    "vocoded": of_vocoded,
+    "enlarged": of_enlarged,
+}
 
 
 def main() -> None:

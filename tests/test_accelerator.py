@@ -40,7 +40,7 @@ from unfog.recipes.latents import LatentCodec
 from unfog.recipes.presets import RECIPES, recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.sources import Folder
-from unfog.runs.run import fit, load, refit
+from unfog.runs.run import Run, fit, load, refit
 from unfog.runtime import distributed
 from unfog.runtime.device import choose_device, free_memory, peak_memory
 from unfog.runtime.errors import Stopped, UserError
@@ -309,7 +309,7 @@ EDITED: dict[str, Callable[[unfog.Sampler], Tensor]] = {
 
 
 def test_every_edit_of_pictures_is_here() -> None:
-    assert {*EDITED, "complete"} == set(EDITS)
+    assert {*EDITED, "complete", "steer"} == set(EDITS)  # the latter are of other models
 
 
 def test_texts(card: SimpleNamespace) -> None:
@@ -468,6 +468,7 @@ SMALL = {
     "minimal": ("network.width=8",),
     "mlp": ("network.width=8",),
     "autoencoder": ("network.widths=[8,8,8]", "network.groups=4"),
+    "tower": ("network.width=8", "network.dim=8", "conditioning.width=32", "conditioning.layers=0"),
 }
 """Options that make each network tiny."""
 QUICK = ("training.batch=4", "training.images=12", "training.reports=1", "optimizer.warmup=4", "sampling.steps=2")
@@ -495,14 +496,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         rows[:, 0] %= 10
         (names["cifar10"] / name).write_bytes(rows.tobytes())
     pictures, idx, batches = (str(names[name]) for name in ("pictures", "idx", "cifar10"))
-    of_folders = dict.fromkeys(("folder", "autoencoder", "text-to-image", "super-resolution"), pictures)
+    of_pictures = ("folder", "autoencoder", "text-to-image", "super-resolution", "encoder", *ENCODED)
+    of_folders = dict.fromkeys(of_pictures, pictures)
     table = names["pictures"].parent / "table.csv"
     table.write_text("a,b\n" + "".join(f"{place},{place % 7}\n" for place in range(200)))
     return {**of_folders, "table": str(table), "mnist": idx, "fashion": idx, "cifar10": batches, "cifar10-edm": batches}
 
 
+ENCODED = {"prior": "data.path", "decoder": "conditioning.path"}
+"""Recipes that need an encoder, and the setting that names it."""
 FEW = {
     "audio": ("data.count=100", "codec.rounds=1"),
+    "vocoder": ("data.count=100",),
     "video": ("data.count=100", "data.frames=4"),
     "volumes": ("data.count=100",),
     "series": ("data.count=200",),
@@ -527,8 +532,14 @@ def test_every_recipe_trains_stops_resumes_and_samples(
 ) -> None:
     """To the bit as without the stop; what was trained there draws the same pictures here."""
     made = recipe(name, data.get(name))
+    if name in ENCODED:
+        made = made.set(f"{ENCODED[name]}={encoder_of(data, tmp_path)}")
     made = made.set(*SMALL[made.kind("network")], *QUICK, *FIXED, *FEW.get(name, ()))
-    asked = {"image": torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)} if name == "super-resolution" else {}
+    asked: dict[str, Tensor] = {}
+    if name in ("super-resolution", "decoder"):
+        asked["image"] = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    if name == "vocoder":
+        asked["condition"] = torch.randint(-9999, 9999, (3, 1, 6016), dtype=torch.int16)
     with accelerator(kind):
         fit(made, tmp_path / "whole", device=kind, console=QUIET)
         steps = iter([False, True])
@@ -540,9 +551,17 @@ def test_every_recipe_trains_stops_resumes_and_samples(
         if not made.objective.draws:
             return
         there = load(tmp_path / "whole", kind).sample(3, **asked)
+        steered = _steered(load(tmp_path / "whole", kind)) if name == "decoder" else None
     here = load(tmp_path / "whole", "cpu").sample(3, **asked)
+    if steered is not None:
+        assert (steered.int() - _steered(load(tmp_path / "whole", "cpu")).int()).abs().max() <= 1
     apart = {torch.uint8: 1.0, torch.int16: 3.0}.get(there.dtype, 1e-4)
     torch.testing.assert_close(there.float(), here.float(), rtol=0, atol=apart)
+
+
+def _steered(run: Run) -> Tensor:
+    """Return a picture that is led from one text to another."""
+    return run.steer(torch.full((3, 16, 16), 90, dtype=torch.uint8), "red", "blue", count=2, steps=2)
 
 
 TRAINED = ("augment", "codec", "network", "objective", "conditioning", "inputs", "schedule", "target", "variance")
@@ -569,6 +588,14 @@ def test_every_part_of_a_recipe_takes_steps(field: str, kind: str, data: dict[st
         chosen = recipe("autoencoder", data["folder"]).set(*SMALL["autoencoder"], "objective.adversarial=0.1")
     elif (field, kind) in {("codec", "characters"), ("objective", "masked")}:
         chosen = recipe("text").set(*SMALL["compact"], "data.count=200")
+    elif (field, kind) in {("network", "tower"), ("objective", "contrastive")}:
+        chosen = recipe("encoder", data["folder"]).set(*SMALL["tower"])
+    elif kind in ("embedding", "caption"):
+        name = {"embedding": "decoder", "caption": "prior"}[kind]
+        chosen = recipe(name, data["folder"]).set(f"{ENCODED[name]}={encoder_of(data, tmp_path)}", "network.width=8")
+        chosen, _ = build_data(chosen)
+    elif kind == "complex-spectrogram" or (field, kind) == ("conditioning", "spectrogram"):
+        chosen, _ = build_data(recipe("vocoder").set(*SMALL["compact"], "data.count=100"))
     elif (field, kind) == ("codec", "spectrogram"):
         chosen = recipe("audio").set(*SMALL["compact"], "data.count=100", "codec.rounds=1")
     else:
@@ -612,6 +639,14 @@ def taught_by_chance(one: Trainer, objective: Distillation) -> None:
     where = one.folder / objective.folder(one.recipe.seed)
     where.mkdir()
     write_tensors(where / "000000.safetensors", made.tensors())
+
+
+def encoder_of(data: dict[str, str], folder: Path) -> Path:
+    """Write the run folder of an encoder that was trained for a step."""
+    where = folder / "encoder"
+    made = recipe("encoder", data["encoder"]).set(*SMALL["tower"], *QUICK, *FIXED)
+    fit(made.set("training.images=4"), where, device="cpu", console=QUIET)
+    return where
 
 
 def autoencoder_of(chosen: Recipe, folder: Path) -> Path:

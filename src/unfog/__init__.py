@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from unfog.generation.edits import invert as invert
     from unfog.generation.edits import outpaint as outpaint
     from unfog.generation.edits import restyle as restyle
+    from unfog.generation.edits import steer as steer
     from unfog.generation.edits import vary as vary
     from unfog.generation.inverse import GradientGuided as GradientGuided
     from unfog.generation.inverse import PseudoInverse as PseudoInverse
@@ -120,6 +121,8 @@ if TYPE_CHECKING:
     from unfog.networks.conditional import ConditionalUNet as ConditionalUNet
     from unfog.networks.conditioning import Cond as Cond
     from unfog.networks.dit import DiT as DiT
+    from unfog.networks.dual import DualEncoder as DualEncoder
+    from unfog.networks.dual import Tower as Tower
     from unfog.networks.joint import JointDiT as JointDiT
     from unfog.networks.minimal import Minimal as Minimal
     from unfog.networks.mlp import MLP as MLP
@@ -130,6 +133,10 @@ if TYPE_CHECKING:
     from unfog.recipes.conditions import NoConditioning as NoConditioning
     from unfog.recipes.conditions import TextConditioning as TextConditioning
     from unfog.recipes.conditions import ValuesConditioning as ValuesConditioning
+    from unfog.recipes.embedded import Embedded as Embedded
+    from unfog.recipes.encoders import CaptionConditioning as CaptionConditioning
+    from unfog.recipes.encoders import EmbeddingConditioning as EmbeddingConditioning
+    from unfog.recipes.hearing import SpectrogramConditioning as SpectrogramConditioning
     from unfog.recipes.kinds import register as register
     from unfog.recipes.latents import LatentCodec as LatentCodec
     from unfog.recipes.networks import AutoencoderSpec as AutoencoderSpec
@@ -139,6 +146,7 @@ if TYPE_CHECKING:
     from unfog.recipes.networks import JointDiTSpec as JointDiTSpec
     from unfog.recipes.networks import MinimalSpec as MinimalSpec
     from unfog.recipes.networks import MLPSpec as MLPSpec
+    from unfog.recipes.networks import TowerSpec as TowerSpec
     from unfog.recipes.networks import UNetSpec as UNetSpec
     from unfog.recipes.optimizers import AdamW as AdamW
     from unfog.recipes.optimizers import Muon as Muon
@@ -173,6 +181,7 @@ if TYPE_CHECKING:
     from unfog.runtime.errors import UserError as UserError
     from unfog.training.ema import EMA as EMA
     from unfog.training.hooks import Report as Report
+    from unfog.training.objectives.contrastive import Contrastive as Contrastive
     from unfog.training.objectives.denoising import Denoising as Denoising
     from unfog.training.objectives.distillation import Distillation as Distillation
     from unfog.training.objectives.flow_map import FlowMap as FlowMap
@@ -227,7 +236,7 @@ _NAMES = {
     "evaluation.compare": "compare",
     "evaluation.judge": "Judge",
     "evaluation.sets": "evaluate",
-    "generation.edits": "inpaint interpolate invert outpaint restyle vary",
+    "generation.edits": "inpaint interpolate invert outpaint restyle steer vary",
     "generation.inverse": "GradientGuided PseudoInverse",
     "generation.operators": "Blur Crop Downsample Kernel Masked",
     "generation.restoring": "Measurement measured restore",
@@ -240,19 +249,23 @@ _NAMES = {
     "networks.conditional": "ConditionalUNet",
     "networks.conditioning": "Cond",
     "networks.dit": "DiT",
+    "networks.dual": "DualEncoder Tower",
     "networks.joint": "JointDiT",
     "networks.minimal": "Minimal",
     "networks.mlp": "MLP",
     "networks.unet": "UNet",
     "proofs.verify": "verify",
     "recipes.conditions": ("ClassConditioning LabelsConditioning NoConditioning TextConditioning ValuesConditioning"),
-    "recipes.planes": "ImageConditioning",
+    "recipes.embedded": "Embedded",
+    "recipes.encoders": "CaptionConditioning EmbeddingConditioning",
+    "recipes.hearing": "SpectrogramConditioning",
     "recipes.kinds": "register",
     "recipes.latents": "LatentCodec",
     "recipes.networks": (
-        "AutoencoderSpec CompactSpec ConditionalUNetSpec DiTSpec JointDiTSpec MLPSpec MinimalSpec UNetSpec"
+        "AutoencoderSpec CompactSpec ConditionalUNetSpec DiTSpec JointDiTSpec MLPSpec MinimalSpec TowerSpec UNetSpec"
     ),
     "recipes.optimizers": "AdamW Muon",
+    "recipes.planes": "ImageConditioning",
     "recipes.presets": "recipe",
     "recipes.recipe": "Recipe",
     "recipes.settings": "ExponentialAverage FixedVariance Inputs LearnedVariance PowerAverage Sampling Training",
@@ -264,6 +277,7 @@ _NAMES = {
     "runtime.errors": "EnvironmentFailure UserError",
     "training.ema": "EMA",
     "training.hooks": "Report",
+    "training.objectives.contrastive": "Contrastive",
     "training.objectives.denoising": "Denoising",
     "training.objectives.distillation": "Distillation",
     "training.objectives.flow_map": "FlowMap",

@@ -40,6 +40,8 @@ from unfog.runtime.errors import UserError
 from unfog.training.trainer import Trainer
 
 OF_FOLDERS = ("folder", "autoencoder", "text-to-image", "super-resolution")
+EMBEDDED = ("encoder", "prior", "decoder")
+"""Recipes of captioned pictures that need an encoder, or train one."""
 NAMES = sorted(RECIPES)
 TABLES = ("linear", "quadratic", "cosine")
 
@@ -332,7 +334,7 @@ def test_specs_have_the_options_of_their_networks(kind: str) -> None:
     assert set(spec.given) == DECIDED_BY_DATA & set(network)
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS["data"]) - {"given"}))  # for that there is no function
+@pytest.mark.parametrize("kind", sorted(set(KINDS["data"]) - {"given", "embedded"}))  # made of data
 def test_specs_have_the_options_of_their_data(kind: str) -> None:
     module = {"mnist": classic, "fashion": classic, "digits": classic, "cifar10": classic}.get(kind)
     build = getattr(module or import_module(f"unfog.data.{kind}"), kind)
@@ -503,7 +505,12 @@ def test_values_out_of_range(field: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in (*OF_FOLDERS, "table", "mnist", "fashion", "cifar10", "cifar10-edm")]
+    "name",
+    [
+        name
+        for name in NAMES
+        if name not in (*OF_FOLDERS, "table", "mnist", "fashion", "cifar10", "cifar10-edm", *EMBEDDED)
+    ],
 )
 def test_own_data_build(name: str) -> None:
     chosen, data = build_data(recipe(name))
@@ -513,8 +520,9 @@ def test_own_data_build(name: str) -> None:
     again = build_denoiser(chosen)
     for one, other in zip(denoiser.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
-    x = torch.zeros(2, *known_of(chosen).shape)
-    assert denoiser(x, torch.full((2,), 0.5)).x0.shape == x.shape
+    x, t = torch.zeros(2, *known_of(chosen).shape), torch.full((2,), 0.5)
+    cond = None if denoiser.embedder is None else denoiser.embedder.null(2)
+    assert denoiser(x, t, cond).x0.shape == x.shape
 
 
 @pytest.mark.parametrize(
@@ -736,7 +744,7 @@ def test_recipes_with_own_data_take_no_path(name: str) -> None:
         recipe(name, "somewhere")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OF_FOLDERS, "shapes")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*OF_FOLDERS, *EMBEDDED, "shapes")])
 def test_only_folders_are_resized(name: str) -> None:
     with pytest.raises(
         UserError,

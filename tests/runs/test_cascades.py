@@ -100,7 +100,7 @@ def test_runs_that_do_not_fit_are_refused(
     small, large = stages
     with pytest.raises(UserError, match="has 2 to 8 runs, not 1"):
         cascade([small], tmp_path / "one")
-    with pytest.raises(UserError, match="does not enlarge pictures"):
+    with pytest.raises(UserError, match="neither enlarges pictures nor decodes embeddings"):
         cascade([small, small], tmp_path / "same")
     with pytest.raises(UserError, match=r"enlarges pictures of 3×8×8, and .* draws 1×8×8"):
         cascade([digits_run, large], tmp_path / "grey")

@@ -29,7 +29,7 @@ def _model(
 
     loaded = load(run, showing.device)
     check_apart(out or run, loaded.recipe)
-    sampler = loaded.sampler(**sampling)
+    sampler = loaded.editor(**sampling)
     asked = asking.asked(loaded.recipe, label=showing.label, prompt=arguments.prompts(showing.prompt))
     return sampler, asked if free else asking.edited(loaded.recipe, sampler, asked)
 
@@ -70,7 +70,7 @@ def _written(
 
 
 def edit() -> None:
-    """Edit pictures: restyle, inpaint, outpaint, restore, invert, interpolate, vary; or texts: complete.
+    """Edit pictures: restyle, inpaint, outpaint, restore, invert, interpolate, vary, steer; or texts: complete.
 
     `unfog edit VERB --help` explains each.
 
@@ -362,3 +362,42 @@ def vary(
     with locked(folder := out or run / "edits" / "vary"):
         drawn = edits.vary(sampler, picture, amount, n, asked)
         _written(drawn, folder, {GIVEN: picture}, sampler, asked, f"varied, amount {amount:g}")
+
+
+def steer(
+    run: RunFolder,
+    /,
+    *,
+    inverting: Flat[Inverting],
+    image: Path,
+    before: str,
+    after: str,
+    amount: float = 0.4,
+    n: Count = 5,
+    out: SomePath = None,
+) -> None:
+    """Change what a picture shows by a change of text, with a model that is conditioned on embeddings (DALL-E 2).
+
+    The way leads from the embedding of the picture towards the difference of those of the two texts.
+
+    For example:
+
+      unfog edit steer runs/decoder --image circle.png --before "a red circle" --after "a blue circle"
+
+    Args:
+        image: The picture.
+        before: What it shows.
+        after: What it should show.
+        amount: How far the last picture is on the way, from 0 to 1.
+        n: Number of pictures, the first of which is the given one.
+        out: Folder for the pictures. Default: RUN/edits/steer.
+    """
+    from unfog.generation import edits
+    from unfog.runs import asking
+    from unfog.runtime.files import locked
+
+    sampler, _ = _model(run, inverting, inverting.sampling(), out, free=True)
+    picture = asking.picture(image, sampler, False)
+    with locked(folder := out or run / "edits" / "steer"):
+        drawn = edits.steer(sampler, picture, before, after, amount, n)
+        _written(drawn, folder, {}, sampler, None, f"from {before!r} to {after!r}")

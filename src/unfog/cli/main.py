@@ -57,6 +57,7 @@ EDITS: dict[str, Callable[..., None]] = {
     "invert": editing.invert,
     "interpolate": editing.interpolate,
     "vary": editing.vary,
+    "steer": editing.steer,
     "complete": writing.complete,
 }
 """The verbs of `unfog edit`."""

@@ -118,7 +118,10 @@ def evaluate(
             f"is for models that draw samples, and {run} holds one of the objective {recipe.kind('objective')!r}",
         )
         with locked(run / "evaluation"):
-            _evaluate_autoencoder(run, n, seed, device, data, changed, console)
+            if recipe.kind("objective") == "contrastive":
+                _evaluate_encoders(run, n, data, changed, console)
+            else:
+                _evaluate_autoencoder(run, n, seed, device, data, changed, console)
         return
     if likelihood is not None:
         _refuse({**options, **extractors, "--likelihood": None}, "is for samples, and --likelihood measures real rows")
@@ -167,6 +170,16 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
     for name, value in options.items():
         if value not in (None, (), False):
             raise UserError(f"{name} {why}")
+
+
+def _evaluate_encoders(run: Path, n: int | None, data: str | None, changed: "Changed", console: "Console") -> None:
+    """Measure how well encoders find what belongs together, and write it."""
+    from unfog.evaluation.retrieval import retrieval
+
+    found = retrieval(run, n, data=data, changed=changed, console=console)
+    print(found.table())
+    found.write(run)
+    print(f"written: {run / 'evaluation.json'}")
 
 
 def _evaluate_autoencoder(

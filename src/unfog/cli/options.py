@@ -65,6 +65,7 @@ class Drawing:
         negative: What samples should not show.
         values: Numbers to condition on, for models that take numbers.
         image: Picture, or folder of pictures used in turn, for models that colour, enlarge or fill in images.
+        condition: Whatever the model is conditioned on; for a vocoder a recording, or a folder of them.
         solver: ddim, dpmpp-2m, unipc or another one that `unfog recipe RUN` lists. Default: the recipe's.
         steps: Number of steps.
         grid: uniform, karras, trailing or another one that `unfog recipe RUN` lists. Default: the recipe's.
@@ -80,6 +81,7 @@ class Drawing:
     negative: Negative = None
     values: Numbers = ()
     image: SomePath = None
+    condition: SomeText = None
     solver: SomeText = None
     steps: Steps = None
     grid: SomeText = None
@@ -108,7 +110,10 @@ class Drawing:
             raise UserError("--prompt and --prompts both say what samples show: give one of them")
         texts = self.prompt if self.prompts is None else asking.prompts_in(self.prompts)
         label, prompt = asking.labels(recipe, self.label), arguments.prompts(texts)
-        return asking.asked(recipe, label=label, prompt=prompt, values=self.values or None, image=self.image)
+        values = self.values or None
+        return asking.asked(
+            recipe, label=label, prompt=prompt, values=values, image=self.image, condition=self.condition
+        )
 
 
 @dataclass(frozen=True)

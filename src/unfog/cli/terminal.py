@@ -16,8 +16,8 @@ from unfog.runtime.errors import EnvironmentFailure, Note, Stopped, UserError, o
 LONGEST = 2000
 """Characters in a message, at most: some quote a value from a file."""
 PARAMETER = re.compile(
-    r"`(accept_changed_data|budget|data|follow|image|init_from|label|label_from|mask|negative|out|prompt|resume|size|"
-    r"values)`"
+    r"`(accept_changed_data|after|before|budget|condition|data|follow|image|init_from|label|label_from|mask|negative|"
+    r"out|prompt|resume|size|values)`"
 )
 """A parameter as the library's messages name it; the flags of verbs have the same names."""
 

@@ -229,7 +229,8 @@ def _ended(folder: Path, device: str) -> None:
     if has_plane(finished.modality, finished.shape):
         draw_plane(run.load(folder, device), folder / "plane.png")
         print(f"field and trajectories: {folder / 'plane.png'}")
-    condition = {"values": " --values ...", "image": " --image FILE"}.get(finished.kind("conditioning"), "")
+    takes = {"values": " --values ...", "image": " --image FILE", "embedding": " --image FILE"}
+    condition = {**takes, "spectrogram": " --condition FILE"}.get(finished.kind("conditioning"), "")
     print(f"trained: {folder}   (sample it with `unfog sample {folder} -n 64{condition}`, measure it with evaluate)")
 
 

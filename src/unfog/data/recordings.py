@@ -1,12 +1,14 @@
 """A folder of sounds: WAV, FLAC, OGG and MP3, resampled to one rate and brought to one length."""
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from unfog.data.labels import AUTO
@@ -186,6 +188,36 @@ def recordings(
         return _notes(found, rate, channels, length, cut) + ([f"{full} ({few(clipped)})"] if clipped else [])
 
     return gathered(found, rows_of, (channels, length), np.int16, heldout, notes, RECORDINGS)
+
+
+def sounds_at(path: Path, rate: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Read a recording, or all recordings of a folder, as stored in a data set of this rate and shape.
+
+    Each is brought to the peak that the rows of a data set have; what is longer or shorter is cut or ends in silence,
+    and said.
+
+    Returns: int16 `(recordings, channels, samples)`.
+    Raises: UserError: If there are none, or one cannot be read or is silent.
+    """
+    if not path.exists():
+        raise UserError(f"the recording {path} does not exist: check the path")
+    files = [path] if path.is_file() else [path / file for file in surveyed(str(path)).listing.files]
+    rows = []
+    for file in files:
+        try:
+            about = header(file)
+            sound = _read(file, about, rate, shape[0], shape[1])
+            if float(np.abs(sound).max(initial=0.0)) < SILENT:
+                raise UnreadableError("it is silent")
+        except UnreadableError as error:
+            raise UserError(f"the recording {file} cannot be read ({error}): check the path") from None
+        if abs(about.seconds * rate - shape[1]) > 1:
+            what = "cut" if about.seconds * rate > shape[1] else "followed by silence"
+            warnings.warn(
+                f"{file.name} of {about.seconds:.3g} s is {what}: the model takes {shape[1] / rate:.3g} s", stacklevel=2
+            )
+        rows.append(_levelled(next(_parts(sound, shape[1], False)), True))
+    return torch.from_numpy(np.stack(rows))
 
 
 def _notes(found: Survey[Header], rate: int, channels: int, length: int, cut: bool) -> list[str]:

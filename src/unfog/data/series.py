@@ -160,7 +160,7 @@ class Table(Modality):
     def sheet(self, samples: Tensor, columns: int, side: int | None = None) -> Image.Image:
         """Draw the first two columns as a scatter plot, each at zero mean and unit deviation."""
         some = samples[:, :2].double()
-        scaled = (some - some.mean(0)) / some.std(0).clamp(min=1e-12)
+        scaled = (some - some.mean(0)) / some.std(0, correction=0).clamp(min=1e-12)
         return scatter(scaled.float(), side or 480)
 
     def write(self, samples: Tensor, path: Path) -> None:

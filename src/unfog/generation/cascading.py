@@ -1,4 +1,4 @@
-"""Cascades: a model draws small pictures, and one or more others make larger ones of them."""
+"""Cascades: a model draws, and one or more others draw again, given what the one before has drawn."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -6,24 +6,25 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
+from unfog.recipes.conditions import Following
 from unfog.runtime.brief import brief
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cascading(Drawing):
-    """Draws samples of the first stage, each of which the next stages enlarge.
+    """Draws samples of the first stage, each of which the next ones enlarge or, if it is an embedding, decode.
 
     Seed and condition are those of the first stage; every stage begins with noise of its own from the same seed. All
     stages draw as many samples at a time, so that sample i is the same in every request.
 
     Attributes:
-        stages: The samplers, the first one of the smallest pictures.
+        stages: The samplers, the first one of the smallest pictures, or of embeddings.
 
-    Source: Ho et al. 2022, Cascaded Diffusion Models for High Fidelity Image Generation.
+    Source: Ho et al. 2022, Cascaded Diffusion Models for High Fidelity Image Generation; Ramesh et al. 2022,
+    Hierarchical Text-Conditional Image Generation with CLIP Latents.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset({"steps", "guidance", "solver", "grid", "negative"})
@@ -58,10 +59,8 @@ class Cascading(Drawing):
         for start in range(skip * self.size, count, self.size):
             x = _last(first_stage, start, first_stage.padded(condition, start))
             for stage in others:
-                sides = tuple(stage.stored[1:])
-                large = F.interpolate(x.float(), sides, mode="nearest").to(x)
-                planes = stage.conditioning.ask(stage.known, stage.codec.encode(large), len(large))
-                x = _last(stage, start, planes)
+                assert isinstance(stage.conditioning, Following), "what a cascade is made of"
+                x = _last(stage, start, stage.conditioning.following(stage.known, x))
             yield x[: count - start].cpu()
 
     def _together(self) -> tuple[Sampler, ...]:

@@ -16,7 +16,7 @@ from unfog.diffusion.editing import Inpainting, begin, check_strength, climbing,
 from unfog.diffusion.sampling import follow, trajectory
 from unfog.diffusion.solvers import DDIM, Solver
 from unfog.generation.sampler import Sampler
-from unfog.recipes.conditions import Asked
+from unfog.recipes.conditions import Asked, Depicting
 from unfog.runtime.errors import UserError, whole_number
 from unfog.runtime.randomness import normal
 
@@ -155,6 +155,12 @@ class Canvas:
         return self.decode(x)
 
 
+def shown(sampler: Sampler, picture: Tensor, asked: Asked) -> Asked:
+    """Return what an edited picture shows: what is asked, or what it shows by itself, where the model takes that."""
+    own = sampler.conditioning
+    return own.depicted(sampler.known, picture[None]) if asked is None and isinstance(own, Depicting) else asked
+
+
 def _in_its_arithmetic(
     edit: Callable[Concatenate[Sampler, Given], Made],
 ) -> Callable[Concatenate[Sampler, Given], Made]:
@@ -183,7 +189,7 @@ def restyle(sampler: Sampler, picture: Tensor, strength: float, count: int = 1, 
     Raises: UserError: If the strength is no share, or the model is none of such pictures.
     Source: Meng et al. 2022, SDEdit.
     """
-    canvas = Canvas(sampler, picture[None])
+    canvas, asked = Canvas(sampler, picture[None]), shown(sampler, picture, asked)
     check_strength(strength)
     if strength == 0:
         return canvas.picture.expand(count, -1, -1, -1).clone()
@@ -223,6 +229,7 @@ def inpaint(
     Raises: UserError: If the mask is of another size, or all of it is one value.
     """
     canvas, repeats = Canvas(sampler, picture[None]), whole_number("the number of repeats", repeats, 1)
+    asked = shown(sampler, picture, asked)
     if mask.shape not in (picture.shape[1:], picture.shape):
         raise UserError(f"the mask is of {tuple(mask.shape)} pixels, and the picture of {tuple(picture.shape[1:])}")
     if bool(mask.all()) or not bool(mask.any()):
@@ -289,7 +296,7 @@ def invert(sampler: Sampler, picture: Tensor, asked: Asked = None) -> tuple[Tens
     Returns: The noise over its deviation, `(1, *shape)`, and the picture, `(channels, height, width)`.
     """
     canvas = Canvas(sampler, picture[None])
-    denoise, times, solver = _deterministic(canvas, asked, 1)
+    denoise, times, solver = _deterministic(canvas, shown(sampler, picture, asked), 1)
     x0 = canvas.encode(canvas.picture)
     back = rising(times, denoise.schedule)
     with torch.inference_mode():
@@ -306,14 +313,16 @@ def from_noise(sampler: Sampler, picture: Tensor, z: Tensor, asked: Asked = None
         sampler: Of the model.
         picture: A picture of the size that is wanted, uint8, `(channels, height, width)`.
         z: Noises of deviation 1, `(count, *shape)`.
-        asked: What they should show.
+        asked: What they should show, all the same, or a row of numbers for each.
 
     Returns: uint8, `(count, channels, height, width)`.
     """
-    canvas = Canvas(sampler, picture[None])
+    canvas, asked = Canvas(sampler, picture[None]), shown(sampler, picture, asked)
     parts = []
-    for part in torch.split(z, sampler.size):
-        denoise, times, solver = _deterministic(canvas, asked, len(part))
+    for first in range(0, len(z), sampler.size):
+        part = z[first : first + sampler.size]
+        own = asked[first : first + len(part)] if isinstance(asked, Tensor) and len(asked) == len(z) else asked
+        denoise, times, solver = _deterministic(canvas, own, len(part))
         with torch.inference_mode():
             x = follow(denoise, denoise.schedule.sigma(times[0]).to(part) * part.to(canvas.device), times, solver)
         parts.append(canvas.decode(x))
@@ -333,6 +342,8 @@ def _deterministic(canvas: Canvas, asked: Asked, count: int) -> tuple[Denoise, T
 def interpolate(sampler: Sampler, first: Tensor, second: Tensor, count: int, asked: Asked = None) -> Tensor:
     """Return pictures on the way from one to another: the noises of both, mixed along the arc between them.
 
+    So are what both show, where the model is conditioned on embeddings, and nothing else is asked for.
+
     Args:
         sampler: Of the model.
         first: uint8, `(channels, height, width)`.
@@ -341,14 +352,57 @@ def interpolate(sampler: Sampler, first: Tensor, second: Tensor, count: int, ask
         asked: What they should show.
 
     Returns: uint8, `(count, channels, height, width)`.
-    Source: Song et al. 2021, Denoising Diffusion Implicit Models, section 5.3.
+    Source: Song et al. 2021, Denoising Diffusion Implicit Models, section 5.3; Ramesh et al. 2022, Hierarchical
+    Text-Conditional Image Generation with CLIP Latents, section 3.2, for embeddings.
     """
     count = whole_number("the number of pictures", count, 0)
     if count < 2:
         raise UserError(f"an interpolation has 2 pictures or more, both ends included, not {count}")
     start, end = (invert(sampler, picture, asked)[0] for picture in (first, second))
     z = torch.cat([spherical(start, end, place / (count - 1)) for place in range(count)])
-    return from_noise(sampler, first, z, asked)
+    ends = [shown(sampler, picture, asked) for picture in (first, second)]
+    return from_noise(sampler, first, z, _along(ends[0], ends[1], count) if asked is None else asked)
+
+
+def _along(start: Asked, end: Asked, count: int, whole: float = 1.0) -> Asked:
+    """Return the conditions on the arc between two, `(count, numbers)`, if they are numbers; up to a share of it."""
+    if not isinstance(start, Tensor) or not isinstance(end, Tensor):
+        return None
+    return torch.cat([spherical(start, end, whole * place / (count - 1)) for place in range(count)])
+
+
+@_in_its_arithmetic
+def steer(sampler: Sampler, picture: Tensor, before: str, after: str, amount: float = 0.4, count: int = 5) -> Tensor:
+    """Return pictures on the way from one to what it would be if it showed something else: a text diff.
+
+    From the embedding z of the picture towards the unit vector of z(after) - z(before), along the arc between the two,
+    with the noise that the picture comes from.
+
+    Args:
+        sampler: Of a model that is conditioned on embeddings.
+        picture: uint8, `(channels, height, width)`.
+        before: What it shows.
+        after: What it should show.
+        amount: How far the last picture is along the arc, from 0 to 1; from 0.25 to 0.5 is usual.
+        count: Pictures, 2 or more, of which the first is the given one.
+
+    Returns: uint8, `(count, channels, height, width)`.
+    Raises: UserError: If the model is conditioned on something else, or the texts mean the same.
+    Source: Ramesh et al. 2022, Hierarchical Text-Conditional Image Generation with CLIP Latents, section 3.3.
+    """
+    own, count = sampler.conditioning, whole_number("the number of pictures", count, 0)
+    if not isinstance(own, Depicting):
+        raise UserError("only models that are conditioned on embeddings can be steered by texts: train a decoder")
+    if not 0 <= amount <= 1 or count < 2:
+        raise UserError(f"the amount must be from 0 to 1 and the pictures 2 or more, not {amount:g} and {count}")
+    start = own.depicted(sampler.known, picture[None])
+    from_text, to_text = own.written(sampler.known, [before, after])
+    if torch.allclose(from_text, to_text, atol=1e-3):
+        raise UserError(f"{before!r} and {after!r} mean the same to the model: give texts that differ")
+    change = to_text - from_text
+    end = (change * (start.norm() / change.norm()))[None]
+    z = invert(sampler, picture)[0]
+    return from_noise(sampler, picture, z.expand(count, *z.shape[1:]), _along(start, end, count, amount))
 
 
 @_in_its_arithmetic

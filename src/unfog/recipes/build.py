@@ -22,7 +22,7 @@ from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.conditioning import Embedder
 from unfog.networks.critic import Critic, Criticised
 from unfog.networks.layers import Network, ScalarEmbedding
-from unfog.recipes.conditions import Known, captions
+from unfog.recipes.conditions import Beside, Known, captions
 from unfog.recipes.recipe import VALUES, Fitted, Recipe
 from unfog.recipes.settings import LearnedVariance
 from unfog.recipes.sources import Folder, Looking
@@ -56,6 +56,8 @@ def build_data(recipe: Recipe, data: Data | None = None) -> tuple[Recipe, Data]:
         if isinstance(spec.buckets, int) and spec.buckets > 1:
             spec = replace(spec, buckets=tuple((one.shape[1], one.shape[2]) for one in every))
         filled = replace(filled, data=spec)
+    if isinstance(recipe.conditioning, Beside):
+        filled = replace(filled, conditioning=recipe.conditioning.beside(recipe.data))
     if isinstance(recipe.codec, Fitted):
         filled = replace(filled, codec=recipe.codec.fitted(data, filled.modality))
     if (epochs := recipe.training.epochs) is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -84,6 +84,37 @@ class Conditioning(Protocol):
 
         Raises: UserError: If the model cannot be conditioned on `asked`.
         """
+        ...
+
+
+@runtime_checkable
+class Following(Conditioning, Protocol):
+    """A condition that samples of another model can be, in a cascade."""
+
+    def following(self, known: Known, rows: Tensor) -> Tensor:
+        """Return the condition that samples of the model before are, as stored, `(batch, *shape)`."""
+        ...
+
+
+@runtime_checkable
+class Depicting(Conditioning, Protocol):
+    """A condition that every picture has by itself, and that can be anything in between."""
+
+    def depicted(self, known: Known, rows: Tensor) -> Tensor:
+        """Return the condition of rows as stored, `(rows, numbers)`."""
+        ...
+
+    def written(self, known: Known, texts: Sequence[str]) -> Tensor:
+        """Return the condition that texts have, `(texts, numbers)`."""
+        ...
+
+
+@runtime_checkable
+class Beside(Conditioning, Protocol):
+    """A condition with defaults that follow from the data."""
+
+    def beside(self, data: object) -> "Conditioning":
+        """Return it with what a data set's specification says, where that was not chosen."""
         ...
 
 
@@ -244,11 +275,7 @@ class TextConditioning(WithNull):
 
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
         """Return the word numbers of the prompts; without a request, of the known prompts in turn."""
-        if asked is None:
-            prompts = [known.prompts[place % len(known.prompts)] if known.prompts else "" for place in range(count)]
-        else:
-            prompts = each(asked, count, (str,))
-        return tokenise(prompts, self.length, warn=True)
+        return tokenise(prompted(known, asked, count), self.length, warn=True)
 
 
 @dataclass(frozen=True)
@@ -295,6 +322,13 @@ def _nothing(asked: Asked) -> None:
     """Refuse a condition for an unconditional model."""
     if asked is not None:
         raise UserError("this model was trained without conditions: omit the condition")
+
+
+def prompted(known: Known, asked: Asked, count: int) -> list[str]:
+    """Return the requested text of each sample; without a request the known prompts in turn."""
+    if asked is None:
+        return [known.prompts[place % len(known.prompts)] if known.prompts else "" for place in range(count)]
+    return each(asked, count, (str,))
 
 
 def each(asked: Asked, count: int, kinds: tuple[type, ...]) -> list[Any]:

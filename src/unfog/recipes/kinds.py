@@ -48,6 +48,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "moving": "recipes.sources:MovingDigits",
         "solids": "recipes.sources:Solids",
         "oscillators": "recipes.sources:Oscillators",
+        "embedded": "recipes.embedded:Embedded",
         "elsewhere": "recipes.sources:Elsewhere",
         "given": "recipes.sources:Given",
     },
@@ -58,6 +59,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "latents": "recipes.latents:LatentCodec",
         "characters": "data.characters:Characters",
         "spectrogram": "data.sounds:Spectrogram",
+        "complex-spectrogram": "data.waves:ComplexSpectrogram",
         "standardised": "data.series:Standardised",
     },
     "network": {
@@ -69,6 +71,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "minimal": "recipes.networks:MinimalSpec",
         "mlp": "recipes.networks:MLPSpec",
         "autoencoder": "recipes.networks:AutoencoderSpec",
+        "tower": "recipes.networks:TowerSpec",
     },
     "objective": {
         "denoising": "training.objectives.denoising:Denoising",
@@ -77,6 +80,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "progressive": "training.objectives.progressive:Progressive",
         "flow-map": "training.objectives.flow_map:FlowMap",
         "masked": "training.objectives.masked:Masked",
+        "contrastive": "training.objectives.contrastive:Contrastive",
         "cascade": "training.objectives.cascade:Cascade",
     },
     "conditioning": {
@@ -86,6 +90,9 @@ KINDS: dict[str, dict[str, str | type]] = {
         "text": "recipes.conditions:TextConditioning",
         "pretrained": "recipes.text_encoders:PretrainedConditioning",
         "image": "recipes.planes:ImageConditioning",
+        "spectrogram": "recipes.hearing:SpectrogramConditioning",
+        "caption": "recipes.encoders:CaptionConditioning",
+        "embedding": "recipes.encoders:EmbeddingConditioning",
         "several": "recipes.several:SeveralConditions",
         "none": "recipes.conditions:NoConditioning",
     },

@@ -1,10 +1,14 @@
 """The recipes of sounds, video, volumes and series: each looks at the data and chooses by a rule, or has its own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from unfog.data.labels import AUTO
 from unfog.data.series import Standardised
 from unfog.data.sounds import Spectrogram
+from unfog.data.waves import ComplexSpectrogram
+from unfog.diffusion.times import LogitNormal
+from unfog.recipes.hearing import SpectrogramConditioning
 from unfog.recipes.networks import CompactSpec, MLPSpec
 from unfog.recipes.optimizers import AdamW, Muon
 from unfog.recipes.recipe import Recipe
@@ -18,6 +22,8 @@ EPOCHS = 60
 """Passes over the rows, at least."""
 COARSE = 24
 """Side above which a network works on patches of four."""
+NOISY = LogitNormal(mean=1.0)
+"""The training times of clips."""
 FRAMES = 8
 """Frames of a spectrogram are a multiple of this, so that a network on patches of four can halve them."""
 
@@ -59,18 +65,39 @@ def _of_sounds(source: Tones | Recordings, codec: Spectrogram, classes: int, ima
     )
 
 
+def vocoder(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
+    """Sounds from their spectrograms: your own recordings, or synthesised tones of ten kinds, included.
+
+    A model that is given the log-mel spectrogram of a recording, 64 bands of frames of 64 ms every 16 ms, and finds a
+    sound that has it; `unfog sample RUN --condition FILE.wav` rebuilds one. It is diffused as a complex spectrogram of
+    frames of 32 ms, by the compact network on patches of 4×4. Rate, channels and length follow the recordings as in
+    the recipe `audio`.
+    """
+    own = audio(data, size, label_from)
+    assert isinstance(own.codec, Spectrogram)
+    hop = own.codec.hop
+    return replace(
+        own,
+        name="vocoder",
+        codec=ComplexSpectrogram(own.codec.rate, 2 * hop),
+        conditioning=SpectrogramConditioning(window=own.codec.window, hop=hop, bands=own.codec.bands),
+        sampling=Sampling(clip=False),
+    )
+
+
 def video(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
     """Video: your own clips, or handwritten digits that fly and bounce, included.
 
     The rules for videos: grey if all are; frames of the largest side of 8, 16, 24, 32 that the median reaches; 16
     frames, or 8 or 4 where most videos are shorter, at their median rate, at most 10 a second. The compact network
     works on patches of 2×2×2, 4×4×4 above 24 pixels, and attends over space and then over time; guidance 2 if they
-    have classes; 60 epochs, at least 100,000 clips.
+    have classes; 60 epochs, at least 100,000 clips. Times lie nearer to the noise than usual: frames that show the same
+    together need more of it, and paths are decided there.
     """
     if data is None:
         _own("video", size, label_from)
         network = CompactSpec(width=40, patch=2, middle=3, factorised=True)
-        return _of_pixels("video", MovingDigits(), network, 120_000, 32, 2.0)
+        return replace(_of_pixels("video", MovingDigits(), network, 120_000, 32, 2.0), times=NOISY)
     from unfog.data.videos import suited, surveyed
 
     look = suited(surveyed(data, label_from=label_from))
@@ -80,7 +107,7 @@ def video(data: str | None = None, size: Size | None = None, label_from: str = A
     source = Videos(_located(data), sides, look.frames, look.fps, look.channels, label_from=label_from)
     network = CompactSpec(width=48 if look.channels == 1 else 64, patch=patch, middle=3, factorised=True)
     guidance = 2.0 if look.classes > 1 else 1.0
-    return _of_pixels("video", source, network, max(100_000, EPOCHS * look.rows), 32, guidance)
+    return replace(_of_pixels("video", source, network, max(100_000, EPOCHS * look.rows), 32, guidance), times=NOISY)
 
 
 def volumes(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:

@@ -13,6 +13,7 @@ from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.compact import Compact
 from unfog.networks.conditional import ConditionalUNet
 from unfog.networks.dit import DiT
+from unfog.networks.dual import Tower
 from unfog.networks.joint import JointDiT
 from unfog.networks.layers import Network
 from unfog.networks.minimal import Minimal
@@ -156,3 +157,14 @@ class AutoencoderSpec(Spec):
     attention: bool = True
     quant: bool = True
     post_quant: bool = True
+
+
+@dataclass(frozen=True)
+class TowerSpec(Spec):
+    """The options of `Tower`."""
+
+    network: ClassVar[type[nn.Module]] = Tower
+    given: ClassVar[tuple[str, ...]] = ("channels", "dims")
+    width: int = 32
+    levels: int = 3
+    dim: int = 128

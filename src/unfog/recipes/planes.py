@@ -113,6 +113,14 @@ class ImageConditioning(WithNull):
         planes = self.read(known, Batch(x0), x0, u)
         return None if planes is None else planes[torch.arange(count) % len(x0)]
 
+    def following(self, known: Known, rows: Tensor) -> Tensor:
+        """Return the planes of small pictures that another model has drawn, uint8 `(batch, channels, *sides)`."""
+        sides = tuple(known.shape[1:])
+        large = F.interpolate(rows.float(), sides, mode="nearest")
+        planes = self.ask(known, large / 127.5 - 1, len(rows))
+        assert planes is not None, "a condition of pictures"
+        return planes
+
     def _enlarged(self, x0: Tensor, u: Tensor, factor: int) -> Tensor:
         """Return small pictures with their noise, enlarged, and the share of noise as a further plane."""
         small = F.avg_pool2d(x0, factor)

@@ -20,8 +20,9 @@ from unfog.diffusion.tables import Linear
 from unfog.diffusion.targets import X0, Eps
 from unfog.diffusion.times import DiscreteTimes, LogitNormal, Uniform
 from unfog.recipes.conditions import ClassConditioning, NoConditioning, TextConditioning
+from unfog.recipes.imagining import decoder_of, encoder_of, prior_of
 from unfog.recipes.latents import LatentCodec
-from unfog.recipes.media import audio, series, table, video, volumes
+from unfog.recipes.media import audio, series, table, video, vocoder, volumes
 from unfog.recipes.networks import AutoencoderSpec, CompactSpec, MinimalSpec, MLPSpec, UNetSpec
 from unfog.recipes.optimizers import AdamW, Muon
 from unfog.recipes.parse import named
@@ -248,6 +249,7 @@ def super_resolution(data: str | None = None, size: Size | None = None, label_fr
         conditioning=ImageConditioning(dropout=0.0, small=look.side // 2, noise=0.5),
         optimizer=Muon(lr=5e-3),
         training=Training(images=max(200_000, 30 * look.rows), batch=32),
+        sampling=Sampling(steps=10),  # the small picture leaves little to decide: more steps only add noise
     )
 
 
@@ -344,6 +346,40 @@ def shapes(data: str | None = None, size: Size | None = None) -> Recipe:
     )
 
 
+def encoder(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
+    """Encoders of pictures and captions, trained to recognise which belong together: CLIP's contrastive objective.
+
+    Of your own captioned pictures, or of the captioned shapes, included. A prior and a decoder need one.
+    """
+    return encoder_of(_captioned(data, size, label_from))
+
+
+def prior(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
+    """DALL-E 2's prior: from a caption to the embedding of a picture, by diffusion.
+
+    `--set data.path=runs/encoder` names the encoder. `unfog cascade` joins it with a decoder.
+    """
+    return prior_of(_captioned(data, size, label_from))
+
+
+def decoder(data: str | None = None, size: Size | None = None, label_from: str = AUTO) -> Recipe:
+    """DALL-E 2's decoder: from the embedding of a picture to such a picture.
+
+    `--set conditioning.path=runs/encoder` names the encoder. By itself it draws variations of a picture, and what lies
+    between two; network and training are those of the recipes `shapes` and `text-to-image`.
+    """
+    return decoder_of(_captioned(data, size, label_from))
+
+
+def _captioned(data: str | None, size: Size | None, label_from: str) -> Recipe:
+    """Return the recipe of text to image for captioned pictures, or for the captioned shapes."""
+    if data is not None:
+        return text_to_image(data, size, label_from)
+    if label_from != AUTO:
+        raise UserError("the captioned shapes have no labels: omit `label_from`")
+    return shapes(None, size)
+
+
 def text(data: str | None = None, size: Size | None = None) -> Recipe:
     """Text by masked diffusion: a text file of yours, or dates, sums and sentences, included."""
     if size is not None:
@@ -390,15 +426,32 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "text-to-image": text_to_image,
     "super-resolution": super_resolution,
     "shapes": shapes,
+    "encoder": encoder,
+    "prior": prior,
+    "decoder": decoder,
     "text": text,
     "audio": audio,
+    "vocoder": vocoder,
     "video": video,
     "volumes": volumes,
     "series": series,
     "table": table,
     "tutorial": tutorial,
 }
-LABELLED = ("folder", "autoencoder", "text-to-image", "super-resolution", "audio", "video", "volumes", "series")
+LABELLED = (
+    "folder",
+    "autoencoder",
+    "text-to-image",
+    "super-resolution",
+    "encoder",
+    "prior",
+    "decoder",
+    "audio",
+    "vocoder",
+    "video",
+    "volumes",
+    "series",
+)
 """Recipes whose classes may come from different places."""
 
 

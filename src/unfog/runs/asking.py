@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from unfog.data.pictures import UnreadableError, describe_picture, read_picture
+from unfog.data.sounds import Sounds
 from unfog.generation.sampler import Sampler
-from unfog.recipes.build import build_codec, known_of
-from unfog.recipes.conditions import Asked
+from unfog.recipes.build import build_codec, known_of, stored_shape
+from unfog.recipes.conditions import Asked, Depicting
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.several import SeveralConditions
 from unfog.runtime.errors import UserError
@@ -38,6 +39,9 @@ TAKES = {
     "pretrained": "prompt",
     "values": "values",
     "image": "image",
+    "caption": "prompt",
+    "spectrogram": "condition",
+    "embedding": "image",
 }
 """The parameter that each kind of condition is given by."""
 
@@ -49,6 +53,7 @@ def asked(
     prompt: Prompt | None = None,
     values: Values | None = None,
     image: Picture | None = None,
+    condition: Picture | None = None,
 ) -> Asked:
     """Return the request in the form that the model's kind of condition takes.
 
@@ -59,20 +64,29 @@ def asked(
         values: Numbers, for models that are conditioned on numbers.
         image: A picture, or a path to a folder of them, for models that are conditioned on images; of tensors and
             arrays also several, `(count, channels, height, width)`, and floats that are encoded already.
+        condition: What the model is conditioned on, whatever that is: a label, a text, numbers, a picture, a sound.
 
     Raises: UserError: If one is given that the model does not take, or more than one where it takes only one.
     """
-    given = {"label": label, "prompt": prompt, "values": values, "image": image}
+    kind = recipe.kind("conditioning")
+    if condition is not None and (own := TAKES.get(kind)) != "condition" and own is not None:
+        if any(one is not None for one in (label, prompt, values, image)):
+            raise UserError(f"`condition` and another name say what samples show: give `{own}` alone")
+        return asked(recipe, **cast(Any, {own: condition}))
+    given = {"label": label, "prompt": prompt, "values": values, "image": image, "condition": condition}
     names = [name for name, value in given.items() if value is not None]
     if isinstance(recipe.conditioning, SeveralConditions):
         return _of_each({name: given[name] for name in names}, recipe.conditioning)
-    kind = recipe.kind("conditioning")
+    if kind == "embedding" and names in (["image"], ["prompt"], ["condition"]):
+        return prompt if prompt is not None else _depicted(condition if image is None else image, recipe)
     if names and names != [TAKES.get(kind)]:
         instead = f"use `{TAKES[kind]}`" if kind in TAKES else "give no condition"
         options = " and ".join(f"`{name}`" for name in names)
         raise UserError(f"this model (conditioning={kind}) does not take {options}: {instead}")
     if image is not None:
         return _encoded_pictures(image, recipe)
+    if condition is not None:
+        return _sounds(condition, recipe)
     return next((value for value in (label, prompt, values) if value is not None), None)
 
 
@@ -155,8 +169,36 @@ def _encoded_pictures(image: Picture, recipe: Recipe) -> Tensor:
         return build_codec(recipe).encode(pictures_at(path, known_of(recipe).shape))
 
 
+def _sounds(sound: Picture, recipe: Recipe) -> Tensor:
+    """Return sounds to condition on, int16 `(count, channels, samples)`, or levels of spectrograms as they are."""
+    if isinstance(sound, Tensor | np.ndarray):
+        rows = torch.as_tensor(sound)
+        return rows[None] if rows.ndim == 2 + rows.is_floating_point() else rows
+    if not isinstance(sound, str | Path):
+        raise UserError("this model is conditioned on sounds: give a recording, or a tensor")
+    from unfog.data.recordings import sounds_at  # which takes long to load
+
+    modality = recipe.modality
+    assert isinstance(modality, Sounds), "conditioning=spectrogram is for sounds"
+    return sounds_at(Path(sound), modality.rate, stored_shape(recipe))
+
+
+def _depicted(image: Picture | None, recipe: Recipe) -> Tensor:
+    """Return pictures whose embeddings are the condition, as stored, or embeddings as they are."""
+    assert image is not None
+    if isinstance(image, Tensor | np.ndarray):
+        rows = torch.as_tensor(image)
+        return rows[None] if rows.ndim in (1, 3) else rows
+    from unfog.data.folder import pictures_at  # as above
+
+    with _file(image) as path:
+        return pictures_at(path, stored_shape(recipe))
+
+
 def edited(recipe: Recipe, sampler: Sampler, asked: Asked) -> Asked:
     """Return what an edited picture shows: a class must be given, and a text is empty by default."""
+    if asked is None and isinstance(sampler.conditioning, Depicting):
+        return None  # the picture itself
     if asked is None and recipe.conditioning.captioned:
         return ""
     if asked is None and sampler.classes:

@@ -8,6 +8,8 @@ from torch import nn
 
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import known_of
+from unfog.recipes.embedded import Embedded
+from unfog.recipes.encoders import EmbeddingConditioning
 from unfog.recipes.planes import ImageConditioning
 from unfog.recipes.recipe import Recipe
 from unfog.runs.reading import check_vacant
@@ -21,6 +23,8 @@ from unfog.training.objectives.cascade import MOST, Cascade
 
 def cascade(paths: Sequence[str | Path], out: str | Path, noise: float | None = None) -> Path:
     """Write a run folder whose samples are drawn small by one run, and enlarged by the next ones.
+
+    Or drawn as embeddings by a prior, and decoded by the next one.
 
     The folder holds the recipes and the weights of all: the runs may be removed.
 
@@ -47,13 +51,14 @@ def cascade(paths: Sequence[str | Path], out: str | Path, noise: float | None = 
     check_name(out)
     with locked(out):
         check_vacant(out)
+        taken = []  # with what the stages need of other runs in their folders
         for place, recipe in enumerate(recipes, 1):
             folder = out / str(place)
             with disk(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            own = taken_in(recipe, folder)
-            write_whole(folder / "recipe.json", own.relocated(folder, relative=True).to_json().encode())
-        first, last = recipes[0], recipes[-1]
+            taken.append(taken_in(recipe, folder))
+            write_whole(folder / "recipe.json", taken[-1].relocated(folder, relative=True).to_json().encode())
+        first, last = taken[0], taken[-1]
         whole = replace(
             last,
             name="cascade",
@@ -69,15 +74,21 @@ def cascade(paths: Sequence[str | Path], out: str | Path, noise: float | None = 
 
 
 def _at(run: Run, noise: float | None) -> Recipe:
-    """Return the recipe of a stage that enlarges, with the share of noise in what it is given.
+    """Return the recipe of a further stage, with the share of noise in what it is given.
 
-    Raises: UserError: If it does not enlarge, or was trained with less noise.
+    Raises: UserError: If it neither enlarges nor decodes, or was trained with less noise.
     """
     conditioning = run.recipe.conditioning
-    if not isinstance(conditioning, ImageConditioning) or conditioning.task != "enlarge":
-        raise UserError(f"{run.path} does not enlarge pictures: train it with `unfog train super-resolution`")
+    enlarges = isinstance(conditioning, ImageConditioning) and conditioning.task == "enlarge"
+    if not enlarges and not isinstance(conditioning, EmbeddingConditioning):
+        raise UserError(
+            f"{run.path} neither enlarges pictures nor decodes embeddings: train it with `unfog train "
+            "super-resolution`, or `unfog train decoder`"
+        )
     if noise is None:
         return run.recipe
+    if not isinstance(conditioning, ImageConditioning):
+        raise UserError(f"{run.path} decodes embeddings, which are given without noise: omit noise")
     if not 0 <= noise <= conditioning.noise:
         raise UserError(
             f"{run.path} was trained with noise of up to {conditioning.noise:g} in the small pictures, not {noise:g}"
@@ -87,9 +98,16 @@ def _at(run: Run, noise: float | None) -> Recipe:
 
 def _check(before: Run, run: Run, recipe: Recipe) -> None:
     """Refuse stages that do not fit each other."""
-    small, known = known_of(before.recipe).stored or (), known_of(recipe)
-    assert isinstance(recipe.conditioning, ImageConditioning)
-    factor = recipe.conditioning.factor_of(known)
+    known, conditioning = known_of(recipe), recipe.conditioning
+    if isinstance(conditioning, EmbeddingConditioning):
+        data = before.recipe.data
+        if not isinstance(data, Embedded):
+            raise UserError(f"{before.path} draws no embeddings, which {run.path} decodes: train it as a prior")
+        if data.weights != conditioning.encoder.digest:
+            raise UserError(f"{before.path} and {run.path} have different encoders: train both with the same one")
+        return
+    assert isinstance(conditioning, ImageConditioning)
+    small, factor = known_of(before.recipe).stored or (), conditioning.factor_of(known)
     wanted = (known.shape[0], *(side // factor for side in known.shape[1:]))
     if tuple(small) != wanted:
         sides = ["×".join(map(str, shape)) for shape in (wanted, small)]

@@ -13,6 +13,7 @@ from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.grids import Grid
 from unfog.diffusion.solvers import Solver
 from unfog.generation import edits
+from unfog.generation.cascading import Cascading
 from unfog.generation.drawing import Drawing
 from unfog.generation.operators import Operator
 from unfog.generation.quantizing import ROWS, Quantization, in_int8
@@ -20,7 +21,7 @@ from unfog.generation.restoring import How, restore
 from unfog.generation.sampler import Sampler
 from unfog.generation.whole import Whole
 from unfog.recipes.build import known_of, resized
-from unfog.recipes.conditions import Asked
+from unfog.recipes.conditions import Asked, Depicting
 from unfog.recipes.kinds import kind_of
 from unfog.recipes.objective import Generator
 from unfog.recipes.parse import changed, named
@@ -224,13 +225,14 @@ class Run:
         prompt: Prompt | None = None,
         values: Values | None = None,
         image: Picture | None = None,
+        condition: Picture | None = None,
         progress: Progress = False,
         **options: Unpack[SamplingOptions],
     ) -> Tensor:
         """Draw samples; number i is the same in whatever request it comes.
 
-        At most one of `asked`, `label`, `prompt`, `values` and `image` is given, and it is for all samples or has one
-        entry for each. Without any, all classes, or some held-out captions, are drawn in turn.
+        At most one of `asked`, `label`, `prompt`, `values`, `image` and `condition` is given, and it is for all samples
+        or has one entry for each. Without any, all classes, or some held-out captions, are drawn in turn.
 
         Args:
             count: Number of samples.
@@ -239,6 +241,8 @@ class Run:
             prompt: A text, for models that are conditioned on text.
             values: Numbers, for models that are conditioned on numbers.
             image: A picture as for edits, for models that are conditioned on images; or a folder of them, in turn.
+            condition: What the model is conditioned on, whatever that is: for a vocoder a recording, a folder of them,
+                int16 `(channels, samples)`, or the levels of a spectrogram, float32 `(channels, bands, frames)`.
             progress: True for a bar on standard error, or a function that is called with the number of samples done and
                 the number of all, after each batch.
             **options: See `SamplingOptions`, for instance `solver="ddim", steps=50, guidance=1.5, seed=7`.
@@ -246,7 +250,7 @@ class Run:
         Returns: uint8 pictures `(count, channels, height, width)`, or float32 points `(count, coordinates)`.
         Raises: UserError: For an unknown name, a value out of range, or a condition that the model does not take.
         """
-        wanted = asking.asked(self.recipe, label=label, prompt=prompt, values=values, image=image)
+        wanted = asking.asked(self.recipe, label=label, prompt=prompt, values=values, image=image, condition=condition)
         if asked is not None and wanted is not None:
             raise UserError("a condition is given twice, by its place and by its name: give it once")
         generator = self.generator(**options)
@@ -444,12 +448,56 @@ class Run:
         sampler, asked = self._inverter(options)
         return edits.vary(sampler, asking.picture(picture, sampler, False), amount, count, asked)
 
+    def steer(
+        self,
+        picture: Picture,
+        before: str,
+        after: str,
+        *,
+        amount: float = 0.4,
+        count: int = 5,
+        **options: Unpack[SamplingOptions],
+    ) -> Tensor:
+        """Return pictures on the way from one to what it would be if it showed something else; see `unfog.steer`.
+
+        Args:
+            picture: The picture.
+            before: What it shows.
+            after: What it should show.
+            amount: How far the last one is on the way, from 0 to 1.
+            count: How many, 2 or more; the first is the picture itself.
+            **options: See `SamplingOptions`; without `steps` there are 50.
+
+        Returns: uint8, `(count, channels, height, width)`.
+        Raises: UserError: If the picture cannot be read, or the model is not conditioned on embeddings.
+        """
+        sampler, _ = self._inverter(cast(EditOptions, options))
+        return edits.steer(sampler, asking.picture(picture, sampler, False), before, after, amount, count)
+
+    def editor(self, **options: Unpack[SamplingOptions]) -> Sampler:
+        """Return the sampler by which pictures are edited: that of the run, or of a cascade's decoder.
+
+        Args:
+            **options: See `SamplingOptions`.
+
+        Raises: UserError: As `sampler`.
+        """
+        found = self.generator(**options)
+        if not isinstance(found, Cascading) or not isinstance(found.stages[-1].conditioning, Depicting):
+            return self.sampler(**options)
+        last = found.stages[-1]
+        given = {"steps": options.get("steps"), "batch": options.get("batch"), "guidance": options.get("guidance")}
+        changes = {name: value for name, value in given.items() if value is not None}
+        settings = changed(last.settings, "sampling", changes.items())
+        return replace(last, settings=settings, seed=found.seed, precision=self.precision)
+
     def _editor(self, options: EditOptions, free: bool = False) -> tuple[Sampler, Asked]:
         """Return the sampler of an edit, and what the result shows; with `free` that may be anything."""
-        asked = asking.asked(self.recipe, label=options.get("label"), prompt=options.get("prompt"))
         drawing = {name: value for name, value in options.items() if name not in ("label", "prompt")}
-        sampler = self.sampler(**cast(SamplingOptions, drawing))
+        sampler = self.editor(**cast(SamplingOptions, drawing))
         sampler.doubt()
+        label, prompt = options.get("label"), options.get("prompt")
+        asked = asking.asked(self.recipe, label=label, prompt=prompt)
         return sampler, asked if free else asking.edited(self.recipe, sampler, asked)
 
     def _inverter(self, options: EditOptions) -> tuple[Sampler, Asked]:

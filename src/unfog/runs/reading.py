@@ -15,6 +15,7 @@ from unfog.runtime.errors import UserError, nearby
 from unfog.runtime.files import read_bounded
 from unfog.runtime.tensors import load_into, read_tensors
 from unfog.training.checkpoint import steps
+from unfog.training.objectives.contrastive import Contrastive
 from unfog.training.objectives.reconstruction import Reconstruction
 
 SMALL = 10_000_000
@@ -64,6 +65,11 @@ def drawing_recipe(path: Path) -> Recipe:
         raise UserError(
             f"{path} holds an autoencoder, which draws nothing by itself: train a model in its latents with "
             f"codec=latents and codec.path={path}, or measure it with `unfog evaluate {path}`"
+        )
+    if isinstance(recipe.objective, Contrastive):
+        raise UserError(
+            f"{path} holds encoders of pictures and texts, which draw nothing: train the recipes prior and decoder "
+            f"with them, or measure them with `unfog evaluate {path}`"
         )
     if not recipe.objective.draws:
         raise UserError(f"{path} holds a model of the objective {recipe.kind('objective')!r}, which draws no samples")

@@ -109,9 +109,10 @@ def losses(folder: Path) -> "Figure | None":
     for key, style, label in (("loss", "-", "training"), ("held_out_loss", "o--", "held out")):
         points = [(line["images"], line[key]) for line in lines if line.get(key) is not None]
         axes.plot([x for x, _ in points], [y for _, y in points], style, label=label, linewidth=1, markersize=4)
-    axes.set(xlabel="images seen", ylabel="loss", yscale="log")
+    positive = any((line.get(key) or 0) > 0 for line in lines for key in ("loss", "held_out_loss"))
+    axes.set(xlabel="images seen", ylabel="loss", yscale="log" if positive else "linear")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > DECADE * low else MaxNLocator(6))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if positive and high > DECADE * low else MaxNLocator(6))
     axes.yaxis.set_major_formatter("{x:g}")  # 0.3, and not 3 × 10^-1
     axes.yaxis.set_minor_formatter("")
     axes.xaxis.set_major_formatter("{x:,.0f}")

@@ -21,7 +21,7 @@ MOST = 8
 
 @dataclass(frozen=True)
 class Cascade(OneLoss):
-    """Several models one behind the other, each of which enlarges what the one before has drawn.
+    """Several models one behind the other, each of which enlarges or decodes what the one before has drawn.
 
     Attributes:
         path: The folder that holds the recipe of each stage, `1/recipe.json`, `2/recipe.json` and so on.
@@ -85,5 +85,5 @@ class Cascade(OneLoss):
             cast(Sampler, stage.objective.generator(stage, part))
             for stage, part in zip((first, *others), model, strict=True)
         ]
-        known = stages[0].known._replace(stored=stages[-1].stored)
+        known = stages[0].known._replace(stored=stages[-1].stored, own=stages[-1].known.own)
         return Cascading(stages=tuple(stages), conditioning=stages[0].conditioning, known=known)

@@ -1,0 +1,131 @@
+"""How well encoders of pictures and texts find what belongs together, on held-out rows."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from unfog.evaluation.intervals import Interval, of_mean, plain
+from unfog.evaluation.judge import spread
+from unfog.recipes.conditions import captions
+from unfog.recipes.encoders import encoder
+from unfog.runs.data import Changed, moved, read_data
+from unfog.runs.reading import read_recipe
+from unfog.runtime.brief import brief
+from unfog.runtime.errors import UserError
+from unfog.runtime.files import write_whole
+from unfog.runtime.lines import lines_of
+from unfog.runtime.progress import working
+from unfog.runtime.provenance import provenance
+
+AMONG, ROWS = 100, 2000
+"""Captions, or pictures, among which one is sought; and held-out rows, at most, by default."""
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Shares of held-out rows that are found again, and cosines of embeddings.
+
+    Attributes:
+        rows: Number of rows.
+        among: Rows among which one is sought.
+        caption: Share of pictures whose nearest caption is their own, with its 95 % interval.
+        picture: Share of captions whose nearest picture has them, with its 95 % interval.
+        matched: Mean cosine of a picture and its caption.
+        others: Mean cosine of a picture and another one's caption.
+        pictures: Mean cosine of two pictures.
+    """
+
+    rows: int
+    among: int
+    caption: tuple[float, Interval]
+    picture: tuple[float, Interval]
+    matched: float
+    others: float
+    pictures: float
+
+    __repr__ = brief
+
+    def table(self) -> str:
+        """Return the figures as text."""
+        found = [
+            f"{name:<34} {value:6.1%}   [{low:.1%}, {high:.1%}]"
+            for name, (value, (low, high)) in (
+                (f"its caption, of {self.among}", self.caption),
+                (f"its picture, of {self.among}", self.picture),
+            )
+        ]
+        words = (
+            f"{self.rows:,} held-out rows; by chance {1 / self.among:.1%}. Equal captions count as one. Cosines: "
+            f"{self.matched:.2f} of a picture and its caption, {self.others:.2f} of a picture and another caption, "
+            f"{self.pictures:.2f} of two pictures."
+        )
+        return "\n".join(["found first", *found, "", *lines_of(words)])
+
+    def write(self, folder: Path) -> None:
+        """Write evaluation.json."""
+        names = ("rows", "among", "caption", "picture", "matched", "others", "pictures")
+        scores = {name: plain(getattr(self, name)) for name in names}
+        write_whole(folder / "evaluation.json", json.dumps({"measured": plain(provenance()), **scores}).encode())
+
+
+def retrieval(
+    path: Path, count: int | None = None, *, data: str | None = None, changed: Changed = "warn", console: Console
+) -> Retrieval:
+    """Measure the encoders of a run folder on held-out rows, in groups of at most 100.
+
+    Args:
+        path: The run folder.
+        count: Rows, at most; default: 2,000.
+        data: Folder of the data, if it was moved.
+        changed: What to do where the data are not those of the training.
+        console: Shows the progress.
+
+    Raises: UserError: If it holds no encoders, or its data hold out fewer than two rows.
+    """
+    recipe, rows = read_data(path, moved(read_recipe(path), data), changed)
+    found, held = encoder(path, "the run"), rows.heldout
+    most = min(ROWS if count is None else count, len(held))
+    if most < 2:
+        raise UserError(f"{len(held)} held-out rows are too few: 2 or more are needed")
+    among = min(AMONG, most)
+    groups = [spread(most, len(held))[first : first + among] for first in range(0, most - among + 1, among)]
+    ranks: list[tuple[Tensor, Tensor]] = []
+    cosines: list[list[float]] = []
+    with working("embeddings", len(groups), console=console) as work:
+        for places in groups:
+            batch = held.take(np.sort(places))
+            texts = captions(batch, recipe.classes)
+            one, other = (x / found.dim**0.5 for x in (found.pictures(batch.x), found.texts(texts)))
+            ranks.append(found_first(one @ other.T, texts))
+            cosines.append(means(one, other))
+            work.advance(1)
+    total = among * len(groups)
+    hits = [torch.cat([rank[side] for rank in ranks]).double().numpy() for side in range(2)]
+    shares = [(float(hit.mean()), of_mean(hit)) for hit in hits]
+    matched, others, pictures = np.mean(cosines, 0).tolist()
+    return Retrieval(total, among, shares[0], shares[1], matched, others, pictures)
+
+
+def found_first(cosines: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Return for which pictures the nearest caption is theirs, and for which captions the nearest picture has them.
+
+    Args:
+        cosines: Of pictures and captions, `(rows, rows)`.
+        texts: The captions.
+    """
+    ways = cosines.argmax(1).tolist(), cosines.argmax(0).tolist()
+    return tuple(  # type: ignore[return-value]  # two of them
+        torch.tensor([texts[place] == texts[best] for place, best in enumerate(way)]) for way in ways
+    )
+
+
+def means(pictures: Tensor, texts: Tensor) -> list[float]:
+    """Return the mean cosines of pictures with their captions, with others, and with each other."""
+    across, among = pictures @ texts.T, pictures @ pictures.T
+    apart = ~torch.eye(len(pictures), dtype=torch.bool)
+    return [float(across.diagonal().mean()), float(across[apart].mean()), float(among[apart].mean())]

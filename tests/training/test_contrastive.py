@@ -1,0 +1,120 @@
+"""objective=contrastive: the loss in closed form, equal texts, and an encoder that learns what belongs together."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import unfog
+from unfog.networks.dual import SHARPEST, DualEncoder, Tower
+from unfog.recipes.build import build_data
+from unfog.recipes.encoders import encoder
+from unfog.recipes.presets import recipe
+from unfog.runs.data import read_data
+from unfog.runs.reading import read_recipe
+from unfog.runtime.errors import UserError
+from unfog.training.objectives.contrastive import contrastive
+
+
+def test_the_loss_of_two_pairs_is_that_of_a_logistic_choice() -> None:
+    angle = torch.tensor([0.3, 1.4])
+    pictures = torch.stack([angle.cos(), angle.sin()], 1)
+    texts = F.normalize(torch.tensor([[1.0, 0.2], [0.1, 1.0]]))
+    cosines, sharpness = (pictures @ texts.T).double(), 7.0
+    found = contrastive(pictures, texts, torch.tensor([[1, 5], [1, 6]]), torch.tensor(sharpness))
+    for row in range(2):
+        gaps = [cosines[row, 1 - row] - cosines[row, row], cosines[1 - row, row] - cosines[row, row]]
+        wanted = sum(math.log1p(math.exp(sharpness * float(gap))) for gap in gaps) / 2
+        assert float(found[row]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_rows_with_equal_texts_belong_together() -> None:
+    """Three rows, two of one text: whichever of the two a picture is nearest to counts as right."""
+    pictures, texts = torch.eye(3)[[0, 0, 1]], torch.eye(3)[[0, 0, 1]]
+    words, sharp = torch.tensor([[1, 5], [1, 5], [1, 6]]), torch.tensor(50.0)
+    assert torch.allclose(contrastive(pictures, texts, words, sharp), torch.tensor([math.log(2), math.log(2), 0.0]))
+    apart = torch.tensor([[1, 5], [1, 7], [1, 6]])
+    swapped = contrastive(pictures[[1, 0, 2]], texts, words, sharp)
+    assert torch.allclose(swapped, contrastive(pictures, texts, words, sharp))
+    mixed = contrastive(pictures[[0, 2, 1]], texts, apart, sharp)
+    assert float(mixed[1]) > 10
+
+
+def test_embeddings_have_length_one_and_know_places() -> None:
+    torch.manual_seed(0)
+    made = recipe("encoder").set("network.width=8", "network.dim=12", "data.count=100")
+    made, _ = build_data(made)
+    model = made.objective.build(made, 10**8)
+    assert isinstance(model, DualEncoder)
+    x0 = torch.randn(4, 3, 32, 32)
+    for rows in (
+        model.pictures(x0),
+        model.texts(torch.tensor([[1, 5, 0], [1, 6, 7]]).repeat(2, 1).repeat(1, 7)[:, :20]),
+    ):
+        assert rows.shape == (4, 12)
+        assert torch.allclose(rows.norm(dim=1), torch.ones(4), atol=1e-5)
+    assert not torch.allclose(model.pictures(x0), model.pictures(x0.flip(3)), atol=1e-3)  # left and right differ
+    model.scale.data.fill_(20.0)
+    assert model.sharpness.item() == SHARPEST
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of digits and their names, which is learnt in seconds."""
+    out = tmp_path_factory.mktemp("encoder") / "run"
+    small = ("network.width=16", "network.levels=1", "network.dim=16", "conditioning.width=32", "conditioning.layers=0")
+    made = recipe("encoder").set("data=digits", "codec=pixels", *small, "lr=3e-3", "reports=2")
+    unfog.fit(made.set("images=16000", "batch=128"), out)
+    return out
+
+
+def test_it_learns_what_belongs_together(trained: Path) -> None:
+    found = encoder(trained, "conditioning.path")
+    rows = read_data(trained, read_recipe(trained))[1].heldout.take(np.arange(100))
+    assert rows.labels is not None
+    names = found.texts([str(digit) for digit in range(10)])
+    read = (found.pictures(rows.x) @ names.T).argmax(1)
+    assert float((read == rows.labels).float().mean()) > 0.85
+    assert torch.allclose(found.pictures(rows.x).norm(dim=1), torch.full((100,), 4.0), atol=1e-4)
+    assert list((trained / "samples").glob("*.png"))
+
+
+def test_embeddings_do_not_depend_on_the_arithmetic_around_them(trained: Path) -> None:
+    found = encoder(trained, "conditioning.path")
+    x = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        there = found.pictures(x), found.texts(["a red circle"])
+    assert torch.equal(there[0], found.pictures(x))
+    assert torch.equal(there[1], found.texts(["a red circle"]))
+
+
+def test_it_draws_nothing(trained: Path) -> None:
+    with pytest.raises(UserError, match="encoders of pictures and texts, which draw nothing"):
+        unfog.load(trained)
+
+
+def test_a_loss_of_zero_is_drawn(tmp_path: Path) -> None:
+    """As that of a batch of one row, which cannot be mistaken."""
+    small = ("network.width=8", "network.levels=1", "network.dim=8", "conditioning.width=32", "conditioning.layers=0")
+    made = recipe("encoder").set("data=digits", *small, "images=2", "batch=1", "reports=1")
+    unfog.fit(made, tmp_path / "run")
+    assert (tmp_path / "run" / "loss.png").is_file()
+
+
+def test_misuse() -> None:
+    with pytest.raises(UserError, match="trains network=tower, not 'compact'"):
+        _build("network=compact")
+    with pytest.raises(UserError, match="learns from captions"):
+        _build("conditioning=none")
+    with pytest.raises(UserError, match="multiples of 64, not 32"):
+        _build("network.levels=6")
+    with pytest.raises(ValueError, match="levels"):
+        Tower(3, levels=0)
+
+
+def _build(*settings: str) -> None:
+    made, _ = build_data(recipe("encoder").set("data.count=100", *settings))
+    made.objective.build(made, 10**8)
