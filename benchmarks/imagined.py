@@ -88,7 +88,7 @@ def main() -> None:
             print(f"{name}: {things} thing(s), {part}: {found[f'{name}: {things} thing(s), {part}']}", flush=True)
     held = Shapes(part="seen").take(np.arange(200)).x
     found |= varied(run, held, Shapes(part="train").take(np.arange(10_000)).x)
-    strips = [run.interpolate(held[2 * place], held[2 * place + 1], count=9) for place in range(6)]
+    strips = [run.interpolate(held[2 * place], held[2 * place + 1], count=9, fresh=True) for place in range(6)]
     save_picture(run.recipe.modality.sheet(torch.cat(strips), 9), out / "interpolated.png")
     steered = [run.steer(run.sample(1, prompt=before)[0], before, after, count=9) for before, after in TEXTS]
     save_picture(run.recipe.modality.sheet(torch.cat(steered), 9), out / "steered.png")

@@ -84,6 +84,8 @@ def test_shell_lines_run(page: Path, home: Path) -> None:
                 del arguments[place : place + 2]
         if verb == "distill":
             arguments += ["--images", "256", "--rows", "64", "--points", "2"]
+        if verb == "edit" and arguments[0] in ("vary", "interpolate", "steer", "invert") and "--steps" not in arguments:
+            arguments += ["--steps", "4"]  # by default 50
         if verb == "tune":
             arguments += ["--rounds", "1"]
         if verb == "train":

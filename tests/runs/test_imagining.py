@@ -161,6 +161,12 @@ def test_variations_interpolations_and_steering(made: Made, pictures: torch.Tens
     assert torch.equal(way[0], decoder.invert(one, **options)[1])  # its own noise, and its own embedding
     assert torch.equal(way[2], decoder.invert(other, **options)[1])
     assert not torch.equal(way[1], way[0])
+    fresh = decoder.interpolate(one, other, count=3, fresh=True, **options)
+    assert not torch.equal(fresh[0], way[0])
+    assert torch.equal(fresh[0], decoder.interpolate(one, one, count=2, fresh=True, **options)[1])
+    assert not torch.equal(fresh, decoder.interpolate(one, other, count=3, fresh=True, seed=1, **options))
+    with pytest.raises(UserError, match="`fresh` is for models that are conditioned on embeddings"):
+        decoder.interpolate(one, other, prompt="red", fresh=True, **options)
     texts = ("a red circle", "a blue circle")
     steered = decoder.steer(one, *texts, amount=0.5, count=3, **options)
     assert torch.equal(steered[0], way[0])

@@ -305,6 +305,8 @@ def interpolate(
     inverting: Flat[Inverting],
     images: tuple[Path, Path],
     n: Count = 9,
+    fresh: bool = False,
+    seed: int = 0,
     out: SomePath = None,
 ) -> None:
     """Interpolate between two pictures: invert both to noise and sample along the arc between the noises.
@@ -316,16 +318,19 @@ def interpolate(
     Args:
         images: The two pictures.
         n: Number of pictures, the two ends included.
+        fresh: For a model conditioned on embeddings: use one new noise instead of those of the two pictures, so that
+            only what they show changes.
+        seed: Seed of that noise.
         out: Folder for the pictures. Default: RUN/edits/interpolate.
     """
     from unfog.generation import edits
     from unfog.runs import asking
     from unfog.runtime.files import locked
 
-    sampler, asked = _model(run, inverting, inverting.sampling(), out)
+    sampler, asked = _model(run, inverting, inverting.sampling(seed), out)
     first, second = (asking.picture(image, sampler, False) for image in images)
     with locked(folder := out or run / "edits" / "interpolate"):
-        drawn = edits.interpolate(sampler, first, second, n, asked)
+        drawn = edits.interpolate(sampler, first, second, n, asked, fresh=fresh)
         _written(drawn, folder, {}, sampler, asked, "from the first picture to the second")
 
 

@@ -16,7 +16,7 @@ from unfog.runtime.errors import EnvironmentFailure, Note, Stopped, UserError, o
 LONGEST = 2000
 """Characters in a message, at most: some quote a value from a file."""
 PARAMETER = re.compile(
-    r"`(accept_changed_data|after|before|budget|condition|data|follow|image|init_from|label|label_from|mask|negative|"
+    r"`(accept_changed_data|after|before|budget|condition|data|follow|fresh|image|init_from|label|label_from|mask|negative|"
     r"out|prompt|resume|size|values)`"
 )
 """A parameter as the library's messages name it; the flags of verbs have the same names."""

@@ -339,7 +339,9 @@ def _deterministic(canvas: Canvas, asked: Asked, count: int) -> tuple[Denoise, T
 
 
 @_in_its_arithmetic
-def interpolate(sampler: Sampler, first: Tensor, second: Tensor, count: int, asked: Asked = None) -> Tensor:
+def interpolate(
+    sampler: Sampler, first: Tensor, second: Tensor, count: int, asked: Asked = None, *, fresh: bool = False
+) -> Tensor:
     """Return pictures on the way from one to another: the noises of both, mixed along the arc between them.
 
     So are what both show, where the model is conditioned on embeddings, and nothing else is asked for.
@@ -350,17 +352,26 @@ def interpolate(sampler: Sampler, first: Tensor, second: Tensor, count: int, ask
         second: Of the same shape.
         count: Pictures, the two ends included; 2 or more.
         asked: What they should show.
+        fresh: Whether one noise of the sampler's seed takes the place of those of the ends, for a model that is
+            conditioned on embeddings: only what the pictures show then changes, and the ends only resemble them.
 
     Returns: uint8, `(count, channels, height, width)`.
+    Raises: UserError: If `count` is below 2, or `fresh` goes with a model that knows nothing else of the ends.
     Source: Song et al. 2021, Denoising Diffusion Implicit Models, section 5.3; Ramesh et al. 2022, Hierarchical
     Text-Conditional Image Generation with CLIP Latents, section 3.2, for embeddings.
     """
     count = whole_number("the number of pictures", count, 0)
     if count < 2:
         raise UserError(f"an interpolation has 2 pictures or more, both ends included, not {count}")
-    start, end = (invert(sampler, picture, asked)[0] for picture in (first, second))
-    z = torch.cat([spherical(start, end, place / (count - 1)) for place in range(count)])
     ends = [shown(sampler, picture, asked) for picture in (first, second)]
+    if fresh:
+        if not isinstance(ends[0], Tensor) or asked is not None:
+            raise UserError("`fresh` is for models that are conditioned on embeddings, and without a prompt: omit it")
+        shape = tuple(Canvas(sampler, first[None]).encode(first[None]).shape[1:])
+        z = normal(sampler.seed, "fresh", 0, 0, 1, shape).expand(count, *shape)
+    else:
+        start, end = (invert(sampler, picture, asked)[0] for picture in (first, second))
+        z = torch.cat([spherical(start, end, place / (count - 1)) for place in range(count)])
     return from_noise(sampler, first, z, _along(ends[0], ends[1], count) if asked is None else asked)
 
 

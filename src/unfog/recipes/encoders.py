@@ -207,7 +207,12 @@ class EmbeddingConditioning(WithNull):
             return self.encoder.texts(each(asked, count, (str,)))
         if not isinstance(asked, Tensor):
             raise UserError("this model is conditioned on embeddings: give a picture as `image`, or a text as `prompt`")
-        rows = asked if asked.ndim == 2 else self.depicted(known, asked)
+        pictures = tuple(asked.shape[1:]) == (known.stored or known.shape)
+        rows = self.depicted(known, asked) if pictures else asked
+        if not pictures and not (rows.is_floating_point() and rows[:1].numel() == rows.shape[-1]):
+            raise UserError(
+                f"this model takes pictures of {known.stored or known.shape} or embeddings, not {tuple(asked.shape)}"
+            )
         if rows.shape[1] != self.dim(known) or not len(rows) or not rows.isfinite().all():
             raise UserError(
                 f"this model is conditioned on embeddings of {self.dim(known)} finite numbers, not on "

@@ -56,7 +56,7 @@ class SpectrogramConditioning(WithNull):
     def planes(self, known: Known) -> int:
         """Return the number of planes, including the one that marks a dropped condition."""
         channels = (known.stored or known.shape)[0]
-        return channels * (self.bands if len(known.shape) == 2 else 2) + 1
+        return channels * (self.bands if _samples(known) else 2) + 1
 
     def build(self, known: Known, dim: int) -> Embedder | None:
         """Return the embedder."""
@@ -101,7 +101,7 @@ class SpectrogramConditioning(WithNull):
 
     def _stretched(self, known: Known, levels: Tensor) -> Tensor:
         """Return levels at the places of the state."""
-        if len(known.shape) == 2:
+        if _samples(known):
             return F.interpolate(levels.flatten(1, 2), known.shape[1], mode="linear", align_corners=True)
         mel, (rows, frames) = self.mel(known), known.shape[1:]
         hertz = torch.arange(rows, dtype=torch.float64) * mel.rate / 2 / rows
@@ -117,3 +117,8 @@ class SpectrogramConditioning(WithNull):
             across = stretched.view(*across.shape[:3], frames)
         decibels = (across.clamp(-1, 1) - 1) / 2 * -self.floor
         return torch.cat([across, LOUD * 10 ** (COMPRESSED * decibels / 20)], 1)
+
+
+def _samples(known: Known) -> bool:
+    """Return whether the state is a sound's own samples, not its spectrum."""
+    return known.shape == (known.stored or known.shape)

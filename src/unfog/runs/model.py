@@ -417,13 +417,16 @@ class Run:
         sampler, asked = self._inverter(options)
         return edits.invert(sampler, asking.picture(picture, sampler, False), asked)
 
-    def interpolate(self, first: Picture, second: Picture, *, count: int = 9, **options: Unpack[EditOptions]) -> Tensor:
+    def interpolate(
+        self, first: Picture, second: Picture, *, count: int = 9, fresh: bool = False, **options: Unpack[EditOptions]
+    ) -> Tensor:
         """Return pictures on the way from one to another, both ends included; see `unfog.interpolate`.
 
         Args:
             first: A picture.
             second: Another.
             count: How many, 2 or more.
+            fresh: Whether one noise of the seed takes the place of those of the ends, for models of embeddings.
             **options: See `EditOptions`; without `steps` there are 50.
 
         Returns: uint8, `(count, channels, height, width)`.
@@ -431,7 +434,7 @@ class Run:
         """
         sampler, asked = self._inverter(options)
         start, end = (asking.picture(one, sampler, False) for one in (first, second))
-        return edits.interpolate(sampler, start, end, count, asked)
+        return edits.interpolate(sampler, start, end, count, asked, fresh=fresh)
 
     def vary(self, picture: Picture, *, amount: float = 0.3, count: int = 1, **options: Unpack[EditOptions]) -> Tensor:
         """Return variations of a picture, from noise near that which it comes from; see `unfog.vary`.
