@@ -55,6 +55,15 @@ def test_a_steady_tone_has_one_phase_and_one_magnitude() -> None:
         assert float(inside.abs().mean()) == pytest.approx(middle, rel=0.01)  # |c| = A/2·sum(w)/sqrt(N), to the 0.5
 
 
+def test_a_click_has_one_phase_at_all_frequencies() -> None:
+    """In the middle of an even frame, from the beginning of which the phases of all waves are counted."""
+    x = torch.zeros(1, 1, 4096, dtype=torch.int16)
+    x[..., 6 * 128] = 9000
+    real, imaginary = ComplexSpectrogram(window=256, power=0.5, gain=1.0).encode(x)[0, :, :, 6]
+    assert float(real.min()) > 0.1
+    assert float(imaginary.abs().max()) < 1e-3
+
+
 def test_quiet_parts_are_lifted() -> None:
     codec, x = ComplexSpectrogram(power=0.4, gain=1.0), noise(length=2048)
     loud, quiet = (codec.encode(one).std() for one in (x, (x.float() / 100).round().to(torch.int16)))

@@ -39,6 +39,25 @@ def test_a_tone_is_where_its_frequency_is(hertz: float) -> None:
     assert float(decibels.max()) == pytest.approx(20 * math.log10(0.5), abs=3)
 
 
+def test_levels_between_two_bands_are_interpolated() -> None:
+    """Levels that rise by 0.02 a band, at the place of each row among the centres of the bands, even in mel."""
+    levels = (-1 + 0.02 * torch.arange(64.0))[:, None].expand(2, 1, 64, 57)
+    planes = SpectrogramConditioning().ask(HALF, levels, 2)
+    assert planes is not None
+    hertz = 31.25 * np.arange(128)
+    places = np.log10(1 + hertz / 700) / np.log10(1 + 4000 / 700) * 65 - 1
+    wanted = -1 + 0.02 * np.clip(places, 0, 63)
+    assert np.allclose(planes[0, 0, :, 3].numpy(), wanted, atol=1e-5)
+
+
+def test_several_sounds_are_taken_in_turn() -> None:
+    own, sounds = SpectrogramConditioning(), torch.cat([beep(300), beep(900)])
+    planes = own.ask(HALF, sounds, 3)
+    alone = [own.ask(HALF, one[None], 1) for one in sounds]
+    assert planes is not None
+    assert torch.equal(planes, torch.cat([alone[0], alone[1], alone[0]]))  # type: ignore[list-item]  # none is None
+
+
 def test_samples_get_a_channel_for_each_band() -> None:
     known = Known((1, 7168), (), (), (1, 7168), Sounds(8000))
     own = SpectrogramConditioning(bands=16)

@@ -189,6 +189,10 @@ def test_the_end_of_steering_is_the_difference_of_the_texts(made: Made, pictures
     z = edits.invert(sampler, pictures[0])[0]
     wanted = edits.from_noise(sampler, pictures[0], z, 9 * end)
     assert (edits.steer(sampler, pictures[0], "red", "blue", 1.0, 2)[1:].int() - wanted.int()).abs().max() <= 1
+    start = own.pictures(pictures[:1])
+    middle = torch.nn.functional.normalize(start) + torch.nn.functional.normalize(end)  # halfway along the arc
+    wanted = edits.from_noise(sampler, pictures[0], z, middle)
+    assert (edits.steer(sampler, pictures[0], "red", "blue", 0.5, 2)[1:].int() - wanted.int()).abs().max() <= 1
 
 
 def test_on_the_command_line(made: Made, pictures: torch.Tensor, tmp_path: Path, digits_run: Path) -> None:

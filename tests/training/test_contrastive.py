@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import unfog
-from unfog.networks.dual import SHARPEST, DualEncoder, Tower
+from unfog.networks.dual import SHARPEST, DualEncoder, MeaningEmbedding, Tower
 from unfog.recipes.build import build_data
 from unfog.recipes.encoders import encoder
 from unfog.recipes.presets import recipe
@@ -80,6 +80,22 @@ def test_it_learns_what_belongs_together(trained: Path) -> None:
     assert float((read == rows.labels).float().mean()) > 0.85
     assert torch.allclose(found.pictures(rows.x).norm(dim=1), torch.full((100,), 4.0), atol=1e-4)
     assert list((trained / "samples").glob("*.png"))
+
+
+def test_what_is_dropped_becomes_the_null_condition() -> None:
+    torch.manual_seed(0)
+    embed, numbers = MeaningEmbedding(4, 6, tokens=2, context=8), torch.randn(3, 4) + 0.5
+    torch.nn.init.normal_(embed.missing)
+    found, whole, null = embed(numbers, torch.tensor([False, True, False])), embed(numbers), embed.null(3)
+    for one, given, none in ((found.vector, whole.vector, null.vector), (found.tokens, whole.tokens, null.tokens)):
+        assert one is not None
+        assert given is not None
+        assert none is not None
+        assert torch.equal(one[0], given[0])
+        assert torch.equal(one[1], none[1])
+        assert not torch.allclose(given[1], none[1])
+    assert found.tokens is not None
+    assert found.tokens.shape == (3, 2, 8)
 
 
 def test_embeddings_do_not_depend_on_the_arithmetic_around_them(trained: Path) -> None:
