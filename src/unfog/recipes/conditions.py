@@ -88,7 +88,7 @@ class Conditioning(Protocol):
 
 
 @runtime_checkable
-class Following(Conditioning, Protocol):
+class Following(Protocol):
     """A condition that samples of another model can be, in a cascade."""
 
     def following(self, known: Known, rows: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Following(Conditioning, Protocol):
 
 
 @runtime_checkable
-class Depicting(Conditioning, Protocol):
+class Depicting(Protocol):
     """A condition that every picture has by itself, and that can be anything in between."""
 
     def depicted(self, known: Known, rows: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class Depicting(Conditioning, Protocol):
 
 
 @runtime_checkable
-class Beside(Conditioning, Protocol):
+class Beside(Protocol):
     """A condition with defaults that follow from the data."""
 
     def beside(self, data: object) -> "Conditioning":

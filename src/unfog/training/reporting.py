@@ -111,6 +111,7 @@ def headline(recipe: Recipe, data: Data, parameters: int, conditional: bool, ari
     """
     rows = f"{len(rows_of_training(data.train)):,} {recipe.rows}, {len(data.heldout):,} held out"
     condition = f"conditioned on {recipe.kind('conditioning')}" if conditional else "unconditional"
+    told = f"; {condition}" if recipe.objective.draws else ""  # what draws nothing has no condition to draw by
     patch = getattr(recipe.network, "patch", 1)  # fewer places than the size says: 48 pixels cost less than 32
     patches = f" on patches of {'×'.join([str(patch)] * len((recipe.shape or ())[1:]))}" if patch > 1 else ""
-    return f"{rows}; {condition}; {parameters:,} parameters{patches}; {arithmetic}"
+    return f"{rows}{told}; {parameters:,} parameters{patches}; {arithmetic}"
