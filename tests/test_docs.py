@@ -91,6 +91,8 @@ def test_shell_lines_run(page: Path, home: Path) -> None:
         if verb == "train":
             wide = arguments[0] == "autoencoder" or "network=unet" in arguments
             cuts = SHORT[wide:] + ["codec.images=256"] * ("codec=latents" in arguments)
+            included = arguments[0] in ("audio", "vocoder", "video", "volumes", "series") and arguments[1][0] == "-"
+            cuts += ["data.count=300"] * (included and "--data" not in arguments)
             arguments += [word for setting in cuts for word in ("--set", setting)]
         few = verb == "evaluate" and "runs/coder" in arguments  # of the reader's pictures too few are held out
         if few or any("runs/mnist" in word for word in arguments):
