@@ -16,20 +16,22 @@ from torch import Tensor
 
 import unfog
 from unfog.data.pictures import save_picture
-from unfog.data.shapes import Scene, Shapes
+from unfog.data.shapes import Part, Scene, Shapes
 from unfog.evaluation.intervals import of_mean
 from unfog.evaluation.shapes_reader import matches
 from unfog.generation.cascading import Cascading
 from unfog.recipes.conditions import Depicting
 from unfog.runs.run import Run
 
+SCENES: tuple[tuple[Part, int], ...] = (("seen", 1), ("seen", 2), ("new", 2))
+"""Kinds of held-out scenes, and how many things they have."""
 TEXTS = (("a large red circle", "a large blue circle"), ("a large green square", "a large green triangle"))
 """What pictures are led from and to."""
 
 
-def prompts(part: str, things: int, count: int) -> list[str]:
+def prompts(part: Part, things: int, count: int) -> list[str]:
     """Return captions of held-out scenes of so many things."""
-    source, found, row = Shapes(part=part, seed=0), [], 0  # type: ignore[arg-type]  # one of the parts
+    source, found, row = Shapes(part=part, seed=0), [], 0
     while len(found) < count:
         caption = source.scene(row).caption
         found += [caption] if len(Scene.parse(caption).things) == things else []
@@ -82,7 +84,7 @@ def main() -> None:
     found: dict[str, object] = {}
     models = {"prior and decoder": run} | ({"direct": unfog.load(given.direct)} if given.direct else {})
     for name, model in models.items():
-        for part, things in (("seen", 1), ("seen", 2), ("new", 2)):
+        for part, things in SCENES:
             marks = shown(model, prompts(part, things, given.n))
             found[f"{name}: {things} thing(s), {part}"] = [float(marks.mean()), *of_mean(marks)]
             print(f"{name}: {things} thing(s), {part}: {found[f'{name}: {things} thing(s), {part}']}", flush=True)

@@ -133,8 +133,8 @@ if TYPE_CHECKING:
     from unfog.recipes.conditions import NoConditioning as NoConditioning
     from unfog.recipes.conditions import TextConditioning as TextConditioning
     from unfog.recipes.conditions import ValuesConditioning as ValuesConditioning
+    from unfog.recipes.embedded import CaptionConditioning as CaptionConditioning
     from unfog.recipes.embedded import Embedded as Embedded
-    from unfog.recipes.encoders import CaptionConditioning as CaptionConditioning
     from unfog.recipes.encoders import EmbeddingConditioning as EmbeddingConditioning
     from unfog.recipes.hearing import SpectrogramConditioning as SpectrogramConditioning
     from unfog.recipes.kinds import register as register
@@ -256,8 +256,8 @@ _NAMES = {
     "networks.unet": "UNet",
     "proofs.verify": "verify",
     "recipes.conditions": ("ClassConditioning LabelsConditioning NoConditioning TextConditioning ValuesConditioning"),
-    "recipes.embedded": "Embedded",
-    "recipes.encoders": "CaptionConditioning EmbeddingConditioning",
+    "recipes.embedded": "CaptionConditioning Embedded",
+    "recipes.encoders": "EmbeddingConditioning",
     "recipes.hearing": "SpectrogramConditioning",
     "recipes.kinds": "register",
     "recipes.latents": "LatentCodec",

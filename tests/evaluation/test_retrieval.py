@@ -44,6 +44,7 @@ def test_an_encoder_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "its caption, of 100" in capsys.readouterr().out
     found = json.loads((run / "evaluation.json").read_text())
     assert found["rows"] == 100  # whole groups
+    assert 0.1 <= found["chance"] < 0.13  # ten names, nearly even among the hundred
     low, high = found["caption"][1]
     assert low <= found["caption"][0] <= high
     assert "machine" in json.dumps(found["measured"])

@@ -14,8 +14,8 @@ import unfog
 from unfog.cli.main import main
 from unfog.data.pictures import save_picture
 from unfog.generation import edits
-from unfog.recipes.embedded import Embedded
-from unfog.recipes.encoders import CaptionConditioning, EmbeddingConditioning, encoder
+from unfog.recipes.embedded import CaptionConditioning, Embedded
+from unfog.recipes.encoders import EmbeddingConditioning, encoder
 from unfog.recipes.presets import recipe
 from unfog.runs.cascades import cascade
 from unfog.runs.data import read_data
@@ -181,7 +181,9 @@ def test_variations_interpolations_and_steering(made: Made, pictures: torch.Tens
             decoder.steer(one, *texts, **wrong)  # type: ignore[arg-type]  # misuse on purpose
 
 
-def test_the_end_of_steering_is_the_difference_of_the_texts(made: Made, pictures: torch.Tensor) -> None:
+def test_steering_leads_along_the_arc_to_the_difference_of_the_texts(
+    made: Made, pictures: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """amount=1 leads to the embedding text(after) - text(before), at the length that embeddings have."""
     sampler = unfog.load(made.decoder).sampler(steps=4, guidance=1.0)
     own = encoder(made.encoder, "conditioning.path")
@@ -191,8 +193,11 @@ def test_the_end_of_steering_is_the_difference_of_the_texts(made: Made, pictures
     assert (edits.steer(sampler, pictures[0], "red", "blue", 1.0, 2)[1:].int() - wanted.int()).abs().max() <= 1
     start = own.pictures(pictures[:1])
     middle = torch.nn.functional.normalize(start) + torch.nn.functional.normalize(end)  # halfway along the arc
-    wanted = edits.from_noise(sampler, pictures[0], z, middle)
-    assert (edits.steer(sampler, pictures[0], "red", "blue", 0.5, 2)[1:].int() - wanted.int()).abs().max() <= 1
+    monkeypatch.setattr(edits, "from_noise", lambda sampler, picture, z, asked: asked)
+    asked = edits.steer(sampler, pictures[0], "red", "blue", 0.5, 2)
+    assert torch.allclose(asked[:1], start, atol=1e-5)
+    assert float(torch.nn.functional.cosine_similarity(asked[1:], middle)) == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(asked.norm(dim=1), torch.full((2,), 4.0), atol=1e-4)
 
 
 def test_on_the_command_line(made: Made, pictures: torch.Tensor, tmp_path: Path, digits_run: Path) -> None:

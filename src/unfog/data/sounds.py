@@ -90,6 +90,18 @@ class Sounds(Modality):
         return torch.from_numpy(data.astype(np.int16).reshape(shape[1], shape[0]).T.copy())[None]
 
 
+def spectrograms(x: Tensor, mel: Mel) -> Tensor:
+    """Return the levels of sounds as stored, `(batch, channels, samples)`, as `(batch, channels, bands, frames)`."""
+    levels = log_mel(x.flatten(0, 1).float() / FULL, mel)
+    return levels.reshape(*x.shape[:2], *levels.shape[1:])
+
+
+def stored(waves: Tensor) -> Tensor:
+    """Return waves, full scale 1, as samples of 16 bits, each sound that would clip made quieter."""
+    peaks = waves.abs().amax((1, 2), keepdim=True)
+    return (waves * (LOUDEST / peaks.clamp(min=LOUDEST)) * FULL).round().to(torch.int16)
+
+
 def _cell(sound: NDArray[Any], level: NDArray[Any], wide: int) -> Tensor:
     """Return a picture of a sound, `(3, height, width)`: waveform above spectrogram."""
     edges = np.linspace(0, len(sound), wide + 1).astype(int)
@@ -171,16 +183,13 @@ class Spectrogram(Unlearned):
 
     def encode(self, x: Tensor) -> Tensor:
         """Map samples, `(batch, channels, samples)`, to levels, float32 `(batch, channels, bands, frames)`."""
-        levels = log_mel(x.flatten(0, 1).float() / FULL, self.mel)
-        return levels.reshape(*x.shape[:2], *levels.shape[1:])
+        return spectrograms(x, self.mel)
 
     def decode(self, z: Tensor) -> Tensor:
         """Map levels to samples, as many as reach to the middle of the last frame; what would clip is made quieter."""
         length = (z.shape[-1] - 1) * self.hop
         waves = torch.cat([self._sound(one, length) for one in torch.split(z.float().flatten(0, 1), 1)])
-        waves = waves.reshape(*z.shape[:2], length)
-        peaks = waves.abs().amax((1, 2), keepdim=True)
-        return (waves * (LOUDEST / peaks.clamp(min=LOUDEST)) * FULL).round().to(torch.int16)
+        return stored(waves.reshape(*z.shape[:2], length))
 
     def _sound(self, level: Tensor, length: int) -> Tensor:
         """Return one sound of such levels: by itself, since rounding would depend on what stands beside it."""
@@ -188,5 +197,4 @@ class Spectrogram(Unlearned):
 
     def compared(self, x: Tensor) -> Tensor:
         """Return spectrograms of frames of 32 ms, `(batch, channels, bands, frames)`."""
-        levels = log_mel(x.flatten(0, 1).float() / FULL, Mel.usual(self.rate))
-        return levels.reshape(*x.shape[:2], *levels.shape[1:])
+        return spectrograms(x, Mel.usual(self.rate))

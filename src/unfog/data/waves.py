@@ -9,9 +9,9 @@ from torch import Tensor
 
 from unfog.data.codecs import Unlearned
 from unfog.data.modality import Modality
-from unfog.data.sounds import FULL, LOUDEST, Sounds
+from unfog.data.sounds import FULL, Sounds, spectrograms, stored
 from unfog.data.source import Data
-from unfog.data.spectra import Mel, log_mel
+from unfog.data.spectra import Mel
 from unfog.runtime.errors import UserError
 
 LOOKED, DEVIATION = 512, 0.5
@@ -113,13 +113,11 @@ class ComplexSpectrogram(Unlearned):
         x = torch.istft(
             waves, self.window, self.hop, window=self._window(z.device), length=length, normalized=True
         ).reshape(len(z), -1, length)
-        peaks = x.abs().amax((1, 2), keepdim=True)
-        return (x * (LOUDEST / peaks.clamp(min=LOUDEST)) * FULL).round().to(torch.int16)
+        return stored(x)
 
     def compared(self, x: Tensor) -> Tensor:
         """Return spectrograms of frames of 32 ms, `(batch, channels, bands, frames)`."""
-        levels = log_mel(x.flatten(0, 1).float() / FULL, Mel.usual(self.rate))
-        return levels.reshape(*x.shape[:2], *levels.shape[1:])
+        return spectrograms(x, Mel.usual(self.rate))
 
     def _window(self, device: torch.device) -> Tensor:
         """Return a sine window, whose squares add up to 1 where two frames overlap."""

@@ -33,6 +33,7 @@ class Retrieval:
     Attributes:
         rows: Number of rows.
         among: Rows among which one is sought.
+        chance: Share of rows that would be found by chance, where equal captions count as one.
         caption: Share of pictures whose nearest caption is their own, with its 95 % interval.
         picture: Share of captions whose nearest picture has them, with its 95 % interval.
         matched: Mean cosine of a picture and its caption.
@@ -42,6 +43,7 @@ class Retrieval:
 
     rows: int
     among: int
+    chance: float
     caption: tuple[float, Interval]
     picture: tuple[float, Interval]
     matched: float
@@ -60,7 +62,7 @@ class Retrieval:
             )
         ]
         words = (
-            f"{self.rows:,} held-out rows; by chance {1 / self.among:.1%}. Equal captions count as one. Cosines: "
+            f"{self.rows:,} held-out rows; by chance {self.chance:.1%}. Equal captions count as one. Cosines: "
             f"{self.matched:.2f} of a picture and its caption, {self.others:.2f} of a picture and another caption, "
             f"{self.pictures:.2f} of two pictures."
         )
@@ -68,7 +70,7 @@ class Retrieval:
 
     def write(self, folder: Path) -> None:
         """Write evaluation.json."""
-        names = ("rows", "among", "caption", "picture", "matched", "others", "pictures")
+        names = ("rows", "among", "chance", "caption", "picture", "matched", "others", "pictures")
         scores = {name: plain(getattr(self, name)) for name in names}
         write_whole(folder / "evaluation.json", json.dumps({"measured": plain(provenance()), **scores}).encode())
 
@@ -93,9 +95,9 @@ def retrieval(
     if most < 2:
         raise UserError(f"{len(held)} held-out rows are too few: 2 or more are needed")
     among = min(AMONG, most)
-    groups = [spread(most, len(held))[first : first + among] for first in range(0, most - among + 1, among)]
+    groups = [spread(most, len(held))[number :: most // among][:among] for number in range(most // among)]
     ranks: list[tuple[Tensor, Tensor]] = []
-    cosines: list[list[float]] = []
+    cosines, chances = [], []
     with working("embeddings", len(groups), console=console) as work:
         for places in groups:
             batch = held.take(np.sort(places))
@@ -103,12 +105,14 @@ def retrieval(
             one, other = (x / found.dim**0.5 for x in (found.pictures(batch.x), found.texts(texts)))
             ranks.append(found_first(one @ other.T, texts))
             cosines.append(means(one, other))
+            chances += [texts.count(text) / among for text in texts]
             work.advance(1)
     total = among * len(groups)
     hits = [torch.cat([rank[side] for rank in ranks]).double().numpy() for side in range(2)]
     shares = [(float(hit.mean()), of_mean(hit)) for hit in hits]
     matched, others, pictures = np.mean(cosines, 0).tolist()
-    return Retrieval(total, among, shares[0], shares[1], matched, others, pictures)
+    chance = float(np.mean(chances))
+    return Retrieval(total, among, chance, shares[0], shares[1], matched, others, pictures)
 
 
 def found_first(cosines: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -118,10 +122,11 @@ def found_first(cosines: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
         cosines: Of pictures and captions, `(rows, rows)`.
         texts: The captions.
     """
-    ways = cosines.argmax(1).tolist(), cosines.argmax(0).tolist()
-    return tuple(  # type: ignore[return-value]  # two of them
-        torch.tensor([texts[place] == texts[best] for place, best in enumerate(way)]) for way in ways
-    )
+
+    def right(nearest: Tensor) -> Tensor:
+        return torch.tensor([texts[place] == texts[best] for place, best in enumerate(nearest.tolist())])
+
+    return right(cosines.argmax(1)), right(cosines.argmax(0))
 
 
 def means(pictures: Tensor, texts: Tensor) -> list[float]:

@@ -1,14 +1,20 @@
-"""Data whose rows are embeddings of those of another data set: what a prior learns to draw."""
+"""What a prior learns: embeddings of the rows of another data set, given the embeddings of their captions."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from torch import Tensor
 
 from unfog.data.embedded import embedded
 from unfog.data.modality import Modality
 from unfog.data.series import Table
-from unfog.data.source import Data
-from unfog.recipes.encoders import encoder
+from unfog.data.source import Batch, Data
+from unfog.networks.conditioning import Embedder, NumbersEmbedding
+from unfog.recipes.conditions import Asked, Known, WithNull, captions, prompted
+from unfog.recipes.encoders import OPTION as OF_CONDITION
+from unfog.recipes.encoders import described, encoder
+from unfog.recipes.networks import TowerSpec
 from unfog.recipes.sources import CaptionedShapes, DataSpec, Looking
 from unfog.runtime.errors import UserError
 
@@ -53,3 +59,37 @@ class Embedded:
         if self.weights not in ("", found.digest):
             raise UserError(f"the encoder in {self.path} has other weights than it had: set {OPTION} to that of before")
         return embedded(data, found.pictures, found.dim)
+
+
+@dataclass(frozen=True)
+class CaptionConditioning(WithNull):
+    """Conditions on the embedding of the caption, which is near that of the picture: a prior's condition.
+
+    Where the data have no captions, the names of the classes are the text.
+
+    Attributes:
+        path: Run folder of the encoder, which is copied into the new run. Default: that of the data.
+
+    Source: Ramesh et al. 2022, Hierarchical Text-Conditional Image Generation with CLIP Latents, section 2.2.
+    """
+
+    captioned: ClassVar[bool] = True
+    path: str = ""
+
+    def beside(self, data: object) -> Self:
+        """Return it with the encoder of data that are embeddings, if it has none of its own."""
+        return replace(self, path=data.path) if isinstance(data, Embedded) and not self.path else self
+
+    def build(self, known: Known, dim: int) -> Embedder | None:
+        """Return the embedder."""
+        spec = described(self.path, OF_CONDITION).network
+        assert isinstance(spec, TowerSpec)
+        return NumbersEmbedding(spec.dim, dim)
+
+    def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
+        """Return the embeddings of captions, `(batch, dim)`."""
+        return encoder(self.path, OF_CONDITION).texts(captions(batch, known.classes))
+
+    def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
+        """Return the embeddings of prompts; without a request, of the known prompts in turn."""
+        return encoder(self.path, OF_CONDITION).texts(prompted(known, asked, count))

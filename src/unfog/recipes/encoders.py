@@ -3,20 +3,19 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from unfog.data.source import Batch
-from unfog.networks.conditioning import Embedder, NumbersEmbedding, TextEncoder
+from unfog.networks.conditioning import Embedder, TextEncoder
 from unfog.networks.dual import DualEncoder, MeaningEmbedding, Tower
 from unfog.recipes.build import Undrawn, build_codec, drawn, known_of
-from unfog.recipes.conditions import Asked, Known, WithNull, captions, each, prompted
+from unfog.recipes.conditions import Asked, Known, WithNull, each
 from unfog.recipes.latents import SMALL
 from unfog.recipes.networks import TowerSpec
 from unfog.recipes.recipe import Recipe
@@ -236,41 +235,6 @@ class EmbeddingConditioning(WithNull):
         Raises: UserError: If they are of another shape.
         """
         return encoder(self.path, OPTION, tuple(rows.shape[1:])).pictures(rows)
-
-
-@dataclass(frozen=True)
-class CaptionConditioning(WithNull):
-    """Conditions on the embedding of the caption, which is near that of the picture: a prior's condition.
-
-    Where the data have no captions, the names of the classes are the text.
-
-    Attributes:
-        path: Run folder of the encoder, which is copied into the new run. Default: that of the data.
-
-    Source: Ramesh et al. 2022, Hierarchical Text-Conditional Image Generation with CLIP Latents, section 2.2.
-    """
-
-    captioned: ClassVar[bool] = True
-    path: str = ""
-
-    def beside(self, data: object) -> Self:
-        """Return it with the encoder of data that are embeddings, if it has none of its own."""
-        path = getattr(data, "path", "") if hasattr(data, "weights") else ""
-        return self if self.path or not path else replace(self, path=path)
-
-    def build(self, known: Known, dim: int) -> Embedder | None:
-        """Return the embedder."""
-        spec = described(self.path, OPTION).network
-        assert isinstance(spec, TowerSpec)
-        return NumbersEmbedding(spec.dim, dim)
-
-    def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
-        """Return the embeddings of captions, `(batch, dim)`."""
-        return encoder(self.path, OPTION).texts(captions(batch, known.classes))
-
-    def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
-        """Return the embeddings of prompts; without a request, of the known prompts in turn."""
-        return encoder(self.path, OPTION).texts(prompted(known, asked, count))
 
 
 def lengthened(rows: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfog.data.sounds import FULL, Sounds
+from unfog.data.sounds import Sounds, spectrograms
 from unfog.data.source import Batch
-from unfog.data.spectra import Mel, log_mel
+from unfog.data.spectra import Mel
 from unfog.networks.conditioning import Embedder, PlanesEmbedding
 from unfog.recipes.conditions import Asked, Known, WithNull
 from unfog.runtime.errors import UserError
@@ -78,8 +78,7 @@ class SpectrogramConditioning(WithNull):
 
     def levels(self, known: Known, sounds: Tensor) -> Tensor:
         """Return the spectrograms of sounds, `(batch, channels, bands, frames)`, levels in [-1, 1]."""
-        levels = log_mel(sounds.flatten(0, 1).float() / FULL, self.mel(known))
-        return levels.reshape(*sounds.shape[:2], *levels.shape[1:])
+        return spectrograms(sounds, self.mel(known))
 
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
         """Return the planes of sounds, int16 `(count, channels, samples)`, or of levels as `levels` returns them.

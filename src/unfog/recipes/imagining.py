@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from unfog.data.codecs import Identity
 from unfog.recipes.conditions import TextConditioning
-from unfog.recipes.embedded import Embedded
-from unfog.recipes.encoders import CaptionConditioning, EmbeddingConditioning
+from unfog.recipes.embedded import CaptionConditioning, Embedded
+from unfog.recipes.encoders import EmbeddingConditioning
 from unfog.recipes.kinds import class_of
 from unfog.recipes.networks import MLPSpec, TowerSpec
 from unfog.recipes.optimizers import AdamW

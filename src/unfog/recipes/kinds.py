@@ -91,7 +91,7 @@ KINDS: dict[str, dict[str, str | type]] = {
         "pretrained": "recipes.text_encoders:PretrainedConditioning",
         "image": "recipes.planes:ImageConditioning",
         "spectrogram": "recipes.hearing:SpectrogramConditioning",
-        "caption": "recipes.encoders:CaptionConditioning",
+        "caption": "recipes.embedded:CaptionConditioning",
         "embedding": "recipes.encoders:EmbeddingConditioning",
         "several": "recipes.several:SeveralConditions",
         "none": "recipes.conditions:NoConditioning",

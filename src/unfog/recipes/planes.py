@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unfog.data.codecs import Pixels
 from unfog.data.source import Batch
 from unfog.networks.conditioning import Embedder, PlanesEmbedding
 from unfog.recipes.conditions import Asked, Known, WithNull
@@ -116,8 +117,8 @@ class ImageConditioning(WithNull):
     def following(self, known: Known, rows: Tensor) -> Tensor:
         """Return the planes of small pictures that another model has drawn, uint8 `(batch, channels, *sides)`."""
         sides = tuple(known.shape[1:])
-        large = F.interpolate(rows.float(), sides, mode="nearest")
-        planes = self.ask(known, large / 127.5 - 1, len(rows))
+        large = F.interpolate(rows.float(), sides, mode="nearest").to(rows)
+        planes = self.ask(known, Pixels().encode(large), len(rows))
         assert planes is not None, "a condition of pictures"
         return planes
 

@@ -4,7 +4,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from unfog.recipes.encoders import CaptionConditioning, EmbeddingConditioning, encoder
+from unfog.recipes.embedded import CaptionConditioning
+from unfog.recipes.encoders import EmbeddingConditioning, encoder
 from unfog.recipes.latents import LatentCodec, autoencoder
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.text_encoders import PretrainedConditioning, copy_encoder
