@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -39,11 +40,44 @@ def test_ctrl_c_outside_of_a_verb_leaves_no_traceback(
     seen = []
     signal.signal(signal.SIGINT, handler)
     monkeypatch.setattr(commands, "main", lambda started: seen.append(signal.getsignal(signal.SIGINT)) or 0)
-    assert program.start() == 0
+    assert program.command() == 0
     assert gc.isenabled()
     assert gc.get_threshold()[0] == program.OBJECTS
     seen.append(signal.getsignal(signal.SIGINT))
     assert seen == [handler, signal.SIG_DFL if handler is signal.default_int_handler else handler]
+
+
+class Closed(io.StringIO):
+    """A stream that cannot be written."""
+
+    def flush(self) -> None:
+        """Fail."""
+        raise OSError("no space left")
+
+
+@pytest.mark.parametrize(
+    ("codes", "stream", "left"), [([3], io.StringIO(), [3]), ([], io.StringIO(), []), ([0], Closed(), [])]
+)
+def test_the_process_ends_at_once_unless_something_is_to_be_told(
+    codes: list[int], stream: io.StringIO, left: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug's traceback, and words that cannot be written, are Python's to end with."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(sys, "stdout", stream)
+    program._leave(codes)
+    assert ended == left
+
+
+def test_what_is_registered_to_run_at_the_end_runs(tmp_path: Path) -> None:
+    """And the exit code is the command's."""
+    part, trace = tmp_path / "part.py", tmp_path / "trace"
+    part.write_text(f"import atexit, pathlib\natexit.register(pathlib.Path({str(trace)!r}).touch)\n")
+    command = [sys.executable, "-m", "unfog", "plan", "nowhere", "--import", str(part)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "nowhere" in ended.stderr
+    assert trace.is_file()
 
 
 def test_ctrl_c_within_an_import_is_a_sentence(
