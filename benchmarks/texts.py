@@ -16,9 +16,10 @@ import torch
 import tyro
 
 from unfog.data.characters import END, GAP, lines_of, text_of
-from unfog.data.grammar import ADJECTIVES, ARTICLES, KINDS, MONTHS, NOUNS, VERBS, entropy, grammar, kind_of
+from unfog.data.grammar import ADJECTIVES, ARTICLES, KINDS, MONTHS, NOUNS, VERBS, entropy, kind_of
 from unfog.evaluation.intervals import of_mean
 from unfog.generation.unmasking import Unmasking
+from unfog.recipes.sources import Grammar
 from unfog.runs.run import load
 from unfog.runtime.randomness import stream
 
@@ -31,7 +32,7 @@ PARTS = (
     *NOUNS,
     *VERBS,
 )
-"""Small parts of texts: months, decades, beginnings of sums, and words."""
+"""Small parts of texts: months, decades, tens of results of sums, and words."""
 
 
 def parts_of(text: str) -> Iterator[str]:
@@ -63,18 +64,20 @@ def main(run: tyro.conf.Positional[Path], /, n: int = 1000, steps: int | None = 
         steps: Steps of unmasking. Default: the recipe's.
         seed: Of the samples.
     """
-    found = load(run).generator(steps=steps, seed=seed)
+    loaded = load(run)
+    found, spec = loaded.generator(steps=steps, seed=seed), loaded.recipe.data
     assert isinstance(found, Unmasking)
+    assert isinstance(spec, Grammar)
     drawn = lines_of(found.modality, found(n))
     kinds = [KINDS[place % len(KINDS)] for place in range(n)]
-    right = [kind_of(text) == kind for text, kind in zip(drawn, kinds, strict=True)]
+    right = [kind_of(text, spec.largest) == kind for text, kind in zip(drawn, kinds, strict=True)]
     print(f"{run}: {n} samples in {found.settings.steps} steps, kinds in turn")
     print(f"  valid and as asked     {share(right)}")
     for kind in KINDS:
         own = [good for good, one in zip(right, kinds, strict=True) if one == kind]
         print(f"    {kind:20} {share(own)}")
     print(f"  different texts        {len(set(drawn)) / n:.3f}")
-    data = grammar()
+    data = spec.build()
     rows = np.linspace(0, len(data.heldout) - 1, n).astype(np.int64)
     real, labels = data.heldout.take(rows).x, data.heldout.take(rows).labels
     held, made = (
@@ -89,7 +92,7 @@ def main(run: tyro.conf.Positional[Path], /, n: int = 1000, steps: int | None = 
             [found.bits(real[p], None if condition is None else condition[p], int(p[0])) for p in portions]
         )
         mean, error = float(bits.mean()) * real.shape[-1], float(bits.std()) * real.shape[-1] / n**0.5
-        known = entropy() - (0 if condition is None else np.log2(len(KINDS)))
+        known = entropy(spec.largest) - (0 if condition is None else np.log2(len(KINDS)))
         print(f"  bits a row, {name:14} {mean:.2f} ± {error:.2f}, entropy {known:.2f}: {mean / known - 1:+.1%}")
     train = {text_of(row) for row in data.train.take(np.arange(len(data.train))).x}
     print(f"  copies of training texts {np.mean([text in train for text in drawn]):.3f}")
@@ -101,7 +104,7 @@ def main(run: tyro.conf.Positional[Path], /, n: int = 1000, steps: int | None = 
         masked[:, first : first + int(draw.integers(2, 8))] = GAP
         masked[row == END] = END
         (whole,) = lines_of(found.modality, found.completed(masked[None], 1, labels[place : place + 1]))
-        good.append(kind_of(whole) is not None)
+        good.append(kind_of(whole, spec.largest) is not None)
     print(f"  filled gaps, valid     {share(good)}")
 
 

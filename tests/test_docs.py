@@ -17,6 +17,7 @@ from unfog.recipes.kinds import KINDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOMS = ("src", "tests", "benchmarks", "examples")
 SHORT = ["network.width=8", "training.images=256", "training.reports=1"]
 
 
@@ -104,6 +105,15 @@ def test_shell_lines_run(page: Path, home: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    """Up to those of diffusers, and of the reader."""
+    theirs = {"train_unconditional.py", "train_text_to_image.py", "my_parts.py", "sample.py"}
+    there = {f"/{path.relative_to(ROOT).as_posix()}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    named = set(re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8"))) - theirs
+    assert not [name for name in named if not any(path.endswith(f"/{name}") for path in there)]
 
 
 def test_the_tutorials_lead_to_what_exists() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 from unfog.runtime import ahead
 
@@ -24,7 +25,11 @@ def start() -> int:
     """
     codes: list[int] = []
     atexit.register(_leave, codes)  # what is registered first runs last
-    codes.append(command())
+    try:
+        codes.append(command())
+    except SystemExit as ended:  # of the parser, which has said what is wrong
+        codes += [ended.code] if isinstance(ended.code, int) else []
+        raise
     return codes[0]
 
 
@@ -48,14 +53,12 @@ def command() -> int:
 
 def _leave(codes: list[int]) -> None:
     """End the process with the command's exit code; with none, or if what was said cannot be written, Python ends."""
-    if not codes:
-        return
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        return
-    os._exit(codes[0])
+    if codes:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(codes[0])
+    ahead.wait()
 
 
 if __name__ == "__main__":

@@ -69,6 +69,22 @@ def test_the_process_ends_at_once_unless_something_is_to_be_told(
     assert ended == left
 
 
+@pytest.mark.parametrize("words", [["sample"], ["tune", "nowhere", "--bogus"]])
+def test_a_usage_error_ends_cleanly_while_libraries_load(words: list[str]) -> None:
+    """With one core they are surely still being loaded then."""
+    command = [sys.executable, "-m", "unfog", *words]
+    pinned = {0} if not hasattr(os, "sched_getaffinity") else {min(os.sched_getaffinity(0))}
+
+    def pin() -> None:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, pinned)
+
+    for _ in range(3):
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=pin)
+        assert ended.returncode == 2
+        assert "corrupted" not in ended.stderr
+
+
 def test_what_is_registered_to_run_at_the_end_runs(tmp_path: Path) -> None:
     """And the exit code is the command's."""
     part, trace = tmp_path / "part.py", tmp_path / "trace"

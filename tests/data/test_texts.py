@@ -95,6 +95,18 @@ def test_the_grammar_makes_what_it_accepts() -> None:
     assert all_of(grammar(3000, seed=4).train) != all_of(data.train)
     with pytest.raises(UserError, match="must be 100 or more"):
         grammar(99)
+    for largest in (0, 100):
+        with pytest.raises(UserError, match="largest must be from 1 to 99"):
+            grammar(100, largest=largest)
+
+
+@pytest.mark.parametrize("largest", [1, 19, 99])
+def test_sums_are_of_numbers_up_to_the_largest(largest: int) -> None:
+    sums = [text.split() for text in all_of(grammar(9000, largest=largest).train) if "+" in text]
+    numbers = [int(words[place]) for words in sums for place in (0, 2)]
+    assert (min(numbers), max(numbers)) == (0, largest)
+    assert {kind_of(" ".join(words), largest) for words in sums} == {"sum"}
+    assert largest == 1 or {kind_of(" ".join(words), largest - 1) for words in sums} == {"sum", None}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +123,7 @@ def test_the_grammar_makes_what_it_accepts() -> None:
         "1 + 1 = 3",
         "01 + 1 = 2",
         "100 + 1 = 101",
+        "20 + 1 = 21",
         "1 + 1 = 2 ",
         "a owl sees a cat",
         "an cat sees a owl",
@@ -132,8 +145,8 @@ def test_what_the_grammar_does_not_make(text: str) -> None:
     ("text", "kind"),
     [
         ("29 February 2000", "date"),
-        ("0 + 99 = 99", "sum"),
-        ("99 + 99 = 198", "sum"),
+        ("0 + 19 = 19", "sum"),
+        ("19 + 19 = 38", "sum"),
         ("an odd owl sees two red birds", "sentence"),
         ("three ants know an ant", "sentence"),
     ],
@@ -155,8 +168,9 @@ def test_the_entropy_is_that_of_the_enumerated_grammar() -> None:
     assert sum(phrases.values()) == pytest.approx(1)
     phrase = -sum(chance * math.log2(chance) for chance in phrases.values())
     days = np.arange("1900-01-01", "2100-01-01", dtype="datetime64[D]").size
-    kinds = math.log2(days) + math.log2(100 * 100) + 2 * phrase + 3
-    assert entropy() == pytest.approx(math.log2(3) + kinds / 3)
+    for largest, known in ((19, entropy()), (99, entropy(99))):
+        kinds = math.log2(days) + 2 * math.log2(largest + 1) + 2 * phrase + 3
+        assert known == pytest.approx(math.log2(3) + kinds / 3)
 
 
 # Files

@@ -364,7 +364,9 @@ def test_runs_are_compared_at_as_many_evaluations(
     arguments = ["bench", str(teacher.path), str(student.path), "--solvers", "ddim", "--guidance", "2", "--nfe", "4"]
     assert main([*arguments, "-n", str(COUNT), "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "4 evaluations: fast, ddim, grid uniform less teacher, ddim, grid uniform: " in " ".join(out.split())
+    assert "4 evaluations: fast, ddim, grid uniform, compared with teacher, ddim, grid uniform: distance " in " ".join(
+        out.split()
+    )
     assert "--save" not in out
     loaded = load_alike([teacher.path, student.path], "cpu")
     ways = [(one.recipe.kind("solver"), one.recipe.sampling.steps, one.recipe.sampling.guidance) for (one,) in loaded]

@@ -58,7 +58,7 @@ def test_the_interval_holds_the_known_difference_and_is_of_pairs(monkeypatch: py
     assert sum(low < -0.16 < high for low, high in intervals) >= 8, "95 % of them, about"
     assert all(high < 0 and high - low < 0.1 for low, high in intervals)
     assert _lead(-0.2, seed=1)[0].interval.low > 0, "the other is nearer"
-    assert str(lead).startswith("4 evaluations: ddim, grid tuned less ddim, grid uniform: -1 [-0.")
+    assert str(lead).startswith("4 evaluations: ddim, grid tuned, compared with ddim, grid uniform: distance -1 [-0.")
 
 
 def test_features_are_kept_and_damaged_ones_are_not_used(tmp_path: Path) -> None:

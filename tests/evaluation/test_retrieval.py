@@ -41,11 +41,15 @@ def test_an_encoder_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[s
     small = ("network.width=8", "network.levels=1", "network.dim=8", "conditioning.width=32", "conditioning.layers=0")
     unfog.fit(recipe("encoder").set("data=digits", *small, "images=64", "batch=32", "reports=1"), run)
     assert main(["evaluate", str(run), "-n", "150"]) == 0
-    assert "its caption, of 100" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "its caption, of 100" in said
+    assert "not a caption off by a word" in said
     found = json.loads((run / "evaluation.json").read_text())
     assert found["rows"] == 100  # whole groups
     assert 0.1 <= found["chance"] < 0.13  # ten names, nearly even among the hundred
     low, high = found["caption"][1]
     assert low <= found["caption"][0] <= high
+    low, high = found["detail"][1]  # of names of digits every other one is off by a word
+    assert low <= found["detail"][0] <= high
     assert "machine" in json.dumps(found["measured"])
     assert main(["evaluate", str(run), "--guidance", "2"]) == 2

@@ -117,6 +117,13 @@ def test_damaged_trajectories_are_refused(fast: Path, tmp_path: Path) -> None:
         Trajectories.joined([{name: part for name, part in first.items() if name != "times"}])
     with pytest.raises(UserError, match="their times do not fit"):
         Trajectories.joined([{**first, "times": first["times"].flip(1)}])
+    for damage in (
+        {"x": first["x"] * float("nan")},
+        {"guidance": first["guidance"] / 0},
+        {name: part[:0] for name, part in first.items()},
+    ):
+        with pytest.raises(UserError, match="no finite numbers, or a file holds none"):
+            Trajectories.joined([{**first, **damage}])
     run = tmp_path / "run"
     shutil.copytree(fast, run)
     for file in trajectories_of(run).iterdir():
@@ -152,7 +159,8 @@ def test_a_student_is_a_run(fast: Path, digits_run: Path) -> None:
     assert not torch.equal(run.sample(7, guidance=2.25), whole[:7])
     assert torch.equal(run.restyle(whole[0], strength=0.0, label=0)[0], whole[0])
     assert run.restyle(whole[0], strength=0.6, label=0, steps=4).shape == (1, 1, 8, 8)
-    heun = run.sample(4, solver="heun", steps=4)
+    with pytest.warns(UserWarning, match="only ddim takes its jumps"):
+        heun = run.sample(4, solver="heun", steps=4)
     assert heun.shape == (4, 1, 8, 8)
     assert (fast / "origin.json").exists()
 
@@ -314,7 +322,7 @@ def test_a_plan_counts_the_teachers_evaluations(digits_run: Path, monkeypatch: p
     chosen = foreseen(student_of(digits_run, rows=1024, points=8))
     assert isinstance(chosen.objective, Distillation)
     assert chosen.objective.ahead(chosen, (1, 8, 8)) == 1024 * 8 * 2
-    assert student_of(digits_run, rows=1024, how="progressive").objective.ahead(chosen, (1, 8, 8)) == 0
+    assert student_of(digits_run, how="progressive").objective.ahead(chosen, (1, 8, 8)) == 0
     assert replace(chosen.objective, low=1.0, high=1.0).ahead(chosen, (1, 8, 8)) == 1024 * 8
     assert replace(chosen.objective, rows=10**9).most(chosen, (1, 8, 8)) == 2**30 // (2 * 9 * 64)
     default = replace(chosen.objective, rows=0)
@@ -361,11 +369,14 @@ def test_what_cannot_be_distilled(fast: Path, digits_run: Path, tmp_path: Path, 
         student_of(tmp_path)
     with pytest.raises(UserError, match="the number of steps"):
         student_of(digits_run, steps=0)
-    with pytest.raises(UserError, match="rows must be 64 or more"):
-        student_of(digits_run, rows=10)
-    for wrong in ((2.0, 1.0), (2.0, 2.0), (-1.0, 2.0)):
-        with pytest.raises(UserError, match="the scales are the lowest and the highest"):
+    for wrong in ((2.0, 1.0), (2.0, 2.0), (-1.0, 2.0), (1.0, 1e30)):
+        with pytest.raises(UserError, match="`scales` are the lowest and the highest of guidance, from 0 to 1000"):
             student_of(digits_run, scales=wrong)
+    half = shutil.copytree(digits_run, tmp_path / "half")
+    (half / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="model.safetensors is missing: the run has no weights"):
+        student_of(half)
+    assert student_of(digits_run, settings=("optimizer.warmup=64",)).optimizer.warmup == 64
     run = load(fast, "cpu")
     with pytest.raises(UserError, match=r"learned guidance from 1 to 2\.25, not 7"):
         run.sample(2, guidance=7)
@@ -373,6 +384,95 @@ def test_what_cannot_be_distilled(fast: Path, digits_run: Path, tmp_path: Path, 
         run.sample(2, negative="3")
     with pytest.raises(UserError, match="no pipeline for a model that jumps"):
         export_model(run, tmp_path / "diffusers")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"steps": 10_001}, "the number of steps must be a whole number from 1 to 1,000"),
+        ({"points": 10**9}, "`points` must be a whole number from 2 to 1,000"),
+        ({"rows": -5}, "`rows` must be a whole number, 0 or more"),
+        ({"rows": 10}, "`rows` must be 64 or more, or 0 for as many as suit the training, not 10"),
+        ({"rows": 64, "how": "progressive"}, "not from trajectories: omit `rows`"),
+        ({"settings": ("network.width=16",)}, "has the network of its teacher: leave network out"),
+        ({"settings": ("codec=pixels", "conditioning=none")}, "has the conditioning of its teacher"),
+        ({"settings": ("objective=denoising",)}, "distill chooses the objective itself"),
+        ({"settings": ("solver=heun",)}, "the only solver that takes jumps"),
+        ({"settings": ("sampling.guidance=5",)}, r"learns guidance from 1 to 2\.25, and sampling.guidance is 5"),
+        ({"points": 3, "settings": ("objective.points=2",)}, "objective.points is set, and `points` is given as well"),
+        ({"steps": 2, "settings": ("sampling.steps=7",)}, "sampling.steps is set, and `steps` is given as well"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(
+    digits_run: Path, tmp_path: Path, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        distill(digits_run, tmp_path / "x", console=QUIET, **options)
+    assert not (tmp_path / "x").exists()
+
+
+def test_two_lengths_and_a_teacher_that_is_not_needed(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="`images` and `budget` both say how long"):
+        distill(digits_run, tmp_path / "x", images=64, budget=10.0, console=QUIET)
+    with pytest.raises(UserError, match="in its checkpoints: omit `keep_teacher`"):
+        distill(digits_run, tmp_path / "x", how="progressive", keep_teacher=True, console=QUIET)
+    words = ["distill", str(digits_run), "--out", str(tmp_path / "x"), "--budget", "9s"]
+    assert main([*words, "--images", "64"]) == 2
+    assert "--images and --budget both say how long" in capsys.readouterr().err
+    assert main([*words, "--how", "progressive", "--keep-teacher"]) == 2
+    assert "omit --keep-teacher" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("kept_too", [False, True])
+def test_a_student_is_resumed_while_its_trajectories_are_made(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_too: bool
+) -> None:
+    """To the bit as if it had not been stopped, with a copy of the teacher also where that is gone."""
+    teacher = shutil.copytree(digits_run, tmp_path / "teacher")
+    length: dict[str, Any] = {"rows": 192, "points": 2, "images": 128, "settings": FEW, "console": QUIET}
+    whole = distill(teacher, tmp_path / "whole", **length)
+
+    made, portions = portion, []
+
+    def stopped(*given: Any) -> Trajectories:
+        if len(portions) == 2:
+            raise KeyboardInterrupt
+        portions.append(given[2])
+        return made(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unfog.runs.teaching.portion", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            distill(teacher, tmp_path / "run", keep_teacher=kept_too, **length)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    first = sorted(trajectories_of(tmp_path / "run").iterdir())
+    assert len(first) == 2
+    before = first[0].stat().st_mtime_ns
+    if kept_too:
+        shutil.rmtree(teacher)
+    again = resume(tmp_path / "run", console=QUIET)
+    assert first[0].stat().st_mtime_ns == before
+    assert len(list(trajectories_of(tmp_path / "run").iterdir())) == 3
+    assert torch.equal(again.sample(4), whole.sample(4))
+    assert (tmp_path / "run" / "origin.json").is_file()
+
+
+def test_a_student_inverts_and_varies_single_pictures(fast: Path) -> None:
+    """Its scale of guidance is that of as many rows as there are, not of a portion."""
+    run = load(fast, "cpu")
+    picture = run.sample(1, label=3)
+    assert run.vary(picture[0], amount=0.5, count=2, label=3).shape == (2, 1, 8, 8)
+
+
+def test_weights_of_a_student_make_a_denoiser_that_is_sampled_as_one(fast: Path, digits_run: Path) -> None:
+    own = read_recipe(digits_run)
+    taken = own.starting_from(read_recipe(fast))
+    assert (taken.solver, taken.sampling, taken.network) == (own.solver, own.sampling, own.network)
+    student_too = read_recipe(fast)
+    assert student_too.starting_from(replace(student_too, sampling=own.sampling)).sampling == own.sampling
 
 
 def test_the_verb(digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -461,7 +561,9 @@ def test_tuning_out_of_range_is_refused() -> None:
 @pytest.mark.parametrize("how", ["trajectories", "progressive"])
 def test_a_student_learns_in_bfloat16(digits_run: Path, tmp_path: Path, how: Any) -> None:
     settings = (*FEW, "training.precision=bfloat16", *(["objective.tuning=0.5"] if how == "trajectories" else []))
-    given: dict[str, Any] = {"rows": 128, "points": 2, "images": 128, "settings": settings, "console": QUIET}
+    given: dict[str, Any] = {"points": 2, "images": 128, "settings": settings, "console": QUIET}
+    if how == "trajectories":
+        given["rows"] = 128
     run = distill(digits_run, tmp_path / "run", how=how, **given)
     assert run.recipe.training.precision == "bfloat16"
     assert run.sample(2).shape == (2, 1, 8, 8)

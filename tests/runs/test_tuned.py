@@ -12,9 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 
+import unfog
+from unfog.cli.main import main
 from unfog.diffusion.fitted import Fitted, FittedGrid
 from unfog.diffusion.grids import TimesGrid
 from unfog.evaluation.bench import bench
+from unfog.generation import tuning
+from unfog.generation.tuning import Numbers, _tried, grids
 from unfog.recipes.recipe import Recipe
 from unfog.runs import tuned
 from unfog.runs.run import Run, load
@@ -71,7 +75,8 @@ def test_what_is_not_tuned_is_refused_by_name_and_said(fitted: Run, digits_run: 
         _drawn(load(digits_run, "cpu"), grid="tuned")
     used = fitted.sampler(solver="dpmpp-2m", steps=3, guidance=2.0)
     assert tuned.told(fitted.path, used) == "3 steps of dpmpp-2m as tuned; --grid restores the usual ones"
-    other = tuned.told(fitted.path, fitted.sampler(solver="dpmpp-2m", steps=4, guidance=2.0))
+    assert tuned.told(fitted.path, fitted.sampler(solver="dpmpp-2m", steps=4, guidance=2.0)) == ""
+    other = tuned.told(fitted.path, fitted.sampler(solver="dpmpp-2m", steps=2, guidance=2.0))
     assert other.startswith("not tuned: tuned are")
     assert "dpmpp-2m in 3 steps at guidance 2" in other
     assert tuned.told(digits_run, load(digits_run, "cpu").sampler()) == ""
@@ -100,6 +105,8 @@ def test_other_weights_make_it_void(fitted: Run) -> None:
         lambda whole: json.dumps({**whole, "rules": [{**whole["rules"][0], "times": [1.5, 0.5, 0.2, 0]}]}),
         lambda whole: json.dumps({**whole, "rules": [{**whole["rules"][0], "shares": [[1], [1]]}]}),
         lambda whole: json.dumps({**whole, "rules": [{**whole["rules"][0], "shares": "x"}]}),
+        lambda whole: json.dumps({**whole, "rules": [{**whole["rules"][0], "shares": [[1e300], [1, 1], [1, 1, 1]]}]}),
+        lambda whole: json.dumps({**whole, "rules": [{**whole["rules"][0], "solver": "dpm\x1b[31m"}]}),
         lambda whole: json.dumps({**whole, "rules": [{"steps": 3}]}),
         lambda whole: json.dumps(whole).replace('"after": ', '"after": 1e999, "x": '),
     ],
@@ -109,6 +116,60 @@ def test_a_damaged_file_is_a_sentence(fitted: Run, damage: Callable[[dict[str, l
     where.write_text(damage(json.loads(where.read_text())))
     with pytest.raises(UserError, match=r"tuned\.json is damaged .*: remove it, or run `unfog tune"):
         _drawn(fitted)
+    found = list(fit(fitted, [2], solver="ddim", guidance=2.0, rounds=0, console=QUIET))
+    with pytest.warns(UserWarning, match=r"tuned\.json is damaged .* and is replaced"):
+        tuned.keep(fitted.path, found)
+    assert [one.steps for one in tuned.kept(fitted.path)] == [2]
+
+
+def test_one_number_of_steps_that_fails_costs_the_others_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unfog.generation.tuning.ROWS", 4)
+    own = tuning.tune
+
+    def fails(fitted: tuning.Portion, others: tuning.Portion, **options: Any) -> tuning.Tuned:
+        if fitted.sampler.settings.steps == 3:
+            raise UserError("no times fit")
+        return own(fitted, others, **options)
+
+    monkeypatch.setattr(tuning, "tune", fails)
+    with pytest.warns(UserWarning, match="3 steps not tuned: no times fit"):
+        found = list(fit(run, [2, 3], solver="heun", guidance=1.0, rounds=0, console=QUIET))
+    assert [sampler.settings.steps for sampler, _ in found] == [2]
+    with pytest.raises(UserError, match="no times fit"), pytest.warns(UserWarning, match="not tuned"):
+        list(fit(run, [3], solver="heun", guidance=1.0, rounds=0, console=QUIET))
+    for wrong, says in (
+        ({"steps": [65]}, "from 1 to 64, not 65"),
+        ({"rounds": -3}, "the number of rounds must be a whole number, 0 or more"),
+        ({"solver": "rk45"}, "chooses its own steps"),
+    ):
+        with pytest.raises(UserError, match=says):
+            list(fit(run, **{"steps": [2], "console": QUIET, **wrong}))
+
+
+def test_times_that_are_near_each_other_are_moved_less() -> None:
+    """At sixty steps a tenth of log(sigma/alpha) would cross the next time."""
+    schedule = unfog.RectifiedFlow()
+    for grid in grids().values():
+        times = grid(schedule, 60)
+        tried = _tried(Numbers(times, None), schedule)
+        assert len(tried) == 59
+        assert all((numbers.times.diff() < 0).all() for _, _, numbers in tried)
+        assert all(0 < size <= 0.1 for _, size, _ in tried)
+
+
+def test_the_command_that_is_advised_draws_by_what_was_kept(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unfog.generation.tuning.ROWS", 8)
+    monkeypatch.setattr(tuning.Tuned, "helps", True)
+    words = ["tune", str(run.path), "--steps", "2", "--solver", "heun", "--guidance", "1", "--rounds", "2", "--save"]
+    assert main([*words, "--device", "cpu"]) == 0
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("kept in")]
+    assert f"unfog sample {run.path} --steps 2 --solver heun --guidance 1`" in line
+    assert f"measure with `unfog bench {run.path} --solvers heun --guidance 1 --nfe 3`" in line
+    advised = line.partition("`unfog ")[2].partition("`")[0].split()
+    assert main([*advised, "-n", "1"]) == 0
+    assert "2 steps of heun as tuned" in capsys.readouterr().err
 
 
 def test_rules_are_replaced_and_their_number_is_bounded(fitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 import unfog
 from unfog.networks.dual import SHARPEST, DualEncoder, MeaningEmbedding, Tower
-from unfog.recipes.build import build_data
+from unfog.recipes.build import build_codec, build_data
 from unfog.recipes.encoders import encoder
+from unfog.recipes.objective import Context, Draw
 from unfog.recipes.presets import recipe
 from unfog.runs.data import read_data
 from unfog.runs.reading import read_recipe
 from unfog.runtime.errors import UserError
-from unfog.training.objectives.contrastive import contrastive
+from unfog.training.objectives.contrastive import Contrastive, contrastive, exchanged
 
 
 def test_the_loss_of_two_pairs_is_that_of_a_logistic_choice() -> None:
@@ -41,6 +42,52 @@ def test_rows_with_equal_texts_belong_together() -> None:
     assert torch.allclose(swapped, contrastive(pictures, texts, words, sharp))
     mixed = contrastive(pictures[[0, 2, 1]], texts, apart, sharp)
     assert float(mixed[1]) > 10
+
+
+def test_a_text_is_also_sought_among_others_that_no_row_has() -> None:
+    """They are wrong for every picture but where they equal its own, and no picture is sought for them."""
+    pictures, sharpness = F.normalize(torch.tensor([[1.0, 0.3], [0.2, 1.0]])), torch.tensor(5.0)
+    texts = F.normalize(torch.tensor([[1.0, 0.1], [0.1, 1.0], [1.0, 0.5], [0.1, 1.0]]))
+    words = torch.tensor([[1, 5], [1, 6], [1, 7], [1, 6]])
+    found = contrastive(pictures, texts, words, sharpness)
+    logits = 5.0 * pictures @ texts.T
+    to_text = logits[0].logsumexp(0) - logits[0, 0], logits[1].logsumexp(0) - (logits[1, 1] + logits[1, 3]) / 2
+    to_picture = [logits[:, row].logsumexp(0) - logits[row, row] for row in range(2)]
+    assert torch.allclose(found, (torch.stack(to_text) + torch.stack(to_picture)) / 2)
+
+
+def test_exchanged_texts_differ_in_one_word_that_another_text_has_there() -> None:
+    words = torch.tensor([[1, 5, 7, 0], [1, 5, 8, 9], [1, 6, 7, 4], [1, 5, 7, 0]])
+    places = set()
+    for u in torch.linspace(0, 0.999, 7):
+        found = exchanged(words, u.repeat(4))
+        changed = found != words
+        assert changed.sum(1).tolist() == [1] * 4
+        assert not changed[:, 0].any()  # all begin with the same
+        assert not changed[[0, 3], 3].any()  # a text does not grow
+        for row, place in changed.nonzero().tolist():
+            assert found[row, place] in words[:, place]
+            assert found[row, place] != 0
+            places.add((row, place))
+    assert {place for row, place in places if row == 0} == {1, 2}
+    assert torch.equal(exchanged(words[[0, 3]], torch.zeros(2)), words[[0, 3]])
+    assert torch.equal(exchanged(words[:1], torch.zeros(1)), words[:1])
+
+
+def test_what_no_text_says_is_kept_if_that_is_asked_for() -> None:
+    """By the same loss between pictures and noised ones: weight 2 times a half of both directions."""
+    made, _ = build_data(recipe("encoder").set("network.width=8", "network.dim=12", "data.count=100"))
+    model = made.objective.build(made, 10**8)
+    x0, words = torch.randn(4, 3, 32, 32), F.pad(torch.tensor([[1, 5]]), (0, 18)).repeat(4, 1)
+    none = torch.zeros(4, dtype=torch.bool)
+    batch = Draw(x0, words, none, torch.rand(4), torch.randn_like(x0))
+    context = Context(made, build_codec(made))
+    without, with_it = (Contrastive(instances=weight).measured(model, batch, context) for weight in (0.0, 2.0))
+    pictures, noised = model.pictures(x0), model.pictures(x0 + 0.2 * batch.noise)
+    logits = model.sharpness * pictures @ noised.T
+    wanted = F.cross_entropy(logits, torch.arange(4), reduction="none")
+    wanted = wanted + F.cross_entropy(logits.T, torch.arange(4), reduction="none")
+    assert torch.allclose(with_it - without, wanted, atol=1e-5)
 
 
 def test_embeddings_have_length_one_and_know_places() -> None:
@@ -127,6 +174,8 @@ def test_misuse() -> None:
         _build("conditioning=none")
     with pytest.raises(UserError, match="multiples of 64, not 32"):
         _build("network.levels=6")
+    with pytest.raises(UserError, match="exchanged must be from 0 to 16"):
+        _build("objective.exchanged=17")
     with pytest.raises(ValueError, match="levels"):
         Tower(3, levels=0)
 

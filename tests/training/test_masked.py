@@ -26,6 +26,7 @@ from unfog.recipes.objective import Context, Draw
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.settings import Sampling
+from unfog.recipes.sources import Grammar
 from unfog.reports.film import film
 from unfog.reports.replay import replay
 from unfog.runs.completing import complete
@@ -328,3 +329,14 @@ def test_a_text_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (tmp_path / "mine.txt").unlink()
     assert main(["evaluate", str(tmp_path / "run"), "-n", "200"]) == 2
     assert "is no file" in capsys.readouterr().err
+
+
+def test_a_recipe_of_before_keeps_its_sums() -> None:
+    """Of numbers up to 99, as long as there was no choice."""
+    made = recipe("text")
+    plain = json.loads(made.to_json())
+    assert Recipe.from_json(made.to_json()).data == made.data
+    del plain["data"]["largest"]
+    old = Recipe.from_json(json.dumps(plain)).data
+    assert isinstance(old, Grammar)
+    assert old.largest == 99

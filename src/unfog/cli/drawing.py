@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from unfog.cli import arguments
+from unfog.cli import arguments, terminal
 from unfog.cli.options import Count, Drawing, Flat, RunFolder, SomePath
 from unfog.runtime.errors import Stopped
 
@@ -64,7 +64,7 @@ def sample(
         print(loaded.quantization, file=sys.stderr)
     generator = loaded.generator(**drawing.sampling())
     if drawing.grid is None and isinstance(generator, Sampler) and (how := told(run, generator)):
-        print(how, file=sys.stderr)
+        print(terminal.plain(how), file=sys.stderr)
     try:
         folder = sample_into(folder, loaded, generator, n, asked, beside=out is None, console=Console(stderr=True))
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ LONGEST = 2000
 """Characters in a message, at most: some quote a value from a file."""
 PARAMETER = re.compile(
     r"`(accept_changed_data|after|before|budget|condition|data|follow|fresh|image|init_from|label|label_from|mask|negative|"
-    r"out|prompt|resume|size|values)`"
+    r"images|keep_teacher|out|points|prompt|resume|rows|scales|size|teacher|values)`"
 )
 """A parameter as the library's messages name it; the flags of verbs have the same names."""
 
@@ -107,8 +107,12 @@ def say(kind: str, message: object) -> None:
     text = str(message)
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
-    plain = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
-    print(f"{kind}: {plain}", file=sys.stderr)
+    print(f"{kind}: {plain(text)}", file=sys.stderr)
+
+
+def plain(text: str) -> str:
+    """Return a text with its control characters spelled out."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def warn(message: Warning | str, *rest: Any, **more: Any) -> None:

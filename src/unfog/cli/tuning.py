@@ -3,9 +3,13 @@
 import shlex
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from unfog.cli import arguments
 from unfog.cli.options import Counts, Device, Guidance, RunFolder, Seed, SomePath, SomeText
+
+if TYPE_CHECKING:
+    from unfog.generation.sampler import Sampler
+    from unfog.runs.run import Run
 
 
 def tune(
@@ -48,7 +52,6 @@ def tune(
     from unfog.runtime.files import locked
     from unfog.runtime.lines import aligned
 
-    arguments.folder(run)
     loaded = load(run, device)
     asked = asking.asked(loaded.recipe, image=image)
     rows, found = [["steps", "evaluations", "usual grid", "misses", "tuned", "ratio"]], []
@@ -70,9 +73,19 @@ def tune(
     if save and better:
         with locked(Path(run)):
             where = keep(run, better)
-        name, settings = shlex.quote(str(run)), better[0][0].settings
-        print(
-            f"kept in {where}: sample with `unfog sample {name} --steps {settings.steps}`, measure with `unfog bench`"
-        )
+        sampling, measuring = _further(loaded, better[0][0])
+        print(f"kept in {where}: sample with `{sampling}`, measure with `{measuring}`")
     elif better:
         print("nothing is changed in the run folder: --save keeps it there")
+
+
+def _further(run: "Run", sampler: "Sampler") -> tuple[str, str]:
+    """Return the commands that draw by what was fitted to a sampler, and that measure it."""
+    from unfog.recipes.kinds import kind_of
+
+    folder, solver = shlex.quote(str(run.path)), kind_of("solver", sampler.solver)
+    scale = f"--guidance {sampler.settings.guidance:g}"
+    sampling = [f"unfog sample {folder} --steps {sampler.settings.steps}"]
+    sampling += [f"--solver {solver}"] * (solver != run.recipe.kind("solver"))
+    sampling += [scale] * (sampler.settings.guidance != run.recipe.sampling.guidance)
+    return " ".join(sampling), f"unfog bench {folder} --solvers {solver} {scale} --nfe {sampler.evaluations}"

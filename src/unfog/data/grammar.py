@@ -15,8 +15,8 @@ from unfog.runtime.randomness import stream
 LENGTH = 48
 """Characters of a row."""
 KINDS = ("date", "sum", "sentence")
-YEARS, LARGEST = (1900, 2099), 99
-"""The years of dates, first and last, and the largest number that is added."""
+YEARS, LARGEST, MOST = (1900, 2099), 19, 99
+"""The years of dates, first and last; the largest number that is added, by default and at most."""
 MONTHS = tuple(calendar.month_name[1:])
 ARTICLES = ("a", "the", "two", "three")
 ADJECTIVES = ("big", "small", "old", "young", "red", "angry", "quiet", "odd")
@@ -26,48 +26,53 @@ FEWEST = 100
 """Rows, at least."""
 
 
-def grammar(count: int = 60_000, seed: int = 0) -> Data:
+def grammar(count: int = 200_000, seed: int = 0, largest: int = LARGEST) -> Data:
     """Draw texts, a third of each kind; a tenth of the different texts is held out.
 
-    A date is a day of 1900 to 2099, each as likely: "29 February 2024". A sum adds two numbers up to 99, each pair as
-    likely: "17 + 25 = 42". A sentence is a subject, a verb and an object that agree in number: "two old owls see an
+    A date is a day of 1900 to 2099, each as likely: "29 February 2024". A sum adds two numbers, each pair as likely:
+    "17 + 12 = 29". A sentence is a subject, a verb and an object that agree in number: "two old owls see an
     ant"; articles, verbs and nouns are as likely each, and half of the nouns have an adjective.
 
     Args:
         count: Number of rows.
         seed: Seed of the texts.
+        largest: The largest number that is added, from 1 to 99. Adding numbers of two digits takes long to learn.
 
     Returns: Rows of 48 characters, with their kinds as classes.
-    Raises: UserError: For less than a hundred rows.
+    Raises: UserError: For less than a hundred rows, or a largest number out of range.
     """
+    if not 1 <= largest <= MOST:
+        raise UserError(f"data.largest must be from 1 to {MOST}, not {largest}")
     if count < FEWEST:
         raise UserError(f"data.count must be {FEWEST} or more, not {count}")
     draw = stream(seed, "grammar")
     labels = np.arange(count) % len(KINDS)
-    texts = [(_date, _sum, _sentence)[label](draw) for label in labels]
+    makes = (_date, lambda draw: _sum(draw, largest), _sentence)
+    texts = [makes[label](draw) for label in labels]
     rows = InMemory(codes(texts, LENGTH), torch.from_numpy(labels), KINDS)
     return split(rows, 0.1, texts)
 
 
-def entropy() -> float:
-    """Return the entropy of a text in bits, its kind among them."""
+def entropy(largest: int = LARGEST) -> float:
+    """Return the entropy of a text in bits, its kind among them, with sums of numbers up to `largest`."""
     first, last = YEARS
     days = sum(366 if calendar.isleap(year) else 365 for year in range(first, last + 1))
     adjective = 1 + math.log2(len(ADJECTIVES)) / 2  # whether there is one, and which
     phrase = math.log2(len(ARTICLES)) + adjective + math.log2(len(NOUNS))
-    kinds = math.log2(days), 2 * math.log2(LARGEST + 1), 2 * phrase + math.log2(len(VERBS))
+    kinds = math.log2(days), 2 * math.log2(largest + 1), 2 * phrase + math.log2(len(VERBS))
     return math.log2(len(KINDS)) + sum(kinds) / len(kinds)
 
 
-def kind_of(text: str) -> str | None:
-    """Return the kind of a text, None if the grammar does not make it."""
+def kind_of(text: str, largest: int = LARGEST) -> str | None:
+    """Return the kind of a text, None if the grammar does not make it with sums of numbers up to `largest`."""
     if found := re.fullmatch(r"([1-9]\d?) (\w+) (\d{4})", text):
         day, month, year = int(found[1]), found[2], int(found[3])
         if month in MONTHS and YEARS[0] <= year <= YEARS[1]:
             return "date" if day <= calendar.monthrange(year, 1 + MONTHS.index(month))[1] else None
         return None
     if found := re.fullmatch(r"(0|[1-9]\d?) \+ (0|[1-9]\d?) = (0|[1-9]\d{0,2})", text):
-        return "sum" if int(found[1]) + int(found[2]) == int(found[3]) else None
+        one, other, total = map(int, found.groups())
+        return "sum" if max(one, other) <= largest and one + other == total else None
     return "sentence" if _is_sentence(text.split(" ")) else None
 
 
@@ -79,9 +84,9 @@ def _date(draw: np.random.Generator) -> str:
     return f"{int(day)} {MONTHS[int(month) - 1]} {year}"
 
 
-def _sum(draw: np.random.Generator) -> str:
-    """Draw a sum."""
-    one, other = (int(number) for number in draw.integers(0, LARGEST + 1, 2))
+def _sum(draw: np.random.Generator, largest: int) -> str:
+    """Draw a sum of numbers up to `largest`."""
+    one, other = (int(number) for number in draw.integers(0, largest + 1, 2))
     return f"{one} + {other} = {one + other}"
 
 

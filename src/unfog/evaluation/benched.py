@@ -128,9 +128,11 @@ class Bench:
             distances.append([name, *(self._cell(setting, nfe, guided) for nfe in self.nfe)])
             recalls.append([name, *(self._recall(setting, nfe) for nfe in self.nfe)])
         score, recall = self.best.fidelity, self.best.recall
+        scales = "; ×2: guidance 2" if any("×" in self.label(setting) for setting in settings) else ""
         return "\n".join(
             [
-                f"Fréchet distance{', in brackets adherence' if guided else ''}; * best with as many evaluations",
+                f"Fréchet distance{', in brackets adherence' if guided else ''}; "
+                f"* best with as many evaluations{scales}",
                 aligned(distances),
                 *lines_of(f"{FLOOR}: {number(score.floor)}; {CEILING}: {number(score.ceiling)} ({score.protocol})"),
                 "",

@@ -39,8 +39,9 @@ class Lead(NamedTuple):
         value = self.one.fidelity.value - self.other.fidelity.value
         low, high = map(number, self.interval)
         apart = "" if self.interval.low > 0 or self.interval.high < 0 else ", not told apart"
-        names = f"{_named(self.one)} less {_named(self.other)}"
-        return f"{counted(self.nfe, 'evaluation')}: {names}: {number(value)} [{low}, {high}]{apart}"
+        names = f"{_named(self.one)}, compared with {_named(self.other)}"
+        change = f"distance {number(value)} [{low}, {high}] (lower is better, 95 %)"
+        return f"{counted(self.nfe, 'evaluation')}: {names}: {change}{apart}"
 
 
 def _named(one: Measured) -> str:

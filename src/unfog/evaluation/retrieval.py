@@ -21,6 +21,7 @@ from unfog.runtime.files import write_whole
 from unfog.runtime.lines import lines_of
 from unfog.runtime.progress import working
 from unfog.runtime.provenance import provenance
+from unfog.training.objectives.contrastive import exchanged
 
 AMONG, ROWS = 100, 2000
 """Captions, or pictures, among which one is sought; and held-out rows, at most, by default."""
@@ -36,6 +37,8 @@ class Retrieval:
         chance: Share of rows that would be found by chance, where equal captions count as one.
         caption: Share of pictures whose nearest caption is their own, with its 95 % interval.
         picture: Share of captions whose nearest picture has them, with its 95 % interval.
+        detail: Share of pictures nearer to their caption than to the same with one word exchanged, with its 95 %
+            interval; None where no word can be.
         matched: Mean cosine of a picture and its caption.
         others: Mean cosine of a picture and another one's caption.
         pictures: Mean cosine of two pictures.
@@ -46,6 +49,7 @@ class Retrieval:
     chance: float
     caption: tuple[float, Interval]
     picture: tuple[float, Interval]
+    detail: tuple[float, Interval] | None
     matched: float
     others: float
     pictures: float
@@ -55,11 +59,13 @@ class Retrieval:
     def table(self) -> str:
         """Return the figures as text."""
         found = [
-            f"{name:<34} {value:6.1%}   [{low:.1%}, {high:.1%}]"
-            for name, (value, (low, high)) in (
+            f"{name:<34} {shares[0]:6.1%}   [{shares[1][0]:.1%}, {shares[1][1]:.1%}]"
+            for name, shares in (
                 (f"its caption, of {self.among}", self.caption),
                 (f"its picture, of {self.among}", self.picture),
+                ("not a caption off by a word", self.detail),
             )
+            if shares is not None
         ]
         words = (
             f"{self.rows:,} held-out rows; by chance {self.chance:.1%}. Equal captions count as one. Cosines: "
@@ -70,7 +76,7 @@ class Retrieval:
 
     def write(self, folder: Path) -> None:
         """Write evaluation.json."""
-        names = ("rows", "among", "chance", "caption", "picture", "matched", "others", "pictures")
+        names = ("rows", "among", "chance", "caption", "picture", "detail", "matched", "others", "pictures")
         scores = {name: plain(getattr(self, name)) for name in names}
         write_whole(folder / "evaluation.json", json.dumps({"measured": plain(provenance()), **scores}).encode())
 
@@ -97,12 +103,17 @@ def retrieval(
     among = min(AMONG, most)
     groups = [spread(most, len(held))[number :: most // among][:among] for number in range(most // among)]
     ranks: list[tuple[Tensor, Tensor]] = []
-    cosines, chances = [], []
+    cosines, chances, details = [], [], []
     with working("embeddings", len(groups), console=console) as work:
         for places in groups:
             batch = held.take(np.sort(places))
             texts = captions(batch, recipe.classes)
-            one, other = (x / found.dim**0.5 for x in (found.pictures(batch.x), found.texts(texts)))
+            words = found.words(texts)
+            off = exchanged(words, (torch.arange(among) + 0.5) / among)
+            parts = found.pictures(batch.x), found.written(words), found.written(off)
+            one, other, wrong = (x / found.dim**0.5 for x in parts)
+            nearer = (one * other).sum(1) > (one * wrong).sum(1)
+            details += nearer[(off != words).any(1)].tolist()
             ranks.append(found_first(one @ other.T, texts))
             cosines.append(means(one, other))
             chances += [texts.count(text) / among for text in texts]
@@ -110,9 +121,10 @@ def retrieval(
     total = among * len(groups)
     hits = [torch.cat([rank[side] for rank in ranks]).double().numpy() for side in range(2)]
     shares = [(float(hit.mean()), of_mean(hit)) for hit in hits]
+    detail = (float(np.mean(details)), of_mean(np.array(details, dtype=np.float64))) if len(details) > 1 else None
     matched, others, pictures = np.mean(cosines, 0).tolist()
     chance = float(np.mean(chances))
-    return Retrieval(total, among, chance, shares[0], shares[1], matched, others, pictures)
+    return Retrieval(total, among, chance, shares[0], shares[1], detail, matched, others, pictures)
 
 
 def found_first(cosines: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:

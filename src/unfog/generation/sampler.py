@@ -131,7 +131,13 @@ class Sampler(Drawing):
         self.doubt()
 
     def doubt(self) -> None:
-        """Warn of a grid that does not fit the schedule, unless it was fitted to the model."""
+        """Warn of a grid that does not fit the schedule, unless it was fitted, and of a solver that takes no jumps."""
+        if self.denoiser.span is not None and not self.solver.leads:
+            warnings.warn(
+                "this model is a flow map, and only ddim takes its jumps: another solver uses it as a denoiser, which "
+                "students do not learn to be",
+                stacklevel=2,
+            )
         if not isinstance(self.grid, FittedGrid):
             doubt_grid(self.denoiser.schedule, self.grid, self.settings.steps)
 
@@ -153,7 +159,9 @@ class Sampler(Drawing):
                 assert avoided is not None
                 free = embedder(avoided.to(device))
             pair = tuple(Conditioned(self.denoiser, _at(cond, device), ends) for cond in (embedded, free))
-            denoise = self._guided(*pair) if self.denoiser.guidance is None else self._as_guided(pair[0])
+            denoise = (
+                self._guided(*pair) if self.denoiser.guidance is None else self._as_guided(pair[0], len(condition))
+            )
         if self.negative is not None and self.settings.guidance == 1:
             raise UserError("a negative condition needs guidance: set guidance above 1")
         if condition is None and self.settings.guidance != 1:
@@ -166,19 +174,19 @@ class Sampler(Drawing):
             raise UserError("solver.variance 'learned' needs a model that was trained with variance=learned")
         return on_clock(denoise, times, self.solver.clock)
 
-    def _as_guided(self, conditional: Conditioned) -> Denoise:
-        """Return a model that learned to predict as if it was guided, with the scale among its conditions."""
+    def _as_guided(self, conditional: Conditioned, rows: int) -> Denoise:
+        """Return a model that learned to predict as if it was guided, with the scale among the conditions of rows."""
         learned, scale = self.denoiser.guidance, self.settings.guidance
         assert learned is not None
         if not learned.low <= scale <= learned.high:
             raise UserError(
-                f"this model learned guidance from {learned.low:g} to {learned.high:g}, not {scale:g}: set it to one "
-                "between (sampling.guidance in a recipe)"
+                f"this model learned guidance from {learned.low:g} to {learned.high:g}, not {scale:g}: choose one "
+                "between, or train a student with other `scales`"
             )
         if self.negative is not None:
             raise UserError("this model learned guidance away from no condition: omit the negative one")
         known = conditional.cond if isinstance(conditional.cond, Cond) else Cond()
-        scales = torch.full((self.size,), scale, device=self.device)
+        scales = torch.full((rows,), scale, device=self.device)
         return replace(conditional, cond=known.plus(learned(scales)))
 
     def _guided(self, conditional: Denoise, free: Denoise) -> Denoise:

@@ -63,8 +63,13 @@ class Trajectories:
         except (KeyError, IndexError, RuntimeError, TypeError) as error:
             raise UserError(f"they are no trajectories of one model ({error})") from None
         rows = {len(tensor) for tensor in joined.values()}
-        if len(rows) > 1 or made.times.shape != made.x.shape[:2] or not made.times.diff(dim=1).lt(0).all():
+        fits = made.times.shape == made.x.shape[:2] and made.guidance.shape == made.x.shape[:1]
+        if len(rows) > 1 or not fits or not made.times.diff(dim=1).lt(0).all():
             raise UserError("their times do not fit their states")
+        floats = made.x.is_floating_point() and made.times.is_floating_point() and made.guidance.is_floating_point()
+        finite = all(tensor.isfinite().all() for tensor in joined.values())
+        if not (floats and finite) or any(not len(part["x"]) for part in found):
+            raise UserError("some are no finite numbers, or a file holds none")
         return made
 
 

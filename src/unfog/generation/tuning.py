@@ -35,8 +35,8 @@ ROUNDS = 10
 """Changes of all numbers, at most."""
 ENOUGH, PATIENCE = 0.02, 2
 """Share by which a round must lower the distance of the other samples, and rounds after another that may fail to."""
-SHIFT, SHARE = 0.1, 0.05
-"""By how much a time is changed in log(sigma/alpha), and a share."""
+SHIFTS, SHARE = (0.1, 0.01, 0.001), 0.05
+"""By how much a time is changed in log(sigma/alpha), less where another time is near; and a share."""
 DAMPING, TRIES = 1e-2, 6
 """First damping of a change, as a share of the diagonal; and how often it is raised for one change."""
 APART = 1e-4
@@ -241,12 +241,15 @@ def _tried(numbers: Numbers, schedule: Schedule) -> list[tuple[int, float, Numbe
     steps = len(numbers.times) - 1
     found = []
     for place in range(_count(numbers)):
-        size = SHIFT if place < steps - 1 else SHARE
-        changes = [0.0] * _count(numbers)
-        changes[place] = size
-        other = _moved(numbers, schedule, changes, anyhow=True)
-        assert other is not None
-        found.append((_first(place, steps), size, other))
+        for size in SHIFTS if place < steps - 1 else (SHARE,):
+            changes = [0.0] * _count(numbers)
+            changes[place] = size
+            other = _moved(numbers, schedule, changes, apart=0.0)
+            if other is not None:
+                found.append((_first(place, steps), size, other))
+                break
+        else:
+            raise UserError("the times of so many steps are too near each other to be tuned: take fewer steps")
     return found
 
 
@@ -266,16 +269,16 @@ def _first(place: int, steps: int) -> int:
     return row
 
 
-def _moved(numbers: Numbers, schedule: Schedule, changes: Sequence[float], anyhow: bool = False) -> Numbers | None:
+def _moved(numbers: Numbers, schedule: Schedule, changes: Sequence[float], apart: float = APART) -> Numbers | None:
     """Return the numbers changed: first the times between the ends, in log(sigma/alpha), then the shares row by row.
 
-    None where times would no longer fall, unless `anyhow`.
+    None where times would no longer fall, each by more than `apart` as a share of t_max.
     """
     free = iter(changes)
     inner = [schedule.time(schedule.log_snr(t) - 2 * next(free)) for t in numbers.times[1:-1]]
     times = torch.stack([numbers.times[0], *inner, numbers.times[-1]])
     shares = None if numbers.shares is None else [[one + next(free) for one in row] for row in numbers.shares]
-    if anyhow or (times.diff() < -APART * schedule.t_max).all():
+    if (times.diff() < -apart * schedule.t_max).all():
         return Numbers(times, shares)
     return None
 

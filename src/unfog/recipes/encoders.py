@@ -62,11 +62,19 @@ class Encoder:
             parts = [self.model.pictures(codec.encode(part)) for part in torch.split(x.cpu(), PORTION)]
         return lengthened(torch.cat(parts))
 
-    @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return the embeddings of texts, `(texts, dim)`."""
+        return self.written(self.words(texts))
+
+    def words(self, texts: Sequence[str]) -> Tensor:
+        """Return texts as integers, `(texts, length)`."""
         words = self.recipe.conditioning.ask(known_of(self.recipe), list(texts), len(texts))
         assert words is not None
+        return words
+
+    @torch.no_grad()
+    def written(self, words: Tensor) -> Tensor:
+        """Return the embeddings of texts as integers, `(texts, length)`: `(texts, dim)`."""
         with torch.autocast("cpu", enabled=False):
             return lengthened(self.model.texts(words))
 

@@ -40,7 +40,7 @@ from unfog.recipes.settings import (
     Sampling,
     Training,
 )
-from unfog.recipes.sources import DataSpec, Folder
+from unfog.recipes.sources import DataSpec, Folder, Grammar
 from unfog.recipes.vocabulary import path_of, unknown_setting
 from unfog.runtime.errors import UserError, unknown
 from unfog.runtime.files import parse_json
@@ -161,9 +161,11 @@ class Recipe:
     def starting_from(self, source: "Recipe") -> "Recipe":
         """Return this recipe with the network of another one, and how that is asked, trained and sampled.
 
-        Data, conditioning, optimizer, averages and length stay.
+        Data, conditioning, optimizer, averages and length stay. Of a flow map only the network and how it is asked are
+        taken, unless this is one as well: a denoiser is not sampled by jumps.
         """
-        return replace(self, **{name: getattr(source, name) for name in (*MEANING, *USE)})
+        names = MEANING if source.objective.jumps and not self.objective.jumps else (*MEANING, *USE)
+        return replace(self, **{name: getattr(source, name) for name in names})
 
     def anew(self) -> "Recipe":
         """Return the recipe of a run as that of a run that has not begun: its data have not been read yet."""
@@ -346,6 +348,8 @@ class Recipe:
             values["solver"] = _as_before(values["solver"], values.get("schedule", cls.schedule))
         if isinstance(values["data"], Folder) and "rules" not in plain["data"]:
             values["data"] = replace(values["data"], rules=1)  # as it was read before folders had rules
+        if isinstance(values["data"], Grammar) and "largest" not in plain["data"]:
+            values["data"] = replace(values["data"], largest=99)  # as before there was a choice
         if isinstance(values.get("training"), Training) and "choices" not in plain["training"]:
             # as runs computed before there were any
             values["training"] = replace(values["training"], choices=REFERENCE)

@@ -202,8 +202,9 @@ class CaptionedShapes:
 class Grammar:
     """Dates, sums and sentences of a small grammar, see `unfog.data.grammar.grammar`."""
 
-    count: int = 60_000
+    count: int = 200_000
     seed: int = 0
+    largest: int = 19
     modality: ClassVar[Modality] = texts
     computed: ClassVar[bool] = True
 
@@ -211,7 +212,7 @@ class Grammar:
         """Draw the texts."""
         from unfog.data import grammar
 
-        return grammar.grammar(self.count, self.seed)
+        return grammar.grammar(self.count, self.seed, self.largest)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, write_whole
 from unfog.runtime.lines import aligned, counted
 from unfog.runtime.randomness import normal, uniform
+from unfog.training.objectives.teachers import Student
 
 STEPS = 1000
 """Steps of a clock that has none of its own, as many as DDPM's has."""
@@ -358,8 +359,13 @@ def _loss(worked: Worked) -> list[Line]:
     on_x0 = weight * (float(worked.determinant) / worked.noise[0]) ** 2
     drawn = recipe.times(torch.linspace(0, 1 - 1e-9, DRAWN, dtype=torch.float64), schedule)
     inside = (drawn > worked.s + 1e-12) & (drawn <= worked.t + 1e-12)
-    return [
+    lines = [
         Line("squared error", "mean (output - wanted)²", _number(squares)),
+    ]
+    if isinstance(recipe.objective, Student):
+        return [*lines, Line("what it learns from", "another loss", "jumps along its teacher's steps: unfog replay")]
+    return [
+        *lines,
         Line("weight of this time", _named(recipe, "weighting"), _number(weight)),
         Line("loss of this row", "weight · squared error", _number(weight * squares)),
         Line("the same weight on x0", "weight · (D/sigma)²", _number(on_x0)),
@@ -412,10 +418,9 @@ def _jump(worked: Worked) -> list[Line]:
     with run.arithmetic(), torch.inference_mode():
         half, end = worked.at / 2, torch.zeros_like(worked.at)
         once, twice = (leads(worked.x_t, worked.at, end), leads(leads(worked.x_t, worked.at, half), half, end))
-    ends = f"{worked.shown(once):+.4f}, in truth {worked.shown(worked.x0):+.4f}"
     lines = [
         Line("this run is", f"objective={run.recipe.kind('objective')}", "a flow map: a pair for each t and s"),
-        Line("it leads to s", "f = alpha_s·x0 + sigma_s·eps", f"at s = 0 {ends}"),
+        Line("it leads to s", "f = alpha_s·x0 + sigma_s·eps", f"at s = 0 {worked.shown(once):+.4f}"),
         Line("by way of t/2", "f(f(x_t, t, t/2), t/2, 0)", f"{worked.shown(twice):+.4f}; of a perfect map the same"),
     ]
     if denoiser.guidance is not None:

@@ -91,8 +91,9 @@ class Film:
         return here.x, here.x0, grey.round().to(torch.uint8)
 
     def strip(self) -> Image.Image:
-        """Draw eight moments from left to right, of each sample x_t above x0 above the change."""
-        picked = [self.rows(round(index * (len(self.stills) - 1) / (MOMENTS - 1))) for index in range(MOMENTS)]
+        """Draw eight moments from left to right, or all of fewer, of each sample x_t above x0 above the change."""
+        moments = dict.fromkeys(round(index * (len(self.stills) - 1) / (MOMENTS - 1)) for index in range(MOMENTS))
+        picked = [self.rows(moment) for moment in moments]
         if self.modality.together:
             columns = [[self.modality.sheet(row, 1, 160) for row in rows] for rows in picked]
             return row_of([row_of(column, down=True) for column in columns])
@@ -101,7 +102,7 @@ class Film:
             shows = [self.labels[sample]] if sample < len(self.labels) and self.labels[sample] else []
             for kind, what in enumerate(KINDS[: len(picked[0])]):
                 rows = torch.stack([rows[kind][sample] for rows in picked])
-                strips.append((": ".join([*shows, what]), [self.modality.sheet(rows, MOMENTS, 64)]))
+                strips.append((": ".join([*shows, what]), [self.modality.sheet(rows, len(picked), 64)]))
         return labelled_sheet(strips, title=self.title, stacked=True)
 
     def frame(self, index: int) -> Image.Image:

@@ -71,7 +71,7 @@ class Replay:
         loss: The mean loss, each row weighed as in the training.
         rows: The rows.
         draw: Everything random in the batch, with the times as the training spread them.
-        picture: Clean rows above noisy ones.
+        picture: Clean rows, or where a flow map is to lead, above noisy ones.
     """
 
     step: int
@@ -112,7 +112,8 @@ class Replay:
         text = json.dumps({**plain, "loss": _plain(self.loss), "rows": rows}, indent=1)
         write_whole(folder / f"step-{self.step}.json", text.encode())
         save_picture(self.picture, folder / f"step-{self.step}.png")
-        return f"x0 above x_t: {folder / f'step-{self.step}.png'}, and the rest in the .json next to it"
+        above = "x0" if all(row.s is None for row in self.rows) else "where it is to lead"
+        return f"{above} above x_t: {folder / f'step-{self.step}.png'}, and the rest in the .json next to it"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Distilling a run: a student with its network, which draws in one to four steps what that draws in many."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,8 +11,9 @@ from rich.console import Console
 from unfog.diffusion.grids import TimesGrid
 from unfog.diffusion.solvers import DDIM
 from unfog.recipes.fitting import default_grid
-from unfog.recipes.recipe import Recipe
+from unfog.recipes.recipe import MEANING, Recipe
 from unfog.recipes.settings import Sampling
+from unfog.recipes.vocabulary import path_of
 from unfog.runs.dataset import Dataset
 from unfog.runs.origin import digest_of
 from unfog.runs.reading import check_vacant, drawing_recipe
@@ -21,15 +22,15 @@ from unfog.runs.teaching import copy_teacher
 from unfog.runtime.errors import UserError, unknown, whole_number
 from unfog.training.hooks import Callback
 from unfog.training.objectives.denoising import Denoising
-from unfog.training.objectives.distillation import Distillation
+from unfog.training.objectives.distillation import FEWEST, POINTS, Distillation
 from unfog.training.objectives.progressive import Progressive
 
 How = Literal["trajectories", "progressive"]
 """What a student learns from."""
 WIDER = 1.5
 """How far above the recipe's guidance the student learns it."""
-USUAL = 3.0
-"""Highest guidance that the student of a teacher sampled by cfg++ learns."""
+USUAL, STRONGEST = 3.0, 1000.0
+"""Highest guidance that the student of a teacher sampled by cfg++ learns; and that any learns."""
 
 
 def distill(
@@ -80,10 +81,13 @@ def distill(
 
     Raises: UserError: If the teacher is no denoiser, is a student itself, or is not there.
     """
-    recipe = student_of(teacher, how=how, steps=steps, rows=rows, points=points, scales=scales).set(*settings)
-    if images is not None:
-        recipe = recipe.set(f"training.images={whole_number('the number of images', images, 1)}")
+    if images is not None and budget is not None:
+        raise UserError("`images` and `budget` both say how long to train: give one of them")
+    recipe = student_of(
+        teacher, how=how, steps=steps, rows=rows, points=points, scales=scales, images=images, settings=settings
+    )
     if keep_teacher:
+        check_keeping(recipe)
         check_vacant(Path(out))
         copy_teacher(Path(teacher), Path(out))
     return train(
@@ -108,6 +112,8 @@ def student_of(
     rows: int = 0,
     points: int = 16,
     scales: tuple[float, float] | None = None,
+    images: int | None = None,
+    settings: Sequence[str] = (),
 ) -> Recipe:
     """Return the recipe of a student: that of its teacher with the objective of distillation.
 
@@ -119,10 +125,49 @@ def student_of(
         points: Steps of each, or of the first teacher.
         scales: The lowest and the highest scale of guidance that it learns. Default: 1 to one and a half of the
             teacher's, where that was trained with conditions that are dropped at times.
+        images: Rows to train on, repeats included. Default: as many images as the teacher.
+        settings: Settings of the recipe, as those of `Recipe.set`; not of what a student has from its teacher.
 
-    Raises: UserError: If the run is no denoiser, or a student already.
+    Raises: UserError: If the run is no denoiser, or a student already, or settings do not fit each other.
     """
     path = Path(teacher)
+    recipe = _teaching(path)
+    if how not in get_args(How):
+        raise unknown("way to distil", how, get_args(How))
+    steps = whole_number("the number of steps", steps, 1, POINTS)
+    points, rows = whole_number("`points`", points, 2, POINTS), whole_number("`rows`", rows, 0)
+    if how == "progressive" and rows:
+        raise UserError("a progressive student learns from its own steps, not from trajectories: omit `rows`")
+    if 0 < rows < FEWEST:
+        raise UserError(f"`rows` must be {FEWEST} or more, or 0 for as many as suit the training, not {rows}")
+    _check_apart(
+        settings, {"objective.rows": rows != 0, "objective.points": points != 16, "sampling.steps": steps != 1}
+    )
+    low, high = _between(recipe, path, scales)
+    known = (str(path.resolve()), digest_of(path), low, high)
+    objective = Progressive(*known, points, steps) if how == "progressive" else Distillation(*known, rows, points)
+    sampling = Sampling(steps, guidance=min(max(recipe.sampling.guidance, low), high), clip=False)
+    grid = default_grid(recipe.schedule) if isinstance(recipe.grid, TimesGrid) else recipe.grid
+    training = replace(recipe.training, seconds=None, choices="auto")
+    student = replace(
+        recipe.anew(),
+        name=f"{recipe.name}-distilled",
+        objective=objective,
+        solver=DDIM(),
+        grid=grid,
+        sampling=sampling,
+        training=replace(training, began=0),
+    )
+    if images is not None:
+        student = student.set(f"training.images={whole_number('the number of images', images, 1)}")
+    return _adjusted(student, settings)
+
+
+def _teaching(path: Path) -> Recipe:
+    """Return the recipe of a teacher.
+
+    Raises: UserError: If the run is no denoiser, or a student already, or has no weights.
+    """
     recipe = drawing_recipe(path)
     if isinstance(recipe.objective, Distillation | Progressive):
         raise UserError(f"{path} is a student already: distil its teacher, {recipe.objective.teacher}")
@@ -132,15 +177,22 @@ def student_of(
         raise UserError(
             f"{path} holds a model of the objective {recipe.kind('objective')!r}, and only a denoiser can be distilled"
         )
-    if how not in get_args(How):
-        raise unknown("way to distil", how, get_args(How))
-    steps, points = whole_number("the number of steps", steps, 1), whole_number("points", points, 2)
+    if not (path / "model.safetensors").is_file():
+        raise UserError(f"{path / 'model.safetensors'} is missing: the run has no weights (yet)")
     if recipe.solver.stochastic:
         warnings.warn(
             f"the teacher is sampled by dpmpp-2m, since {recipe.kind('solver')} draws noise at each step, which a "
             "student cannot foresee",
             stacklevel=2,
         )
+    return recipe
+
+
+def _between(recipe: Recipe, path: Path, scales: tuple[float, float] | None) -> tuple[float, float]:
+    """Return between which scales a student learns guidance.
+
+    Raises: UserError: If they were chosen and are none, or its teacher knows no guidance.
+    """
     usual = _scales(recipe)
     low, high = scales or usual
     if scales and usual == (1.0, 1.0):
@@ -148,22 +200,50 @@ def student_of(
             f"scales of guidance need a teacher whose conditions were dropped at times, as those of {path} were not: "
             "omit them"
         )
-    if scales and not 0 <= low < high:
-        raise UserError(f"the scales are the lowest and the highest of guidance, 0 or more, not {low:g} and {high:g}")
-    known = (str(path.resolve()), digest_of(path), low, high)
-    objective = Progressive(*known, points, steps) if how == "progressive" else Distillation(*known, rows, points)
-    sampling = Sampling(steps, guidance=min(max(recipe.sampling.guidance, low), high), clip=False)
-    grid = default_grid(recipe.schedule) if isinstance(recipe.grid, TimesGrid) else recipe.grid
-    training = replace(recipe.training, seconds=None, choices="auto")
-    return replace(
-        recipe.anew(),
-        name=f"{recipe.name}-distilled",
-        objective=objective,
-        solver=DDIM(),
-        grid=grid,
-        sampling=sampling,
-        training=replace(training, began=0),
-    )
+    if scales and not 0 <= low < high <= STRONGEST:
+        raise UserError(
+            f"`scales` are the lowest and the highest of guidance, from 0 to {STRONGEST:g}, not {low:g} and {high:g}"
+        )
+    return low, high
+
+
+def check_keeping(student: Recipe) -> None:
+    """Refuse to copy the teacher of a student that does not need it.
+
+    Raises: UserError: If its checkpoints hold the teacher.
+    """
+    if isinstance(student.objective, Progressive):
+        raise UserError("a progressive student has its teacher in its checkpoints: omit `keep_teacher`")
+
+
+def _check_apart(settings: Sequence[str], given: Mapping[str, bool]) -> None:
+    """Refuse settings that were given twice: by a parameter of `distill` of the same name, and by a path."""
+    for setting in settings:
+        if given.get(path := path_of(setting)):
+            raise UserError(f"{path} is set, and `{path.partition('.')[2]}` is given as well: give one of them")
+
+
+def _adjusted(student: Recipe, settings: Sequence[str]) -> Recipe:
+    """Return a student's recipe with settings changed.
+
+    Raises: UserError: If they change what a student has from its teacher, or ask for a guidance that it does not learn.
+    """
+    found = student.set(*settings)
+    if type(found.objective) is not type(student.objective):
+        raise UserError("distill chooses the objective itself: train without it, or leave the objective out")
+    for name in (*MEANING, "codec", "conditioning"):
+        if getattr(found, name) != getattr(student, name):
+            raise UserError(f"a student has the {name} of its teacher: leave {name} out of the settings")
+    if not found.solver.leads:
+        raise UserError("a student is sampled by ddim, the only solver that takes jumps: leave solver out")
+    assert isinstance(found.objective, Distillation | Progressive)
+    low, high = found.objective.scales
+    if not low <= found.sampling.guidance <= high:
+        raise UserError(
+            f"the student learns guidance from {low:g} to {high:g}, and sampling.guidance is "
+            f"{found.sampling.guidance:g}: `scales` sets the two"
+        )
+    return found
 
 
 def foreseen(student: Recipe) -> Recipe:

@@ -29,7 +29,7 @@ from unfog.runs.reading import drawing_recipe as drawing_recipe
 from unfog.runs.reading import read_recipe as read_recipe
 from unfog.runs.reopening import reopen, restarted
 from unfog.runs.taking import taken_in
-from unfog.runs.teaching import taught
+from unfog.runs.teaching import taught, teacher_folder
 from unfog.runtime import distributed
 from unfog.runtime.device import Precision, choose_device
 from unfog.runtime.errors import EnvironmentFailure, Stopped, UserError, seconds, warning_of, whole_number
@@ -42,6 +42,7 @@ from unfog.training.hooks import Callback, Hooks
 from unfog.training.loop import ASKED, write_recipe
 from unfog.training.loop import train as run_loop
 from unfog.training.metrics import draw_losses
+from unfog.training.objectives.distillation import Distillation
 from unfog.training.objectives.reconstruction import autoencoder_recipe
 from unfog.training.proportion import check_encoding
 from unfog.training.trainer import Trainer
@@ -294,7 +295,10 @@ def _begun(
         warnings.warn(sentence, warning_of(sentence), stacklevel=5)
     if isinstance(recipe.conditioning, PretrainedConditioning):
         fetch_encoder(recipe.conditioning.path)
-    recipe = taught(taken_in(recipe, out), out, data, device, budget, console)
+    recipe = taken_in(recipe, out)
+    if isinstance(recipe.objective, Distillation):
+        _place(recipe, out)  # so that it can be resumed while the trajectories are made
+    recipe = taught(recipe, out, data, device, budget, console)
     if isinstance(recipe.codec, LatentCodec) and not recipe.codec.path:
         check_latents(recipe, recipe.codec.channels, recipe.codec.factor)
         if budget is not None:
@@ -302,12 +306,26 @@ def _begun(
         recipe = _with_autoencoder(recipe, recipe.codec, out, data, budget, device, console, hooks)
     trainer = Trainer(recipe, data, out, choose_device(device))
     if init_from is not None:
-        where = Path(init_from) / "model.safetensors"
-        trainer.start_from(read_tensors(where), where)
-        remember_origin(out, Path(init_from))
-        _say(console, f"starting from {init_from}: {RISING}")
+        _start_from(trainer, Path(init_from), console)
     settle(trainer)
     return trainer
+
+
+def _start_from(trainer: Trainer, source: Path, console: Console | None) -> None:
+    """Give a trainer the averaged weights of another run."""
+    where = source / "model.safetensors"
+    trainer.start_from(read_tensors(where), where)
+    remember_origin(trainer.folder, source)
+    _say(console, f"starting from {source}: {RISING}")
+
+
+def _place(recipe: Recipe, out: Path) -> None:
+    """Write a recipe into a folder whose training has something to do before it begins."""
+    if distributed.rank() == 0:
+        with disk(out):
+            out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "recipe.json", recipe.relocated(out, relative=True).to_json().encode())
+    distributed.agreed(0)
 
 
 def _say(console: Console | None, text: str) -> None:
@@ -347,10 +365,7 @@ def _with_autoencoder(
     """Return a recipe in latents whose autoencoder was trained in the run folder."""
     own = out / "autoencoder"
     placed = replace(recipe, codec=replace(codec, path=str(own.resolve())))
-    if distributed.rank() == 0:
-        with disk(out):
-            own.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "recipe.json", placed.relocated(out, relative=True).to_json().encode())
+    _place(placed, out)
     (console or Console(stderr=True)).print("first an autoencoder, then the model in its latents")
     first, share = autoencoder_recipe(recipe, codec), None
     if budget is not None:
@@ -461,21 +476,32 @@ def _refit(
         if steps(own / "checkpoints"):
             _refit(own, dataset, device, console, hooks, data, accept_changed_data)
         trainer = reopen(path, device, dataset, data, accept_changed_data)
-        taught(trainer.recipe, path, trainer.data, device, None, console)
+        begins = _begins_with_teacher(trainer.recipe, path)
+        length = trainer.recipe.training.seconds if begins else None
+        promised = None if length is None else Budget(length)
+        trainer.recipe = taught(trainer.recipe, path, trainer.data, device, promised, console)
         for sentence in corrections(trainer.recipe):
             warnings.warn(f"a formula was corrected since {path} began: {sentence}", stacklevel=5)
-        if steps(path / "checkpoints") or not steps(own / "checkpoints"):
-            trainer.restore()
+        if begins:
+            _start_from(trainer, teacher_folder(trainer.recipe, path), console)
+        if begins or (steps(own / "checkpoints") and not steps(path / "checkpoints")):
+            settle(trainer)  # its training begins now, after the teacher's trajectories, or its autoencoder
         else:
-            settle(trainer)  # its training begins now, after that of its autoencoder
+            trainer.restore()
         budget = more if isinstance(more, Budget) else None
         if more is not None:
             (path / FOLLOWED).unlink(missing_ok=True)
             trainer.extend(*((None, more.seconds) if isinstance(more, Budget) else (more, None)))
             _say(console, f"training on: {RISING}")
         left = not trainer.finished
-        _train(trainer, budget, console, hooks)
+        _train(trainer, budget or promised, console, hooks)
     return left
+
+
+def _begins_with_teacher(recipe: Recipe, path: Path) -> bool:
+    """Return whether a run folder is that of a student that was stopped before its training began."""
+    begun = steps(path / "checkpoints") or (path / "model.safetensors").exists()
+    return isinstance(recipe.objective, Distillation) and not begun
 
 
 def _train(trainer: Trainer, budget: Budget | None, console: Console | None, hooks: Hooks) -> None:

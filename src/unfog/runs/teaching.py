@@ -14,7 +14,7 @@ from unfog.data.source import Data, ordered
 from unfog.diffusion.denoiser import Denoiser
 from unfog.diffusion.solvers import DPMSolverPP2M
 from unfog.generation.sampler import Sampler
-from unfog.generation.trajectories import portion
+from unfog.generation.trajectories import MOST, bytes_of, portion
 from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.recipe import Recipe
 from unfog.runs.origin import digest_of
@@ -23,7 +23,7 @@ from unfog.runtime import distributed
 from unfog.runtime.device import choose_device
 from unfog.runtime.errors import UserError
 from unfog.runtime.files import disk, locked, unreadable, whole, write_whole
-from unfog.runtime.progress import track
+from unfog.runtime.progress import duration, track
 from unfog.runtime.randomness import uniform
 from unfog.runtime.tensors import write_tensors
 from unfog.training.budget import Budget
@@ -73,7 +73,7 @@ def kept(folder: Path) -> int:
     for file in folder.glob("*.safetensors"):
         try:
             with safe_open(file, framework="pt") as opened:
-                found += opened.get_slice("times").get_shape()[0]
+                found += (opened.get_slice("times").get_shape() or [0])[0]
         except (SafetensorError, OSError) as error:
             raise unreadable(file, error, "remove it, and it is made again") from error
     return found
@@ -97,11 +97,17 @@ def _make(
             "allows more",
             stacklevel=2,
         )
+    if sampler.size * bytes_of(sampler.shape, objective.points) > MOST:
+        raise UserError(
+            f"{objective.points} steps of trajectories of {'×'.join(map(str, sampler.shape))} take more than 1 GiB: "
+            "lower objective.points (`points`)"
+        )
     with disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    numbers = range(max(1, rows // sampler.size))
-    for number in track(numbers, "trajectories of the teacher", console=console or Console(stderr=True)):
+    numbers, said = range(max(1, rows // sampler.size)), console or Console(stderr=True)
+    most = "" if budget is None else f", for at most {duration(SHARE * budget.seconds)}"
+    for number in track(numbers, f"trajectories of the teacher{most}", console=said):
         if budget is not None and number and time.monotonic() - begun > SHARE * budget.seconds:
             break
         where = folder / f"{number:06}.safetensors"
@@ -110,6 +116,7 @@ def _make(
                 sampler, _condition(recipe, sampler, data, number), number, objective.points, objective.scales
             )
             write_tensors(where, made.tensors())
+    said.print(f"{kept(folder):,} trajectories of the teacher", highlight=False)
 
 
 def copy_teacher(teacher: Path, out: Path) -> None:
@@ -164,13 +171,27 @@ def _same(folder: Path, objective: Distillation) -> bool:
     return (folder / "model.safetensors").is_file() and digest_of(folder) == objective.weights
 
 
+def teacher_folder(recipe: Recipe, out: Path) -> Path:
+    """Return the folder of a student's teacher, which its own folder may hold.
+
+    Raises: UserError: If it is not there, or is another one.
+    """
+    assert isinstance(recipe.objective, Distillation)
+    return _folder(recipe.objective, out)
+
+
+def _folder(objective: Distillation, out: Path) -> Path:
+    """Return the folder of a teacher: the copy in the student's own, or where it was."""
+    copy = out / COPY
+    return copy if _same(copy, objective) else _checked(Path(objective.teacher), out, objective)
+
+
 def _teacher(objective: Distillation, out: Path, device: str) -> Sampler:
     """Return the sampler of a student's teacher, which its own folder may hold.
 
     Raises: UserError: If it is not there, or is another one.
     """
-    copy = out / COPY
-    path = copy if _same(copy, objective) else _checked(Path(objective.teacher), out, objective)
+    path = _folder(objective, out)
     own = drawing_recipe(path)
     model = read_model(path, own, choose_device(device))
     assert isinstance(model, Denoiser)

@@ -1,6 +1,7 @@
 """What `unfog tune` fitted to a run, kept in its folder: tuned.json, a rule and times for each number of steps."""
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,8 +22,8 @@ from unfog.runtime.lines import counted
 
 NAME, GRID = "tuned.json", "tuned"
 """The file, and the grid by which it can be asked for."""
-MOST, LONGEST = 64, 64
-"""Rules in a file, and steps of a rule, at most."""
+MOST, LONGEST, LARGEST = 64, 64, 1e6
+"""Rules in a file, steps of a rule, and size of a share, at most."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ class Kept:
             raise ValueError("times")
         if self.shares is not None and [len(row) for row in self.shares] != list(range(1, self.steps + 1)):
             raise ValueError("shares")
+        if not all(abs(share) <= LARGEST for row in self.shares or () for share in row):
+            raise ValueError("shares")
+        if not re.fullmatch(r"[\w-]{1,64}", self.solver):
+            raise ValueError("solver")
 
     def applied(self, sampler: Sampler) -> Sampler:
         """Return a sampler that draws by the rule."""
@@ -141,15 +146,15 @@ def steps_of(folder: Path, sampler: Sampler) -> list[int]:
 def keep(folder: Path, fitted: Iterable[tuple[Sampler, Tuned]]) -> Path:
     """Keep rules in a run folder, in place of earlier ones for the same purpose and number of steps.
 
+    A damaged file is replaced, which is said.
+
     Args:
         folder: The run folder.
         fitted: The samplers that were tuned, with their own solver, and what was found for each.
 
     Returns: The file.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # rules for other weights are replaced
-        rules = {(one.purpose, one.steps): one for one in kept(folder)}
+    rules = {(one.purpose, one.steps): one for one in _before(folder)}
     for sampler, tuned in fitted:
         settings = sampler.settings
         shares = [list(row) for row in tuned.solver.shares] if isinstance(tuned.solver, Fitted) else None
@@ -172,17 +177,31 @@ def keep(folder: Path, fitted: Iterable[tuple[Sampler, Tuned]]) -> Path:
     return folder / NAME
 
 
+def _before(folder: Path) -> list[Kept]:
+    """Return the rules that a run folder holds for its weights."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # rules for other weights are replaced
+            return kept(folder)
+    except UserError as error:
+        warnings.warn(f"{str(error).partition(':')[0]}, and is replaced", stacklevel=3)
+        return []
+
+
 def told(folder: Path, sampler: Sampler) -> str:
-    """Return in a sentence whether a sampler draws by a rule that was fitted, or why not; empty where there is none.
+    """Return in a sentence whether few steps are drawn by a rule that was fitted, or why not; empty for many.
 
     Args:
         folder: The run folder.
         sampler: The sampler as it draws.
     """
-    if isinstance(sampler.solver, Fitted):
-        steps = counted(sampler.settings.steps, "step")
-        return f"{steps} of {sampler.solver.start} as tuned; --grid restores the usual ones"
+    if isinstance(sampler.solver, Fitted) or isinstance(sampler.grid, FittedGrid):
+        start = sampler.solver.start if isinstance(sampler.solver, Fitted) else kind_of("solver", sampler.solver)
+        return f"{counted(sampler.settings.steps, 'step')} of {start} as tuned; --grid restores the usual ones"
     if not (folder / NAME).is_file() or isinstance(sampler.grid, TimesGrid):
         return ""
-    found = [f"{one.solver} in {counted(one.steps, 'step')} at guidance {one.guidance:g}" for one in kept(folder)]
-    return f"not tuned: tuned are {', '.join(found)}" if found else ""
+    rules = kept(folder)
+    if not rules or sampler.settings.steps > max(one.steps for one in rules):  # so many need no tuning
+        return ""
+    found = [f"{one.solver} in {counted(one.steps, 'step')} at guidance {one.guidance:g}" for one in rules]
+    return f"not tuned: tuned are {', '.join(found)}"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unfog.diffusion.fitted import shares_of
 from unfog.diffusion.grids import TimesGrid
-from unfog.diffusion.solvers import DPMSolverPP2M
+from unfog.diffusion.solvers import DPMSolverPP2M, RungeKutta45
 from unfog.generation import tuning
 from unfog.generation.sampler import Sampler
 from unfog.generation.tuning import ROUNDS, Portion, Tuned, rows_for
@@ -19,7 +19,7 @@ from unfog.recipes.fitting import default_grid
 from unfog.recipes.kinds import kind_of
 from unfog.runs import asking
 from unfog.runs.run import Run, load
-from unfog.runs.tuned import keep
+from unfog.runs.tuned import LONGEST, keep
 from unfog.runtime import distributed
 from unfog.runtime.errors import UserError, whole_number
 from unfog.runtime.files import locked
@@ -64,7 +64,7 @@ def tune(
         console: Shows the progress; default: standard error.
 
     Returns: What was found for each number of steps, rising.
-    Raises: UserError: If the model is no denoiser or a student, or the solver cannot be tuned.
+    Raises: UserError: If the model is no denoiser or a flow map, or the solver cannot be tuned.
     Source: Tong et al. 2024, LD3; Frankel et al. 2025, S4S.
     """
     loaded = run if isinstance(run, Run) else load(run, device)
@@ -90,12 +90,13 @@ def fit(
     console: Console | None = None,
 ) -> Iterator[tuple[Sampler, Tuned]]:
     """Do as `tune` does, and yield each sampler with what was found for it."""
-    numbers = sorted({whole_number("the number of steps", one, 1) for one in steps})
+    numbers = sorted({whole_number("the number of steps", one, 1, LONGEST) for one in steps})
+    rounds = whole_number("the number of rounds", rounds, 0)
     if distributed.size() > 1:
         raise UserError("unfog tune runs as one process: start it without torchrun")
     if run.denoiser.span is not None:
         raise UserError(
-            f"{run.path} is a student, which jumps along trajectories: there is nothing to tune, raise steps"
+            f"{run.path} is a flow map, which jumps along trajectories: there is nothing to tune, raise steps"
         )
     chosen = solver or _usual(run)
     explicit = isinstance(run.recipe.grid, TimesGrid)  # of one number of steps, while the ends need many
@@ -105,6 +106,9 @@ def fit(
     ]
     if samplers[0].solver.stochastic:
         raise UserError(f"the solver {chosen} draws noise at each step and cannot be tuned: use ddim or dpmpp-2m")
+    if isinstance(samplers[0].solver, RungeKutta45):
+        raise UserError(f"the solver {chosen} chooses its own steps and cannot be tuned: use ddim or dpmpp-2m")
+    failed: list[UserError] = []
     with working("fitting", None, console=console or Console(stderr=True)) as work:
         for sampler in samplers:
             work.describe(f"{counted(sampler.settings.steps, 'step')}: where {chosen} should end")
@@ -113,7 +117,15 @@ def fit(
             condition = _condition(few, 2 * rows, asked)
             fitted, others = (Portion.of(few, condition, first) for first in (0, rows))
             work.describe(f"{counted(sampler.settings.steps, 'step')}: fitting")
-            yield sampler, tuning.tune(fitted, others, rounds=rounds, watch=work.advance)
+            try:
+                found = tuning.tune(fitted, others, rounds=rounds, watch=work.advance)
+            except UserError as error:  # of one number of steps, which costs the others nothing
+                failed.append(error)
+                warnings.warn(f"{counted(sampler.settings.steps, 'step')} not tuned: {error}", stacklevel=3)
+                continue
+            yield sampler, found
+    if len(failed) == len(samplers):
+        raise failed[0]
 
 
 def _usual(run: Run) -> str:

@@ -20,6 +20,8 @@ shutil socket ssl struct subprocess zlib
 """
 """Modules of the standard library with libraries of their own: while the system loads one library, it loads no other,
 and the command line would wait for it."""
+THREADS: list[threading.Thread] = []
+"""What has been begun."""
 WITHOUT = {"-h", "--help", "--version"}
 """Words with which a command needs no torch."""
 
@@ -43,7 +45,14 @@ def torch(words: Sequence[str]) -> threading.Thread | None:
         importlib.import_module(name)
     thread = threading.Thread(target=_load, args=(Path(spec.origin).parent / "lib",), daemon=True)
     thread.start()
+    THREADS.append(thread)
     return thread
+
+
+def wait() -> None:
+    """Wait until all is loaded: a process that ends while a library is loaded can corrupt its memory."""
+    for thread in THREADS:
+        thread.join()
 
 
 def _load(folder: Path) -> None:

@@ -174,8 +174,8 @@ def _measured(trainer: Trainer, path: Path) -> tuple[Choices, Ratios]:
 def _undecided() -> tuple[Choices, Ratios]:
     """Say that nothing could be measured, and return the reference."""
     warnings.warn(
-        "other programs disturbed the timing of the ways to compute, so that the usual ones are taken: "
-        "training.choices names others",
+        "other programs disturbed the timing by which the fastest kernels are chosen, so the usual ones are used: the "
+        "training is right, but may be slower than on an idle machine",
         stacklevel=5,
     )
     return Choices(), {}

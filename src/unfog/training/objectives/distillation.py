@@ -17,7 +17,7 @@ from unfog.diffusion.targets import Prediction
 from unfog.generation.trajectories import MOST, Trajectories, bytes_of
 from unfog.networks.conditioning import Cond
 from unfog.recipes.build import PARAMETERS, stored_shape
-from unfog.recipes.objective import Context, Draw, Seen
+from unfog.recipes.objective import Context, Draw, HeldOut, Seen
 from unfog.recipes.recipe import Recipe
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import uniform
@@ -28,6 +28,9 @@ SHARE = 0.25
 """Of a budget for the trajectories, at most."""
 FEW, MANY, REPEATED = 4096, 65_536, 40
 """The fewest and the most trajectories that are made by default, and how often a training sees each in between."""
+FEWEST, POINTS = 64, 1000
+"""The fewest trajectories, and the most steps of each."""
+REMADE = "remove the folder to have them made again"
 IMAGINED = 64
 """Trajectories of a training that is only planned."""
 NEARER = 0.25
@@ -68,15 +71,38 @@ class Distillation(Student):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if not (0 <= self.low <= self.high and (self.rows >= 64 or not self.rows) and self.points >= 2):
-            raise UserError(
-                "objective.rows must be 64 or more, or 0 for as many as suit the training, points 2 or more, and low "
-                "not above high"
-            )
+        if not 0 <= self.low <= self.high:
+            raise UserError("objective.low must be 0 or more, and not above objective.high")
+        if self.rows and self.rows < FEWEST:
+            raise UserError(f"objective.rows must be {FEWEST} or more, or 0 for as many as suit the training")
+        if not 2 <= self.points <= POINTS:
+            raise UserError(f"objective.points must be from 2 to {POINTS:,}, not {self.points}")
         if not (0 <= self.from_noise <= 1 and 0 <= self.to_data <= 1):
             raise UserError("objective.from_noise and objective.to_data must lie between 0 and 1")
         if not (0 <= self.tuning <= 1 and 0 < self.last <= NEARER):
             raise UserError(f"objective.tuning is a share of the training, and objective.last above 0 up to {NEARER}")
+
+    def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
+        """Refuse trajectories whose conditions are not those of the data, and what `Denoising` refuses."""
+        if self.teacher and self.files(context):
+            self._check_conditions(self.trajectories(context), held_out(np.arange(1)).condition, context)
+        super().check(model, held_out, context)
+
+    def _check_conditions(self, found: Trajectories, wanted: Tensor | None, context: Context) -> None:
+        """Refuse conditions that have another form than a row of the data has.
+
+        Raises: UserError: If they do, or name a class that there is not.
+        """
+        given = found.condition
+        same = (given is None) == (wanted is None)
+        if given is not None and wanted is not None:
+            same = given.shape[1:] == wanted.shape[1:] and given.dtype == wanted.dtype
+            if same and context.recipe.classes and given.shape[1:] == () and not given.is_floating_point():
+                same = int(given.min()) >= 0 and int(given.max()) < len(context.recipe.classes)
+        assert context.folder is not None
+        if not same or not bool(found.guidance.ge(self.low).logical_and(found.guidance.le(self.high)).all()):
+            where = context.folder / self.folder(context.recipe.seed)
+            raise UserError(f"{where}: the conditions are not those of the data: {REMADE}")
 
     def folder(self, seed: int) -> str:
         """Return where a run folder holds the trajectories: its name says of which weights, drawn how."""
@@ -185,15 +211,19 @@ class Distillation(Student):
         if not self.teacher:
             return self.imagined(context)
         assert context.folder is not None
-        where = context.folder / self.folder(context.recipe.seed)
-        files = sorted(where.glob("*.safetensors"))
+        where, files = context.folder / self.folder(context.recipe.seed), self.files(context)
         if not files:
             raise UserError(f"{where} holds no trajectories: resume the training, which makes them")
         found = _read(tuple(files), tuple(file.stat().st_mtime_ns for file in files))
         shape = context.codec.shape(stored_shape(context.recipe))
         if found.x.shape[1:] != (self.points + 1, *shape):
-            raise UserError(f"{where} holds trajectories of other data: remove the folder to have them made again")
+            raise UserError(f"{where} holds trajectories of other data: {REMADE}")
         return found
+
+    def files(self, context: Context) -> list[Path]:
+        """Return the files of the trajectories that the run folder holds."""
+        assert context.folder is not None
+        return sorted((context.folder / self.folder(context.recipe.seed)).glob("*.safetensors"))
 
     def imagined(self, context: Context) -> Trajectories:
         """Return trajectories of zeros, which take no memory."""
@@ -233,4 +263,4 @@ def _read(files: Sequence[Path], changed: Sequence[int]) -> Trajectories:
     try:
         return Trajectories.joined(read_tensors(file) for file in files)
     except UserError as error:
-        raise UserError(f"{files[0].parent}: {error}: remove the folder to have them made again") from None
+        raise UserError(f"{files[0].parent}: {error}: {REMADE}") from None

@@ -44,10 +44,10 @@ class Progressive(Student):
         if not 0 <= self.low <= self.high:
             raise UserError("objective.low must be 0 or more, and not above objective.high")
         ratio = self.first / max(self.last, 1)
-        if self.last < 1 or ratio < 2 or ratio != 2 ** round(math.log2(ratio)):
+        if self.last < 1 or self.first > 1024 or ratio < 2 or ratio != 2 ** round(math.log2(ratio)):
             raise UserError(
-                f"steps are halved from objective.first to objective.last, as from 16 to 1: {self.first} and "
-                f"{self.last} do not fit"
+                f"steps are halved from objective.first, at most 1,024, to objective.last, as from 16 to 1: "
+                f"{self.first} and {self.last} do not fit"
             )
 
     @property
