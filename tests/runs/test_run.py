@@ -381,14 +381,15 @@ def test_a_film_of_several_batches_ends_at_their_samples(flow: Run, solver: str,
 
 
 @pytest.mark.parametrize("steps", [1, 3, 12])
-def test_a_film_has_a_frame_for_each_time_and_a_strip_of_eight(flow: Run, steps: int) -> None:
+def test_a_film_has_a_frame_for_each_time_and_a_strip_of_at_most_eight(flow: Run, steps: int) -> None:
     shot = film(flow.sampler(steps=steps), 2)
     assert len(shot.frames()) == steps + 1
     ((wide, tall),) = {frame.size for frame in shot.frames()}
     assert wide > (2 * 9 + 1) * 8  # the names of the rows, and two pictures of 8 pixels and their gaps
     assert 0 < tall - 3 * (9 * 8 + 8 + 2) < 30  # the time
     width, height = shot.strip().size
-    assert width > 8 * (9 * 8) + 8  # the names of the rows, and eight pictures of 8 pixels and their gaps
+    columns = min(8, steps + 1)
+    assert 0 < width - columns * (9 * 8) - 8 < 250  # the names of the rows, and pictures of 8 pixels and their gaps
     assert 0 < height - 6 * (9 * 8 + 8 + 2) < 50  # the title
 
 
@@ -423,7 +424,7 @@ def test_a_film_of_points(points_run: Path) -> None:
     run = load(points_run, "cpu")
     shot = film(run.sampler(), 100)
     assert len(shot.frames()) == 5
-    assert shot.strip().size == (8 * 160, 2 * 160)
+    assert shot.strip().size == (5 * 160, 2 * 160)
 
 
 # Folders that are no run

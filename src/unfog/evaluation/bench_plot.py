@@ -9,6 +9,9 @@ from unfog.runtime.files import whole
 
 STYLES, MARKERS = ("-", "--", ":", "-."), "osD^v"
 
+FEW = 4
+"""Settings up to which all intervals are drawn."""
+
 
 class Point(NamedTuple):
     """A measurement: evaluations, distance, and half the length of its interval."""
@@ -24,7 +27,7 @@ class Curve:
 
     Attributes:
         label: Name of the setting.
-        colour: Number of its colour: one for each solver.
+        colour: Number of its colour: one for each run and solver.
         variant: Number of its style: one for each grid and guidance.
         points: By rising evaluations.
     """
@@ -48,7 +51,7 @@ def draw_plot(
     """Draw distance against evaluations into a PNG, a line for each setting, with the Pareto front.
 
     Values and the floor share the bias of few samples, and the intervals are free of it: the bars have the length of
-    the intervals, but stand around the values.
+    the intervals, but stand around the values. Of many settings only points of the front have some.
 
     Args:
         curves: The settings, all positioned.
@@ -67,7 +70,7 @@ def draw_plot(
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     for curve in curves:
-        _draw_curve(axes, curve, least)
+        _draw_curve(axes, curve, least, curve.points if len(curves) <= FEW else front)
     x, y = [point.nfe for point in front], [max(least, point.distance) for point in front]
     axes.plot(x, y, "o", color="black", fillstyle="none", markersize=14, label="Pareto front")
     axes.axhline(max(least, floor), linestyle="--", color="0.4", label="real data")
@@ -81,16 +84,17 @@ def draw_plot(
         figure.savefig(part, dpi=120, format="png")
 
 
-def _draw_curve(axes: Any, curve: Curve, least: float) -> None:
-    """Draw one setting: a line through its points, and a bar for each interval."""
+def _draw_curve(axes: Any, curve: Curve, least: float, barred: Sequence[Point]) -> None:
+    """Draw one setting: a line through its points, and a bar for the interval of some."""
     colour, style = f"C{curve.colour}", STYLES[curve.variant % len(STYLES)]
     marker = MARKERS[curve.variant % len(MARKERS)]
     x = [point.nfe for point in curve.points]
     y = [max(least, point.distance) for point in curve.points]
     axes.plot(x, y, style, marker=marker, color=colour, linewidth=1, markersize=4, label=curve.label)
-    low = [max(least, value - point.half) for value, point in zip(y, curve.points, strict=True)]
-    high = [value + point.half for value, point in zip(y, curve.points, strict=True)]
-    axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.25)
+    for value, point in zip(y, curve.points, strict=True):
+        if point in barred:
+            low, high = max(least, value - point.half), value + point.half
+            axes.vlines(point.nfe, low, high, color=colour, linewidth=1.2, alpha=0.25)
 
 
 def _set_ticks(axes: Any, ticks: Sequence[int]) -> None:

@@ -128,12 +128,12 @@ class Bench:
             distances.append([name, *(self._cell(setting, nfe, guided) for nfe in self.nfe)])
             recalls.append([name, *(self._recall(setting, nfe) for nfe in self.nfe)])
         score, recall = self.best.fidelity, self.best.recall
-        scales = "; ×2: guidance 2" if any("×" in self.label(setting) for setting in settings) else ""
+        scales = ["×2: guidance 2"] if any("×" in self.label(setting) for setting in settings) else []
         return "\n".join(
             [
-                f"Fréchet distance{', in brackets adherence' if guided else ''}; "
-                f"* best with as many evaluations{scales}",
+                f"Fréchet distance{', in brackets adherence' if guided else ''}; * best with as many evaluations",
                 aligned(distances),
+                *scales,
                 *lines_of(f"{FLOOR}: {number(score.floor)}; {CEILING}: {number(score.ceiling)} ({score.protocol})"),
                 "",
                 f"recall, the share of real data that is drawn; {FLOOR}: {recall.floor:.3f}",
@@ -189,20 +189,20 @@ class Bench:
         front = [curves[one.setting].points[self._line(one.setting).index(one)] for one in self.front]
         ticks = sorted({one.nfe for one in self.measured} & set(self.nfe)) or [one.nfe for one in self.front]
         score = self.best.fidelity
-        title = f"{self.name}: {score.n} samples; bars as long as the 95 % intervals"
+        title = f"{self.name}: {score.n} samples; bars as long as the 95 % intervals, next to each other"
         draw_plot(list(curves.values()), front, score.floor, ticks, title, path)
 
     def _curves(self) -> dict[Setting, Curve]:
-        """Return a curve for each setting: solvers differ in colour, grids and guidance in style."""
+        """Return a curve for each setting: runs and solvers differ in colour, grids and guidance in style."""
         settings = list(dict.fromkeys(setting for setting, _ in self.cells))
-        solvers = list(dict.fromkeys(setting.solver for setting in settings))
-        variants = list(dict.fromkeys((setting.grid, setting.guidance, setting.run) for setting in settings))
+        drawn = list(dict.fromkeys((setting.run, setting.solver) for setting in settings))
+        variants = list(dict.fromkeys((setting.grid, setting.guidance) for setting in settings))
         curves = {}
         for place, setting in enumerate(settings):
             points = [_point(one) for one in self._line(setting)]
             colour, variant = (
-                solvers.index(setting.solver),
-                variants.index((setting.grid, setting.guidance, setting.run)),
+                drawn.index((setting.run, setting.solver)),
+                variants.index((setting.grid, setting.guidance)),
             )
             curves[setting] = Curve(self.label(setting), colour, variant, points).moved(place, len(settings))
         return curves
