@@ -189,7 +189,7 @@ class Bench:
         front = [curves[one.setting].points[self._line(one.setting).index(one)] for one in self.front]
         ticks = sorted({one.nfe for one in self.measured} & set(self.nfe)) or [one.nfe for one in self.front]
         score = self.best.fidelity
-        title = f"{self.name}: {score.n} samples; bars as long as the 95 % intervals, next to each other"
+        title = f"{self.name}: {score.n} samples; bars as long as the 95 % intervals; points moved sideways"
         draw_plot(list(curves.values()), front, score.floor, ticks, title, path)
 
     def _curves(self) -> dict[Setting, Curve]:

@@ -121,7 +121,8 @@ def exchanged(words: Tensor, u: Tensor) -> Tensor:
     following = words[(rows[:, None] + rows[:NEXT]) % count]  # (text, how many further, place)
     differs = (following != words[:, None]) & (following != 0) & (words[:, None] != 0)
     possible = differs.any(1)
-    wanted = (u[:, None].to(words.device) * possible.sum(1, keepdim=True)).long() + 1  # the how manieth possible place
+    places = possible.sum(1, keepdim=True)
+    wanted = (u.float().to(words.device)[:, None] * places).long().clamp(max=(places - 1).clamp(min=0)) + 1
     place = ((possible.cumsum(1) == wanted) & possible).int().argmax(1)
     word = following[rows, differs[rows, :, place].int().argmax(1), place]
     found = words.clone()
