@@ -426,6 +426,21 @@ def test_two_lengths_and_a_teacher_that_is_not_needed(
     assert not (tmp_path / "x").exists()
 
 
+def test_trajectories_of_other_conditions_are_refused(fast: Path, tmp_path: Path) -> None:
+    for name, condition in (
+        ("classes", lambda given: given + 900),
+        ("type", lambda given: given.float()),
+        ("shape", lambda given: given[:, None].repeat(1, 3)),
+        ("none", lambda given: None),
+    ):
+        run = shutil.copytree(fast, tmp_path / name)
+        for file in trajectories_of(run).iterdir():
+            parts = {**(whole := load_file(file)), "condition": condition(whole["condition"])}
+            save_file({key: part.contiguous() for key, part in parts.items() if part is not None}, file)
+        with pytest.raises(UserError, match="the conditions are not those of the data: remove the folder"):
+            resume(run, images=64, console=QUIET)
+
+
 @pytest.mark.parametrize("kept_too", [False, True])
 def test_a_student_is_resumed_while_its_trajectories_are_made(
     digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_too: bool

@@ -188,16 +188,14 @@ def distill(
     """
     from unfog.runs import run
     from unfog.runs.data import moved
-    from unfog.runs.distilling import check_keeping, foreseen, student_of
+    from unfog.runs.distilling import check_length, foreseen, keep, student_of
     from unfog.runs.reading import check_vacant
-    from unfog.runs.teaching import copy_teacher
 
     if len(scales) not in (0, 2):
         raise UserError("--scales takes the lowest and the highest scale of guidance, for instance --scales 1 3")
-    if budget is not None and images is not None:
-        raise UserError("`images` and `budget` both say how long to train: give one of them")
     check_vacant(out)
     length = None if budget is None else arguments.seconds(budget)
+    check_length(images, length)
     between = (scales[0], scales[1]) if scales else None
     chosen = student_of(
         teacher, how=how, steps=steps, rows=rows, points=points, scales=between, images=images, settings=set
@@ -207,8 +205,7 @@ def distill(
         _planned(foreseen(chosen), length, device)
         return
     if keep_teacher:
-        check_keeping(chosen)
-        copy_teacher(teacher, out)
+        keep(teacher, chosen, out)
     run.fit(
         chosen,
         out,

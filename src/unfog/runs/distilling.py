@@ -81,15 +81,12 @@ def distill(
 
     Raises: UserError: If the teacher is no denoiser, is a student itself, or is not there.
     """
-    if images is not None and budget is not None:
-        raise UserError("`images` and `budget` both say how long to train: give one of them")
+    check_length(images, budget)
     recipe = student_of(
         teacher, how=how, steps=steps, rows=rows, points=points, scales=scales, images=images, settings=settings
     )
     if keep_teacher:
-        check_keeping(recipe)
-        check_vacant(Path(out))
-        copy_teacher(Path(teacher), Path(out))
+        keep(Path(teacher), recipe, Path(out))
     return train(
         recipe,
         out,
@@ -207,13 +204,21 @@ def _between(recipe: Recipe, path: Path, scales: tuple[float, float] | None) -> 
     return low, high
 
 
-def check_keeping(student: Recipe) -> None:
-    """Refuse to copy the teacher of a student that does not need it.
+def check_length(images: int | None, budget: float | None) -> None:
+    """Refuse two lengths of one training."""
+    if images is not None and budget is not None:
+        raise UserError("`images` and `budget` both say how long to train: give one of them")
 
-    Raises: UserError: If its checkpoints hold the teacher.
+
+def keep(teacher: Path, student: Recipe, out: Path) -> None:
+    """Copy a teacher into the folder of its student.
+
+    Raises: UserError: If the student's checkpoints hold it, or the folder is taken.
     """
     if isinstance(student.objective, Progressive):
         raise UserError("a progressive student has its teacher in its checkpoints: omit `keep_teacher`")
+    check_vacant(out)
+    copy_teacher(teacher, out)
 
 
 def _check_apart(settings: Sequence[str], given: Mapping[str, bool]) -> None:

@@ -476,14 +476,14 @@ def _refit(
         if steps(own / "checkpoints"):
             _refit(own, dataset, device, console, hooks, data, accept_changed_data)
         trainer = reopen(path, device, dataset, data, accept_changed_data)
-        begins = _begins_with_teacher(trainer.recipe, path)
+        begins = _taught_only(trainer.recipe, path)
         length = trainer.recipe.training.seconds if begins else None
         promised = None if length is None else Budget(length)
         trainer.recipe = taught(trainer.recipe, path, trainer.data, device, promised, console)
         for sentence in corrections(trainer.recipe):
             warnings.warn(f"a formula was corrected since {path} began: {sentence}", stacklevel=5)
-        if begins:
-            _start_from(trainer, teacher_folder(trainer.recipe, path), console)
+        if begins is not None:
+            _start_from(trainer, teacher_folder(begins, path), console)
         if begins or (steps(own / "checkpoints") and not steps(path / "checkpoints")):
             settle(trainer)  # its training begins now, after the teacher's trajectories, or its autoencoder
         else:
@@ -498,10 +498,10 @@ def _refit(
     return left
 
 
-def _begins_with_teacher(recipe: Recipe, path: Path) -> bool:
-    """Return whether a run folder is that of a student that was stopped before its training began."""
+def _taught_only(recipe: Recipe, path: Path) -> Distillation | None:
+    """Return the objective of a student that was stopped before its own training began; None for any other run."""
     begun = steps(path / "checkpoints") or (path / "model.safetensors").exists()
-    return isinstance(recipe.objective, Distillation) and not begun
+    return recipe.objective if isinstance(recipe.objective, Distillation) and not begun else None
 
 
 def _train(trainer: Trainer, budget: Budget | None, console: Console | None, hooks: Hooks) -> None:

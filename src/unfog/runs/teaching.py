@@ -171,17 +171,11 @@ def _same(folder: Path, objective: Distillation) -> bool:
     return (folder / "model.safetensors").is_file() and digest_of(folder) == objective.weights
 
 
-def teacher_folder(recipe: Recipe, out: Path) -> Path:
-    """Return the folder of a student's teacher, which its own folder may hold.
+def teacher_folder(objective: Distillation, out: Path) -> Path:
+    """Return the folder of a student's teacher: the copy in its own, or where it was.
 
     Raises: UserError: If it is not there, or is another one.
     """
-    assert isinstance(recipe.objective, Distillation)
-    return _folder(recipe.objective, out)
-
-
-def _folder(objective: Distillation, out: Path) -> Path:
-    """Return the folder of a teacher: the copy in the student's own, or where it was."""
     copy = out / COPY
     return copy if _same(copy, objective) else _checked(Path(objective.teacher), out, objective)
 
@@ -191,7 +185,7 @@ def _teacher(objective: Distillation, out: Path, device: str) -> Sampler:
 
     Raises: UserError: If it is not there, or is another one.
     """
-    path = _folder(objective, out)
+    path = teacher_folder(objective, out)
     own = drawing_recipe(path)
     model = read_model(path, own, choose_device(device))
     assert isinstance(model, Denoiser)
