@@ -90,6 +90,20 @@ def test_what_no_text_says_is_kept_if_that_is_asked_for() -> None:
     assert torch.allclose(with_it - without, wanted, atol=1e-5)
 
 
+def test_captions_are_sought_among_exchanged_ones() -> None:
+    """As many for each row as there are to be, each with a word of another place."""
+    made, _ = build_data(recipe("encoder").set("network.width=8", "network.dim=12", "data.count=100"))
+    model = made.objective.build(made, 10**8)
+    words = F.pad(torch.tensor([[1, 5, 7], [1, 6, 7], [1, 6, 8]]), (0, 17))
+    batch = Draw(torch.randn(3, 3, 32, 32), words, torch.zeros(3, dtype=torch.bool), torch.rand(3), torch.zeros(1))
+    found = Contrastive(exchanged=2, instances=0).measured(model, batch, Context(made, build_codec(made)))
+    every = torch.cat([words, exchanged(words, batch.u), exchanged(words, (batch.u + 0.5) % 1)])
+    wanted = contrastive(model.pictures(batch.x0), model.texts(every), every, model.sharpness)
+    assert torch.allclose(found, wanted, atol=1e-6)
+    plain = contrastive(model.pictures(batch.x0), model.texts(words), words, model.sharpness)
+    assert not torch.allclose(found, plain, atol=1e-3)
+
+
 def test_embeddings_have_length_one_and_know_places() -> None:
     torch.manual_seed(0)
     made = recipe("encoder").set("network.width=8", "network.dim=12", "data.count=100")
