@@ -9,6 +9,7 @@ entropy of the grammar. Gaps: a part of held-out texts is hidden and filled in, 
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import tyro
 from unfog.data.characters import END, GAP, lines_of, text_of
 from unfog.data.grammar import ADJECTIVES, ARTICLES, KINDS, MONTHS, NOUNS, VERBS, entropy, kind_of
 from unfog.evaluation.intervals import of_mean
-from unfog.generation.unmasking import Unmasking
+from unfog.generation.unmasking import Order, Unmasking
 from unfog.recipes.sources import Grammar
 from unfog.runs.run import load
 from unfog.runtime.randomness import stream
@@ -55,23 +56,32 @@ def share(good: list[bool]) -> str:
     return f"{np.mean(good):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def main(run: tyro.conf.Positional[Path], /, n: int = 1000, steps: int | None = None, seed: int = 0) -> None:
+def main(
+    run: tyro.conf.Positional[Path],
+    /,
+    n: int = 1000,
+    steps: int | None = None,
+    order: Order | None = None,
+    seed: int = 0,
+) -> None:
     """Measure and print.
 
     Args:
         run: A run of the recipe 'text' on the embedded grammar.
         n: Samples, held-out texts and filled texts.
         steps: Steps of unmasking. Default: the recipe's.
+        order: Which characters are found first. Default: as the recipe says.
         seed: Of the samples.
     """
     loaded = load(run)
     found, spec = loaded.generator(steps=steps, seed=seed), loaded.recipe.data
     assert isinstance(found, Unmasking)
+    found = replace(found, order=order or found.order)
     assert isinstance(spec, Grammar)
     drawn = lines_of(found.modality, found(n))
     kinds = [KINDS[place % len(KINDS)] for place in range(n)]
     right = [kind_of(text, spec.largest) == kind for text, kind in zip(drawn, kinds, strict=True)]
-    print(f"{run}: {n} samples in {found.settings.steps} steps, kinds in turn")
+    print(f"{run}: {n} samples in {found.settings.steps} steps, order {found.order}, kinds in turn")
     print(f"  valid and as asked     {share(right)}")
     for kind in KINDS:
         own = [good for good, one in zip(right, kinds, strict=True) if one == kind]

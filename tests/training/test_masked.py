@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from unfog.cli.main import main
 from unfog.data.characters import GAP, Characters, codes, lines_of, texts
 from unfog.data.grammar import grammar
 from unfog.evaluation.density import density
-from unfog.generation.unmasking import Unmasker, Unmasking, falling, surprise
+from unfog.generation.unmasking import Order, Unmasker, Unmasking, falling, first_of, surprise
 from unfog.networks.conditioning import Cond
 from unfog.recipes.conditions import Known, NoConditioning
 from unfog.recipes.objective import Context, Draw
@@ -65,12 +65,11 @@ class Exact(nn.Module):
         return torch.einsum("br,rcl->bcl", posterior, self.rows).clamp(min=1e-30).log()
 
 
-def drawing(steps: int = 3, seed: int = 0, batch: int = 64) -> Unmasking:
+def drawing(steps: int = 3, seed: int = 0, batch: int = 64, order: Order = "confident") -> Unmasking:
     known = Known((3, 3), (), (), (1, 3), texts)
     model = cast(Unmasker, Exact())
-    return Unmasking(
-        model, CODEC, Sampling(steps=steps, batch=batch), conditioning=NoConditioning(), known=known, seed=seed
-    )
+    settings = Sampling(steps=steps, batch=batch)
+    return Unmasking(model, CODEC, settings, order, conditioning=NoConditioning(), known=known, seed=seed)
 
 
 def test_the_mean_loss_of_the_exact_model_is_the_entropy() -> None:
@@ -102,9 +101,10 @@ def test_bits_are_the_entropy() -> None:
     assert float(drawing().bits(rows, None).mean()) == pytest.approx(ENTROPY, abs=0.02)
 
 
-def test_one_character_at_a_time_gives_the_language() -> None:
+@pytest.mark.parametrize("order", get_args(Order))
+def test_one_character_at_a_time_gives_the_language_in_any_order(order: Order) -> None:
     count = 6400
-    found = Counter(lines_of(texts, drawing(steps=3)(count)))
+    found = Counter(lines_of(texts, drawing(steps=3, order=order)(count)))
     assert set(found) == set(LANGUAGE)
     for text, chance in LANGUAGE.items():
         assert found[text] / count == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / count))
@@ -125,6 +125,38 @@ def test_samples_are_the_same_in_any_request() -> None:
     assert torch.equal(drawing(batch=8)(5), many[:5])
     assert torch.equal(torch.cat(list(drawing(batch=8).batches(None, 30, 1))), many[8:])
     assert not torch.equal(drawing(batch=8, seed=1)(30), many)
+
+
+def test_the_surest_the_leftmost_or_any_are_found_first() -> None:
+    """The middle character is certain, and the last one nearly, but it is seen already."""
+    chances = torch.tensor([[0.5, 0.5], [1 - 1e-12, 1e-12], [0.9, 0.1], [0.99, 0.01]])
+    logits, hidden = chances.log().T[None], torch.tensor([[True, True, True, False]])
+    chance = torch.tensor([[0.9, 0.5, 0.3, 0.1]])
+
+    def found(order: Order, count: int) -> list[int]:
+        return first_of(order, logits, hidden, count, chance)[0].nonzero().flatten().tolist()
+
+    assert found("confident", 1) == [1]
+    assert found("confident", 2) == [1, 2]
+    assert found("random", 1) == [2]
+    assert found("left", 2) == [0, 1]
+    assert {tuple(found(order, 3)) for order in get_args(Order)} == {(0, 1, 2)}
+
+
+def test_confident_steps_find_together_what_is_certain() -> None:
+    """Once the second character is seen, "a", it is "aab" or "ba": few steps must not mix them."""
+    count = 6400
+    valid = {
+        order: np.mean([text in LANGUAGE for text in lines_of(texts, drawing(steps=2, order=order)(count))])
+        for order in get_args(Order)
+    }
+    assert valid["confident"] > valid["random"] + 0.05
+
+
+def test_a_run_from_before_there_were_orders_keeps_its_samples() -> None:
+    plain = json.loads(recipe("text").to_json())
+    assert plain["objective"].pop("order") == "confident"
+    assert Recipe.from_json(json.dumps(plain)).objective == Masked("random")
 
 
 @pytest.mark.parametrize(("count", "steps", "left"), [(5, 2, [5, 2, 0]), (3, 9, [3, 2, 1, 0]), (4, 1, [4, 0])])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from unfog.runtime.device import arithmetic
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import uniform
 
+Order = Literal["confident", "random", "left"]
+"""Which hidden characters are found first: those that the model is surest of, any, or those furthest to the left."""
 DRAWS = 16
 """Numbers of hidden characters over which a bound is the mean."""
 
@@ -76,6 +78,30 @@ def hiding(u: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
     return ranks < most[:, None].to(ranks.device), most.double() / length
 
 
+def first_of(order: Order, logits: Tensor, hidden: Tensor, count: int, chance: Tensor) -> Tensor:
+    """Return which characters of rows are found next, `(batch, length)`: `count` of the hidden ones.
+
+    "confident" takes those with the least entropy -sum(p·log p). An order may depend on what is seen, but not on the
+    characters that are drawn next: then a model that knows the probabilities draws from its distribution in any order.
+
+    Args:
+        order: The order.
+        logits: Of the characters, `(batch, characters, length)`.
+        hidden: Which are hidden, `(batch, length)`.
+        count: How many are found.
+        chance: Numbers in [0, 1) whose order is the random one, `(batch, length)`.
+
+    Source: Kim et al. 2025, Train for the Worst, Plan for the Best: Understanding Token Ordering in Masked Diffusions.
+    """
+    if order == "confident":
+        logp = logits.double().log_softmax(1)
+        score = (logp.exp() * logp).sum(1)
+    else:
+        score = -(chance if order == "random" else torch.arange(hidden.shape[1]).double().expand_as(chance))
+    places = score.masked_fill(~hidden, -math.inf).topk(count, dim=1).indices
+    return torch.zeros_like(hidden).scatter_(1, places, True)
+
+
 def falling(count: int, steps: int) -> list[int]:
     """Return how many of `count` characters are hidden at the beginning and after each step, from `count` to 0.
 
@@ -86,7 +112,7 @@ def falling(count: int, steps: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Unmasking(Drawing):
-    """Finds the hidden characters of a row in a random order, some at each step, independently of each other.
+    """Finds the hidden characters of a row, some at each step, independently of each other.
 
     In as many steps as a row has characters each is drawn given all before; fewer are faster, and characters of one
     step may not fit each other. Sample i is the same in every request.
@@ -95,6 +121,7 @@ class Unmasking(Drawing):
         model: Finds characters.
         codec: Maps characters to text.
         settings: Steps, guidance and batch.
+        order: Which are found first, see `first_of`.
 
     Source: Sahoo et al. 2024, Simple and Effective Masked Diffusion Language Models, with random characters drawn in
     float64 as Zheng et al. 2024 found necessary.
@@ -104,6 +131,7 @@ class Unmasking(Drawing):
     model: Unmasker
     codec: Codec
     settings: Sampling
+    order: Order = "confident"
 
     __repr__ = brief
 
@@ -120,7 +148,8 @@ class Unmasking(Drawing):
     @property
     def described(self) -> dict[str, object]:
         """What samples depend on in addition to model and condition, as plain values by name."""
-        return {"steps": self.settings.steps, "guidance": self.settings.guidance, "batch": self.size, "seed": self.seed}
+        own = {name: getattr(self.settings, name) for name in ("steps", "guidance")}
+        return {**own, "order": self.order, "batch": self.size, "seed": self.seed}
 
     @property
     def evaluations(self) -> int:
@@ -199,19 +228,17 @@ class Unmasking(Drawing):
         conds = self._conditions(condition, first, device)
         gaps = known.isnan().any(1)[0]
         x = known.nan_to_num(0.0).expand(self.size, characters, length).to(device)
-        shuffled = torch.from_numpy(uniform(self.seed, "order", 0, first, self.size, length))
-        order = torch.where(gaps, shuffled, 2.0).argsort(1).to(device)  # what is known comes last, and never
+        chance = torch.from_numpy(uniform(self.seed, "order", 0, first, self.size, length))
         left = falling(int(gaps.sum()), self.settings.steps)
         for step, (now, then) in enumerate(pairwise(left)):
             t = torch.full((self.size,), now / length, dtype=torch.float64)
-            drawn = uniform(self.seed, "characters", step, first, self.size, characters * length)
-            luck = torch.from_numpy(drawn).reshape(self.size, characters, length).clamp(min=1e-300)
-            logits = self._logits(x, t, conds).cpu().double() - (-luck.log()).log()  # Gumbel's trick
-            found = torch.nn.functional.one_hot(logits.argmax(1), characters).transpose(1, 2).to(x)
-            places = torch.zeros(self.size, length, dtype=torch.bool, device=device)
-            places.scatter_(1, order[:, left[0] - now : left[0] - then], True)
-            yield now / length, x, x + found * (x.amax(1, keepdim=True) == 0)
-            x = x + found * places[:, None]
+            numbers = uniform(self.seed, "characters", step, first, self.size, characters * length)
+            luck = torch.from_numpy(numbers).reshape(self.size, characters, length).clamp(min=1e-300)
+            logits, hidden = self._logits(x, t, conds).cpu().double(), x.amax(1) == 0
+            drawn = (logits - (-luck.log()).log()).argmax(1)  # Gumbel's trick
+            found = torch.nn.functional.one_hot(drawn, characters).transpose(1, 2).to(x)
+            yield now / length, x, x + found * hidden[:, None]
+            x = x + found * first_of(self.order, logits, hidden.cpu(), now - then, chance).to(device)[:, None]
         yield 0.0, x, x
 
     def _conditions(self, condition: Tensor | None, first: int, device: torch.device) -> list[Cond | None]:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
@@ -22,7 +22,6 @@ from unfog.diffusion.targets import Flow, Target
 from unfog.diffusion.times import LogitNormal, Times
 from unfog.diffusion.weightings import Unit, Weighting
 from unfog.recipes import describe
-from unfog.recipes.choices import REFERENCE
 from unfog.recipes.conditions import ClassConditioning, Conditioning
 from unfog.recipes.fitting import default_grid, default_inputs, default_times
 from unfog.recipes.kinds import KINDS, class_of, kind_of, options_of
@@ -40,7 +39,7 @@ from unfog.recipes.settings import (
     Sampling,
     Training,
 )
-from unfog.recipes.sources import DataSpec, Folder, Grammar
+from unfog.recipes.sources import DataSpec
 from unfog.recipes.vocabulary import path_of, unknown_setting
 from unfog.runtime.errors import UserError, unknown
 from unfog.runtime.files import parse_json
@@ -338,7 +337,8 @@ class Recipe:
             if name not in plain:
                 raise UserError(f"the recipe has no {name}")
         values: dict[str, Any] = {
-            name: from_plain(name, value) if name in KINDS else value for name, value in plain.items()
+            name: _as_written(from_plain(name, value), value) if name in KINDS else value
+            for name, value in plain.items()
         }
         if (
             plain["version"] == 1
@@ -346,13 +346,6 @@ class Recipe:
             and "clock" not in plain["solver"]
         ):
             values["solver"] = _as_before(values["solver"], values.get("schedule", cls.schedule))
-        if isinstance(values["data"], Folder) and "rules" not in plain["data"]:
-            values["data"] = replace(values["data"], rules=1)  # as it was read before folders had rules
-        if isinstance(values["data"], Grammar) and "largest" not in plain["data"]:
-            values["data"] = replace(values["data"], largest=99)  # as before there was a choice
-        if isinstance(values.get("training"), Training) and "choices" not in plain["training"]:
-            # as runs computed before there were any
-            values["training"] = replace(values["training"], choices=REFERENCE)
         shape = values.get("shape")
         check_value("shape", shape, list[int] | None)
         for name in ("classes", "prompts"):
@@ -392,6 +385,13 @@ def _as_before(solver: VelocitySolver, schedule: Schedule) -> VelocitySolver:
             stacklevel=2,
         )
     return solver
+
+
+def _as_written(part: Part, plain: object) -> Part:
+    """Return a part with what its missing options were before they existed."""
+    before: Mapping[str, object] = getattr(type(part), "before", {})
+    missing = {name: value for name, value in before.items() if isinstance(plain, dict) and name not in plain}
+    return replace(cast(Any, part), **missing) if missing else part
 
 
 def _is_version(value: object) -> bool:

@@ -1,13 +1,13 @@
 """Settings of averaging, training and sampling."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import torch
 
 from unfog.diffusion.denoiser import InputScale, NetworkTime
-from unfog.recipes.choices import AUTO, Choices
+from unfog.recipes.choices import AUTO, REFERENCE, Choices
 from unfog.runtime.device import Precision, choose_precision
 from unfog.runtime.errors import UserError
 
@@ -143,6 +143,7 @@ class Training:
     compile: bool = False
     epochs: float | None = None
     choices: str = AUTO
+    before: ClassVar[Mapping[str, object]] = {"choices": REFERENCE}
 
     def __post_init__(self) -> None:
         """Check the numbers."""

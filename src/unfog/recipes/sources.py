@@ -1,6 +1,6 @@
 """Data sources: where data are and how to read them. What reads them is imported when it does: sampling never does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -142,6 +142,7 @@ class Folder:
     rules: int = RULES
     label_from: str = AUTO
     buckets: int | Sequence[Sequence[int]] = 1
+    before: ClassVar[Mapping[str, object]] = {"rules": 1}
 
     def build(self, glance: bool = False) -> Data:
         """Read the folder, or with `glance` only what its files are."""
@@ -205,6 +206,7 @@ class Grammar:
     count: int = 200_000
     seed: int = 0
     largest: int = 19
+    before: ClassVar[Mapping[str, object]] = {"largest": 99}
     modality: ClassVar[Modality] = texts
     computed: ClassVar[bool] = True
 

@@ -1,6 +1,7 @@
 """Masked diffusion: a model of texts, trained to find the characters that are hidden."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from unfog.data.characters import Characters
 from unfog.diffusion.schedules import RectifiedFlow
 from unfog.diffusion.targets import X0
-from unfog.generation.unmasking import Unmasker, Unmasking, hiding, surprise
+from unfog.generation.unmasking import Order, Unmasker, Unmasking, hiding, surprise
 from unfog.recipes.build import build_codec, build_denoiser, known_of
 from unfog.recipes.objective import Context, Draw, HeldOut, OneLoss, Seen
 from unfog.recipes.recipe import Recipe
@@ -33,10 +34,15 @@ class Masked(OneLoss):
     Its mean is a bound of -log p(x)/L: that of writing the characters one by one in a random order, and that of the
     absorbing process in which each character is hidden with probability t, from t = 0 to 1.
 
+    Attributes:
+        order: Which characters are found first when it samples, see `unfog.generation.unmasking.first_of`.
+
     Source: Austin et al. 2021, Structured Denoising Diffusion Models in Discrete State-Spaces; Sahoo et al. 2024,
     Simple and Effective Masked Diffusion Language Models; Nie et al. 2025, Large Language Diffusion Models, for l.
     """
 
+    order: Order = "confident"
+    before: ClassVar[Mapping[str, object]] = {"order": "random"}
     draws: ClassVar[bool] = True
 
     def build(self, recipe: Recipe, most: int) -> nn.Module:
@@ -88,6 +94,7 @@ class Masked(OneLoss):
             _unmasker(model),
             build_codec(recipe),
             recipe.sampling,
+            self.order,
             conditioning=recipe.conditioning,
             known=known_of(recipe),
         )
