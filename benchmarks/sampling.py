@@ -17,8 +17,8 @@ import torch
 import training
 import tyro
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
-from rivals import Answer, twins
 from torch import Tensor, nn
+from twins import Answer, twins
 
 from unfog.diffusion.denoiser import Clipped, Conditioned, Denoise, Denoiser
 from unfog.diffusion.grids import Grid, UniformGrid

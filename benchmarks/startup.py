@@ -107,7 +107,7 @@ def first_step() -> None:
 def three_steps(side: str, batch: int) -> None:
     """Take three training steps of the CIFAR-10 network."""
     import training
-    from rivals import Answer, twins
+    from twins import Answer, twins
 
     device, pair = torch.device("cpu"), twins("cifar10")
     if side == "diffusers":

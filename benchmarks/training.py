@@ -21,8 +21,8 @@ import torch
 import tyro
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
-from rivals import TOPOLOGIES, Answer, twins
 from torch import Tensor, nn
+from twins import TOPOLOGIES, Answer, twins
 
 from unfog.data.source import Augment, Data, InMemory
 from unfog.recipes.networks import CompactSpec

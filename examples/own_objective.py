@@ -18,7 +18,7 @@ def mlp(outputs: int) -> nn.Sequential:
 
 
 @dataclass(frozen=True)
-class Adversarial(OneLoss):
+class PointGAN(OneLoss):
     """The hinge losses of a generator and its critic, each with its own optimizer."""
 
     draws: ClassVar[bool] = True
@@ -51,7 +51,7 @@ class Adversarial(OneLoss):
         return lambda count, *_, seed=0, **__: model["generator"](normal(seed or 0, "z", 0, 0, count, (2,)))
 
 
-unfog.register("objective", "adversarial", Adversarial)
+unfog.register("objective", "point-gan", PointGAN)
 with tempfile.TemporaryDirectory() as folder:
-    settings = ("objective=adversarial", "training.images=4096", "training.reports=1")
+    settings = ("objective=point-gan", "training.images=4096", "training.reports=1")
     print(unfog.train(unfog.recipe("points").set(*settings), f"{folder}/gan").sample(5))

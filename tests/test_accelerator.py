@@ -590,6 +590,10 @@ def test_every_part_of_a_recipe_takes_steps(field: str, kind: str, data: dict[st
         chosen = recipe("text").set(*SMALL["compact"], "data.count=200")
     elif (field, kind) in {("network", "tower"), ("objective", "contrastive")}:
         chosen = recipe("encoder", data["folder"]).set(*SMALL["tower"])
+    elif kind in (families := {"gan": "adversarial", "ladder": "variational", "gated": "autoregressive"}) or (
+        kind in families.values()
+    ):
+        chosen = recipe("folder", data["folder"]).set(f"objective={families.get(kind, kind)}", "network.width=8")
     elif kind in ("embedding", "caption"):
         name = {"embedding": "decoder", "caption": "prior"}[kind]
         chosen = recipe(name, data["folder"]).set(f"{ENCODED[name]}={encoder_of(data, tmp_path)}", "network.width=8")

@@ -89,7 +89,7 @@ def test_a_card_that_computes_something_else_fails_and_is_checked_again(
 
 def test_what_cannot_be_done_is_skipped_with_a_word(quick: gpu_check.Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    for name in ("sampling", "training", "rivals"):
+    for name in ("sampling", "training", "twins"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert "unfog[bench]" in str(gpu_check.throughput(quick)["skipped"])
     assert "--data" in str(gpu_check.training_on_cifar10(replace(quick, data=None))["skipped"])

@@ -63,6 +63,14 @@ def test_a_wider_network_is_advised_with_its_width() -> None:
     assert "(`--set network.width=...`; `unfog recipe runs/a` shows its own)" in advice(poor, run="runs/a")
 
 
+def test_more_steps_are_advised_only_where_there_are_any() -> None:
+    for name in ("frechet/classifier", "precision"):
+        poor = {"samples": {name: score(0.5, 0.9, 0.1) if name == "precision" else score(30.0, 0.2, 50.0)}}
+        assert "more steps" in advice(poor)
+        assert "steps" not in advice(poor, stepped=False)
+        assert "train longer" in advice(poor, stepped=False)
+
+
 def test_the_worst_figure_and_what_helps_are_named() -> None:
     good = {"frechet/pixels": score(0.3, 0.2, 8.2, 0.1, 0.5), "recall": score(0.9, 0.9, 0.1)}
     poor = {**good, "recall": score(0.5, 0.9, 0.1)}

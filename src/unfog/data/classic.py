@@ -9,6 +9,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BufferedIOBase
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from unfog.data.download import fetch
 from unfog.data.source import Data, InMemory, MissingDataError, split
 from unfog.runtime.errors import UserError, nearby
 from unfog.runtime.files import cache_folder, disk, locked, unreadable
+from unfog.runtime.randomness import stream
 
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -62,28 +64,47 @@ def digits() -> Data:
     return split(InMemory(torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64)), _NUMERALS), 0.2)
 
 
-def mnist(path: str | None = None) -> Data:
+def mnist(path: str | None = None, *, binary: bool = False) -> Data:
     """Read MNIST, 1×28×28: 60,000 digits, and 10,000 held out.
 
     Args:
         path: Folder with the four idx files, compressed (.gz) or not; downloaded to the cache if None.
+        binary: Whether each pixel is black or white, see `binarised`.
 
     Returns: The data set with its official split.
     Source: LeCun, Cortes & Burges, The MNIST database.
     """
-    return _idx_set(_MNIST, "mnist", path, _NUMERALS)
+    data = _idx_set(_MNIST, "mnist", path, _NUMERALS)
+    return binarised(data) if binary else data
 
 
-def fashion(path: str | None = None) -> Data:
+def fashion(path: str | None = None, *, binary: bool = False) -> Data:
     """Read Fashion-MNIST, 1×28×28: 60,000 images of clothes, and 10,000 held out.
 
     Args:
         path: Folder with the four idx files, compressed (.gz) or not; downloaded to the cache if None.
+        binary: Whether each pixel is black or white, see `binarised`.
 
     Returns: The data set with its official split.
     Source: Xiao, Rasul & Vollgraf 2017, Fashion-MNIST.
     """
-    return _idx_set(_FASHION, "fashion", path, CLOTHES)
+    data = _idx_set(_FASHION, "fashion", path, CLOTHES)
+    return binarised(data) if binary else data
+
+
+def binarised(data: Data) -> Data:
+    """Return pictures in memory with each pixel v drawn white with probability v/255, else black, always the same.
+
+    Source: Salakhutdinov & Murray 2008, On the Quantitative Analysis of Deep Belief Networks, section 5.2.
+    """
+    parts = []
+    for part, purpose in zip(data, ("binarised", "binarised, held out"), strict=True):
+        assert isinstance(part, InMemory)
+        draw, rows = stream(0, purpose), part.x.flatten(1).numpy()
+        some = np.array_split(rows, -(-len(rows) // 1000))
+        white = np.concatenate([draw.random(one.shape, dtype=np.float32) < one / 255 for one in some])
+        parts.append(replace(part, x=torch.from_numpy(255 * white.astype(np.uint8)).reshape(part.x.shape)))
+    return Data(*parts)
 
 
 def cifar10(path: str | None = None) -> Data:

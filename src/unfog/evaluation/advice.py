@@ -13,6 +13,8 @@ LONGER = (
     "train longer (`unfog train --init-from RUN --budget 10m --out RUN-longer`, then `unfog compare RUN RUN-longer`), "
     "or a larger network (WIDER)"
 )
+STEPS = r"; more steps( or another solver \(`unfog bench` finds them\))?"
+"""What is advised only where a model takes steps."""
 WIDTH, WIDER, STEP = "`--set network.width=...`; `unfog recipe RUN` shows its own", 1.5, 16
 """What is said of a network's width where that is not known; how much wider one is advised, and the unit of it."""
 HELPS = {
@@ -47,6 +49,7 @@ def advice(
     run: str = "RUN",
     width: int | None = None,
     jumps: int | None = None,
+    stepped: bool = True,
 ) -> str:
     """Return which figure is the worst of the last set of samples, and what usually helps.
 
@@ -59,6 +62,7 @@ def advice(
         run: The run, in commands.
         width: Of its network, where it has one.
         jumps: Of a flow map, in how many steps it was sampled.
+        stepped: Whether the model is sampled step by step.
     """
     *others, last = columns
     if copies and any(one.copies for one in copies.values()):
@@ -82,6 +86,8 @@ def advice(
     cure = "".join(reversed(better)) + _helps(helps or name, list(columns) if guided else [])
     if jumps is not None and jumps < MANY:
         cure = f"more steps (`--steps {2 * jumps}`); {cure}"
+    if not stepped:
+        cure = re.sub(STEPS, "", cure)
     wider = WIDTH if width is None else f"`--set network.width={STEP * math.ceil(WIDER * width / STEP)}`, {width} now"
     cure = cure.replace("WIDER", wider).replace("RUN", run)
     return f"Worst: {figures}.{_failing(name, classes)} What usually helps: {cure}."

@@ -11,7 +11,7 @@ from unfog.data.source import Batch, Data, Source
 from unfog.diffusion.denoiser import Conditioned
 from unfog.diffusion.grids import UniformGrid
 from unfog.diffusion.likelihood import bits_per_dim, log_likelihood, variational_bound
-from unfog.generation.unmasking import DRAWS, Unmasking
+from unfog.generation.drawing import Likely
 from unfog.networks.conditioning import Cond
 from unfog.recipes.build import build_codec, known_of
 from unfog.runs.run import Run
@@ -31,14 +31,18 @@ class Bits:
         flow: By the probability flow, with one random probe for each row (Hutchinson); None for texts, which have none.
         flow_error: Its standard error.
         bound: The variational bound, of the chain of Gaussian steps and so of another model than the flow; of texts
-            that of unmasking.
+            that of unmasking, of VAEs that of their latents; None where the likelihood is exact.
         bound_error: Its standard error.
+        exact: The exact likelihood, of autoregressive models.
+        exact_error: Its standard error.
     """
 
     flow: float | None
     flow_error: float | None
-    bound: float
-    bound_error: float
+    bound: float | None
+    bound_error: float | None
+    exact: float | None = None
+    exact_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,12 @@ class Density:
 
     def table(self) -> str:
         """Return the two rows as text."""
-        lines = ["bits/dim             by the flow       variational bound"]
+        ways = {"flow": "by the flow", "bound": "variational bound", "exact": "exact"}
+        shown = {way: words for way, words in ways.items() if getattr(self.train, way) is not None}
+        lines = [f"{'bits/dim':18}" + "".join(f"{words:>20}" for words in shown.values())]
         for name, bits in (("training rows", self.train), ("held out", self.held_out)):
-            flow = "-" if bits.flow is None else f"{bits.flow:.3f} ± {bits.flow_error:.3f}"
-            lines.append(f"{name:18} {flow:>15}   {bits.bound:10.3f} ± {bits.bound_error:.3f}")
+            figures = [f"{getattr(bits, way):.3f} ± {getattr(bits, f'{way}_error'):.3f}" for way in shown]
+            lines.append(f"{name:18}" + "".join(f"{figure:>20}" for figure in figures))
         return "\n".join([*lines, f"({self.protocol})"])
 
 
@@ -82,9 +88,9 @@ def density(run: Run, data: Data, count: int, seed: int = 0) -> Density:
     if count < 1:
         raise UserError(f"the likelihood needs 1 row or more, not {count}")
     generator = None if run.denoises or not run.recipe.objective.draws else run.generator(seed=seed)
-    if isinstance(generator, Unmasking):
-        protocol = f"{min(count, len(data.heldout))} held-out rows, seed {seed}; bits a character, {DRAWS} draws a row"
-        train, heldout = (_of_texts(run, generator, part, count) for part in data)
+    if isinstance(generator, Likely):
+        protocol = f"{min(count, len(data.heldout))} held-out rows, seed {seed}; {generator.measured}"
+        train, heldout = (_of_rows(run, generator, part, count) for part in data)
         return Density(train, heldout, f"{protocol}; ± standard error")
     steps = run.denoiser.schedule.steps or STEPS
     protocol = (
@@ -113,8 +119,8 @@ def _bits(run: Run, source: Source, count: int, steps: int, seed: int) -> Bits:
     return Bits(*_mean_and_error(torch.cat(flows)), *_mean_and_error(torch.cat(bounds)))
 
 
-def _of_texts(run: Run, generator: Unmasking, source: Source, count: int) -> Bits:
-    """Measure some texts of one split: their bound in bits a character."""
+def _of_rows(run: Run, generator: Likely, source: Source, count: int) -> Bits:
+    """Measure some rows of one split by what their generator knows."""
     rows = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int64)
     found = []
     for first in range(0, len(rows), generator.size):
@@ -122,7 +128,8 @@ def _of_texts(run: Run, generator: Unmasking, source: Source, count: int) -> Bit
         box = torch.from_numpy(uniform(generator.seed, "likelihood condition", 0, first, len(part.x), 4))
         condition = run.recipe.conditioning.read(generator.known, part, part.x, box)
         found.append(generator.bits(part.x, condition, first))
-    return Bits(None, None, *_mean_and_error(torch.cat(found)))
+    figures = _mean_and_error(torch.cat(found))
+    return Bits(None, None, None, None, *figures) if generator.likelihood == "exact" else Bits(None, None, *figures)
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -208,7 +208,10 @@ def _advice(evaluations: Sequence[Evaluation], run: str, width: int | None) -> s
     last = evaluations[-1]
     guided = last.steps is not None and "adherence" in last.scores
     jumps = last.steps if last.jumps else None
-    return advice(_columns(evaluations), last.copies, last.classes, guided, run=run, width=width, jumps=jumps)
+    stepped = last.steps is not None
+    return advice(
+        _columns(evaluations), last.copies, last.classes, guided, run=run, width=width, jumps=jumps, stepped=stepped
+    )
 
 
 def notes(judge: Judge) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unfog.data.codecs import Codec
 from unfog.data.modality import Modality
+from unfog.networks.direct import Likelihood
 from unfog.recipes.conditions import Asked, Conditioning, Known
 from unfog.runtime.device import Arithmetic, free_memory
 from unfog.runtime.errors import UserError, whole_number
@@ -57,6 +58,41 @@ class Stepwise(Protocol):
 
     def moments(self, count: int, asked: Asked = None) -> Iterator[Moment]:
         """Yield how samples 0 to `count` - 1 stand at every step, from the beginning to the samples themselves."""
+        ...
+
+
+@runtime_checkable
+class Likely(Protocol):
+    """A `Drawing` that can say how likely rows are."""
+
+    known: Known
+    seed: int
+
+    @property
+    def size(self) -> int:
+        """Rows in a batch."""
+        ...
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """What is known of log p(x)."""
+        ...
+
+    @property
+    def measured(self) -> str:
+        """How it is measured, in words."""
+        ...
+
+    def bits(self, x: Tensor, condition: Tensor | None, first: int = 0) -> Tensor:
+        """Return -log2 p of rows as stored, or a bound of it, in bits a number, `(batch,)`.
+
+        Args:
+            x: Rows, `(batch, *shape)`.
+            condition: The condition of each, `(batch, ...)`, or None.
+            first: Number of the first row, which random numbers depend on.
+
+        Raises: UserError: If the model knows none.
+        """
         ...
 
 

@@ -14,6 +14,7 @@ from unfog.data.codecs import Codec
 from unfog.diffusion.denoiser import Denoiser
 from unfog.generation.drawing import Drawing, Moment
 from unfog.networks.conditioning import ClassEmbedding, Cond, Embedder
+from unfog.networks.direct import Likelihood
 from unfog.recipes.conditions import Asked
 from unfog.recipes.settings import Sampling
 from unfog.runtime.brief import brief
@@ -128,6 +129,8 @@ class Unmasking(Drawing):
     """
 
     takes: ClassVar[frozenset[str]] = frozenset({"steps", "guidance", "batch"})
+    likelihood: ClassVar[Likelihood] = "bound"
+    measured: ClassVar[str] = f"bits a character, {DRAWS} draws a row"
     model: Unmasker
     codec: Codec
     settings: Sampling

@@ -105,7 +105,7 @@ def fit(recipe: Recipe) -> dict[str, Any]:
 
     Raises: UserError: If diffusers cannot represent the model, with the reason.
     """
-    if not recipe.objective.draws:
+    if not recipe.objective.denoises:
         raise UserError(f"only denoisers can be exported to diffusers, not the objective {recipe.kind('objective')!r}")
     if recipe.objective.jumps:
         raise UserError("diffusers has no pipeline for a model that jumps to any time: export it to ONNX (`to` onnx)")

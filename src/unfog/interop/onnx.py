@@ -130,7 +130,7 @@ def fit(recipe: Recipe) -> None:
 
     Raises: UserError: If it cannot, with the reason.
     """
-    if not recipe.objective.draws or recipe.kind("objective") in ("masked", "cascade"):
+    if not recipe.objective.denoises:
         raise UserError(f"only denoisers can be exported to ONNX, not the objective {recipe.kind('objective')!r}")
     if not isinstance(recipe.codec, Pixels | Identity | LatentCodec):
         raise UserError(

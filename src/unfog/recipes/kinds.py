@@ -72,6 +72,9 @@ KINDS: dict[str, dict[str, str | type]] = {
         "mlp": "recipes.networks:MLPSpec",
         "autoencoder": "recipes.networks:AutoencoderSpec",
         "tower": "recipes.networks:TowerSpec",
+        "gan": "recipes.networks:GANSpec",
+        "ladder": "recipes.networks:LadderSpec",
+        "gated": "recipes.networks:GatedSpec",
     },
     "objective": {
         "denoising": "training.objectives.denoising:Denoising",
@@ -81,6 +84,9 @@ KINDS: dict[str, dict[str, str | type]] = {
         "flow-map": "training.objectives.flow_map:FlowMap",
         "masked": "training.objectives.masked:Masked",
         "contrastive": "training.objectives.contrastive:Contrastive",
+        "adversarial": "training.objectives.adversarial:Adversarial",
+        "variational": "training.objectives.variational:Variational",
+        "autoregressive": "training.objectives.autoregressive:Autoregressive",
         "cascade": "training.objectives.cascade:Cascade",
     },
     "conditioning": {
@@ -111,8 +117,8 @@ KINDS: dict[str, dict[str, str | type]] = {
 }
 """The kinds of each field of a recipe: name -> class or address of a class."""
 
-DECIDED_BY_DATA = frozenset({"channels", "outputs", "dims", "context"})
-"""Parameters of a network that follow from the data and therefore are not options."""
+DECIDED_BY_DATA = frozenset({"channels", "outputs", "dims", "context", "shape", "pixels", "conditional", "spectral"})
+"""Parameters of a network that follow from data, condition or objective and therefore are not options."""
 
 
 class Option(NamedTuple):

@@ -12,14 +12,19 @@ from torch import nn
 from unfog.networks.autoencoder import Autoencoder
 from unfog.networks.compact import Compact
 from unfog.networks.conditional import ConditionalUNet
+from unfog.networks.direct import DirectNetwork
 from unfog.networks.dit import DiT
 from unfog.networks.dual import Tower
+from unfog.networks.gan import GAN
+from unfog.networks.gated import GatedPixelCNN
 from unfog.networks.joint import JointDiT
+from unfog.networks.ladder import Ladder
 from unfog.networks.layers import Network
 from unfog.networks.minimal import Minimal
 from unfog.networks.mlp import MLP
 from unfog.networks.unet import UNet
 from unfog.recipes.kinds import kind_of, refusing
+from unfog.runtime.errors import UserError
 
 
 class NetworkSpec(Protocol):
@@ -168,3 +173,61 @@ class TowerSpec(Spec):
     width: int = 32
     levels: int = 3
     dim: int = 128
+
+
+@dataclass(frozen=True)
+class WholeSpec(Spec):
+    """Base of the specs of networks that draw whole pictures, and are no denoisers."""
+
+    objective: ClassVar[str]
+    """What trains it."""
+
+    def build(self, **sizes: int | None) -> Network:
+        """Refuse: it is no denoiser."""
+        kind = kind_of("network", self)
+        raise UserError(f"network={kind} is no denoiser: it goes with objective={self.objective}")
+
+    def whole(self, shape: tuple[int, ...], **decided: object) -> DirectNetwork:
+        """Return the network for pictures of a shape, with what its objective decides.
+
+        Raises: UserError: If the options do not fit each other or the shape.
+        """
+        options = {one.name: getattr(self, one.name) for one in fields(self)}
+        sides = "×".join(map(str, shape))
+        with refusing(f"the network {kind_of('network', self)!r} cannot be built for rows of {sides} with {options}"):
+            network: object = self.network(shape, **decided, **options)
+        return cast(DirectNetwork, network)
+
+
+@dataclass(frozen=True)
+class GANSpec(WholeSpec):
+    """The options of `GAN`."""
+
+    network: ClassVar[type[nn.Module]] = GAN
+    given: ClassVar[tuple[str, ...]] = ("shape", "conditional", "spectral")
+    objective: ClassVar[str] = "adversarial"
+    width: int = 32
+    noise: int = 64
+    critic: int = 48
+
+
+@dataclass(frozen=True)
+class LadderSpec(WholeSpec):
+    """The options of `Ladder`."""
+
+    network: ClassVar[type[nn.Module]] = Ladder
+    given: ClassVar[tuple[str, ...]] = ("shape", "pixels")
+    objective: ClassVar[str] = "variational"
+    width: int = 32
+    latent: int = 8
+
+
+@dataclass(frozen=True)
+class GatedSpec(WholeSpec):
+    """The options of `GatedPixelCNN`."""
+
+    network: ClassVar[type[nn.Module]] = GatedPixelCNN
+    given: ClassVar[tuple[str, ...]] = ("shape", "pixels")
+    objective: ClassVar[str] = "autoregressive"
+    width: int = 48
+    depth: int = 8

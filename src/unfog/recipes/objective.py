@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 from torch import Tensor, nn
@@ -124,6 +124,8 @@ class Objective(Protocol):
 
     draws: ClassVar[bool]
     """Whether its models can draw samples on their own."""
+    denoises: ClassVar[bool]
+    """Whether its models are denoisers, which are sampled step by step."""
     jumps: ClassVar[bool]
     """Whether its models are flow maps, which few steps of `ddim` sample."""
 
@@ -192,9 +194,19 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Choosing(Protocol):
+    """An objective that goes with a network, an optimizer or a sampling of its own."""
+
+    def beside(self, recipe: "Recipe") -> "Recipe":
+        """Return a recipe with what suits the objective, where nothing else is chosen."""
+        ...
+
+
 class OneLoss:
     """Base of objectives that train all weights on one loss and keep no state."""
 
+    denoises: ClassVar[bool] = False
     jumps: ClassVar[bool] = False
 
     def trained(self, model: nn.Module) -> dict[str, list[nn.Parameter]]:

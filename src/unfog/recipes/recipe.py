@@ -26,7 +26,7 @@ from unfog.recipes.conditions import ClassConditioning, Conditioning
 from unfog.recipes.fitting import default_grid, default_inputs, default_times
 from unfog.recipes.kinds import KINDS, class_of, kind_of, options_of
 from unfog.recipes.networks import NetworkSpec
-from unfog.recipes.objective import Objective
+from unfog.recipes.objective import Choosing, Objective
 from unfog.recipes.optimizers import AdamW
 from unfog.recipes.parse import changed, from_plain, parse_value, to_plain
 from unfog.recipes.schema import check_value
@@ -217,16 +217,18 @@ class Recipe:
         or else taken as text. The settings of one part are checked together.
         Times, grid and inputs follow a new schedule, wherever it stands, where they are still the old one's defaults.
         Guidance that is not chosen is off with a conditioning that is never dropped, since that leaves nothing to
-        guide away from. With an objective whose models jump, solver and steps that are not chosen are ddim in 4 steps,
-        without clipping.
+        guide away from. An objective with a network of its own brings it, and its optimizer. With one whose models
+        jump, solver and steps that are not chosen are ddim in 4 steps, without clipping.
 
         Raises: UserError: For an unknown path (with the nearest known one) or a value of the wrong type.
         """
-        found = self._with([setting for setting in settings if _of_schedule(setting)])
+        found = self._with([setting for setting in settings if _decides(setting)])
         for name, default in FOLLOWING.items():
             if getattr(self, name) == default(self.schedule):
                 found = replace(found, **cast(Any, {name: default(found.schedule)}))
-        found = found._with([setting for setting in settings if not _of_schedule(setting)])
+        if type(found.objective) is not type(self.objective) and isinstance(found.objective, Choosing):
+            found = found.objective.beside(found)
+        found = found._with([setting for setting in settings if not _decides(setting)])
         paths = [path_of(setting) for setting in settings]
         conditioned = any(path.partition(".")[0] in ("conditioning", "conditions") for path in paths)
         if conditioned and not found.conditioning.dropout and "sampling.guidance" not in paths:
@@ -364,9 +366,9 @@ class Recipe:
         return recipe
 
 
-def _of_schedule(setting: str) -> bool:
-    """Return whether a setting is of the schedule, on which the defaults of others depend."""
-    return path_of(setting).partition(".")[0] == "schedule"
+def _decides(setting: str) -> bool:
+    """Return whether a setting is of schedule or objective, on which the defaults of others depend."""
+    return path_of(setting).partition(".")[0] in ("schedule", "objective")
 
 
 def _as_before(solver: VelocitySolver, schedule: Schedule) -> VelocitySolver:

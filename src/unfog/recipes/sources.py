@@ -77,12 +77,13 @@ class MNIST:
     """MNIST in a folder, or downloaded once, see `unfog.data.classic.mnist`."""
 
     path: str | None = None
+    binary: bool = False
 
     def build(self) -> Data:
         """Read the set."""
         from unfog.data import classic
 
-        return classic.mnist(self.path)
+        return classic.mnist(self.path, binary=self.binary)
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,13 @@ class Fashion:
     """Fashion-MNIST in a folder, or downloaded once, see `unfog.data.classic.fashion`."""
 
     path: str | None = None
+    binary: bool = False
 
     def build(self) -> Data:
         """Read the set."""
         from unfog.data import classic
 
-        return classic.fashion(self.path)
+        return classic.fashion(self.path, binary=self.binary)
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ def _expected(
 
     Times in it are those of the whole command, as a budget is: `seconds` for this training, others in proportion.
     """
-    if not recipe.objective.draws or recipe.objective.jumps or (kind := kind_of(recipe, look.x)) is None:
+    if not recipe.objective.denoises or recipe.objective.jumps or (kind := kind_of(recipe, look.x)) is None:
         return None
     before = 0 if first is None else first.images * first.operations
     operations = before + steps * recipe.training.batch * found.whole.operations

@@ -43,7 +43,7 @@ def expectation(recipe: Recipe, budget: float | None = None, device: str = "auto
     """
     recipe, look = seen(recipe)
     kind, latents = kind_of(recipe, look.x), isinstance(recipe.codec, LatentCodec)
-    if kind is None or not recipe.objective.draws or recipe.objective.jumps or (latents and budget is None):
+    if kind is None or not recipe.objective.denoises or recipe.objective.jumps or (latents and budget is None):
         return None
     speed = REACHED * fastest(recipe, choose_device(device))
     if budget is None:

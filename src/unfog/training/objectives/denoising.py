@@ -35,6 +35,7 @@ class Denoising(OneLoss):
     """w(t)·|target - output|², a denoiser trained at the recipe's times, with its weighting."""
 
     draws: ClassVar[bool] = True
+    denoises: ClassVar[bool] = True
 
     def build(self, recipe: Recipe, most: int) -> nn.Module:
         """Return the denoiser."""

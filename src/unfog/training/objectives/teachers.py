@@ -43,6 +43,7 @@ class Student(OneLoss):
     low: float = 1.0
     high: float = 1.0
     draws: ClassVar[bool] = True
+    denoises: ClassVar[bool] = True
     jumps: ClassVar[bool] = True
 
     @property

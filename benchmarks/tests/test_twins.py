@@ -5,13 +5,13 @@ import torch
 
 from unfog.interop import names
 
-rivals = pytest.importorskip("rivals", reason="diffusers is not installed")
+twins = pytest.importorskip("twins", reason="diffusers is not installed")
 
 
 @pytest.mark.parametrize("name", ["course", "cifar10"])
 def test_the_same_weights_give_the_same_output_and_gradient(name: str) -> None:
     torch.manual_seed(0)
-    theirs, ours, shape = rivals.twins(name)
+    theirs, ours, shape = twins.twins(name)
     x, time = torch.randn(2, *shape), torch.tensor([3.0, 700.0])
     expected = theirs(x, time).sample
     found = ours(x, time)
