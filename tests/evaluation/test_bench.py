@@ -424,7 +424,7 @@ def test_schedules_are_trained_alike_once_and_ranked(
     shutil.rmtree(tmp_path / "cosine")
     assert begin() == first
     assert set(taken) == {tmp_path / "cosine"}
-    with pytest.raises(UserError, match="flow holds a run of another recipe, seed or number of images"):
+    with pytest.raises(UserError, match="flow holds a run of another recipe, seed or length"):
         begin(recipe.set("seed=1"))
 
 

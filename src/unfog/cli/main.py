@@ -16,6 +16,7 @@ from unfog.cli.exchange import export, import_
 from unfog.cli.looking import explain, inspect, recipe, recipes, report
 from unfog.cli.measuring import bench, compare, evaluate, verify
 from unfog.cli.numbers import REGISTRY
+from unfog.cli.rivalling import rivals
 from unfog.cli.serving import app
 from unfog.cli.training import average, distill, plan, replay, train
 from unfog.cli.tuning import tune
@@ -35,6 +36,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "bench": bench,
     "compare": compare,
+    "rivals": rivals,
     "average": average,
     "cascade": cascade,
     "replay": replay,

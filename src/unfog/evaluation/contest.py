@@ -54,11 +54,11 @@ def schedules(
             kind = contestant.kind("objective")
             raise UserError(f"schedules are compared on denoisers, and the objective {kind!r} trains none: change it")
     first, *others = zip(names, contestants, strict=True)
-    _train_or_resume(first[1], out / first[0], budget, device, console)
+    train_or_resume(first[1], out / first[0], budget, device, console)
     for name, contestant in others:
         length = read_recipe(out / first[0]).training
         by_clock = None if length.seconds is None else out / first[0]
-        _train_or_resume(replace(contestant, training=length), out / name, None, device, console, by_clock)
+        train_or_resume(replace(contestant, training=length), out / name, None, device, console, by_clock)
     models = load_alike([out / name for name in names], device)
     comparison = compare(
         models, names, count, steps=SCHEDULE_STEPS, guidance=1.0, seed=seed, reference=None, console=console
@@ -66,7 +66,7 @@ def schedules(
     return comparison.ranked()
 
 
-def _train_or_resume(
+def train_or_resume(
     recipe: Recipe,
     folder: Path,
     budget: float | None,
@@ -90,7 +90,15 @@ def _train_or_resume(
         train(recipe, folder, budget=budget, follow=follow, device=device, console=console)
         return
     present = read_recipe(folder)
-    expected = recipe if budget is None else replace(recipe, training=present.training)
-    if present != expected:
-        raise UserError(f"{folder} holds a run of another recipe, seed or number of images: choose another folder")
+    seconds = recipe.training.seconds if budget is None else budget
+    same_length = present.training.seconds == seconds and (seconds or present.training.images == recipe.training.images)
+    if not same_length or _asked(present, recipe) != _asked(recipe, recipe):
+        raise UserError(f"{folder} holds a run of another recipe, seed or length: choose another folder")
     resume(folder, device=device, console=console)
+
+
+def _asked(recipe: Recipe, wanted: Recipe) -> Recipe:
+    """Return a recipe without its length, and without what a training measures where `wanted` leaves that to it."""
+    training = replace(recipe.training, images=1, seconds=None, began=0, choices=wanted.training.choices)
+    sampling = recipe.sampling if wanted.sampling.batch is not None else replace(recipe.sampling, batch=None)
+    return replace(recipe, training=training, sampling=sampling)

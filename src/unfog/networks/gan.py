@@ -23,7 +23,7 @@ COARSEST = 4
 def halvings(sides: tuple[int, ...]) -> int:
     """Return how often sides are halved."""
     times = 0
-    while all(side % 2 ** (times + 1) == 0 and side // 2 ** (times + 1) >= COARSEST for side in sides):
+    while sides and all(side % 2 ** (times + 1) == 0 and side // 2 ** (times + 1) >= COARSEST for side in sides):
         times += 1
     return times
 
