@@ -56,8 +56,9 @@ class Density:
     __repr__ = brief
 
     def to_json(self) -> dict[str, object]:
-        """Return everything as plain values."""
-        return asdict(self)
+        """Return everything as plain values, without what was not measured."""
+        bits = {part: _known(getattr(self, part)) for part in ("train", "held_out")}
+        return {**bits, "protocol": self.protocol}
 
     def table(self) -> str:
         """Return the two rows as text."""
@@ -68,6 +69,11 @@ class Density:
             figures = [f"{getattr(bits, way):.3f} ± {getattr(bits, f'{way}_error'):.3f}" for way in shown]
             lines.append(f"{name:18}" + "".join(f"{figure:>20}" for figure in figures))
         return "\n".join([*lines, f"({self.protocol})"])
+
+
+def _known(bits: Bits) -> dict[str, float]:
+    """Return what was measured as plain values."""
+    return {name: value for name, value in asdict(bits).items() if value is not None}
 
 
 def density(run: Run, data: Data, count: int, seed: int = 0) -> Density:
