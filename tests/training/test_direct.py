@@ -230,8 +230,11 @@ def test_a_critic_of_the_hinge_rule_is_steep_by_one_a_layer() -> None:
     assert torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize(("sides", "times"), [((28, 28), 2), ((32, 32), 3), ((8, 8), 1), ((6, 6), 0), ((27, 28), 0), ((), 0)])
+@pytest.mark.parametrize(
+    ("sides", "times"), [((28, 28), 2), ((32, 32), 3), ((8, 8), 1), ((6, 6), 0), ((27, 28), 0), ((), 0)]
+)
 def test_sides_are_halved_while_they_are_even(sides: tuple[int, ...], times: int) -> None:
+    """Points have no sides."""
     assert halvings(sides) == times
 
 
