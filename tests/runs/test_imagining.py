@@ -168,12 +168,17 @@ def test_variations_interpolations_and_steering(made: Made, pictures: torch.Tens
     with pytest.raises(UserError, match="`fresh` is for models that are conditioned on embeddings"):
         decoder.interpolate(one, other, prompt="red", fresh=True, **options)
     texts = ("a red circle", "a blue circle")
-    steered = decoder.steer(one, *texts, amount=0.5, count=3, **options)
-    assert torch.equal(steered[0], way[0])
-    assert not torch.equal(steered[2], steered[0])
-    assert torch.equal(decoder.steer(one, *texts, amount=0.0, count=2, **options)[1], way[0])
-    halfway = decoder.steer(one, *texts, amount=0.25, count=2, **options)[1]
-    assert torch.equal(halfway, steered[1])
+    for new, first in ((True, fresh[0]), (False, way[0])):
+        steered = decoder.steer(one, *texts, amount=0.5, count=3, fresh=new, **options)
+        assert torch.equal(steered[0], first)
+        assert not torch.equal(steered[2], steered[0])
+        assert torch.equal(decoder.steer(one, *texts, amount=0.0, count=2, fresh=new, **options)[1], first)
+        halfway = decoder.steer(one, *texts, amount=0.25, count=2, fresh=new, **options)[1]
+        assert torch.equal(halfway, steered[1])
+    assert torch.equal(steered, decoder.steer(one, *texts, amount=0.5, count=3, fresh=False, **options))
+    assert torch.equal(
+        decoder.steer(one, *texts, count=2, **options), decoder.steer(one, *texts, count=2, fresh=True, **options)
+    )
     with pytest.raises(UserError, match="mean the same"):
         decoder.steer(one, "red", "red")
     for wrong in ({"amount": 2.0}, {"count": 1}):
@@ -190,7 +195,8 @@ def test_steering_leads_along_the_arc_to_the_difference_of_the_texts(
     end = own.texts(["blue"]) - own.texts(["red"])
     z = edits.invert(sampler, pictures[0])[0]
     wanted = edits.from_noise(sampler, pictures[0], z, 9 * end)
-    assert (edits.steer(sampler, pictures[0], "red", "blue", 1.0, 2)[1:].int() - wanted.int()).abs().max() <= 1
+    steered = edits.steer(sampler, pictures[0], "red", "blue", 1.0, 2, fresh=False)[1:]
+    assert (steered.int() - wanted.int()).abs().max() <= 1
     start = own.pictures(pictures[:1])
     middle = torch.nn.functional.normalize(start) + torch.nn.functional.normalize(end)  # halfway along the arc
     monkeypatch.setattr(edits, "from_noise", lambda sampler, picture, z, asked: asked)

@@ -367,12 +367,17 @@ def interpolate(
     if fresh:
         if not isinstance(ends[0], Tensor) or asked is not None:
             raise UserError("`fresh` is for models that are conditioned on embeddings, and without a prompt: omit it")
-        shape = tuple(Canvas(sampler, first[None]).encode(first[None]).shape[1:])
-        z = normal(sampler.seed, "fresh", 0, 0, 1, shape).expand(count, *shape)
+        z = _one_noise(sampler, first, count)
     else:
         start, end = (invert(sampler, picture, asked)[0] for picture in (first, second))
         z = torch.cat([spherical(start, end, place / (count - 1)) for place in range(count)])
     return from_noise(sampler, first, z, _along(ends[0], ends[1], count) if asked is None else asked)
+
+
+def _one_noise(sampler: Sampler, picture: Tensor, count: int) -> Tensor:
+    """Return one noise of the sampler's seed for all of `count` pictures of this one's shape."""
+    shape = tuple(Canvas(sampler, picture[None]).encode(picture[None]).shape[1:])
+    return normal(sampler.seed, "fresh", 0, 0, 1, shape).expand(count, *shape)
 
 
 def _along(start: Asked, end: Asked, count: int, whole: float = 1.0) -> Asked:
@@ -383,11 +388,19 @@ def _along(start: Asked, end: Asked, count: int, whole: float = 1.0) -> Asked:
 
 
 @_in_its_arithmetic
-def steer(sampler: Sampler, picture: Tensor, before: str, after: str, amount: float = 0.4, count: int = 5) -> Tensor:
+def steer(
+    sampler: Sampler,
+    picture: Tensor,
+    before: str,
+    after: str,
+    amount: float = 0.4,
+    count: int = 5,
+    *,
+    fresh: bool = True,
+) -> Tensor:
     """Return pictures on the way from one to what it would be if it showed something else: a text diff.
 
-    From the embedding z of the picture towards the unit vector of z(after) - z(before), along the arc between the two,
-    with the noise that the picture comes from.
+    From the embedding z of the picture towards the unit vector of z(after) - z(before), along the arc between the two.
 
     Args:
         sampler: Of a model that is conditioned on embeddings.
@@ -395,7 +408,10 @@ def steer(sampler: Sampler, picture: Tensor, before: str, after: str, amount: fl
         before: What it shows.
         after: What it should show.
         amount: How far the last picture is along the arc, from 0 to 1; from 0.25 to 0.5 is usual.
-        count: Pictures, 2 or more, of which the first is the given one.
+        count: Pictures, 2 or more, of which the first shows what the given one does.
+        fresh: Whether all come from one noise of the sampler's seed, so that only what the embedding says changes. Else
+            from the noise of the picture, as in the source: the first then is the picture itself, and the others may
+            keep more of it than is wanted.
 
     Returns: uint8, `(count, channels, height, width)`.
     Raises: UserError: If the model is conditioned on something else, or the texts mean the same.
@@ -412,8 +428,12 @@ def steer(sampler: Sampler, picture: Tensor, before: str, after: str, amount: fl
         raise UserError(f"{before!r} and {after!r} mean the same to the model: give texts that differ")
     change = to_text - from_text
     end = (change * (start.norm() / change.norm()))[None]
-    z = invert(sampler, picture)[0]
-    return from_noise(sampler, picture, z.expand(count, *z.shape[1:]), _along(start, end, count, amount))
+    if fresh:
+        z = _one_noise(sampler, picture, count)
+    else:
+        own_noise = invert(sampler, picture)[0]
+        z = own_noise.expand(count, *own_noise.shape[1:])
+    return from_noise(sampler, picture, z, _along(start, end, count, amount))
 
 
 @_in_its_arithmetic

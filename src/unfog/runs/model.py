@@ -459,6 +459,7 @@ class Run:
         *,
         amount: float = 0.4,
         count: int = 5,
+        fresh: bool = True,
         **options: Unpack[SamplingOptions],
     ) -> Tensor:
         """Return pictures on the way from one to what it would be if it showed something else; see `unfog.steer`.
@@ -468,14 +469,15 @@ class Run:
             before: What it shows.
             after: What it should show.
             amount: How far the last one is on the way, from 0 to 1.
-            count: How many, 2 or more; the first is the picture itself.
+            count: How many, 2 or more; the first shows what the picture does.
+            fresh: Whether all come from one new noise, or from that of the picture, which the first then is itself.
             **options: See `SamplingOptions`; without `steps` there are 50.
 
         Returns: uint8, `(count, channels, height, width)`.
         Raises: UserError: If the picture cannot be read, or the model is not conditioned on embeddings.
         """
         sampler, _ = self._inverter(cast(EditOptions, options))
-        return edits.steer(sampler, asking.picture(picture, sampler, False), before, after, amount, count)
+        return edits.steer(sampler, asking.picture(picture, sampler, False), before, after, amount, count, fresh=fresh)
 
     def editor(self, **options: Unpack[SamplingOptions]) -> Sampler:
         """Return the sampler by which pictures are edited: that of the run, or of a cascade's decoder.
