@@ -19,7 +19,7 @@ from unfog.cli.main import main
 from unfog.data.characters import GAP, Characters, codes, lines_of, texts
 from unfog.data.grammar import grammar
 from unfog.evaluation.density import density
-from unfog.generation.unmasking import Order, Unmasker, Unmasking, falling, first_of, surprise
+from unfog.generation.unmasking import Order, Unmasker, Unmasking, falling, first_of, order_of, surprise
 from unfog.networks.conditioning import Cond
 from unfog.recipes.conditions import Known, NoConditioning
 from unfog.recipes.objective import Context, Draw
@@ -65,7 +65,7 @@ class Exact(nn.Module):
         return torch.einsum("br,rcl->bcl", posterior, self.rows).clamp(min=1e-30).log()
 
 
-def drawing(steps: int = 3, seed: int = 0, batch: int = 64, order: Order = "confident") -> Unmasking:
+def drawing(steps: int = 3, seed: int = 0, batch: int = 64, order: Order = "auto") -> Unmasking:
     known = Known((3, 3), (), (), (1, 3), texts)
     model = cast(Unmasker, Exact())
     settings = Sampling(steps=steps, batch=batch)
@@ -143,6 +143,15 @@ def test_the_surest_the_leftmost_or_any_are_found_first() -> None:
     assert {tuple(found(order, 3)) for order in get_args(Order)} == {(0, 1, 2)}
 
 
+def test_the_order_suits_the_number_of_steps() -> None:
+    """From the left one by one, any where several are found at a time."""
+    assert [order_of("auto", 48, steps) for steps in (12, 47, 48, 100)] == ["random", "random", "left", "left"]
+    assert order_of("confident", 48, 12) == "confident"
+    assert torch.equal(drawing(steps=3)(40), drawing(steps=3, order="left")(40))
+    assert torch.equal(drawing(steps=2)(40), drawing(steps=2, order="random")(40))
+    assert not torch.equal(drawing(steps=3)(40), drawing(steps=3, order="random")(40))
+
+
 def test_confident_steps_find_together_what_is_certain() -> None:
     """Once the second character is seen, "a", it is "aab" or "ba": few steps must not mix them."""
     count = 6400
@@ -155,7 +164,7 @@ def test_confident_steps_find_together_what_is_certain() -> None:
 
 def test_a_run_from_before_there_were_orders_keeps_its_samples() -> None:
     plain = json.loads(recipe("text").to_json())
-    assert plain["objective"].pop("order") == "confident"
+    assert plain["objective"].pop("order") == "auto"
     assert Recipe.from_json(json.dumps(plain)).objective == Masked("random")
 
 

@@ -35,13 +35,13 @@ class Masked(OneLoss):
     absorbing process in which each character is hidden with probability t, from t = 0 to 1.
 
     Attributes:
-        order: Which characters are found first when it samples, see `unfog.generation.unmasking.first_of`.
+        order: Which characters are found first when it samples, see `unfog.generation.unmasking.order_of`.
 
     Source: Austin et al. 2021, Structured Denoising Diffusion Models in Discrete State-Spaces; Sahoo et al. 2024,
     Simple and Effective Masked Diffusion Language Models; Nie et al. 2025, Large Language Diffusion Models, for l.
     """
 
-    order: Order = "confident"
+    order: Order = "auto"
     before: ClassVar[Mapping[str, object]] = {"order": "random"}
     draws: ClassVar[bool] = True
 
