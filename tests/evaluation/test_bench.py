@@ -434,9 +434,14 @@ def test_a_run_that_was_stopped_goes_on(
     resumed: list[Path] = []
     monkeypatch.setattr(contest, "resume", lambda path, **rest: resumed.append(path))
     monkeypatch.setattr(contest, "load_alike", lambda paths, device: pytest.fail("far enough"))
-    base = tiny("training.images=32").set("target=v", "times=uniform")
-    for name in ("flow", "linear"):
-        runs.train(base.set(f"schedule={name}"), tmp_path / name, device="cpu", console=QUIET)
+    base = tiny("training.batch=32").set("target=v", "times=uniform")
+    first, second = tmp_path / "flow", tmp_path / "linear"
+    runs.train(base.set("schedule=flow"), first, budget=1, device="cpu", console=QUIET)
+    as_long = replace(base.set("schedule=linear"), training=read_recipe(first).training)
+    runs.train(as_long, second, follow=first, device="cpu", console=QUIET)
     with pytest.raises(pytest.fail.Exception, match="far enough"):
         schedules(base, ["flow", "linear"], tmp_path, 1, device="cpu", console=QUIET)
-    assert resumed == [tmp_path / "flow", tmp_path / "linear"]
+    assert resumed == [first, second]
+    for changed, budget in ((base, 2), (base.set("training.batch=16"), 1), (base.set("seed=1"), 1)):
+        with pytest.raises(UserError, match="flow holds a run of another recipe, seed or length"):
+            schedules(changed, ["flow", "linear"], tmp_path, budget, device="cpu", console=QUIET)

@@ -379,7 +379,7 @@ def steer(
     after: str,
     amount: float = 0.4,
     n: Count = 5,
-    fresh: bool = True,
+    keep_noise: bool = False,
     out: SomePath = None,
 ) -> None:
     """Change what a picture shows by a change of text, with a model that is conditioned on embeddings (DALL-E 2).
@@ -396,8 +396,8 @@ def steer(
         after: What it should show.
         amount: How far the last picture is on the way, from 0 to 1.
         n: Number of pictures, the first of which shows what the given one does.
-        fresh: Use one new noise for all; else that of the picture, which the first then is itself, and of which the
-            others may keep more than is wanted.
+        keep_noise: Use the noise of the picture instead of one new noise for all: the first then is the picture itself,
+            and the others may keep more of it than is wanted.
         out: Folder for the pictures. Default: RUN/edits/steer.
     """
     from unfog.generation import edits
@@ -407,5 +407,5 @@ def steer(
     sampler, _ = _model(run, inverting, inverting.sampling(), out, free=True)
     picture = asking.picture(image, sampler, False)
     with locked(folder := out or run / "edits" / "steer"):
-        drawn = edits.steer(sampler, picture, before, after, amount, n, fresh=fresh)
+        drawn = edits.steer(sampler, picture, before, after, amount, n, fresh=not keep_noise)
         _written(drawn, folder, {}, sampler, None, f"from {before!r} to {after!r}")

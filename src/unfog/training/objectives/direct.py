@@ -20,7 +20,7 @@ from unfog.recipes.optimizers import AdamW
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.words import in_words
 from unfog.runtime.errors import UserError
-from unfog.training.reporting import CROWD, SHEET
+from unfog.training.reporting import SHEET
 
 IDLE = ("inputs", "schedule", "target", "variance", "times", "weighting", "solver", "grid")
 """Parts of a recipe that are of denoisers."""
@@ -65,8 +65,7 @@ class OfPixels(OneLoss):
     def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> Image.Image:
         """Return a sheet of samples."""
         found = self.generator(context.recipe, model)
-        numbers = CROWD if len(found.stored) == 1 else SHEET
-        count = min(numbers, context.shown or numbers)
+        count = min(SHEET, context.shown or SHEET)
         found = replace(found, precision=context.precision)
         condition = found.condition(count) if found.classes else held_out(np.arange(count)).condition
         labels = in_words(found.conditioning, found.known, condition, None, count)
