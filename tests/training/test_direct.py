@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,22 @@ from torch import Tensor
 import unfog
 from unfog.cli.main import main
 from unfog.data.classic import binarised
+from unfog.data.codecs import Pixels
 from unfog.data.source import Data, InMemory
 from unfog.generation.direct import Direct
+from unfog.networks.conditioning import Cond
 from unfog.networks.direct import DirectModel
 from unfog.networks.gan import PictureCritic, halvings
 from unfog.networks.gated import GatedPixelCNN
 from unfog.networks.ladder import Ladder, gaussian_divergence
 from unfog.networks.pixels import DISTRIBUTIONS, Bernoulli, Logistics, PixelDistribution
+from unfog.recipes.objective import Context, Draw
 from unfog.recipes.presets import recipe
 from unfog.recipes.recipe import Recipe
 from unfog.runs.run import Run, fit, load
 from unfog.runtime.errors import UserError
 from unfog.training.objectives.adversarial import Adversarial, steepness
+from unfog.training.objectives.direct import direct_model, noises_of
 from unfog.training.objectives.variational import Variational
 
 QUIET = Console(quiet=True)
@@ -368,3 +373,76 @@ def test_pixels_are_drawn_white_with_their_brightness() -> None:
     torch.testing.assert_close(white, torch.tensor([0.0, 0.2, 0.8, 1.0], dtype=torch.float64), atol=0.015, rtol=0)
     assert torch.equal(x, again.train.take(rows).x)
     assert not torch.equal(x, held)
+
+
+def test_the_likelihood_of_a_colour_is_that_of_its_channels_in_turn() -> None:
+    """Of one component, against a formula of its own: each channel's mean leads on from those before."""
+    means, scales, c = (0.2, 0.1, -0.3), (0.1, 0.2, 0.15), torch.tensor([0.5, -0.4, 0.8]).tanh()
+    given = torch.zeros(1, Logistics(1).parameters(3), 1)
+    given[0, 1:, 0] = torch.tensor([*means, *map(math.log, scales), 0.5, -0.4, 0.8])
+    x = torch.tensor([40, 200, 90]) / 127.5 - 1
+    led = [means[0], means[1] + float(c[0] * x[0]), means[2] + float(c[1] * x[0] + c[2] * x[1])]
+    expected = sum(float(other_logistic(x[place], led[place], scales[place])) for place in range(3))
+    assert float(Logistics(1).log_prob(given, x[None, :, None])) == pytest.approx(expected, abs=2e-3)
+
+
+def drawn(*numbers: int) -> Draw:
+    """Return rows with these numbers in the training, all of class 3."""
+    count = len(numbers)
+    x0 = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8).expand(count, -1, -1, -1)
+    u, drop = torch.full((count,), 0.5, dtype=torch.float64), torch.zeros(count, dtype=torch.bool)
+    return Draw(x0, torch.full((count,), 3), drop, u, torch.zeros_like(x0), numbers=torch.tensor(numbers))
+
+
+def test_the_divergence_counts_in_full_after_the_warm_up(runs: dict[str, Run]) -> None:
+    run = runs["variational"]
+    context = Context(run.recipe, Pixels())
+    with torch.no_grad():
+        first, half, whole = (
+            Variational(warmup=0.2).losses(run.model, drawn(0, 1), replace(context, progress=progress))["loss"]
+            for progress in (0.0, 0.1, 0.2)
+        )
+        torch.testing.assert_close(half, (first + whole) / 2)
+        assert (whole > first).all()
+        torch.testing.assert_close(whole, Variational().measured(run.model, drawn(0, 1), context))
+
+
+def test_the_penalty_is_half_the_squared_gradients_times_its_weight(runs: dict[str, Run]) -> None:
+    run = runs["adversarial"]
+    losses = {
+        weight: Adversarial(penalty=weight).losses(run.model, drawn(0, 1), Context(run.recipe, Pixels()))["critic"]
+        for weight in (0.0, 1.0, 3.0)
+    }
+    more = losses[1.0] - losses[0.0]
+    assert (more > 0).all()
+    torch.testing.assert_close(losses[3.0] - losses[0.0], 3 * more, rtol=1e-3, atol=1e-5)
+
+
+def test_critic_and_generator_have_embedders_of_their_own(runs: dict[str, Run]) -> None:
+    model = direct_model(runs["adversarial"].model)
+    trained = {name: set(map(id, parameters)) for name, parameters in Adversarial().trained(model).items()}
+    assert not trained["generator"] & trained["critic"]
+    assert trained["generator"] | trained["critic"] == set(map(id, model.parameters()))
+    assert isinstance(model.judging, torch.nn.Module)
+    assert all(id(one) in trained["critic"] for one in model.judging.parameters())
+
+
+def test_a_critic_reads_the_condition() -> None:
+    torch.manual_seed(0)
+    critic, x = PictureCritic((1, 8, 8), 4, 6, spectral=False), torch.randn(2, 1, 8, 8)
+    logits = [critic(x, Cond(vector=torch.full((2, 6), value))) for value in (-1.0, 1.0)]
+    assert not torch.allclose(*logits)
+    torch.testing.assert_close((logits[0] + logits[1]) / 2, critic(x))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_two_portions_are_alike(family: str, runs: dict[str, Run]) -> None:
+    """Neither of samples of one class, nor of noise in the training."""
+    run = runs[family]
+    threes = run.sample(16, label=3, batch=8)
+    assert not torch.equal(threes[:8], threes[8:])
+    model, context = direct_model(run.model), Context(run.recipe, Pixels())
+    first, second = (noises_of(model, drawn(*numbers), context) for numbers in ((0, 1), (64, 65)))
+    assert all(not torch.equal(*pair) for pair in zip(first, second, strict=True))
+    both = noises_of(model, drawn(64, 65, 66), context)
+    assert all(torch.equal(one, other[:2]) for one, other in zip(second, both, strict=True))
