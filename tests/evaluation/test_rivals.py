@@ -47,8 +47,9 @@ def test_families_are_trained_measured_and_kept(
         assert main([*words, "--set", "training.batch=32", "--device", "cpu"]) == 0
     assert main([*words, "--set", "training.batch=16", "--device", "cpu"]) == 2
     assert "holds a run of another recipe" in capsys.readouterr().err
-    (tmp_path / "out" / "gan-0" / "rival.json").write_text("{}")
-    assert room._kept(tmp_path / "out" / "gan-0" / "rival.json", 300) is None
+    for damaged in ("{}", "[]", "{", '{"count": 300, "scores": 1}'):
+        (tmp_path / "out" / "gan-0" / "rival.json").write_text(damaged)
+        assert room._kept(tmp_path / "out" / "gan-0" / "rival.json", 300) is None
     assert room._kept(tmp_path / "out" / "vae-0" / "rival.json", 400) is None
     assert room._kept(tmp_path / "out" / "vae-0" / "rival.json", 300) is not None
 

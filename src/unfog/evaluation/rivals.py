@@ -235,10 +235,10 @@ def _kept(path: Path, count: int) -> Trained | None:
     """Return what was measured of a training before, with as many samples; None where it was not."""
     if not path.is_file():
         return None
-    plain = parse_json(read_bounded(path))
-    if not isinstance(plain, dict) or plain.pop("count", None) != count:
-        return None
     try:
+        plain = parse_json(read_bounded(path))
+        if plain.pop("count") != count:
+            return None
         scores = {name: Figure(**figure) for name, figure in plain.pop("scores").items()}
         bits = plain.pop("bits")
         return Trained(scores=scores, bits=None if bits is None else (float(bits[0]), float(bits[1])), **plain)
@@ -259,15 +259,15 @@ def table(found: Sequence[Trained]) -> list[list[str]]:
         cells = [spread([one.scores[metric].value for one in some if metric in one.scores]) for some in of.values()]
         ends = next(one.scores[metric] for one in found if metric in one.scores)
         rows.append([metric, *cells, number(ends.floor), number(ends.ceiling)])
+    near = [spread([one.copies for one in some]) for some in of.values()]
+    rows.append(["copies, share near training rows", *near, number(found[0].expected), ""])
     own = {
-        "copies, share near training rows": [[one.copies for one in some] for some in of.values()],
         "seconds a picture, alone": [[one.single for one in some] for some in of.values()],
         f"seconds a picture, of {MANY}": [[one.portion for one in some] for some in of.values()],
         "pictures trained on": [[float(one.images) for one in some] for some in of.values()],
         "parameters": [[float(one.parameters) for one in some] for some in of.values()],
     }
     rows += [[name, *map(spread, columns), "", ""] for name, columns in own.items()]
-    rows[-5][-2] = number(found[0].expected)
     rows.append(["bits a number, held out", *(_bits(some) for some in of.values()), "", ""])
     gone = [f"{sum(one.collapsed for one in some)} of {len(some)}" for some in of.values()]
     rows.append(["collapsed", *gone, "", ""])

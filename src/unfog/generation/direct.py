@@ -83,16 +83,13 @@ class Direct(Drawing):
         self.check(condition)
         device = next(self.model.parameters()).device
         for first in range(skip * self.size, count, self.size):
-            given = None
-            if condition is not None:
-                rows = torch.arange(first, first + self.size).clamp(max=len(condition) - 1)
-                given = condition[rows].to(device)
+            given = self.padded(condition, first)
             shape, u = self.network.uniforms, None
             if shape is not None:
                 numbers = uniform(self.seed, "pixels", 0, first, self.size, math.prod(shape))
                 u = torch.from_numpy(numbers).float().reshape(self.size, *shape).to(device)
             with arithmetic(self.precision, device):
-                cond = self.model.cond(given, count=self.size)
+                cond = self.model.cond(None if given is None else given.to(device), count=self.size)
                 x = self.network.pictures(noises(self.network, self.seed, "noise", first, self.size, device), u, cond)
             yield self.codec.decode(x.float())[: count - first].cpu()
 

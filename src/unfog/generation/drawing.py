@@ -169,6 +169,13 @@ class Drawing(ABC):
         return self.conditioning.ask(self.known, asked, count)
 
     @final
+    def padded(self, condition: Tensor | None, first: int) -> Tensor | None:
+        """Return the condition of one batch, whose first sample has this number, the last one repeated to fill it."""
+        if condition is None:
+            return None
+        return condition[torch.arange(first, first + self.size).clamp(max=len(condition) - 1)]
+
+    @final
     def batches_of(self, count: int) -> int:
         """Return in how many batches so many samples are drawn."""
         return -(-count // self.size)

@@ -272,12 +272,6 @@ class Sampler(Drawing):
             x = step.x
         return self.codec.decode(x)
 
-    def padded(self, condition: Tensor | None, first: int) -> Tensor | None:
-        """Return the condition of one batch, the last one repeated to fill it."""
-        if condition is None:
-            return None
-        return condition[torch.arange(first, first + self.size).clamp(max=len(condition) - 1)]
-
     def moments(self, count: int, asked: Asked = None) -> Iterator[Moment]:
         """Yield how samples 0 to `count` - 1 stand at every time of the grid, from noise to data.
 

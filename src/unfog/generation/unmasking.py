@@ -260,9 +260,7 @@ class Unmasking(Drawing):
 
     def _conditions(self, condition: Tensor | None, first: int, device: torch.device) -> list[Cond | None]:
         """Return what the network is given of the condition, and with guidance what it is given without one."""
-        if condition is not None:
-            condition = condition[torch.arange(first, first + self.size).clamp(max=len(condition) - 1)]
-        given = self._given(condition, self.size, device)
+        given = self._given(self.padded(condition, first), self.size, device)
         guided = condition is not None and self.settings.guidance != 1
         return [given, self._given(None, self.size, device)] if guided else [given]
 

@@ -1,7 +1,8 @@
 """Objectives, what a model is trained to do: the contract between the trainer and a kind of model."""
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -100,6 +101,14 @@ def checked(losses: Mapping[str, Tensor], names: Collection[str], rows: int) -> 
                 f"an objective returns a loss of shape ({rows},) as {name!r}, a number per row, not {found}"
             )
     return losses
+
+
+def warn_of_idle(recipe: "Recipe", names: Collection[str], why: str) -> None:
+    """Warn of parts of a recipe, by their fields, that differ from their defaults and have no use for its objective."""
+    usual = {one.name: one.default for one in fields(recipe)}
+    if idle := [name for name in names if getattr(recipe, name) != usual[name]]:
+        parts = ", ".join(f"{name}={recipe.kind(name)}" for name in idle)
+        warnings.warn(f"objective={recipe.kind('objective')} has no use for {parts}: {why}", stacklevel=3)
 
 
 class Generator(Protocol):

@@ -1,6 +1,5 @@
 """What the objectives of GANs, VAEs and autoregressive models share: networks that draw pictures in one call."""
 
-import warnings
 from abc import abstractmethod
 from dataclasses import fields, replace
 from typing import Any, ClassVar, cast
@@ -15,7 +14,7 @@ from unfog.networks.conditioning import Cond
 from unfog.networks.direct import DirectModel, DirectNetwork
 from unfog.recipes.build import build_codec, known_of
 from unfog.recipes.networks import NetworkSpec
-from unfog.recipes.objective import Context, Draw, HeldOut, OneLoss
+from unfog.recipes.objective import Context, Draw, HeldOut, OneLoss, warn_of_idle
 from unfog.recipes.optimizers import AdamW
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.words import in_words
@@ -56,11 +55,7 @@ class OfPixels(OneLoss):
         if not isinstance(recipe.codec, Pixels):
             raise UserError(f"objective={name} is of pixels: it goes with codec=pixels, not {recipe.kind('codec')!r}")
         self.generator(recipe, model).check(None)
-        usual = {one.name: one.default for one in fields(Recipe)}
-        chosen = [part for part in IDLE if part in usual and getattr(recipe, part) != usual[part]]
-        if chosen and recipe.training.began == 0:
-            parts = ", ".join(f"{part}={recipe.kind(part)}" for part in chosen)
-            warnings.warn(f"objective={name} has no use for {parts}: it trains no denoiser", stacklevel=2)
+        warn_of_idle(recipe, IDLE, "it trains no denoiser")
 
     def preview(self, model: nn.Module, held_out: HeldOut, context: Context) -> Image.Image:
         """Return a sheet of samples."""

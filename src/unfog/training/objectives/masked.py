@@ -1,8 +1,7 @@
 """Masked diffusion: a model of texts, trained to find the characters that are hidden."""
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from unfog.diffusion.schedules import RectifiedFlow
 from unfog.diffusion.targets import X0
 from unfog.generation.unmasking import Order, Unmasker, Unmasking, hiding, surprise
 from unfog.recipes.build import build_codec, build_denoiser, known_of
-from unfog.recipes.objective import Context, Draw, HeldOut, OneLoss, Seen
+from unfog.recipes.objective import Context, Draw, HeldOut, OneLoss, Seen, warn_of_idle
 from unfog.recipes.recipe import Recipe
 from unfog.recipes.words import in_words
 from unfog.runtime.errors import UserError
@@ -56,10 +55,7 @@ class Masked(OneLoss):
 
     def check(self, model: nn.Module, held_out: HeldOut, context: Context) -> None:
         """Warn of parts of the recipe that were chosen and have no use here."""
-        usual = {one.name: one.default for one in fields(Recipe)}
-        if idle := [name for name in IDLE if getattr(context.recipe, name) != usual[name]]:
-            parts = ", ".join(f"{name}={context.recipe.kind(name)}" for name in idle)
-            warnings.warn(f"objective=masked has no use for {parts}: it hides characters, evenly", stacklevel=2)
+        warn_of_idle(context.recipe, IDLE, "it hides characters, evenly")
 
     def losses(self, model: nn.Module, batch: Draw, context: Context) -> dict[str, Tensor]:
         """Return the loss of each row."""
