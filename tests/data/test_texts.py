@@ -123,7 +123,7 @@ def test_sums_are_of_numbers_up_to_the_largest(largest: int) -> None:
         "1 + 1 = 3",
         "01 + 1 = 2",
         "100 + 1 = 101",
-        "20 + 1 = 21",
+        "10 + 1 = 11",
         "1 + 1 = 2 ",
         "a owl sees a cat",
         "an cat sees a owl",
@@ -145,8 +145,8 @@ def test_what_the_grammar_does_not_make(text: str) -> None:
     ("text", "kind"),
     [
         ("29 February 2000", "date"),
-        ("0 + 19 = 19", "sum"),
-        ("19 + 19 = 38", "sum"),
+        ("0 + 9 = 9", "sum"),
+        ("9 + 9 = 18", "sum"),
         ("an odd owl sees two red birds", "sentence"),
         ("three ants know an ant", "sentence"),
     ],
@@ -168,7 +168,7 @@ def test_the_entropy_is_that_of_the_enumerated_grammar() -> None:
     assert sum(phrases.values()) == pytest.approx(1)
     phrase = -sum(chance * math.log2(chance) for chance in phrases.values())
     days = np.arange("1900-01-01", "2100-01-01", dtype="datetime64[D]").size
-    for largest, known in ((19, entropy()), (99, entropy(99))):
+    for largest, known in ((9, entropy()), (19, entropy(19)), (99, entropy(99))):
         kinds = math.log2(days) + 2 * math.log2(largest + 1) + 2 * phrase + 3
         assert known == pytest.approx(math.log2(3) + kinds / 3)
 

@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -108,6 +109,30 @@ def test_one_character_at_a_time_gives_the_language_in_any_order(order: Order) -
     assert set(found) == set(LANGUAGE)
     for text, chance in LANGUAGE.items():
         assert found[text] / count == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / count))
+
+
+def test_a_temperature_sharpens_each_choice() -> None:
+    """From the left each character has the probability p^(1/T), normalised, given those before it."""
+    count, own = 6400, drawing(steps=3, order="left")
+    cold = replace(own, settings=replace(own.settings, temperature=0.5))
+    found = Counter(lines_of(texts, cold(count)))
+    after_a, after_b = 0.8**2 / (0.8**2 + 0.2**2), 0.6**2 / (0.6**2 + 0.4**2)
+    wanted = {"aab": after_a / 2, "abb": (1 - after_a) / 2, "ba": after_b / 2, "b": (1 - after_b) / 2}
+    for text, chance in wanted.items():
+        assert found[text] / count == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / count))
+    assert cold.described != own.described
+    assert "temperature" in own.takes
+
+
+def test_temperatures_without_use_are_refused(digits_run: Path) -> None:
+    with pytest.raises(UserError, match="only models that draw from probabilities"):
+        load(digits_run).sample(1, temperature=0.5)
+    assert load(digits_run).sample(1, temperature=1.0).shape[0] == 1
+    for bad in (0.0, -1.0, 101.0, math.nan):
+        with pytest.raises(UserError, match="temperature must be above 0 and up to 100"):
+            Sampling(temperature=bad)
+    with pytest.raises(UserError, match="omit it, or set sampling.temperature=1"):
+        Sampling(temperature=0.9).check_cold()
 
 
 def test_all_at_once_gives_characters_apart() -> None:

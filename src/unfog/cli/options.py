@@ -70,6 +70,7 @@ class Drawing:
         steps: Number of steps.
         grid: uniform, karras, trailing or another one that `unfog recipe RUN` lists. Default: the recipe's.
         guidance: Scale of guidance.
+        temperature: Of models that draw from probabilities, such as of texts: below 1 likelier and less diverse.
         size: Size of the pictures in pixels: a side, or WIDTHxHEIGHT such as 64x48. Default: the model's.
         seed: Seed of the noise; sample i depends only on the seed and i.
         device: Where to compute.
@@ -86,6 +87,7 @@ class Drawing:
     steps: Steps = None
     grid: SomeText = None
     guidance: Guidance = None
+    temperature: SomeFloat = None
     size: Annotated[SomeText, tyro.conf.arg(metavar="SIDE|WIDTHxHEIGHT")] = None
     seed: int = 0
     device: Device = "auto"
@@ -98,6 +100,7 @@ class Drawing:
             "steps": self.steps,
             "grid": self.grid,
             "guidance": self.guidance,
+            "temperature": self.temperature,
             "seed": self.seed,
             "negative": self.negative,
         }

@@ -34,7 +34,7 @@ def complete(
 
     For example:
 
-      unfog edit complete runs/text --text "17 + __ = 29"
+      unfog edit complete runs/text --text "7 + _ = 12"
       unfog edit complete runs/text --text "two old " --label sentence -n 8
       unfog edit complete runs/series --file gaps.csv        (empty cells are filled in)
       unfog edit complete runs/series --file past.csv --after 0.75 -n 20

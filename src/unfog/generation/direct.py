@@ -39,6 +39,10 @@ class Direct(Drawing):
 
     __repr__ = brief
 
+    def __post_init__(self) -> None:
+        """Refuse settings of other models."""
+        self.settings.check_cold()
+
     @property
     def network(self) -> DirectNetwork:
         """The network."""

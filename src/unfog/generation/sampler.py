@@ -57,6 +57,10 @@ class Sampler(Drawing):
 
     __repr__ = brief
 
+    def __post_init__(self) -> None:
+        """Refuse settings of other models."""
+        self.settings.check_cold()
+
     @classmethod
     def of(
         cls,

@@ -134,14 +134,14 @@ class Unmasking(Drawing):
     Attributes:
         model: Finds characters.
         codec: Maps characters to text.
-        settings: Steps, guidance and batch.
+        settings: Steps, guidance, temperature and batch.
         order: Which are found first, see `order_of` and `first_of`.
 
     Source: Sahoo et al. 2024, Simple and Effective Masked Diffusion Language Models, with random characters drawn in
     float64 as Zheng et al. 2024 found necessary.
     """
 
-    takes: ClassVar[frozenset[str]] = frozenset({"steps", "guidance", "batch"})
+    takes: ClassVar[frozenset[str]] = frozenset({"steps", "guidance", "temperature", "batch"})
     likelihood: ClassVar[Likelihood] = "bound"
     measured: ClassVar[str] = f"bits a character, {DRAWS} draws a row"
     model: Unmasker
@@ -164,7 +164,7 @@ class Unmasking(Drawing):
     @property
     def described(self) -> dict[str, object]:
         """What samples depend on in addition to model and condition, as plain values by name."""
-        own = {name: getattr(self.settings, name) for name in ("steps", "guidance")}
+        own = {name: getattr(self.settings, name) for name in ("steps", "guidance", "temperature")}
         return {**own, "order": self.order, "batch": self.size, "seed": self.seed}
 
     @property
@@ -251,7 +251,7 @@ class Unmasking(Drawing):
             t = torch.full((self.size,), now / length, dtype=torch.float64)
             numbers = uniform(self.seed, "characters", step, first, self.size, characters * length)
             luck = torch.from_numpy(numbers).reshape(self.size, characters, length).clamp(min=1e-300)
-            logits, hidden = self._logits(x, t, conds).cpu().double(), x.amax(1) == 0
+            logits, hidden = self._logits(x, t, conds).cpu().double() / self.settings.temperature, x.amax(1) == 0
             drawn = (logits - (-luck.log()).log()).argmax(1)  # Gumbel's trick
             found = torch.nn.functional.one_hot(drawn, characters).transpose(1, 2).to(x)
             yield now / length, x, x + found * hidden[:, None]

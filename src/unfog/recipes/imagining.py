@@ -45,7 +45,7 @@ def decoder_of(captioned: Recipe) -> Recipe:
     return replace(
         captioned,
         name="decoder",
-        conditioning=EmbeddingConditioning(),
+        conditioning=EmbeddingConditioning(words=_words(captioned).length),
         sampling=replace(captioned.sampling, guidance=1.5),
     )
 

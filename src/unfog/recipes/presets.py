@@ -393,7 +393,7 @@ def text(data: str | None = None, size: Size | None = None) -> Recipe:
         conditioning=ClassConditioning() if data is None else NoConditioning(),
         optimizer=Muon(lr=5e-3),
         training=Training(images=300_000, batch=128),
-        sampling=Sampling(steps=48),
+        sampling=Sampling(steps=48, temperature=0.7),
     )
 
 

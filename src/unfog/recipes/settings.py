@@ -1,7 +1,7 @@
 """Settings of averaging, training and sampling."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -183,6 +183,10 @@ class Training:
         return -(-self.images // self.batch)
 
 
+HOTTEST = 100
+"""The highest temperature; samples are then nearly independent of the model."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Defaults of sampling.
@@ -197,6 +201,8 @@ class Sampling:
         threshold: Dynamic thresholding instead of plain clipping: the share of the numbers of x0, 0.995 is usual, whose
             range is brought to that of the data where it is wider. It keeps contrast at high guidance.
         keep_eps: Whether eps is kept when x0 is clipped; else it is recomputed, so that the pair still makes x_t.
+        temperature: Of models that draw from probabilities, such as of texts: logits are divided by it. Below 1 samples
+            are likelier and less diverse; 1 draws as the model learned.
         batch: Samples that go through the network together; always as many, the last batch padded. null, in a recipe
             that was not trained: measured when its training begins.
     """
@@ -209,6 +215,7 @@ class Sampling:
     clip: bool = True
     threshold: float | None = None
     keep_eps: bool = False
+    temperature: float = field(default=1.0, repr=False)  # samples of denoisers, known by this text, have none
     batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -216,6 +223,8 @@ class Sampling:
         positive(**{"sampling.steps": self.steps, "sampling.batch": self.batch})
         if not 0 <= self.guidance <= 1000:
             raise UserError(f"guidance must lie between 0 and 1000, where 1 is off, not {self.guidance}")
+        if not 0 < self.temperature <= HOTTEST:
+            raise UserError(f"temperature must be above 0 and up to {HOTTEST}, not {self.temperature}")
         if self.threshold is not None and not (0 < self.threshold <= 1 and self.clip):
             raise UserError(
                 f"sampling.threshold must be a share above 0 and up to 1, with sampling.clip=true, not {self.threshold}"
@@ -224,6 +233,17 @@ class Sampling:
             raise UserError(f"sampling.guidance_interval must be two times, not {list(self.guidance_interval)}")
         if self.guidance_kind == "cfg++" and (self.guidance_interval is not None or self.guidance_rescale):
             raise UserError("cfg++ takes neither an interval nor a rescaling: use guidance_kind classifier-free")
+
+    def check_cold(self) -> None:
+        """Refuse a temperature for models that do not draw from probabilities.
+
+        Raises: UserError: If it is not 1.
+        """
+        if self.temperature != 1:
+            raise UserError(
+                "only models that draw from probabilities, such as of texts, take a temperature: omit it, or set "
+                "sampling.temperature=1"
+            )
 
     @property
     def portion(self) -> int:

@@ -48,6 +48,8 @@ class SamplingOptions(TypedDict, total=False):
         steps: Number of steps.
         grid: A grid, or its name; "tuned" is what `unfog tune` found, which is also the default where it fits.
         guidance: Scale of classifier-free guidance; 1 is off.
+        temperature: Of models that draw from probabilities, such as of texts: below 1 samples are likelier and less
+            diverse.
         seed: Seed of the noise; default: 0.
         negative: What samples should not show, one thing for all: guidance leads away from it.
         batch: Samples computed at a time; another number than the recipe's changes them by rounding.
@@ -58,6 +60,7 @@ class SamplingOptions(TypedDict, total=False):
     steps: int | None
     grid: str | Grid | None
     guidance: float | None
+    temperature: float | None
     seed: int
     negative: Asked
     batch: int | None
@@ -142,8 +145,8 @@ class Run:
         changes: dict[str, object] = {
             name: int(value) if isinstance(value, np.integer) else value for name, value in numbers.items()
         }
-        guidance = options.get("guidance")
-        changes["guidance"] = None if guidance is None else float(guidance)
+        for name, number in (("guidance", options.get("guidance")), ("temperature", options.get("temperature"))):
+            changes[name] = None if number is None else float(number)
         given = {name: value for name, value in changes.items() if value is not None}
         recipe = replace(
             self.recipe,
@@ -162,8 +165,9 @@ class Run:
             raise UserError(f"{self._kind}, which draws no samples")
         drawing = found if isinstance(found, Drawing) else self._whole(found, recipe)
         wanted = {name: value for name, value in options.items() if value is not None} | {"seed": None}
-        if wanted.get("guidance") == 1:
-            del wanted["guidance"]  # it is off
+        for name in ("guidance", "temperature"):
+            if wanted.get(name) == 1:
+                del wanted[name]  # it is off
         if refused := wanted.keys() - drawing.takes - {"seed"}:
             names = " and no ".join(name for name in wanted if name in refused)
             raise UserError(f"{self._kind}, which takes no {names}: omit what it does not take")

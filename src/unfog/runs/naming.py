@@ -20,7 +20,7 @@ LONGEST, BYTES = 40, 120
 """Characters and bytes of a slug, at most: some file systems take 143 bytes in a name."""
 NAME = re.compile(r"(\d{5,8})(?:-[^.]+)?", re.ASCII)
 """The stem of a sample's file; before there were slugs, it was the number alone."""
-SHOWN = ("steps", "guidance")
+SHOWN = ("steps", "guidance", "temperature")
 """Options that titles name."""
 
 
