@@ -49,6 +49,8 @@ KINDS: dict[str, dict[str, str | type]] = {
         "solids": "recipes.sources:Solids",
         "oscillators": "recipes.sources:Oscillators",
         "embedded": "recipes.embedded:Embedded",
+        "portion": "recipes.portions:Portion",
+        "stacked": "recipes.portions:Stacked",
         "elsewhere": "recipes.sources:Elsewhere",
         "given": "recipes.sources:Given",
     },

@@ -49,6 +49,8 @@ class Spec:
     network: ClassVar[type[nn.Module]]
     given: ClassVar[tuple[str, ...]] = ("channels", "outputs", "dims", "context")
     """The sizes that the class takes."""
+    breadths: ClassVar[tuple[str, ...]] = ("width",)
+    """Options of which the number of parameters is about the square."""
 
     def build(self, **sizes: int | None) -> Network:
         """Return the network with freshly drawn weights, see `NetworkSpec`.
@@ -206,6 +208,7 @@ class GANSpec(WholeSpec):
     network: ClassVar[type[nn.Module]] = GAN
     given: ClassVar[tuple[str, ...]] = ("shape", "conditional", "spectral")
     objective: ClassVar[str] = "adversarial"
+    breadths: ClassVar[tuple[str, ...]] = ("width", "critic")
     width: int = 32
     noise: int = 64
     critic: int = 48

@@ -207,7 +207,7 @@ class Grammar:
 
     count: int = 200_000
     seed: int = 0
-    largest: int = 19
+    largest: int = 9
     before: ClassVar[Mapping[str, object]] = {"largest": 99}
     modality: ClassVar[Modality] = texts
     computed: ClassVar[bool] = True
