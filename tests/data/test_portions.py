@@ -42,10 +42,21 @@ def test_proportions_of_the_classes(share: float) -> None:
     for part, most in ((train, round(250 / 0.9) * share), (heldout, round(25 / 0.9))):
         labels = part.about(np.arange(len(part))).labels
         assert labels is not None
-        counts = np.bincount(labels.numpy(), minlength=4)
+        counts = np.bincount(labels.numpy())
         assert len(part) == pytest.approx(most, abs=1)
         assert counts[1] / counts.sum() == pytest.approx(0.1, abs=0.05)
-        assert counts[2:].sum() == 0
+        assert len(counts) == 2
+
+
+def test_classes_that_are_left_out_are_unknown() -> None:
+    data = Data(rows(1000), rows(100))
+    train, heldout = portion(data, 1.0, (0, 1, 0, 3))
+    assert train.classes == heldout.classes == ("1", "3")
+    batch = train.take(np.arange(len(train)))
+    assert batch.labels is not None
+    assert torch.equal(batch.labels, (batch.x.flatten() % 4 == 3).long())
+    assert float(batch.labels.float().mean()) == pytest.approx(0.75, abs=0.01)
+    assert portion(data, 1.0, (1, 1, 1, 3)).train.classes == data.train.classes
 
 
 @pytest.mark.parametrize(

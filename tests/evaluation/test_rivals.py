@@ -12,6 +12,7 @@ import unfog
 from unfog.cli.main import main
 from unfog.evaluation import families as modules
 from unfog.evaluation import rivals as room
+from unfog.evaluation.contest import train_or_resume
 from unfog.evaluation.families import FAMILIES, STUDENT, code_lines
 from unfog.evaluation.rival_page import Page, spread, table, until, varied
 from unfog.evaluation.rivals import Contest, rivals
@@ -20,19 +21,47 @@ from unfog.evaluation.variations import BASE, SHORT, STACKED, of_all
 from unfog.recipes.build import build_data, build_model
 from unfog.recipes.portions import Portion, Stacked
 from unfog.recipes.presets import recipe
+from unfog.runs.distilling import distill
 from unfog.runtime.errors import UserError
 
 QUIET = Console(quiet=True)
+QUICK = (
+    "training.batch=16",
+    "training.reports=1",
+    "training.choices=reference",
+    "sampling.steps=3",
+    "sampling.batch=64",
+)
 TRAINED = Trained("GAN", 0, 6400, 1000, {"recall": Figure(0.5, 0.4, 0.6, 0.9, 0.01)}, 0.02, 0.01, 0.1, 0.01)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings of 128 pictures instead of seconds, which a busy machine does not have."""
+
+    def of_images(recipe: unfog.Recipe, folder: Path, budget: float, device: str, console: Console | None) -> None:
+        train_or_resume(recipe.set("training.images=128"), folder, None, device, console)
+
+    def student(teacher: Path, out: Path, *, budget: float, device: str, console: Console | None) -> None:
+        distill(teacher, out, images=128, rows=64, device=device, console=console)
+
+    for name, value in {"LIKELY": 4, "MANY": 8}.items():
+        monkeypatch.setattr(room, name, value)
+    for name, value in {"WATCHED": 8, "STEPS": 3}.items():
+        monkeypatch.setattr(f"unfog.evaluation.habits.{name}", value)
+    monkeypatch.setattr(room, "train_or_resume", of_images)
+    monkeypatch.setattr(room, "distill", student)
+    monkeypatch.setattr("unfog.evaluation.judge.RESAMPLES", 40)
 
 
 @pytest.mark.slow
 def test_families_are_trained_measured_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], short: None
 ) -> None:
     """A table, JSON and a sheet; what was measured is not measured again, unless with another number of samples."""
     words = ["rivals", "--data", "digits", "--budget", "3s", "-n", "300", "--out", str(tmp_path / "out")]
-    monkeypatch.setattr("unfog.evaluation.judge.RESAMPLES", 40)
+    for setting in QUICK[1:]:
+        words += ["--set", setting]
     assert main([*words, "--set", "training.batch=32", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     for name in ("diffusion", "GAN", "VAE", "autoregressive", "recall", "seconds a picture, alone", "collapsed"):
@@ -68,6 +97,8 @@ def test_what_a_family_cannot_learn_is_refused_before_any_training(tmp_path: Pat
         rivals(Contest(recipe("points"), tmp_path, 60), console=QUIET)
     with pytest.raises(UserError, match="one seed or more"):
         Contest(recipe("digits"), tmp_path, 60, 0)
+    with pytest.raises(UserError, match="too short for variations.*48 s or more"):
+        rivals(Contest(recipe("digits"), tmp_path, 40, all=True), console=QUIET)
     assert not list(tmp_path.iterdir())
 
 
@@ -175,14 +206,15 @@ def test_a_table_of_variations() -> None:
 
 
 @pytest.mark.slow
-def test_variations_are_trained_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A student with its teacher, and each variation of each family; all within the table."""
-    monkeypatch.setattr("unfog.evaluation.judge.RESAMPLES", 40)
-    contest = Contest(recipe("digits").set("training.batch=16"), tmp_path / "out", 2, count=300, all=True)
+def test_variations_are_trained_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: None) -> None:
+    """A student with its teacher, and two variations of two families; all within the table."""
+    monkeypatch.setattr(room, "FAMILIES", FAMILIES[:2])
+    monkeypatch.setattr(room, "of_all", lambda first: [way for way in of_all(first) if way.key in ("data", "stacked")])
+    contest = Contest(recipe("digits").set(*QUICK), tmp_path / "out", 60, count=300, all=True)
     found = rivals(contest, device="cpu", console=QUIET)
-    assert [one.family for one in found if not one.variation] == [*(one.name for one in FAMILIES), "student"]
+    assert [one.family for one in found if not one.variation] == ["diffusion", "GAN", "student"]
     stacks = [one for one in found if one.variation == STACKED]
-    assert len(stacks) == len(FAMILIES)
+    assert [one.family for one in stacks] == ["diffusion", "GAN"]
     assert all(1 <= one.scores["modes"].value <= 300 for one in stacks)
     assert stacks[0].scores["modes"].floor > 200
     assert (tmp_path / "out" / "student-0-teacher" / "model.safetensors").is_file()

@@ -173,6 +173,7 @@ def explain(
     *,
     step: int,
     row: int = 0,
+    prompt: SomeText = None,
     seed: Seed = 0,
     out: SomePath = None,
     device: Device = "auto",
@@ -180,18 +181,22 @@ def explain(
     """Show the equations of one denoising step with this run's own numbers, in the terminal and as a page.
 
     A held-out row is noised to the time of the step. Shows beta, alpha bar and SNR, the network's input and output, the
-    resulting x0 and eps, the weight in the loss, and the posterior of the previous step.
+    resulting x0 and eps, the weight in the loss, and the posterior of the previous step. Of a model conditioned on text
+    it also shows where each word is attended to, and how much attention moves between words during the denoising.
 
     For example:
 
       unfog explain runs/digits --step 500
       unfog explain runs/digits --step 900 --row 3 --out explained
+      unfog explain runs/shapes --step 500 --prompt "a large red circle left of a small blue square"
 
     Args:
         step: Step of the schedule, from 1 (almost clean data) to the last, often 1000 (pure noise).
         row: Number of the held-out row.
-        out: Folder for the page. Default: RUN/explain.
+        prompt: Text whose words are followed through the denoising. Default: the caption of the row.
+        out: Folder for the pages. Default: RUN/explain.
     """
+    from unfog.reports.attended import attended
     from unfog.reports.explain import explain as work_out
     from unfog.runs.run import load
     from unfog.runtime.files import locked
@@ -201,8 +206,13 @@ def explain(
     arguments.folder(folder, loaded.recipe)
     with locked(folder):
         found = work_out(loaded, step, row, seed)
+        words = attended(loaded, prompt, found.caption, seed)
         print(found.text())
+        if words is not None:
+            print(f"\n{words.text()}")
         print(f"\npage: {found.write(folder, f'step-{step}')}")
+        if words is not None:
+            print(f"attention: {words.write(folder)}")
 
 
 def report(

@@ -23,8 +23,8 @@ def rivals(
 ) -> None:
     """Train diffusion, a GAN, a VAE and an autoregressive model for the same time, and measure them alike.
 
-    Writes rivals.md, a table with everything that is needed to read it, rivals.json and a sheet. Stopped, it resumes
-    with the same command.
+    Writes rivals.md, a table with everything that is needed to read it and what tutorials claim with what was measured
+    of it, rivals.json and a sheet. Stopped, it resumes with the same command.
 
     With --all it also trains a one-step student of diffusion, and each family with other learning rates, widths,
     numbers of parameters, times and amounts of data, most for a quarter of the time. With --bias it trains them on two
@@ -50,7 +50,7 @@ def rivals(
 
     from unfog.evaluation.bias import bias as measured_bias
     from unfog.evaluation.rival_page import Page
-    from unfog.evaluation.rivals import Contest
+    from unfog.evaluation.rivals import Contest, habits_of
     from unfog.evaluation.rivals import rivals as measure
     from unfog.recipes.presets import RECIPES
     from unfog.runtime.files import locked
@@ -62,6 +62,7 @@ def rivals(
         contest = Contest(chosen, out, seconds, seeds, n, all)
         console = Console(stderr=True)
         found = measure(contest, device=device, console=console)
-        page = Page(found, contest, measured_bias(contest, device=device, console=console) if bias else None)
+        skewed = measured_bias(contest, device=device, console=console) if bias else None
+        page = Page(found, contest, skewed, habits_of(contest, device=device, console=console))
         print(page.text())
         print(page.write(device))

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from unfog.data.source import Data, Indices, Source, Subset
+from unfog.data.source import Batch, Data, Indices, Source, Subset
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import stream
 
@@ -15,8 +16,8 @@ def portion(data: Data, share: float = 1.0, classes: Sequence[float] = ()) -> Da
     Args:
         data: The data set.
         share: Share of the training rows that is kept; the held-out rows stay.
-        classes: Proportions of the classes, in their order, 0 for none; training and held-out rows then have the most
-            rows that these proportions allow. Default: those of the data.
+        classes: Proportions of the classes, in their order, 0 for a class that is left out; training and held-out rows
+            then have the most rows that these proportions allow. Default: those of the data.
 
     Returns: The parts, in the order of their rows.
     Raises: UserError: If nothing would be left, or the rows have no class each.
@@ -28,7 +29,39 @@ def portion(data: Data, share: float = 1.0, classes: Sequence[float] = ()) -> Da
     if count < 1 or not len(heldout):
         raise UserError(f"a share of {share:g} of {len(train):,} training rows leaves none: raise data.share")
     kept = np.sort(train[stream(0, "portion").permutation(len(train))[:count]])
-    return Data(Subset(data.train, kept), Subset(data.heldout, heldout))
+    parts = Subset(data.train, kept), Subset(data.heldout, heldout)
+    if not classes or all(classes):
+        return Data(*parts)
+    left = [place for place, one in enumerate(classes) if one]
+    return Data(*(Renumbered(part, left) for part in parts))
+
+
+class Renumbered:
+    """Rows of some of the classes of a source, which are numbered from 0 in their order."""
+
+    def __init__(self, source: Source, left: Sequence[int]) -> None:
+        """Take rows of the classes `left` alone."""
+        self.source = source
+        self.shape, self.slow, self.classes = source.shape, source.slow, tuple(source.classes[one] for one in left)
+        self.numbers = torch.full((len(source.classes),), -1)
+        self.numbers[list(left)] = torch.arange(len(left))
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.source)
+
+    def take(self, indices: Indices) -> Batch:
+        """Return the rows with these indices."""
+        return self._renumbered(self.source.take(indices))
+
+    def about(self, indices: Indices) -> Batch:
+        """Return the annotations of these rows."""
+        return self._renumbered(self.source.about(indices))
+
+    def _renumbered(self, batch: Batch) -> Batch:
+        """Return rows with the new numbers of their classes."""
+        assert batch.labels is not None, "rows of classes"
+        return batch._replace(labels=self.numbers[batch.labels])
 
 
 def _proportioned(source: Source, classes: Sequence[float]) -> Indices:

@@ -17,9 +17,9 @@ from unfog.evaluation.families import FAMILIES, Family
 from unfog.evaluation.intervals import of_mean
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.neighbours import memorised
-from unfog.evaluation.rivals import Contest
+from unfog.evaluation.rivals import Contest, judge_of
 from unfog.evaluation.variations import QUARTER
-from unfog.recipes.build import build_codec, build_data, build_model
+from unfog.recipes.build import build_data, build_model
 from unfog.recipes.portions import Portion
 from unfog.recipes.recipe import Recipe
 from unfog.runs.run import Run, load
@@ -132,7 +132,7 @@ def bias(contest: Contest, *, device: str = "auto", console: Console | None = No
         raise UserError("bias is measured on data with two classes or more, each row of one: omit it")
     two = (COMMON, RARE, *[0.0] * (len(recipe.classes) - 2))
     folder, budget = contest.out / "bias", QUARTER * contest.budget
-    skewed = replace(recipe, data=Portion(recipe.data, classes=two))
+    skewed = build_data(replace(recipe, data=Portion(recipe.data, classes=two)))[0]
     plain = {one.name: _of(skewed.set("conditioning=none"), one) for one in FAMILIES}
     smaller = {
         (one, words): _of(replace(recipe, data=Portion(recipe.data, share)) if share < 1 else recipe, one)
@@ -147,9 +147,7 @@ def bias(contest: Contest, *, device: str = "auto", console: Console | None = No
     train_or_resume(skewed, folder / "diffusion-asked", budget, device, console)
     for (one, words), rival in smaller.items():
         train_or_resume(rival, _of_share(folder, one, words), budget, device, console)
-    judge = Judge(
-        data, build_codec(recipe).plain, contest.count, console=console, mirror=recipe.augment.flip, reads=recipe.reads
-    )
+    judge = judge_of(recipe, data, contest.count, console)
     with working("measuring bias", console=console):
         drawn = _drawn(folder, judge, skewed, contest.count, device)
         copied = [

@@ -15,6 +15,7 @@ from unfog.data.stacked import modes, stacked
 from unfog.evaluation.contest import train_or_resume
 from unfog.evaluation.density import Bits, density
 from unfog.evaluation.families import FAMILIES, STUDENT, Family
+from unfog.evaluation.habits import Habits, remembered
 from unfog.evaluation.judge import Judge
 from unfog.evaluation.report import evaluate_run
 from unfog.evaluation.sharpness import sharpness
@@ -35,6 +36,8 @@ LIKELY = 64
 """Rows whose likelihood is measured: that of a diffusion model is an integral for each."""
 MANY = 64
 """Pictures in a portion whose seconds are measured."""
+LEAST = 48
+"""Seconds of a training, at least, where variations are trained for a sixteenth of them."""
 KEPT = "rival.json"
 """What was measured, in the run folder."""
 
@@ -104,6 +107,11 @@ class Contest:
 
         Raises: UserError: If a family cannot be trained on the data.
         """
+        if self.all and self.budget < LEAST:
+            raise UserError(
+                f"a budget of {self.budget:g} s is too short for variations, of which the shortest takes a sixteenth: "
+                f"give {LEAST} s or more"
+            )
         chosen = {one.name: build_data(self.recipe.set(*one.settings), data)[0] for one in self.families}
         for rival in chosen.values():  # so that what does not fit is refused before the minutes are spent
             build_model(rival)
@@ -155,9 +163,7 @@ def rivals(contest: Contest, *, device: str = "auto", console: Console | None = 
         )
     for entry in entries:
         entry.train(device, console)
-    judge = Judge(
-        data, build_codec(recipe).plain, contest.count, console=console, mirror=recipe.augment.flip, reads=recipe.reads
-    )
+    judge = judge_of(recipe, data, contest.count, console)
     found = []
     for entry in entries:
         one = kept(entry.folder / KEPT, contest.count)
@@ -167,6 +173,27 @@ def rivals(contest: Contest, *, device: str = "auto", console: Console | None = 
             one.keep(entry.folder / KEPT, contest.count)
         found.append(one)
     return found
+
+
+def judge_of(recipe: Recipe, data: Data, count: int, console: Console | None) -> Judge:
+    """Return what judges models of a recipe's data, which was filled in, by so many samples."""
+    return Judge(
+        data, build_codec(recipe).plain, count, console=console, mirror=recipe.augment.flip, reads=recipe.reads
+    )
+
+
+def habits_of(contest: Contest, *, device: str = "auto", console: Console | None = None) -> Habits | None:
+    """Return how the diffusion model of a contest draws; None if its rows are no pictures.
+
+    Raises: UserError: If it was not trained.
+    """
+    recipe, data = build_data(contest.recipe)
+    if not recipe.modality.pixels:
+        return None
+    folder = contest.out / f"{FAMILIES[0].name}-0"
+    judge = judge_of(recipe, data, contest.count, console)
+    with working("how diffusion draws", console=console):
+        return remembered(folder / "habits.json", load(folder, device), judge, contest.count)
 
 
 def measured(run: Run, entry: Entry, judge: Judge, data: Data, count: int) -> Trained:

@@ -22,6 +22,7 @@ from unfog.recipes.build import build_codec
 from unfog.recipes.conditions import ClassConditioning, LabelsConditioning, captions
 from unfog.recipes.parse import options
 from unfog.recipes.recipe import Recipe
+from unfog.recipes.several import words_read
 from unfog.reports.html import page, table
 from unfog.runs.data import read_data
 from unfog.runs.run import Run
@@ -58,6 +59,7 @@ class Explanation:
         pictures: The pictures, as stored, `(count, *shape)`; None for points.
         names: What each of them shows.
         modality: What a row is.
+        caption: The caption of the row, where the model reads captions; else empty.
     """
 
     title: str
@@ -66,6 +68,7 @@ class Explanation:
     pictures: Tensor | None
     names: tuple[str, ...]
     modality: Modality
+    caption: str = ""
 
     def text(self) -> str:
         """Return it for the terminal."""
@@ -119,12 +122,14 @@ class Row:
         condition: What the model is conditioned on, as it takes it; None for unconditional models.
         shows: The condition in words.
         origin: Where the row comes from.
+        caption: Its caption, where the model reads captions; else empty.
     """
 
     x0: Tensor
     condition: Tensor | None
     shows: str
     origin: str
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,7 @@ def explain(run: Run, step: int, row: int = 0, seed: int = 0) -> Explanation:
     where = ", ".join(f"{axis} {index}" for axis, index in axes)
     intro = f"{worked.row.origin}; the numbers shown are those of {where}."
     names = ("x0", "x_t", "the x0 predicted from it", "x_t after one DDIM step")
-    return Explanation(title, intro, parts, _pictures(worked), names, run.recipe.modality)
+    return Explanation(title, intro, parts, _pictures(worked), names, run.recipe.modality, worked.row.caption)
 
 
 def _work_out(run: Run, step: int, row: int, seed: int) -> Worked:
@@ -462,7 +467,8 @@ def _row(run: Run, row: int, seed: int) -> Row:
         shows = captions(batch._replace(captions=None), recipe.classes)[0]
     elif recipe.conditioning.captioned:
         shows = captions(batch, recipe.classes)[0]
-    return Row(x0, condition, shows, f"Held-out row {row}")
+    caption = "" if words_read(recipe.conditioning) is None else captions(batch, recipe.classes)[0]
+    return Row(x0, condition, shows, f"Held-out row {row}", caption)
 
 
 def _sampled_row(run: Run, sampler: Sampler, row: int) -> Row:
@@ -473,7 +479,9 @@ def _sampled_row(run: Run, sampler: Sampler, row: int) -> Row:
     origin = f"Sample {row}, as the data are not available"
     if condition is None:
         return Row(x0, None, "nothing", origin)
-    return Row(x0, condition[row:], "what the sample was asked for", origin)
+    prompts = run.recipe.prompts
+    caption = prompts[row % len(prompts)] if prompts else ""
+    return Row(x0, condition[row:], "what the sample was asked for", origin, caption)
 
 
 def _axes(modality: Modality, count: int) -> tuple[str, ...]:
