@@ -4,7 +4,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from tests.conftest import PATIENCE
 
 
 @contextmanager
-def served(*runs: Path) -> Iterator[str]:
+def served(*runs: Path, options: Sequence[str] = ()) -> Iterator[str]:
     """Serve run folders, yield the page's address, and look at what the terminal said."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    words = [sys.executable, "-m", "unfog", "app", *map(str, runs), "--port", str(port)]
+    words = [sys.executable, "-m", "unfog", "app", *map(str, runs), "--port", str(port), *options]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     said = process.stdout.readline()

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.app.playground import served
 from tests.conftest import PATIENCE
@@ -21,6 +23,7 @@ from unfog.data.pictures import read_picture, tile
 from unfog.recipes.build import build_data
 from unfog.recipes.presets import recipe
 from unfog.runs.run import load, train
+from unfog.runtime.lines import counted
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 FLAGS = (
@@ -309,6 +312,45 @@ def test_what_lasts_plays(visit: Visit, tmp_path: Path, name: str, tag: str) -> 
         visit.page.goto(visit.address)
         visit.page.get_by_role("button", name="Generate").wait_for()
     visit.requests[:] = [url for url in visit.requests if not url.startswith(address)]
+
+
+def test_blind_votes_are_counted_and_survive_a_restart(visit: Visit, digits_run: Path, tmp_path: Path) -> None:
+    """One run is always preferred, and stands left half of the time; the page says nothing of who stands where."""
+    other = shutil.copytree(digits_run, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 1.2 * one for name, one in weights.items()}, other / "model.safetensors")
+    liked, sides = load(digits_run, "cpu"), []
+
+    def matching(guest: Visit, wanted: np.ndarray) -> str | None:
+        """The side that shows a picture, once both sides show one."""
+        sources = {side: guest.source(side) for side in ("Left", "Right")}
+        if not all(sources.values()):
+            return None
+        assert not any(name in source for name in (digits_run.name, other.name) for source in sources.values())
+        found = [side for side in sources if np.abs(guest.pixels(sources[side]) - wanted).max() <= 1]
+        return found[0] if len(found) == 1 else None
+
+    for first in (0, 4):
+        with served(digits_run, other, options=("--votes", str(tmp_path / "votes.jsonl"))) as address:
+            guest = Visit(visit.page.context.browser, address)
+            guest.tab("Blind comparison")
+            guest.press("Same")
+            guest.page.get_by_text("show two samples first").first.wait_for()
+            guest.press("Show two samples")
+            for number in range(first, first + 4):
+                wanted = liked.sample(1, str(number), seed=number)[0, 0].numpy().astype(int)
+                sides.append(guest.until(partial(matching, guest, wanted)))
+                assert guest.text("Both are to show") == str(number)
+                said = guest.text("Votes on these two runs")
+                assert said.startswith(f"{counted(number, 'vote')}: digits was preferred in {number}, other in 0")
+                guest.page.wait_for_timeout(400)  # a vote that comes at once is taken for a double click
+                guest.press(sides[-1])
+                guest.until(partial(lambda one, before: one.text("Votes on these two runs") != before, guest, said))
+            assert f"digits was preferred in {first + 4}, other in 0" in guest.text("Votes on these two runs")
+            if first:
+                guest.shoot("blind")
+            guest.page.close()
+    assert sorted(sides) == ["Left"] * 4 + ["Right"] * 4
 
 
 def test_a_denoising_is_stopped(visit: Visit) -> None:

@@ -351,6 +351,7 @@ def test_uploads_are_bounded(page: str) -> None:
 def test_every_action_has_a_name(page: str, tmp_path: Path) -> None:
     found = client(page, tmp_path).view_api(return_format="dict", print_info=False)["named_endpoints"]
     names = {"/generate", "/compare", "/sweep", "/row", "/fog", "/restyle", "/inpaint", "/interpolate", "/measure"}
+    names |= {"/blind", "/vote"}
     assert set(found) == names
 
 

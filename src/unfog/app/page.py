@@ -1,4 +1,4 @@
-"""The playground's page, in Gradio: generate, compare, fog, edit, measure."""
+"""The playground's page, in Gradio: generate, compare, fog, edit, measure, vote."""
 
 import math
 import tempfile
@@ -12,10 +12,12 @@ from PIL import Image
 from starlette.middleware import Middleware
 
 from unfog.app import FOLDER, studio
+from unfog.app.blind import Booth
 from unfog.app.door import LARGEST, Door
 from unfog.app.guard import guard, painting, said, upload
 from unfog.app.studio import Studio, Wish
 from unfog.app.visitors import Visitors
+from unfog.app.votes import CHOICES, Votes
 from unfog.data.pictures import row_of, save_film, save_picture
 from unfog.recipes.kinds import KINDS
 from unfog.runtime.errors import EnvironmentFailure, UserError
@@ -44,19 +46,23 @@ def answer(label: str) -> gr.Image:
 class Playground:
     """The page of a studio."""
 
-    def __init__(self, rooms: Studio, places: int) -> None:
+    def __init__(self, rooms: Studio, places: int, votes: Votes) -> None:
         """Lay the page out.
 
         Args:
             rooms: Does the work.
             places: Requests that may wait.
+            votes: Keeps the votes of the blind comparison, which needs two runs.
         """
-        self.studio = rooms
+        self.studio, self.booth = rooms, Booth(rooms, votes)
         self.names = list(rooms.paths)
         with gr.Blocks(title="unfog", analytics_enabled=False, delete_cache=(HOLD, HOLD)) as self.blocks:
             gr.Markdown("# unfog\nwatch a model sample, compare settings, edit pictures, and see how it was measured")
-            tabs = (self._generate, self._compare, self._fog, self._edit, self._measure)
-            for name, build in zip(("Generate", "Compare", "Fog", "Edit", "Measure"), tabs, strict=True):
+            tabs = {"Generate": self._generate, "Compare": self._compare, "Fog": self._fog, "Edit": self._edit}
+            tabs["Measure"] = self._measure
+            if len(self.names) > 1:
+                tabs["Blind comparison"] = self._blind
+            for name, build in tabs.items():
                 with gr.Tab(name):
                     build()
         self.blocks.queue(max_size=places, default_concurrency_limit=4)
@@ -251,6 +257,45 @@ class Playground:
         )
         words = gr.Markdown()
         look.click(said(self.studio.measures), run, [words, drawn], api_name="measure")
+
+    def _blind(self) -> None:
+        """Lay out two samples whose runs are not named, and the vote on them."""
+        with gr.Row():
+            with gr.Column(scale=1):
+                pair = zip(self.names, ("First run", "Second run"), strict=False)
+                runs = [gr.Dropdown(self.names, value=name, label=label) for name, label in pair]
+                words = gr.Textbox(label="Show", placeholder="a class or a prompt; empty: what both know, in turn")
+                go = gr.Button("Show two samples", variant="primary")
+                condition = gr.Textbox(label="Both are to show", interactive=False)
+                tally = gr.Textbox(label="Votes on these two runs", interactive=False, lines=4)
+            with gr.Column(scale=2):
+                gr.Markdown("Which one is better? The two runs change sides at random.")
+                with gr.Row():
+                    sides = [answer(choice.capitalize()) for choice in (CHOICES[0], CHOICES[-1])]
+                with gr.Row():
+                    players = [gr.HTML(label="Sounds and videos play here", min_height=0) for _ in sides]
+                with gr.Row():
+                    buttons = [gr.Button(choice.capitalize(), variant="primary") for choice in CHOICES]
+        ticket = gr.State(None, time_to_live=HOLD)  # stays here: a browser gets the samples and nothing of their runs
+
+        @said
+        def blind(*fields: Any) -> Any:
+            """Draw a sample of each of two runs, sides at random: left, right, players, condition, votes so far."""
+            first, second, asked, before = fields
+            seen = self.booth.show(first, second, asked or "", before)
+            return seen.left, seen.right, *seen.players, seen.words, seen.tally, seen.ticket
+
+        @said
+        def vote(choice: str, given: str | None) -> tuple[str, None]:
+            """Keep the vote on the two samples that were drawn last: left, same or right. Returns the votes so far."""
+            return self.booth.vote(given, choice), None
+
+        shown = [*sides, *players, condition, tally, ticket]
+        go.click(blind, [*runs, words, ticket], shown, api_name="blind", **MODEL)
+        for button in buttons:
+            names: dict[str, Any] = {"api_name": "vote"} if button is buttons[0] else {"api_visibility": "private"}
+            kept = button.click(vote, [button, ticket], [tally, ticket], **names)
+            kept.success(blind, [*runs, words, ticket], shown, api_visibility="private", **MODEL)
 
     def launch(self, host: str, port: int, names: Sequence[str] = ()) -> str:
         """Serve the page in the background, and return its address.

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from unfog.cli.options import Device, RunFolders
+from unfog.cli.options import Device, RunFolders, SomePath
 from unfog.runtime.errors import Stopped, UserError
 
 Hosts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME")]
@@ -19,11 +19,13 @@ def app(
     port: int = 7860,
     allow_host: Hosts = (),
     places: int = 10,
+    votes: Annotated[SomePath, tyro.conf.arg(metavar="FILE")] = None,
     device: Device = "auto",
 ) -> None:
     """Open the playground: a web page on which to sample, compare, edit with and measure runs.
 
-    The page can reach only the run folders that are named. It needs the extra 'app'.
+    The page can reach only the run folders that are named. With two or more, people can also compare them blindly, and
+    their votes are kept in a file. It needs the extra 'app'.
 
     For example:
 
@@ -38,6 +40,8 @@ def app(
         allow_host: A further name of the page, such as that of a tunnel or proxy; repeat for several. Requests under
             any other name are refused.
         places: Requests that may wait while another one runs; further ones are refused.
+        votes: File of the votes of blind comparisons, to which new ones are added. Default: votes.jsonl in the current
+            folder.
     """
     import re
     import signal
@@ -53,13 +57,20 @@ def app(
             raise UserError(
                 f"--allow-host takes a name such as page.example.org, without scheme and port, not {name!r}"
             )
-    from unfog.app.page import Playground
     from unfog.app.studio import Studio
+    from unfog.app.votes import FILE, Votes
     from unfog.runs.run import read_recipe
 
     here = (path.parent for path in sorted(Path("runs").glob("*/model.safetensors")))
     studio = Studio(runs or [path for path in here if read_recipe(path).objective.draws], device)
-    page = Playground(studio, places)
+    kept = Votes(votes or FILE, studio.paths.values())
+    if votes is not None:
+        if len(studio.paths) < 2:
+            raise UserError("--votes is for blind comparisons, which need two runs: name another one, or omit it")
+        kept.check()
+    from unfog.app.page import Playground  # after what is refused, since Gradio takes long to import
+
+    page = Playground(studio, places, kept)
 
     def close(number: int, frame: object) -> None:
         raise Stopped("the playground is closed", number)
