@@ -18,7 +18,14 @@ from unfog.recipes.kinds import KINDS
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = ("src", "tests", "benchmarks", "examples")
-SHORT = ["network.width=8", "training.images=256", "training.reports=1"]
+SHORT = [
+    "network.width=8",
+    "training.images=256",
+    "training.reports=1",
+    "training.choices=reference",  # nothing is timed
+    "sampling.batch=16",
+    "sampling.steps=4",
+]
 
 
 def _blocks(page: Path, language: str) -> list[str]:

@@ -13,10 +13,7 @@ import torch
 import unfog
 from unfog.cli.main import main
 from unfog.data.pictures import save_picture
-from unfog.data.shapes import Shapes
-from unfog.data.text import tokenise
 from unfog.generation import edits
-from unfog.recipes.conditions import Known
 from unfog.recipes.embedded import CaptionConditioning, Embedded
 from unfog.recipes.encoders import EmbeddingConditioning, encoder
 from unfog.recipes.presets import recipe
@@ -109,56 +106,7 @@ def test_a_decoder_takes_pictures_texts_and_embeddings(made: Made, pictures: tor
     assert torch.equal(drawn, run.sample(2, 3 * own.pictures(one[None])))  # their length does not matter
     assert not torch.equal(drawn, run.sample(2, image=pictures[1]))
     told = run.sample(2, prompt="a large red circle")
-    silent = run.sample(2, own.texts(["a large red circle"]))
-    assert torch.equal(silent, run.sample(2, own.texts(["a large red circle"]).expand(2, -1)))
-    assert not torch.equal(told, silent)  # which has the embedding of the text alone, and not its words
-
-
-def test_a_decoder_without_words(made: Made, pictures: torch.Tensor, tmp_path: Path) -> None:
-    decoder = recipe("decoder").set("data.count=200", f"conditioning.path={made.encoder}", *SMALL, *QUICK)
-    train(decoder.set("conditioning.words=0"), tmp_path / "run")
-    shaken(tmp_path / "run")
-    run, own = unfog.load(tmp_path / "run"), encoder(made.encoder, "conditioning.path")
-    texts = ["a large red circle"]
-    assert torch.equal(run.sample(2, prompt=texts[0]), run.sample(2, own.texts(texts)))
-    assert not torch.equal(run.sample(1, image=pictures[0]), run.sample(1, image=pictures[1]))
-    plain = json.loads(run.recipe.to_json())
-    del plain["conditioning"]["words"]  # as decoders were before they read words
-    assert unfog.Recipe.from_json(json.dumps(plain)) == unfog.Recipe.from_json(run.recipe.to_json())
-    cascade([made.prior, tmp_path / "run"], tmp_path / "both")
-    both = unfog.load(tmp_path / "both")
-    first = unfog.load(made.prior, precision=both.precision).sample(2, prompt=texts[0], batch=2)
-    assert torch.equal(both.sample(2, prompt=texts[0]), unfog.load(run.path, precision=both.precision).sample(2, first))
-
-
-def test_words_are_dropped_at_random_and_on_their_own(made: Made) -> None:
-    source = Shapes(200)
-    batch = source.take(np.arange(100))
-    assert batch.captions is not None
-    known, own = Known((3, 32, 32), (), ()), EmbeddingConditioning(path=str(made.encoder), words=20, silence=0.3)
-    u = torch.from_numpy(np.random.default_rng(1).random((100, 4)))
-    rows = own.read(known, batch, batch.x, u)
-    assert rows is not None
-    assert rows.shape == (100, 1 + 16 + 1 + 20)
-    assert rows[:, 0].all()
-    assert torch.equal(rows[:, 17].bool(), u[:, 0] >= 0.3)
-    assert torch.equal(rows[:, 18:], tokenise(batch.captions, 20))
-    meanings = encoder(made.encoder, "conditioning.path").pictures(batch.x)
-    assert torch.equal(rows[:, 1:17].int().view(torch.float32), meanings)
-    torch.manual_seed(0)
-    embedder = own.build(known, 24)
-    assert embedder is not None
-    told, silent = embedder(rows), embedder(rows * (torch.arange(38) != 17))
-    assert told.tokens is not None
-    assert told.mask is not None
-    assert silent.mask is not None
-    assert told.tokens.shape == (100, 8 + 20, 128)
-    assert torch.equal(told.mask[:, 8:] & (u[:, 0] >= 0.3)[:, None], (rows[:, 18:] != 0) & (u[:, 0] >= 0.3)[:, None])
-    assert silent.mask[:, 9:].sum() == 0  # the start alone, the empty text
-    assert torch.equal(embedder(rows, torch.ones(100, dtype=torch.bool)).tokens, embedder.null(100).tokens)
-    bare = batch._replace(captions=None, labels=None)
-    with pytest.raises(UserError, match=r"no captions.*conditioning.words=0"):
-        own.read(known, bare, batch.x, u)
+    assert torch.equal(told, run.sample(2, own.texts(["a large red circle"])))
 
 
 def test_the_folder_of_a_decoder_is_all_that_is_needed(made: Made, pictures: torch.Tensor, tmp_path: Path) -> None:
@@ -176,12 +124,7 @@ def test_both_as_one_run(made: Made, tmp_path: Path) -> None:
     assert torch.equal(run.sample(1, prompt="a large red circle", seed=5), drawn[:1])
     prior, decoder = (unfog.load(path, precision=run.precision) for path in (made.prior, made.decoder))
     first = prior.sample(2, prompt="a large red circle", seed=5, batch=size)
-    own, found = decoder.recipe.conditioning, decoder.generator(batch=size, seed=5)
-    assert isinstance(own, EmbeddingConditioning)
-    assert own.words == 20  # what the captions' own model reads
-    condition = own.following(found.known, first, tokenise(["a large red circle"] * 2, 20))
-    assert torch.equal(found(2, condition=condition), drawn[:2])
-    assert not torch.equal(decoder.sample(2, first, seed=5, batch=size), drawn[:2])  # without the words
+    assert torch.equal(decoder.sample(2, first, seed=5, batch=size), drawn[:2])
     assert run.recipe.modality.pixels
     shutil.copytree(made.both, tmp_path / "moved")
     assert torch.equal(unfog.load(tmp_path / "moved").sample(1, prompt="a large red circle", seed=5), drawn[:1])

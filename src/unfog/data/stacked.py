@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from unfog.data.modality import images
 from unfog.data.source import Data, Indices, InMemory, Source
 from unfog.runtime.errors import UserError
 from unfog.runtime.randomness import stream
@@ -28,7 +29,7 @@ def stacked(data: Data, count: int = 20_000, heldout: int = 2_000) -> Data:
     """
     if min(count, heldout) < 1:
         raise UserError(f"stacked rows must be 1 or more, not {min(count, heldout)}")
-    if len(data.train.shape) != 3 or data.train.shape[0] != 1:
+    if not images.fits(data.train.shape) or data.train.shape[0] != 1:
         raise UserError("only pictures of one channel are stacked")
     return Data(_stack(data.train, count, 0), _stack(data.heldout, heldout, 1))
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from unfog.data.modality import images
 from unfog.recipes.build import build_model
 from unfog.recipes.networks import Spec
 from unfog.recipes.portions import Portion, Stacked
@@ -111,7 +112,7 @@ def _parameters(recipe: Recipe) -> int:
 def _stacked(recipe: Recipe) -> Recipe | None:
     """Return a recipe for three pictures at once, unconditional; None if they have other than one channel."""
     shape = recipe.shape
-    if shape is None or len(shape) != 3 or shape[0] != 1 or not recipe.classes:
+    if shape is None or not images.fits(shape) or shape[0] != 1 or not recipe.classes:
         return None
     plain = replace(recipe, data=Stacked(recipe.data), shape=(3, *shape[1:]), classes=())
     return plain.set("conditioning=none")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unfog.generation.drawing import Drawing
 from unfog.generation.sampler import Sampler
-from unfog.recipes.conditions import Following, Wording
+from unfog.recipes.conditions import Following
 from unfog.runtime.brief import brief
 
 
@@ -51,22 +51,16 @@ class Cascading(Drawing):
 
     def check(self, condition: Tensor | None) -> None:
         """Refuse settings of the first stage that do not fit its model; the others keep those of their runs."""
-        self.stages[0].check(self._parted(condition)[0])
-
-    def _parted(self, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the condition of the first stage, and the words that others read."""
-        own = self.conditioning
-        return (condition, None) if condition is None or not isinstance(own, Wording) else own.parted(condition)
+        self.stages[0].check(condition)
 
     def batches(self, condition: Tensor | None, count: int, skip: int = 0) -> Iterator[Tensor]:
         """Yield samples 0 to `count` - 1 on the CPU in batches, but for the first `skip` batches."""
         first_stage, *others = self._together()
         for start in range(skip * self.size, count, self.size):
-            given, words = self._parted(first_stage.padded(condition, start))
-            x = _last(first_stage, start, given)
+            x = _last(first_stage, start, first_stage.padded(condition, start))
             for stage in others:
                 assert isinstance(stage.conditioning, Following), "what a cascade is made of"
-                x = _last(stage, start, stage.conditioning.following(stage.known, x, words))
+                x = _last(stage, start, stage.conditioning.following(stage.known, x))
             yield x[: count - start].cpu()
 
     def _together(self) -> tuple[Sampler, ...]:

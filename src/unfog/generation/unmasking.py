@@ -83,9 +83,10 @@ def hiding(u: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
 def order_of(order: Order, count: int, steps: int) -> Order:
     """Return the order in which `count` characters are found in so many steps; "auto" is what suits their number.
 
-    One by one from the left is best: of the small grammar 69 % of the texts are then valid, 62 % if the surest come
-    first, and 57 % in a random order. Where several are found in a step, neighbours would not fit each other, and the
-    surest are the ends behind a text: with twelve steps for 48 characters 3 %, 6 % and 32 %.
+    One by one from the left is best: of the small grammar with sums up to 19, at temperature 1, 69 % of the texts are
+    then valid, 62 % if the surest come first, and 57 % in a random order. Where several are found in a step, neighbours
+    would not fit each other, and the surest are the ends behind a text: with twelve steps for 48 characters 3 %, 6 %
+    and 32 %.
     """
     if order != "auto":
         return order

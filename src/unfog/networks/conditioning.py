@@ -1,7 +1,8 @@
 """The condition of a network, and the embedders that produce it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +10,6 @@ from torch.nn import functional as F
 
 from unfog.networks.attention import Attend
 from unfog.runtime.brief import brief
-
-START = 1
-"""The number before the first word of a text, and the only one of the empty text."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +77,10 @@ class NumbersEmbedding(nn.Module):
     For multi-label data c is a multi-hot vector; all zeros ('no label holds') is not the null condition ('unknown').
     """
 
-    def __init__(self, numbers: int, dim: int) -> None:
+    def __init__(self, numbers: int, dim: int, *, flags: bool = False) -> None:
         """Map `numbers` numbers of about unit variance, or flags, to a vector of length `dim`."""
         super().__init__()
-        self.numbers = numbers
+        self.numbers, self.flags = numbers, flags
         self.linear_1, self.linear_2 = nn.Linear(numbers, dim), nn.Linear(dim, dim)
         self.missing = nn.Parameter(torch.zeros(dim))
 
@@ -170,8 +168,7 @@ class TextEncoder(nn.Module):
         """Encode words, `(batch, length)` of integers."""
         words = condition
         if drop is not None:
-            empty = F.pad(torch.full_like(words[:, :1], START), (0, words.shape[1] - 1))
-            words = torch.where(drop[:, None], empty, words)
+            words = torch.where(drop[:, None], F.pad(words[:, :1], (0, words.shape[1] - 1)), words)
         mask = words != 0  # kept at full length, so that a text does not depend on the rest of the batch
         hashed = self.remainder(words % self.ROWS) + self.quotient(words // self.ROWS % self.ROWS)
         hashed = hashed * mask[..., None]
@@ -184,5 +181,46 @@ class TextEncoder(nn.Module):
     def null(self, batch: int) -> Cond:
         """Return the null condition, the empty text, for a batch."""
         start = torch.zeros(batch, len(self.place.weight), dtype=torch.long, device=self.place.weight.device)
-        start[:, 0] = START
+        start[:, 0] = 1
         return self.forward(start)
+
+
+class SeveralEmbedding(nn.Module):
+    """Several embedders side by side: vectors are added, the tokens are those of the one that has some."""
+
+    def __init__(self, parts: Sequence[Embedder], sizes: Sequence[int]) -> None:
+        """Take the embedders, and how many numbers each takes for a row."""
+        super().__init__()
+        self.parts = nn.ModuleList(cast(Sequence[nn.Module], parts))
+        self.sizes = tuple(sizes)
+
+    def forward(self, condition: Tensor, drop: Tensor | None = None) -> Cond:
+        """Embed whole numbers, `(batch, columns)`: for each part a flag, 0 where it is dropped, then its entries."""
+        conds, place = [], 0
+        for embedder, size in zip(self.parts, self.sizes, strict=True):
+            given, entries = condition[:, place] > 0, condition[:, place + 1 : place + 1 + size]
+            place += 1 + size
+            absent = ~given if drop is None else ~given | drop
+            conds.append(embedder(_entries(embedder, entries, absent), absent))
+        return _joined(conds)
+
+    def null(self, batch: int) -> Cond:
+        """Return the null condition for a batch: that of every part."""
+        return _joined([cast(Embedder, embedder).null(batch) for embedder in self.parts])
+
+
+def _entries(embedder: nn.Module, entries: Tensor, absent: Tensor) -> Tensor:
+    """Return the entries of a part as its embedder takes them."""
+    if isinstance(embedder, TextEncoder):
+        return entries.masked_fill(absent[:, None], 1)  # 1 is the start, the only word of the empty text
+    if isinstance(embedder, ClassEmbedding):
+        return entries[:, 0]
+    assert isinstance(embedder, NumbersEmbedding)
+    return entries if embedder.flags else entries.int().view(torch.float32)
+
+
+def _joined(conds: Sequence[Cond]) -> Cond:
+    """Return conditions as one: the sum of the vectors, and the tokens of the one that has some."""
+    vectors = [cond.vector for cond in conds if cond.vector is not None]
+    worded = next((cond for cond in conds if cond.tokens is not None), Cond())
+    return Cond(vector=torch.stack(vectors).sum(0), tokens=worded.tokens, mask=worded.mask)

@@ -91,23 +91,8 @@ class Conditioning(Protocol):
 class Following(Protocol):
     """A condition that samples of another model can be, in a cascade."""
 
-    def following(self, known: Known, rows: Tensor, words: Tensor | None = None) -> Tensor:
-        """Return the condition that samples of the model before are.
-
-        Args:
-            known: What the model knows about its data.
-            rows: The samples as stored, `(batch, *shape)`.
-            words: The text that was requested, as integers, `(batch, length)`, for conditions that read it as well.
-        """
-        ...
-
-
-@runtime_checkable
-class Wording(Protocol):
-    """A condition from texts, of which a further stage of a cascade may read the words."""
-
-    def parted(self, condition: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the condition of the model itself, and the words as integers, `(batch, length)`, if it has them."""
+    def following(self, known: Known, rows: Tensor) -> Tensor:
+        """Return the condition that samples of the model before are, as stored, `(batch, *shape)`."""
         ...
 
 
@@ -188,7 +173,7 @@ class LabelsConditioning(WithNull):
         """Return the embedder."""
         if not known.classes:
             raise UserError("conditioning=labels needs data with labels: use conditioning=none")
-        return NumbersEmbedding(len(known.classes), dim)
+        return NumbersEmbedding(len(known.classes), dim, flags=True)
 
     def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
         """Return which labels hold, `(batch, classes)`."""

@@ -4,16 +4,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor
 
 from unfog.data.embedded import embedded
 from unfog.data.modality import Modality
 from unfog.data.series import Table
 from unfog.data.source import Batch, Data
-from unfog.data.text import tokenise
 from unfog.networks.conditioning import Embedder, NumbersEmbedding
-from unfog.networks.several import Columns
 from unfog.recipes.conditions import Asked, Known, WithNull, captions, prompted
 from unfog.recipes.encoders import OPTION as OF_CONDITION
 from unfog.recipes.encoders import described, encoder
@@ -72,54 +69,27 @@ class CaptionConditioning(WithNull):
 
     Attributes:
         path: Run folder of the encoder, which is copied into the new run. Default: that of the data.
-        words: Words that a condition holds next to the embedding, for a decoder in the same cascade; 0 for none.
 
     Source: Ramesh et al. 2022, Hierarchical Text-Conditional Image Generation with CLIP Latents, section 2.2.
     """
 
     captioned: ClassVar[bool] = True
     path: str = ""
-    words: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        if self.words < 0:
-            raise UserError(f"conditioning.words must be 0 or more, not {self.words}")
 
     def beside(self, data: object) -> Self:
         """Return it with the encoder of data that are embeddings, if it has none of its own."""
         return replace(self, path=data.path) if isinstance(data, Embedded) and not self.path else self
 
-    @property
-    def dim(self) -> int:
-        """Length of an embedding."""
-        spec = described(self.path, OF_CONDITION).network
-        assert isinstance(spec, TowerSpec)
-        return spec.dim
-
     def build(self, known: Known, dim: int) -> Embedder | None:
         """Return the embedder."""
-        return NumbersEmbedding(self.dim, dim)
+        spec = described(self.path, OF_CONDITION).network
+        assert isinstance(spec, TowerSpec)
+        return NumbersEmbedding(spec.dim, dim)
 
     def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
-        """Return the embeddings of captions, `(batch, dim)`, and with words rows of whole numbers."""
-        return self._of(captions(batch, known.classes))
+        """Return the embeddings of captions, `(batch, dim)`."""
+        return encoder(self.path, OF_CONDITION).texts(captions(batch, known.classes))
 
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
-        """Return the condition of prompts; without a request, of the known prompts in turn."""
-        return self._of(prompted(known, asked, count))
-
-    def parted(self, condition: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the embeddings, and the words if there are any."""
-        if not self.words:
-            return condition, None
-        own = Columns(self.dim, "floats")
-        return own.unpacked(condition[:, : own.size]), condition[:, own.size :]
-
-    def _of(self, texts: list[str]) -> Tensor:
-        """Return the condition that texts are."""
-        rows = encoder(self.path, OF_CONDITION).texts(texts)
-        if not self.words:
-            return rows
-        return torch.cat([Columns(self.dim, "floats").packed(rows), tokenise(texts, self.words)], 1)
+        """Return the embeddings of prompts; without a request, of the known prompts in turn."""
+        return encoder(self.path, OF_CONDITION).texts(prompted(known, asked, count))

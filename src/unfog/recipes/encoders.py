@@ -2,23 +2,20 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from unfog.data.source import Batch
-from unfog.data.text import WORDS, tokenise
 from unfog.networks.conditioning import Embedder, TextEncoder
 from unfog.networks.dual import DualEncoder, MeaningEmbedding, Tower
-from unfog.networks.several import Columns, SeveralEmbedding
 from unfog.recipes.build import Undrawn, build_codec, drawn, known_of
-from unfog.recipes.conditions import Asked, Known, WithNull, captions, each
+from unfog.recipes.conditions import Asked, Known, WithNull, each
 from unfog.recipes.latents import SMALL
 from unfog.recipes.networks import TowerSpec
 from unfog.recipes.recipe import Recipe
@@ -32,8 +29,6 @@ PORTION = 256
 """Rows that are embedded at a time."""
 OPTION = "conditioning.path"
 """The setting that names the encoder of a decoder."""
-LAYERS, LONGEST = 2, 4096
-"""Transformer layers that read the words of a decoder, and the most words."""
 FILES = ("recipe.json", "model.safetensors")
 """What a run folder needs to be an encoder."""
 
@@ -160,28 +155,22 @@ def _loaded(where: Path, recipe: Recipe, changed: int) -> Encoder:
 
 @dataclass(frozen=True)
 class EmbeddingConditioning(WithNull):
-    """Conditions on the embedding of the picture, and on its caption where there is one: the decoder of DALL-E 2.
+    """Conditions on the embedding of the picture: the decoder of DALL-E 2.
 
     A request is a picture, whose embedding is taken, a text, or embeddings themselves, for instance those that a prior
-    has drawn. The network gets it with the time embedding, and as tokens for cross-attention; the words are read by an
-    encoder that is trained together with the model. With words a condition is a row of whole numbers, see `Columns`.
+    has drawn. The network gets it with the time embedding, and as tokens for cross-attention.
 
     Attributes:
         path: Run folder of the encoder, which is copied into the new run.
         tokens: Tokens that the embedding becomes.
         width: Entries of a token.
-        words: Longest caption, in words and punctuation marks, including the start token; 0: captions are not read.
-        silence: Fraction of the rows whose caption is dropped in training, so that a picture alone is enough.
 
     Source: Ramesh et al. 2022, Hierarchical Text-Conditional Image Generation with CLIP Latents, section 2.1.
     """
 
-    before: ClassVar[Mapping[str, object]] = {"words": 0}
     path: str = ""
     tokens: int = 8
     width: int = 128
-    words: int = WORDS
-    silence: float = 0.5
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -190,11 +179,6 @@ class EmbeddingConditioning(WithNull):
             raise UserError(
                 "conditioning.tokens must be from 1 to 256 and conditioning.width a multiple of 32, not "
                 f"{self.tokens} and {self.width}"
-            )
-        if self.words not in (0, *range(2, LONGEST + 1)) or not 0 <= self.silence <= 1:
-            raise UserError(
-                f"conditioning.words must be 0 or from 2 to {LONGEST}, and conditioning.silence from 0 to 1, not "
-                f"{self.words} and {self.silence}"
             )
 
     @property
@@ -218,38 +202,36 @@ class EmbeddingConditioning(WithNull):
 
     def build(self, known: Known, dim: int) -> Embedder | None:
         """Return the embedder."""
-        meaning = MeaningEmbedding(self.dim(known), dim, tokens=self.tokens, context=self.width)
-        if not self.words:
-            return meaning
-        written = TextEncoder(dim, width=self.width, layers=LAYERS, length=self.words)
-        return SeveralEmbedding([meaning, written], self._columns(known))
+        return MeaningEmbedding(self.dim(known), dim, tokens=self.tokens, context=self.width)
 
     def read(self, known: Known, batch: Batch, x0: Tensor, u: Tensor) -> Tensor | None:
-        """Return the embeddings of rows, `(batch, dim)`, or with words rows of whole numbers."""
-        rows = self.encoder.pictures(batch.x)
-        if not self.words:
-            return rows
-        if batch.captions is None and batch.labels is None:
-            raise UserError("the data have no captions for the decoder to read: set conditioning.words=0")
-        written = tokenise(captions(batch, known.classes), self.words)
-        return self._joined(known, rows, written, u[:, 0] >= self.silence)
+        """Return the embeddings of rows, `(batch, dim)`."""
+        return self.encoder.pictures(batch.x)
 
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
-        """Return the condition of each sample; one picture, text or embedding is used for all.
-
-        The embedding of a text stands for that of a picture, next to its words. A picture has no words.
-        """
+        """Return the embedding for each sample, `(count, dim)`; one is used for all."""
         if isinstance(asked, str) or (isinstance(asked, Sequence) and asked and isinstance(asked[0], str)):
-            texts = each(asked, count, (str,))
-            words = tokenise(texts, self.words, warn=True) if self.words else None
-            return self._joined(known, self.encoder.texts(texts), words)
+            return self.encoder.texts(each(asked, count, (str,)))
         if not isinstance(asked, Tensor):
             raise UserError("this model is conditioned on embeddings: give a picture as `image`, or a text as `prompt`")
-        return self._joined(known, self._embeddings(known, asked)[torch.arange(count) % len(asked)])
+        pictures = tuple(asked.shape[1:]) == (known.stored or known.shape)
+        rows = self.depicted(known, asked) if pictures else asked
+        if not pictures and not (rows.is_floating_point() and rows[:1].numel() == rows.shape[-1]):
+            raise UserError(
+                f"this model takes pictures of {known.stored or known.shape} or embeddings, not {tuple(asked.shape)}"
+            )
+        if rows.shape[1] != self.dim(known) or not len(rows) or not rows.isfinite().all():
+            raise UserError(
+                f"this model is conditioned on embeddings of {self.dim(known)} finite numbers, not on "
+                f"{tuple(asked.shape)}"
+            )
+        return lengthened(rows.float())[torch.arange(count) % len(rows)]
 
-    def following(self, known: Known, rows: Tensor, words: Tensor | None = None) -> Tensor:
-        """Return the condition that embeddings are that a prior has drawn, `(batch, dim)`, and the words requested."""
-        return self._joined(known, self._embeddings(known, rows), words)
+    def following(self, known: Known, rows: Tensor) -> Tensor:
+        """Return embeddings that a prior has drawn, `(batch, dim)`, at their length."""
+        found = self.ask(known, rows, len(rows))
+        assert found is not None, "embeddings"
+        return found
 
     def written(self, known: Known, texts: Sequence[str]) -> Tensor:
         """Return the embeddings of texts, `(texts, dim)`."""
@@ -261,36 +243,6 @@ class EmbeddingConditioning(WithNull):
         Raises: UserError: If they are of another shape.
         """
         return encoder(self.path, OPTION, tuple(rows.shape[1:])).pictures(rows)
-
-    def _embeddings(self, known: Known, given: Tensor) -> Tensor:
-        """Return pictures or embeddings as embeddings at their length, `(rows, dim)`."""
-        pictures = tuple(given.shape[1:]) == (known.stored or known.shape)
-        rows = self.depicted(known, given) if pictures else given
-        if not pictures and not (rows.is_floating_point() and rows[:1].numel() == rows.shape[-1]):
-            raise UserError(
-                f"this model takes pictures of {known.stored or known.shape} or embeddings, not {tuple(given.shape)}"
-            )
-        if rows.shape[1] != self.dim(known) or not len(rows) or not rows.isfinite().all():
-            raise UserError(
-                f"this model is conditioned on embeddings of {self.dim(known)} finite numbers, not on "
-                f"{tuple(given.shape)}"
-            )
-        return lengthened(rows.float())
-
-    def _columns(self, known: Known) -> tuple[Columns, Columns]:
-        """Return how embedding and words stand in a row."""
-        return Columns(self.dim(known), "floats"), Columns(self.words)
-
-    def _joined(self, known: Known, rows: Tensor, words: Tensor | None = None, given: Tensor | None = None) -> Tensor:
-        """Return embeddings with words, `(batch, length)`, of the rows where they are given; None for none."""
-        if not self.words:
-            return rows
-        own, written = self._columns(known)
-        if words is None:
-            words, given = torch.zeros(len(rows), self.words, dtype=torch.long), torch.zeros(len(rows))
-        words = F.pad(words, (0, max(0, self.words - words.shape[1])))[:, : self.words]
-        flags = [torch.ones(len(rows), 1), torch.ones(len(rows), 1) if given is None else given[:, None]]
-        return torch.cat([flags[0].long(), own.packed(rows), flags[1].long(), written.packed(words)], 1)
 
 
 def lengthened(rows: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def decoder_of(captioned: Recipe) -> Recipe:
     return replace(
         captioned,
         name="decoder",
-        conditioning=EmbeddingConditioning(words=_words(captioned).length),
+        conditioning=EmbeddingConditioning(),
         sampling=replace(captioned.sampling, guidance=1.5),
     )
 

@@ -114,7 +114,7 @@ class ImageConditioning(WithNull):
         planes = self.read(known, Batch(x0), x0, u)
         return None if planes is None else planes[torch.arange(count) % len(x0)]
 
-    def following(self, known: Known, rows: Tensor, words: Tensor | None = None) -> Tensor:
+    def following(self, known: Known, rows: Tensor) -> Tensor:
         """Return the planes of small pictures that another model has drawn, uint8 `(batch, channels, *sides)`."""
         sides = tuple(known.shape[1:])
         large = F.interpolate(rows.float(), sides, mode="nearest").to(rows)

@@ -15,7 +15,6 @@ MOST = {
     "data.side": 4096,
     "data.workers": 256,
     "conditioning.length": 4096,
-    "conditioning.words": 4096,
     "schedule.steps": 100_000,
     "times.bins": 100_000,
     "training.batch": 65_536,

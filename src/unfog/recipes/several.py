@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from unfog.data.source import Batch
-from unfog.networks.conditioning import Embedder
-from unfog.networks.several import Columns, SeveralEmbedding
+from unfog.networks.conditioning import Embedder, SeveralEmbedding
 from unfog.recipes.conditions import (
     Asked,
     ClassConditioning,
@@ -19,7 +18,6 @@ from unfog.recipes.conditions import (
     ValuesConditioning,
     WithNull,
 )
-from unfog.recipes.encoders import EmbeddingConditioning
 from unfog.recipes.kinds import kind_of
 from unfog.runtime.errors import UserError, unknown
 
@@ -81,7 +79,7 @@ class SeveralConditions(WithNull):
             entries = part.read(known, batch, x0, u)
             if entries is None:
                 raise UserError(f"the data have no {name}, which the model is to be conditioned on")
-            columns += [(u[:, place] >= part.dropout).long()[:, None], _columns(part, known).packed(entries)]
+            columns += [(u[:, place] >= part.dropout).long()[:, None], _packed(entries)]
         return torch.cat(columns, 1)
 
     def ask(self, known: Known, asked: Asked, count: int) -> Tensor | None:
@@ -99,20 +97,23 @@ class SeveralConditions(WithNull):
         wanted = self.wanted(asked)
         columns = []
         for name, part in parts.items():
-            given, own = name in wanted, _columns(part, known)
-            entries = part.ask(known, wanted[name], count) if given else torch.zeros(count, own.size, dtype=torch.long)
+            given = name in wanted
+            size = _columns(part, known)
+            entries = part.ask(known, wanted[name], count) if given else torch.zeros(count, size, dtype=torch.long)
             assert entries is not None
-            columns += [torch.full((count, 1), int(given)), own.packed(entries)]
+            columns += [torch.full((count, 1), int(given)), _packed(entries)]
         return torch.cat(columns, 1)
 
     def unpacked(self, condition: Tensor, known: Known) -> dict[str, tuple[Tensor, Tensor]]:
         """Return for each part which rows have it, `(batch,)`, and its entries as the part itself gives them."""
         found, first = {}, 0
         for name, part in self.named.items():
-            own = _columns(part, known)
-            entries = condition[:, first + 1 : first + 1 + own.size]
-            found[name] = (condition[:, first].bool(), own.unpacked(entries))
-            first += 1 + own.size
+            size = _columns(part, known)
+            given, entries = condition[:, first].bool(), condition[:, first + 1 : first + 1 + size]
+            if isinstance(part, ValuesConditioning):
+                entries = entries.int().view(torch.float32)
+            found[name] = (given, entries[:, 0] if isinstance(part, ClassConditioning) else entries)
+            first += 1 + size
         return found
 
     def wanted(self, asked: Asked) -> dict[str, Asked]:
@@ -135,18 +136,19 @@ class SeveralConditions(WithNull):
 def words_read(conditioning: Conditioning) -> int | None:
     """Return how many words of a caption a model reads, with the start; None if it reads none, or by its own rules."""
     parts = conditioning.parts if isinstance(conditioning, SeveralConditions) else (conditioning,)
-    for part in parts:
-        if isinstance(part, TextConditioning):
-            return part.length
-        if isinstance(part, EmbeddingConditioning) and part.words:
-            return part.words
-    return None
+    return next((part.length for part in parts if isinstance(part, TextConditioning)), None)
 
 
-def _columns(part: Conditioning, known: Known) -> Columns:
-    """Return how a part stands in a row."""
+def _columns(part: Conditioning, known: Known) -> int:
+    """Return how many numbers a part takes for each row."""
     if isinstance(part, ValuesConditioning):
-        return Columns(part.count, "floats")
+        return part.count
     if isinstance(part, TextConditioning):
-        return Columns(part.length)
-    return Columns(len(known.classes)) if isinstance(part, LabelsConditioning) else Columns(1, "number")
+        return part.length
+    return len(known.classes) if isinstance(part, LabelsConditioning) else 1
+
+
+def _packed(entries: Tensor) -> Tensor:
+    """Return entries, `(batch, ...)`, as int64 `(batch, columns)`; numbers of float32 by their bits."""
+    rows = entries.reshape(len(entries), -1)
+    return rows.float().view(torch.int32).long() if rows.is_floating_point() else rows.long()

@@ -8,8 +8,7 @@ from torch import nn
 
 from unfog.generation.sampler import Sampler
 from unfog.recipes.build import known_of
-from unfog.recipes.conditions import Conditioning
-from unfog.recipes.embedded import CaptionConditioning, Embedded
+from unfog.recipes.embedded import Embedded
 from unfog.recipes.encoders import EmbeddingConditioning
 from unfog.recipes.planes import ImageConditioning
 from unfog.recipes.recipe import Recipe
@@ -66,8 +65,7 @@ def cascade(paths: Sequence[str | Path], out: str | Path, noise: float | None = 
             objective=Cascade(str(out.resolve()), len(runs)),
             **{name: getattr(first, name) for name in ("network", "inputs", "schedule", "target", "variance")},
             **{name: getattr(first, name) for name in ("times", "weighting", "solver", "grid", "sampling")},
-            **{name: getattr(first, name) for name in ("classes", "prompts")},
-            conditioning=_asked(first, last),
+            **{name: getattr(first, name) for name in ("conditioning", "classes", "prompts")},
         )
         whole = replace(whole, sampling=replace(whole.sampling, batch=min(one.sampling.portion for one in recipes)))
         write_tensors(out / "model.safetensors", nn.ModuleList(run.model for run in runs).state_dict())
@@ -96,14 +94,6 @@ def _at(run: Run, noise: float | None) -> Recipe:
             f"{run.path} was trained with noise of up to {conditioning.noise:g} in the small pictures, not {noise:g}"
         )
     return replace(run.recipe, conditioning=replace(conditioning, noise_at=noise))
-
-
-def _asked(first: Recipe, last: Recipe) -> Conditioning:
-    """Return the conditioning of the whole: that of the first stage, with the words that a decoder reads as well."""
-    prior, decoder = first.conditioning, last.conditioning
-    if isinstance(prior, CaptionConditioning) and isinstance(decoder, EmbeddingConditioning):
-        return replace(prior, words=decoder.words)
-    return prior
 
 
 def _check(before: Run, run: Run, recipe: Recipe) -> None:

@@ -86,4 +86,4 @@ class Cascade(OneLoss):
             for stage, part in zip((first, *others), model, strict=True)
         ]
         known = stages[0].known._replace(stored=stages[-1].stored, own=stages[-1].known.own)
-        return Cascading(stages=tuple(stages), conditioning=recipe.conditioning, known=known)
+        return Cascading(stages=tuple(stages), conditioning=stages[0].conditioning, known=known)
